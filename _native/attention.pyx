@@ -1,0 +1,54 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Causal attention over the key/value cache; see flashinfer/kernels.py."""
+
+import numpy as np
+
+from libc.stdint cimport int64_t, uint8_t
+
+
+cdef extern from "kernels.h" nogil:
+    ctypedef struct attention_task:
+        const float *q
+        const uint8_t *keys
+        const uint8_t *values
+        int64_t n_tokens, n_heads, width, context, start
+        int format
+        float *out
+
+    int run_attention(const attention_task *task, int threads)
+
+
+cdef int n_threads = 1
+
+
+def set_threads(int threads):
+    """Use this many threads from now on."""
+    global n_threads
+    n_threads = threads
+
+
+def attention(const float[:, :, ::1] q, keys, values, int64_t start):
+    """q (T, H, w) scaled; keys, values (H, context, w) f32 or f16 -> (T, H, w) float32."""
+    cdef attention_task task
+    cdef int failed
+    if keys.shape != values.shape or keys.dtype != values.dtype:
+        raise ValueError(f"keys are {keys.shape} {keys.dtype}, values {values.shape} {values.dtype}")
+    if keys.dtype not in (np.float32, np.float16) or q.shape[2] % 32:
+        raise ValueError(f"keys are {keys.dtype}, heads {q.shape[2]} wide")
+    if keys.shape[0] != q.shape[1] or keys.shape[2] != q.shape[2] or not 0 <= start <= keys.shape[1] - q.shape[0]:
+        raise ValueError(f"q is {q.shape[0], q.shape[1], q.shape[2]} from {start} on, keys {keys.shape}")
+    cdef const uint8_t[:, :, ::1] key_bytes = keys.view(np.uint8)
+    cdef const uint8_t[:, :, ::1] value_bytes = values.view(np.uint8)
+    out = np.empty((q.shape[0], q.shape[1], q.shape[2]), dtype=np.float32)
+    cdef float[:, :, ::1] out_view = out
+    if out.size == 0:
+        return out
+    task.q, task.keys, task.values = &q[0, 0, 0], &key_bytes[0, 0, 0], &value_bytes[0, 0, 0]
+    task.n_tokens, task.n_heads, task.width = q.shape[0], q.shape[1], q.shape[2]
+    task.context, task.start, task.out = keys.shape[1], start, &out_view[0, 0, 0]
+    task.format = 0 if keys.dtype == np.float32 else 1
+    with nogil:
+        failed = run_attention(&task, n_threads)
+    if failed:
+        raise MemoryError("no memory for attention scores")
+    return out

@@ -1,0 +1,98 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Many reads in flight, straight to where they are used; see flashinfer/kernels.py."""
+
+import os
+
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+
+
+cdef extern from "read_pool.h" nogil:
+    ctypedef struct read_request:
+        int64_t offset, length
+        char *destination
+
+    ctypedef struct read_batch:
+        int fd
+        int64_t count, failed
+        int error
+        read_request requests[1]
+
+    ctypedef struct read_pool:
+        int n_threads
+
+    read_pool *read_pool_new(int n)
+    void read_pool_free(read_pool *pool)
+    void read_pool_submit(read_pool *pool, read_batch *batch)
+    void read_pool_wait(read_pool *pool, read_batch *batch)
+
+
+cdef class Ticket:
+    """Reads in flight. The destination lives until they are done, whatever happens."""
+
+    cdef read_batch *batch
+    cdef Reader reader
+    cdef object memory
+
+    def wait(self):
+        """Return when all is read. Raises OSError, or EOFError, with args (index, ...)."""
+        cdef int64_t failed
+        cdef int error
+        if self.batch == NULL:
+            return
+        with nogil:
+            read_pool_wait(self.reader.pool, self.batch)
+        failed, error = self.batch.failed, self.batch.error
+        free(self.batch)
+        self.batch = NULL
+        self.memory = None
+        if failed >= 0 and error:
+            raise OSError(error, os.strerror(error), int(failed))
+        if failed >= 0:
+            raise EOFError(int(failed))
+
+    def __dealloc__(self):
+        if self.batch != NULL:
+            with nogil:
+                read_pool_wait(self.reader.pool, self.batch)
+            free(self.batch)
+
+
+cdef class Reader:
+    """A pool of threads that read one file."""
+
+    cdef read_pool *pool
+    cdef int fd
+
+    def __cinit__(self, int fd, int threads):
+        self.fd = fd
+        self.pool = read_pool_new(threads)
+        if self.pool == NULL:
+            raise OSError("no thread could be started for reading")
+
+    def __dealloc__(self):
+        if self.pool != NULL:
+            with nogil:
+                read_pool_free(self.pool)
+
+    def submit(self, const int64_t[::1] offsets, const int64_t[::1] lengths,
+               uint8_t[::1] memory, const int64_t[::1] destinations):
+        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``."""
+        cdef Py_ssize_t n = offsets.shape[0], i
+        cdef Ticket ticket = Ticket.__new__(Ticket)
+        if lengths.shape[0] != n or destinations.shape[0] != n:
+            raise ValueError(f"{n} offsets, {lengths.shape[0]} lengths, {destinations.shape[0]} destinations")
+        for i in range(n):
+            if offsets[i] < 0 or lengths[i] < 0 or destinations[i] < 0 or destinations[i] + lengths[i] > memory.shape[0]:
+                raise ValueError(f"read {i} of {lengths[i]} bytes to {destinations[i]} does not fit")
+        cdef read_batch *batch = <read_batch *>malloc(sizeof(read_batch) + (n + 1) * sizeof(read_request))
+        if batch == NULL:
+            raise MemoryError("no memory for the read requests")
+        batch.fd, batch.count = self.fd, n
+        for i in range(n):
+            batch.requests[i].offset, batch.requests[i].length = offsets[i], lengths[i]
+            batch.requests[i].destination = <char *>&memory[0] + destinations[i]
+        ticket.batch, ticket.reader, ticket.memory = batch, self, memory
+        with nogil:
+            read_pool_submit(self.pool, batch)
+        return ticket

@@ -1,0 +1,200 @@
+/* The kernels over a range of rows, columns or heads. Included once a vector unit by kernels.h.
+ *
+ * Order of additions (the bits contract): a dot product adds into 32 lanes along the row and
+ * then folds the lanes in halves; the down projection adds neurons one after the other. Neither
+ * depends on how many rows, tokens or threads there are.
+ */
+
+/* 32 values of a row of weights from column j on, as float32. */
+INLINE V NAME(load)(int format, const uint8_t *row, int64_t j) {
+    switch (format) {
+    case F32: return NAME(load_f32)((const float *)row + j);
+    case F16: return NAME(load_f16)((const uint16_t *)row + j);
+    default: return NAME(load_bf16)((const uint16_t *)row + j);
+    }
+}
+
+/* The last n < 32 values, with zeros behind them. */
+INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
+    float padded[32] = {0};
+    int64_t size = format == F32 ? 4 : 2;
+    memcpy(padded, row + j * size, n * size);
+    return NAME(load)(format, (const uint8_t *)padded, 0);
+}
+
+/* out[k] = row . x[k] for `count` tokens. */
+INLINE void NAME(dots)(int format, int count, const uint8_t *row, const float *const *x, int64_t d,
+                       float *out) {
+    V sums[TOKEN_BLOCK];
+    int64_t j = 0;
+    for (int k = 0; k < count; k++) sums[k] = NAME(set)(0);
+    for (; j + 32 <= d; j += 32) {
+        V w = NAME(load)(format, row, j);
+        for (int k = 0; k < count; k++) sums[k] = NAME(fma)(w, NAME(load_f32)(x[k] + j), sums[k]);
+    }
+    if (j < d) {
+        V w = NAME(load_tail)(format, row, j, d - j);
+        for (int k = 0; k < count; k++)
+            sums[k] = NAME(fma)(w, NAME(load_tail)(F32, (const uint8_t *)x[k], j, d - j), sums[k]);
+    }
+    for (int k = 0; k < count; k++) out[k] = NAME(sum)(sums[k]);
+}
+
+/* Rows begin..end of weights . x, each row for the tokens that ask for it. */
+INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int64_t end) {
+    const float *x[TOKEN_BLOCK];
+    float out[TOKEN_BLOCK];
+    for (int64_t i = begin; i < end; i++) {
+        const uint8_t *row = task->memory + (task->rows ? task->rows[i] : i * task->row_bytes);
+        int64_t first = task->indptr ? task->indptr[i] : 0;
+        int64_t count = task->indptr ? task->indptr[i + 1] - first : task->n_tokens;
+        const int32_t *tokens = task->indptr ? task->tokens + first : NULL;
+        float *result = task->indptr ? task->out + first : task->out + i * task->out_row;
+        float bias = task->bias ? task->bias[i] : 0.0f;
+        for (int64_t k = 0; k < count;) {
+            int block = count - k >= TOKEN_BLOCK ? TOKEN_BLOCK : 1;
+            for (int b = 0; b < block; b++)
+                x[b] = task->x + (tokens ? tokens[k + b] : k + b) * task->d;
+            if (block == 1) NAME(dots)(format, 1, row, x, task->d, out);
+            else NAME(dots)(format, TOKEN_BLOCK, row, x, task->d, out);
+            for (int b = 0; b < block; b++, k++) result[k * task->out_token] = out[b] + bias;
+        }
+    }
+}
+
+static void NAME(up)(const up_task *task, int64_t begin, int64_t end) {
+    switch (task->format) {
+    case F32: NAME(up_format)(task, F32, begin, end); break;
+    case F16: NAME(up_format)(task, F16, begin, end); break;
+    default: NAME(up_format)(task, BF16, begin, end); break;
+    }
+}
+
+/* y[begin:end] += a[i] * row_i[begin:end] for one token, rows in order, four at a time. */
+INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int64_t end) {
+    const uint8_t *row[4];
+    float a[4];
+    for (int64_t i = 0; i < task->n_rows;) {
+        int rows = 0;
+        for (; rows < 4 && i < task->n_rows; i++) {
+            if (task->a[i] == 0) continue;
+            a[rows] = task->a[i];
+            row[rows++] = task->memory + task->rows[i];
+        }
+        for (int64_t j = begin; j < end; j += 32) {
+            int64_t n = end - j < 32 ? end - j : 32;
+            float padded[32] = {0};
+            float *y = n == 32 ? task->y + j : padded;
+            if (n < 32) memcpy(padded, task->y + j, 4 * n);
+            V sum = NAME(load_f32)(y);
+            for (int r = 0; r < rows; r++) {
+                V w = n == 32 ? NAME(load)(format, row[r], j) : NAME(load_tail)(format, row[r], j, n);
+                sum = NAME(fma)(NAME(set)(a[r]), w, sum);
+            }
+            NAME(store)(y, sum);
+            if (n < 32) memcpy(task->y + j, padded, 4 * n);
+        }
+    }
+}
+
+/* The same for many tokens: a block of columns of four rows is decoded once and used by all. */
+INLINE void NAME(down_many)(const down_task *task, int format, int64_t begin, int64_t end) {
+    float w[4][COLUMN_BLOCK];
+    int group = task->indptr ? 1 : 4; /* sparse: each row has its own tokens */
+    for (int64_t c = begin; c < end; c += COLUMN_BLOCK) {
+        int64_t width = end - c < COLUMN_BLOCK ? end - c : COLUMN_BLOCK;
+        for (int64_t i = 0; i < task->n_rows; i += group) {
+            int rows = task->n_rows - i < group ? (int)(task->n_rows - i) : group;
+            for (int r = 0; r < rows; r++) {
+                const uint8_t *row = task->memory + task->rows[i + r];
+                for (int64_t j = 0; j < width; j += 32)
+                    NAME(store)(w[r] + j, width - j >= 32
+                                              ? NAME(load)(format, row, c + j)
+                                              : NAME(load_tail)(format, row, c + j, width - j));
+            }
+            int64_t first = task->indptr ? task->indptr[i] : 0;
+            int64_t count = task->indptr ? task->indptr[i + 1] - first : task->n_tokens;
+            for (int64_t k = 0; k < count; k++) {
+                int64_t token = task->indptr ? task->tokens[first + k] : k;
+                float a[4] = {0}, *y = task->y + token * task->d + c, any = 0;
+                for (int r = 0; r < rows; r++) {
+                    a[r] = task->indptr ? task->a[first + k] : task->a[(i + r) * task->n_tokens + k];
+                    if (a[r] != 0) any = 1;
+                }
+                if (!any) continue;
+                for (int64_t j = 0; j < width; j += 32) {
+                    int64_t n = width - j < 32 ? width - j : 32;
+                    V sum = n == 32 ? NAME(load_f32)(y + j)
+                                    : NAME(load_tail)(F32, (const uint8_t *)y, j, n);
+                    for (int r = 0; r < rows; r++)
+                        if (a[r] != 0)
+                            sum = NAME(fma)(NAME(set)(a[r]), NAME(load_f32)(w[r] + j), sum);
+                    if (n == 32) NAME(store)(y + j, sum);
+                    else {
+                        float padded[32];
+                        NAME(store)(padded, sum);
+                        memcpy(y + j, padded, 4 * n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+static void NAME(down)(const down_task *task, int64_t begin, int64_t end) {
+#define DOWN(format) \
+    if (task->n_tokens == 1 && !task->indptr) NAME(down_one)(task, format, begin, end); \
+    else NAME(down_many)(task, format, begin, end)
+    switch (task->format) {
+    case F32: DOWN(F32); break;
+    case F16: DOWN(F16); break;
+    default: DOWN(BF16); break;
+    }
+#undef DOWN
+}
+
+/* One head of one token over the positions 0..n-1: softmax(q . keys) values. The head's width is
+ * padded to whole blocks of 32; `scores` has room for n rounded up to 32. */
+INLINE void NAME(attend_format)(const attention_task *task, int format, const float *q,
+                                const uint8_t *keys, const uint8_t *values, int64_t n,
+                                float *scores, float *out) {
+    int64_t width = task->width, row_bytes = width * (format == F32 ? 4 : 2);
+    float largest = -INFINITY;
+    const float *x[1] = {q};
+    for (int64_t p = 0; p < n; p++) {
+        NAME(dots)(format, 1, keys + p * row_bytes, x, width, scores + p);
+        if (scores[p] > largest) largest = scores[p];
+    }
+    V lanes = NAME(set)(0), one = NAME(set)(1);
+    for (int64_t p = 0; p < n; p += 32) {
+        for (int64_t i = p; i < p + 32; i++)
+            scores[i] = i < n ? exp_f32(scores[i] - largest) : 0.0f;
+        lanes = NAME(fma)(NAME(load_f32)(scores + p), one, lanes);
+    }
+    float total = NAME(sum)(lanes);
+    for (int64_t j = 0; j < width; j += 32) {
+        V sum = NAME(set)(0);
+        for (int64_t p = 0; p < n; p++)
+            sum = NAME(fma)(NAME(set)(scores[p]), NAME(load)(format, values + p * row_bytes, j), sum);
+        NAME(store)(out + j, sum);
+    }
+    for (int64_t j = 0; j < width; j++) out[j] = out[j] / total;
+}
+
+static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end, float *scores) {
+    int64_t size = task->format == F32 ? 4 : 2;
+    for (int64_t item = begin; item < end; item++) {
+        int64_t token = item / task->n_heads, head = item % task->n_heads;
+        int64_t offset = head * task->context * task->width * size;
+        const float *q = task->q + item * task->width;
+        float *out = task->out + item * task->width;
+        int64_t n = task->start + token + 1;
+        if (task->format == F32)
+            NAME(attend_format)(task, F32, q, task->keys + offset, task->values + offset, n, scores, out);
+        else
+            NAME(attend_format)(task, F16, q, task->keys + offset, task->values + offset, n, scores, out);
+    }
+}
+
+#undef V
+#undef EACH

@@ -1,0 +1,212 @@
+/* Dense and sparse products and attention, for the best vector unit that the CPU has.
+ *
+ * kernel_bodies.h is compiled once for each unit; the choice is made at the first call.
+ * FLASHINFER_VECTOR_UNIT={avx512,avx2,plain} forces one, to compare them.
+ */
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
+#define COLUMN_BLOCK 256 /* columns of the down projection decoded at a time; a multiple of 32 */
+
+enum { F32 = 0, F16 = 1, BF16 = 2 };
+
+/* rows[i] . x[t] + bias[i], for all tokens or, with indptr, for tokens[indptr[i]:indptr[i+1]] */
+typedef struct {
+    const uint8_t *memory;
+    const int64_t *rows; /* byte offset of each row, or NULL: every row_bytes */
+    int64_t row_bytes, n_rows, d, n_tokens;
+    int format;
+    const float *x, *bias;
+    const int32_t *indptr, *tokens;
+    float *out; /* row i, token k at i * out_row + k * out_token; with indptr at indptr[i] + k */
+    int64_t out_row, out_token;
+} up_task;
+
+/* y[t] += a[i, t] * rows[i], i ascending */
+typedef struct {
+    const uint8_t *memory;
+    const int64_t *rows;
+    int64_t n_rows, d, n_tokens;
+    int format;
+    const float *a;
+    const int32_t *indptr, *tokens;
+    float *y;
+} down_task;
+
+typedef struct {
+    const float *q; /* (n_tokens, n_heads, width), scaled */
+    const uint8_t *keys, *values; /* (n_heads, context, width) */
+    int64_t n_tokens, n_heads, width, context, start;
+    int format;
+    float *out; /* (n_tokens, n_heads, width) */
+} attention_task;
+
+INLINE float float_of_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+
+INLINE float f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    if (rest >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    float f = float_of_bits(rest << 13) * 0x1p112f; /* exact, subnormals included */
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return float_of_bits(bits | sign);
+}
+
+/* e^x for x <= 0, within 2 units in the last place, the same bits on every unit. */
+INLINE float exp_f32(float x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    if (!(x > -87.0f)) return x == x ? 0.0f : x;
+    float shifted = __builtin_fmaf(x, 1.44269504f, magic);
+    float k = shifted - magic;
+    float r = __builtin_fmaf(k, -0.693359375f, x);
+    r = __builtin_fmaf(k, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;
+    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
+    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
+    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
+    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
+    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+    p = __builtin_fmaf(p, r * r, r + 1.0f);
+    return p * float_of_bits((uint32_t)((int32_t)k + 127) << 23);
+}
+
+#define PASTE2(a, b) a##_##b
+#define PASTE(a, b) PASTE2(a, b)
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+INLINE float sum_of_8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+#define UNIT_AVX2
+#define NAME(x) PASTE(x, avx2)
+#include "vectors.h"
+#include "kernel_bodies.h"
+#undef NAME
+#undef UNIT_AVX2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx2,fma,f16c")
+#endif
+#define UNIT_AVX512
+#define NAME(x) PASTE(x, avx512)
+#include "vectors.h"
+#include "kernel_bodies.h"
+#undef NAME
+#undef UNIT_AVX512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#elif defined(__aarch64__)
+#define UNIT_NEON
+#define NAME(x) PASTE(x, neon)
+#include "vectors.h"
+#include "kernel_bodies.h"
+#undef NAME
+#undef UNIT_NEON
+#endif
+
+#define NAME(x) PASTE(x, plain)
+#include "vectors.h"
+#include "kernel_bodies.h"
+#undef NAME
+
+typedef struct {
+    const char *name;
+    void (*up)(const up_task *, int64_t, int64_t);
+    void (*down)(const down_task *, int64_t, int64_t);
+    void (*attend)(const attention_task *, int64_t, int64_t, float *);
+} vector_unit;
+
+#define UNIT(u) {#u, PASTE(up, u), PASTE(down, u), PASTE(attend, u)}
+
+static const vector_unit *best_unit(void) {
+    static const vector_unit units[] = {
+#if defined(__x86_64__)
+        UNIT(avx512), UNIT(avx2),
+#elif defined(__aarch64__)
+        UNIT(neon),
+#endif
+        UNIT(plain)};
+    static const vector_unit *chosen = NULL;
+    if (chosen) return chosen;
+    const char *forced = getenv("FLASHINFER_VECTOR_UNIT");
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        int runs = 1;
+#if defined(__x86_64__)
+        if (!strcmp(units[i].name, "avx512")) runs = __builtin_cpu_supports("avx512f");
+        if (strcmp(units[i].name, "plain"))
+            runs = runs && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+        if (!runs || (forced && *forced && strcmp(forced, units[i].name))) continue;
+        return chosen = &units[i];
+    }
+    return chosen = &units[sizeof units / sizeof *units - 1];
+}
+
+/* Split begin..end among threads in steps of `grain`; small jobs stay on this thread. */
+#define SPLIT(threads, n, grain, call)                                                          \
+    do {                                                                                        \
+        int64_t grains_ = ((n) + (grain) - 1) / (grain), parts_ = (threads);                    \
+        if (parts_ > grains_) parts_ = grains_;                                                 \
+        _Pragma("omp parallel for num_threads((int)parts_) schedule(static, 1) if (parts_ > 1)") \
+        for (int64_t part = 0; part < parts_; part++) {                                         \
+            int64_t begin = grains_ * part / parts_ * (grain);                                  \
+            int64_t end = grains_ * (part + 1) / parts_ * (grain);                              \
+            if (end > (n)) end = (n);                                                           \
+            call;                                                                               \
+        }                                                                                       \
+    } while (0)
+
+#define SMALL_WORK 20000 /* multiply-adds below which waking another thread costs more */
+
+static void run_up(const up_task *task, int64_t products, int threads) {
+    const vector_unit *unit = best_unit();
+    if (products * task->d < SMALL_WORK) threads = 1;
+    SPLIT(threads, task->n_rows, 1, unit->up(task, begin, end));
+}
+
+static void run_down(const down_task *task, int64_t products, int threads) {
+    const vector_unit *unit = best_unit();
+    if (products * task->d < SMALL_WORK) threads = 1;
+    SPLIT(threads, task->d, 64, unit->down(task, begin, end));
+}
+
+/* Returns 0, or -1 where there is no memory for the scores. */
+static int run_attention(const attention_task *task, int threads) {
+    const vector_unit *unit = best_unit();
+    int64_t items = task->n_tokens * task->n_heads, room = task->start + task->n_tokens + 32;
+    if (items * room * task->width < SMALL_WORK) threads = 1;
+    float *scores = malloc(sizeof(float) * room * threads);
+    if (!scores) return -1;
+    SPLIT(threads, items, 1, unit->attend(task, begin, end, scores + part * room));
+    free(scores);
+    return 0;
+}

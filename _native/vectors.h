@@ -1,0 +1,111 @@
+/* 32 float32 lanes, on whatever vector unit UNIT_* names. Included once a unit by kernels.h.
+ *
+ * Every unit does the same operations on the same 32 lanes in the same order, fused
+ * multiply-adds included, so all units give the same bits. Adding a number format is one
+ * load_ function here and one case in load().
+ */
+
+#if defined(UNIT_AVX512)
+
+typedef struct { __m512 q[2]; } NAME(v32);
+#define V NAME(v32)
+#define EACH for (int i = 0; i < 2; i++)
+
+INLINE V NAME(set)(float value) { V v; EACH v.q[i] = _mm512_set1_ps(value); return v; }
+INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = _mm512_loadu_ps(p + 16 * i); return v; }
+INLINE void NAME(store)(float *p, V v) { EACH _mm512_storeu_ps(p + 16 * i, v.q[i]); }
+INLINE V NAME(fma)(V x, V y, V z) { EACH z.q[i] = _mm512_fmadd_ps(x.q[i], y.q[i], z.q[i]); return z; }
+INLINE V NAME(load_f16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 16 * i)));
+    return v;
+}
+INLINE V NAME(load_bf16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + 16 * i))), 16));
+    return v;
+}
+INLINE float NAME(sum)(V v) {
+    __m512 s = _mm512_add_ps(v.q[0], v.q[1]);
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s),
+                             _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(s), 1)));
+    return sum_of_8(h);
+}
+
+#elif defined(UNIT_AVX2)
+
+typedef struct { __m256 q[4]; } NAME(v32);
+#define V NAME(v32)
+#define EACH for (int i = 0; i < 4; i++)
+
+INLINE V NAME(set)(float value) { V v; EACH v.q[i] = _mm256_set1_ps(value); return v; }
+INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = _mm256_loadu_ps(p + 8 * i); return v; }
+INLINE void NAME(store)(float *p, V v) { EACH _mm256_storeu_ps(p + 8 * i, v.q[i]); }
+INLINE V NAME(fma)(V x, V y, V z) { EACH z.q[i] = _mm256_fmadd_ps(x.q[i], y.q[i], z.q[i]); return z; }
+INLINE V NAME(load_f16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * i)));
+    return v;
+}
+INLINE V NAME(load_bf16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8 * i))), 16));
+    return v;
+}
+INLINE float NAME(sum)(V v) {
+    return sum_of_8(_mm256_add_ps(_mm256_add_ps(v.q[0], v.q[2]), _mm256_add_ps(v.q[1], v.q[3])));
+}
+
+#elif defined(UNIT_NEON)
+
+typedef struct { float32x4_t q[8]; } NAME(v32);
+#define V NAME(v32)
+#define EACH for (int i = 0; i < 8; i++)
+
+INLINE V NAME(set)(float value) { V v; EACH v.q[i] = vdupq_n_f32(value); return v; }
+INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = vld1q_f32(p + 4 * i); return v; }
+INLINE void NAME(store)(float *p, V v) { EACH vst1q_f32(p + 4 * i, v.q[i]); }
+INLINE V NAME(fma)(V x, V y, V z) { EACH z.q[i] = vfmaq_f32(z.q[i], x.q[i], y.q[i]); return z; }
+INLINE V NAME(load_f16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+    return v;
+}
+INLINE V NAME(load_bf16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+    return v;
+}
+INLINE float NAME(sum)(V v) {
+    for (int i = 0; i < 4; i++) v.q[i] = vaddq_f32(v.q[i], v.q[i + 4]);
+    for (int i = 0; i < 2; i++) v.q[i] = vaddq_f32(v.q[i], v.q[i + 2]);
+    float32x4_t s = vaddq_f32(v.q[0], v.q[1]);
+    float32x2_t h = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(h, 0) + vget_lane_f32(h, 1);
+}
+
+#else /* plain C */
+
+typedef struct { float q[32]; } NAME(v32);
+#define V NAME(v32)
+#define EACH for (int i = 0; i < 32; i++)
+
+INLINE V NAME(set)(float value) { V v; EACH v.q[i] = value; return v; }
+INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = p[i]; return v; }
+INLINE void NAME(store)(float *p, V v) { EACH p[i] = v.q[i]; }
+INLINE V NAME(fma)(V x, V y, V z) { EACH z.q[i] = __builtin_fmaf(x.q[i], y.q[i], z.q[i]); return z; }
+INLINE V NAME(load_f16)(const uint16_t *p) { V v; EACH v.q[i] = f16_to_f32(p[i]); return v; }
+INLINE V NAME(load_bf16)(const uint16_t *p) {
+    V v;
+    EACH v.q[i] = float_of_bits((uint32_t)p[i] << 16);
+    return v;
+}
+INLINE float NAME(sum)(V v) {
+    for (int n = 16; n; n /= 2)
+        for (int i = 0; i < n; i++) v.q[i] += v.q[i + n];
+    return v.q[0];
+}
+
+#endif

@@ -1,0 +1,285 @@
+"""Train the demo model that ships inside the package: a small ReLU OPT on Python's own library.
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \\
+        python bench/train_demo_model.py OUT_DIR --minutes 100
+
+(The two variables keep glibc from giving each step's memory back: 1.5 x the speed.)
+Needs the ``parity`` and ``text`` extras. The corpus is the source of the Python standard
+library, tests included, that runs this script; every 50th file is held out. An L1 term on the
+FFN activations, one weight a layer, is steered until about 5 % of the neurons fire. OUT_DIR
+becomes a Hugging Face checkpoint that ``flashinfer convert`` reads; ``training.json`` beside it
+holds the held-out figures. Stop and start as you like: the state is kept in OUT_DIR/state.pt.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import OPTConfig, OPTForCausalLM
+
+END_OF_TEXT, PAD = "</s>", "<pad>"
+TABLES = {"encodings", "pydoc_data", "site-packages", "__pycache__"}  # data, hardly code
+MAX_STEP_SECONDS = 20.0  # a suspended process does not use up its minutes
+
+
+def stdlib_files():
+    """Return (train, held_out) lists of source texts; every 50th file is held out."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    train, held_out = [], []
+    paths = [p for p in root.rglob("*.py") if not TABLES & set(p.relative_to(root).parts)]
+    for index, path in enumerate(sorted(paths)):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        (held_out if index % 50 == 25 else train).append(text)
+    return train, held_out
+
+
+def train_tokenizer(texts, vocab_size):
+    """Train byte-level byte-pair encoding; ``</s>`` is id 0 and separates files."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT, PAD],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return tokenizer
+
+
+def encode(tokenizer, texts):
+    """Return one uint16 array: every text between end-of-text tokens."""
+    ids = [0]
+    for encoding in tokenizer.encode_batch(texts):
+        ids += encoding.ids
+        ids.append(0)
+    return np.asarray(ids, dtype=np.uint16)
+
+
+class SparsityTerm:
+    """L1 on each layer's FFN activations, its weight steered towards ``target`` active.
+
+    A ReLU neuron that never fires gets no gradient and stays dead; so the bias of those that
+    fire for less than ``target`` / 25 of the tokens is raised until they do.
+    """
+
+    def __init__(self, model, target):
+        self.target = target
+        layers = model.model.decoder.layers
+        self.weight = torch.full((len(layers),), 1e-5)
+        self.l1 = [None] * len(layers)
+        self.active = torch.zeros(len(layers))
+        self.biases = [layer.fc1.bias for layer in layers]
+        self.fires = [torch.full_like(bias, target) for bias in self.biases]  # running means
+        for index, layer in enumerate(layers):
+            layer.activation_fn.register_forward_hook(
+                lambda module, inputs, output, index=index: self.record(index, output)
+            )
+
+    def record(self, index, activations):
+        self.l1[index] = activations.float().sum(-1).mean()
+        with torch.no_grad():
+            fires = (activations > 0).float().mean((0, 1))
+            self.active[index] = fires.mean()
+            self.fires[index].lerp_(fires, 0.02)
+
+    def loss(self):
+        return (self.weight * torch.stack(self.l1)).sum()
+
+    @torch.no_grad()
+    def steer(self, progress, share):
+        """After a step; the target falls from 30 % over the first fifth."""
+        target = max(self.target, 0.3 * (1 - progress / 0.2))
+        error = (self.active / target - 1).clamp(-1, 1)
+        self.weight = (self.weight * torch.exp(0.01 * error)).clamp(1e-6, 1.0)
+        for bias, fires in zip(self.biases, self.fires, strict=True):
+            bias += 0.003 * share * (fires < self.target / 25)
+
+
+def learning_rate(progress, warm_up=0.01, decay_from=0.55):
+    """Warm up, hold, then fall linearly to nothing (a share of the peak rate)."""
+    return min(1.0, progress / warm_up, (1 - progress) / (1 - decay_from))
+
+
+def batch(tokens, size, length, generator):
+    starts = torch.randint(0, len(tokens) - length - 1, (size,), generator=generator)
+    rows = np.stack([tokens[s : s + length + 1] for s in starts.tolist()]).astype(np.int64)
+    rows = torch.from_numpy(rows)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def cross_entropy(model, inputs, targets):
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.lm_head(model.model(inputs, use_cache=False).last_hidden_state)
+    return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def evaluate(model, term, tokens, length):
+    """Return (perplexity per token, active share by layer) over the held-out tokens."""
+    model.eval()
+    losses, active = [], []
+    rows = (len(tokens) - 1) // length
+    span = torch.from_numpy(tokens[: rows * length + 1].astype(np.int64))
+    for start in range(0, rows, 16):
+        stop = min(start + 16, rows)
+        piece = span[start * length : stop * length + 1]
+        shape = (stop - start, length)
+        loss = cross_entropy(model, piece[:-1].view(shape), piece[1:].view(shape))
+        losses.append((loss.item(), stop - start))
+        active.append(term.active.clone() * (stop - start))
+    model.train()
+    mean = sum(loss * n for loss, n in losses) / rows
+    return math.exp(mean), (torch.stack(active).sum(0) / rows).tolist()
+
+
+def make_model(args):
+    config = OPTConfig(
+        vocab_size=args.vocab_size,
+        hidden_size=args.hidden_size,
+        word_embed_proj_dim=args.hidden_size,
+        num_hidden_layers=args.layers,
+        ffn_dim=args.ffn_dim,
+        num_attention_heads=4,
+        max_position_embeddings=args.context,
+        dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    torch.manual_seed(args.seed)
+    return OPTForCausalLM(config)
+
+
+def make_optimizers(model, rate):
+    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train(args):
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    train_texts, held_out_texts = stdlib_files()
+    tokenizer_path = out / "tokenizer.json"
+    if tokenizer_path.exists():
+        tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    else:
+        tokenizer = train_tokenizer(train_texts, args.vocab_size)
+        tokenizer.save(str(tokenizer_path))
+    tokens, held_out = encode(tokenizer, train_texts), encode(tokenizer, held_out_texts)
+    print(f"{len(tokens):,} tokens to train on, {len(held_out):,} held out", flush=True)
+
+    model = make_model(args)
+    term = SparsityTerm(model, args.active)
+    optimizers = make_optimizers(model, args.rate)
+    generator = torch.Generator().manual_seed(args.seed)
+    step, seconds = 0, 0.0
+    state_path = out / "state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        term.weight, step, seconds = state["weight"], state["step"], state["seconds"]
+        generator.manual_seed(args.seed + step)
+
+    def save_state():
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "weight": term.weight,
+                "step": step,
+                "seconds": seconds,
+            },
+            out / "state.tmp",
+        )
+        os.replace(out / "state.tmp", state_path)
+
+    model.train()
+    while seconds < args.minutes * 60:
+        begun = time.monotonic()
+        progress = seconds / (args.minutes * 60)
+        share = learning_rate(progress)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.rate * share
+        inputs, targets = batch(tokens, args.batch, args.context, generator)
+        loss = cross_entropy(model, inputs, targets)
+        (loss + term.loss()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        term.steer(progress, share)
+        step += 1
+        seconds += min(time.monotonic() - begun, MAX_STEP_SECONDS)
+        if step % 50 == 0:
+            active = " ".join(f"{100 * a:.1f}" for a in term.active.tolist())
+            print(f"{step} {seconds:.0f}s loss {loss.item():.3f} active {active}", flush=True)
+        if step % 500 == 0:
+            perplexity, _ = evaluate(model, term, held_out[:100_000], args.context)
+            print(f"{step} held-out perplexity {perplexity:.2f}", flush=True)
+            save_state()
+
+    save_state()
+    perplexity, active = evaluate(model, term, held_out, args.context)
+    held_out_bytes = sum(len(text.encode()) for text in held_out_texts)
+    figures = {
+        "held_out_perplexity_per_token": perplexity,
+        "held_out_bits_per_byte": math.log2(perplexity) * len(held_out) / held_out_bytes,
+        "held_out_active_share_by_layer": active,
+        "held_out_tokens": len(held_out),
+        "train_tokens": len(tokens),
+        "tokens_seen": step * args.batch * args.context,
+        "steps": step,
+        "minutes": seconds / 60,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "python": platform.python_version(),
+    }
+    (out / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+    model.half().save_pretrained(out)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", metavar="OUT_DIR")
+    parser.add_argument("--minutes", type=float, default=100.0, help="time to train for")
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--ffn-dim", type=int, default=1408)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--active", type=float, default=0.05, help="share of neurons that fire")
+    parser.add_argument("--seed", type=int, default=1)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

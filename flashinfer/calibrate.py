@@ -1,0 +1,165 @@
+"""Finding out which neurons fire: run a text densely, make predictors, write them into the bundle.
+
+Layer by layer: all the text's tokens pass one layer before the next, so each layer is read once
+or thrice and what is kept in DRAM is one layer's inputs, whatever the model's size.
+"""
+
+import numpy as np
+
+from flashinfer import kernels, memory
+from flashinfer.formats.bundle import Bundle, new_tensor, stored_tensors, write_bundle
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.layout import layout, predictor_layout
+from flashinfer.formats.number_formats import FORMATS
+from flashinfer.model import Model
+from flashinfer.predictor_training import Observations, find_predictor, window_rows
+
+SEQUENCE = 256  # tokens that attend to each other
+LEAST_TOKENS = 512
+
+
+def calibrate(
+    path,
+    token_ids,
+    destination=None,
+    text="",
+    tokens=8192,
+    missed=0.05,
+    steps=300,
+    memory_budget=None,
+    threads=None,
+    progress=lambda done, total: None,
+):
+    """Calibrate the bundle at ``path`` on a text; return what was found, as the bundle holds it.
+
+    token_ids    the text; its first ``tokens`` are used, fewer where the memory is too little
+    destination  the bundle to write; None: replace the one at ``path``
+    text         the text's name, for the record
+    missed       share of the active neurons that a predictor may miss on held-out text
+    steps        of training after the SVD
+    progress     called as progress(layers done, layers in all), done in fractions
+
+    Raises UserError where the text is too short.
+    """
+    budget = memory.default_budget() if memory_budget is None else memory_budget
+    with Bundle(path) as bundle:
+        tokens = min(tokens, len(token_ids), _tokens_that_fit(bundle.config, budget))
+        sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
+    tokens = tokens // sequence * sequence if tokens > sequence else tokens
+    if tokens < LEAST_TOKENS:
+        raise UserError(
+            f"{tokens} tokens are too few to calibrate on; at least {LEAST_TOKENS}, and several "
+            "thousand for good predictors" + (
+                "" if tokens == len(token_ids) else " (more --memory allows more tokens)"
+            )
+        )  # fmt: skip
+    with Model.open(
+        path, memory=_model_budget(budget), neurons="dense", context=sequence, threads=threads
+    ) as model:
+        found, layers = [], []
+        for predictor, record in _layers(
+            model, np.asarray(token_ids[:tokens]), sequence, missed, steps, progress
+        ):
+            found.append(predictor)
+            layers.append(record)
+        calibration = {"text": text, "tokens": tokens, "layers": layers}
+        _write(model.bundle, destination or path, found, calibration)
+    return calibration
+
+
+def _tokens_that_fit(config, budget):
+    """Tokens whose states, inputs, outputs, bits and scores fit a third of the budget."""
+    per_token = 4 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
+    return max(0, budget // 3 // per_token)
+
+
+def _model_budget(budget):
+    return budget - budget // 3
+
+
+def _layers(model, ids, sequence, missed, steps, progress):
+    """Yield (Found, its record) layer by layer."""
+    starts = np.arange(0, len(ids), sequence)
+    h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
+    total = len(model.layers)
+    for number, layer in enumerate(model.layers):
+        progress(number, total)
+        x = np.empty_like(h)
+        for start in starts:
+            span = slice(start, start + sequence)
+            h[span], x[span] = model.attend(layer, h[span])
+        observed = Observations(x, None, starts)
+        y = _feed_forward(layer.feed_forward, observed)
+        for start in starts:
+            span = slice(start, start + sequence)
+            h[span] = model.add_feed_forward(layer, h[span], y[span])
+        del y
+        progress(number + 0.3, total)
+        found = _predictor(layer.feed_forward, observed, missed, steps)
+        means, most = window_rows(found, observed)
+        yield (
+            found,
+            {
+                "active": found.active,
+                "predicted": found.predicted,
+                "missed": found.missed,
+                "rank": len(found.a),
+                "window_rows": means,
+                "window_rows_most": most,
+            },
+        )
+    progress(total, total)
+
+
+def _feed_forward(ffn, observed):
+    """The exact FFN over observed.x (N, d_model) -> (N, d_model); notes which neurons fired."""
+    x, bias = observed.x, ffn.up_bias
+    y = np.zeros_like(x)
+    observed.fired = np.zeros((ffn.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
+    for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
+        # The tile's neurons in parts, so that the activations (n, N) stay within some MB.
+        step = max(1, (4 << 20) // len(x))
+        for begin in range(first, stop, step):
+            end = min(begin + step, stop)
+            rows = starts[begin - first : end - first]
+            part = None if bias is None else bias[begin:end]
+            a = kernels.sparse_up(tile, rows, ffn.format, x, part)
+            observed.fired[begin:end] = np.packbits(a > 0, axis=1)
+            np.maximum(a, 0, out=a)
+            kernels.sparse_down(tile, rows + ffn.down_at, ffn.format, a, y)
+    return y if ffn.down_bias is None else y + ffn.down_bias
+
+
+def _predictor(ffn, observed, missed, steps):
+    d_ffn, width = ffn.bundles.rows, np.arange(ffn.down_at)
+
+    def up_tiles():
+        for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
+            for begin in range(first, stop, 512):
+                end = min(begin + 512, stop)
+                raw = tile[starts[begin - first : end - first, None] + width]
+                yield begin, ffn.format.decode(raw)
+
+    up_bias = np.zeros(d_ffn, np.float32) if ffn.up_bias is None else ffn.up_bias.copy()
+    return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps)
+
+
+def _write(bundle, destination, found, calibration):
+    """The bundle again, with these predictors."""
+    specs = predictor_layout(bundle.config, [len(f.a) for f in found])
+    values = [array for f in found for array in (f.a, f.b, f.bias)]
+    new = [
+        new_tensor(
+            spec.name, FORMATS["f32" if spec.exact else "f16"], spec.shape, lambda v=value: [v]
+        )
+        for spec, value in zip(specs, values, strict=True)
+    ]
+    old = stored_tensors(bundle, lambda name: ".predictor." not in name)
+    small = sum(spec.role == "small" for spec in layout(bundle.config))
+    write_bundle(
+        destination,
+        old[:small] + new + old[small:],
+        bundle.hf_config,
+        bundle.source,
+        calibration,
+    )

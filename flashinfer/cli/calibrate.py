@@ -1,0 +1,59 @@
+"""Find which neurons fire on a text, and write predictors into a bundle."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flashinfer.calibrate import calibrate
+from flashinfer.cli.common import add_json, positive, share, size, write_json
+from flashinfer.cli.inspect import print_calibration
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.tokenizer import Tokenizer
+
+
+def add_arguments(parser):
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text like that to "
+                        "come")  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="DST", help="default: replace MODEL")
+    parser.add_argument("--tokens", type=positive, default=8192, metavar="N",
+                        help="of the text to use (8192)")  # fmt: skip
+    parser.add_argument("--missed", type=share, default=0.05, metavar="SHARE",
+                        help="of the active neurons that may be missed (0.05)")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=300, metavar="N",
+                        help="of training a layer after the SVD (300)")  # fmt: skip
+    parser.add_argument("--memory", type=size, metavar="SIZE", help="budget of the whole process")
+    parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
+    add_json(parser)
+
+
+def main(args):
+    with Bundle(args.model) as bundle:
+        tokenizer = Tokenizer(bundle)
+    ids = tokenizer.encode(read_text(args.text, args.tokens))
+    with tqdm(desc="calibrate", unit="layer", bar_format="{l_bar}{bar}| {n:.1f}/{total} layers "
+              "[{elapsed}<{remaining}]", leave=False, mininterval=0.5) as bar:  # fmt: skip
+
+        def progress(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = calibrate(
+            args.model, ids, args.output, Path(args.text).name, args.tokens, args.missed,
+            args.steps, args.memory, args.threads, progress,
+        )  # fmt: skip
+    if args.json != "-":
+        print_calibration(found)
+    write_json(args.json, found)
+
+
+def read_text(path, tokens):
+    """As much of a text as ``tokens`` tokens can need."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(16 * tokens)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: is not UTF-8 text") from None

@@ -1,0 +1,86 @@
+"""What several commands share: types of arguments, progress bars, JSON output."""
+
+import argparse
+import json
+import sys
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from flashinfer.formats.errors import UserError
+from flashinfer.memory import parse_size
+
+
+def size(text):
+    """An argparse type: "600M" -> bytes."""
+    try:
+        return parse_size(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def share(text):
+    """An argparse type: a number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return value
+
+
+def positive(text):
+    """An argparse type: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def id_list(text):
+    """An argparse type: "2,10,15" -> [2, 10, 15]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not token ids such as 2,10,15") from None
+
+
+def add_json(parser):
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures there as one JSON object; - for stdout"
+    )
+
+
+def write_json(path, figures):
+    """Write figures as JSON to ``path``, if it is given. Raises UserError where that fails."""
+    if path is None:
+        return
+    text = json.dumps(figures, indent=2) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def byte_bar(description):
+    """A progress bar in bytes; yields progress(bytes_more, bytes_in_all)."""
+    with tqdm(
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        leave=False,
+        delay=0.5,
+        mininterval=0.5,
+    ) as bar:
+
+        def progress(more, total):
+            bar.total = total
+            bar.update(more)
+
+        yield progress

@@ -1,0 +1,100 @@
+"""Show what a bundle holds, what stays in DRAM and what streams, and its calibration."""
+
+from dataclasses import asdict
+
+from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.run import IO, add_model_arguments
+from flashinfer.flash import Flash
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
+from flashinfer.memory import default_budget, format_size, make_plan
+
+ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
+
+
+def add_arguments(parser):
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens (up to 1024)")
+    add_model_arguments(parser)
+    add_json(parser)
+
+
+def main(args):
+    with Bundle(args.model) as bundle:
+        figures = describe(bundle)
+        neurons = args.neurons or ("predicted" if bundle.has_predictors else "dense")
+        context = args.ctx_size or min(bundle.config.max_position_embeddings, 1024)
+        flash = Flash(bundle.path, IO[args.io])
+        stride = flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
+        flash.close()
+        budget = args.memory or default_budget()
+        plan = make_plan(bundle, budget, context, neurons, args.window, stride)
+        figures["plan"] = asdict(plan)
+        if args.json != "-":
+            print_description(figures, plan)
+    write_json(args.json, figures)
+
+
+def describe(bundle):
+    """The figures of a bundle, for people and --json."""
+    sizes = dict.fromkeys(ROLES, 0)
+    for spec in bundle.specs:
+        sizes[spec.role] += bundle.tensors[spec.name].nbytes
+    return {
+        "model": str(bundle.path),
+        "bytes": bundle.file.size,
+        "number_format": bundle.ffn_format.name,
+        "config": asdict(bundle.config),
+        "source": bundle.source,
+        "bytes_by_role": sizes,
+        "bundle_bytes": bundle.tensors["layers.0.ffn.bundles"].row_bytes,
+        "calibration": bundle.calibration,
+    }
+
+
+def print_description(figures, plan):
+    config = figures["config"]
+    print(
+        f"{figures['model']}: {figures['bytes'] / 1e6:,.1f} MB, {figures['number_format']}\n"
+        f"{config['num_hidden_layers']} layers, hidden size {config['hidden_size']}, "
+        f"{config['d_ffn']} neurons a layer, {config['num_attention_heads']} heads, "
+        f"{config['vocab_size']} tokens, positions up to {config['max_position_embeddings']}\n"
+    )
+    sizes = figures["bytes_by_role"]
+    stays = {
+        "norms, biases": (plan.small, sizes[SMALL]),
+        "predictors": (plan.predictor, sizes[PREDICTOR]),
+        "attention": (plan.attention, sizes[ATTENTION]),
+        "output head": (plan.head, sizes[HEAD]),
+        "input embeddings": (0, sizes[EMBEDDING]),
+        "feed-forward": (plan.cache, sizes[FFN]),
+    }
+    print(f"with a budget of {format_size(plan.budget)}   in DRAM     in the file")
+    for name, (kept, size) in stays.items():
+        print(f"  {name:<24}{format_size(kept):>14} {format_size(size):>14}")
+    print(f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens")
+    print(f"  {'buffers, activations':<24}{format_size(plan.buffers + plan.working):>14}")
+    print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
+    window = plan.window or plan.affords
+    print(
+        f"\nneurons: {plan.neurons}; one bundle is {figures['bundle_bytes']:,} bytes; window: "
+        + (f"{window} tokens" if window else "as long as the rows last")
+    )
+    calibration = figures["calibration"]
+    if calibration is None:
+        print("calibration: none; flashinfer calibrate finds which neurons fire")
+    else:
+        print_calibration(calibration)
+
+
+def print_calibration(calibration):
+    """The table of ``calibrate``: one line a layer."""
+    print(
+        f"\ncalibrated on {calibration.get('text')}: {calibration.get('tokens')} tokens\n"
+        "layer   active %  predicted %  missed %   rank   window of 5: rows"
+    )
+    for number, layer in enumerate(calibration["layers"]):
+        print(
+            f"{number:5}   {100 * layer['active']:8.2f}  {100 * layer['predicted']:11.2f}  "
+            f"{100 * layer['missed']:8.2f}  {layer['rank']:5}   {layer['window_rows'][4]:10.0f}"
+        )

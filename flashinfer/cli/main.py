@@ -1,0 +1,53 @@
+"""The command ``flashinfer``: one file a subcommand; here errors become one line and a code."""
+
+import argparse
+import os
+import sys
+
+from flashinfer import __version__
+from flashinfer.cli import calibrate, convert, inspect, run, synth, verify
+from flashinfer.formats.errors import UserError
+
+COMMANDS = (run, convert, calibrate, inspect, verify, synth)
+
+
+def make_parser():
+    """The argparse parser, with a subparser of each command."""
+    parser = argparse.ArgumentParser(
+        prog="flashinfer",
+        description="Language models larger than memory, run from flash storage.",
+    )
+    parser.add_argument("--version", action="version", version=f"flashinfer {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        help = module.__doc__.splitlines()[0]
+        subparser = subparsers.add_parser(name, help=help, description=help)
+        module.add_arguments(subparser)
+        subparser.set_defaults(main=module.main)
+    return parser
+
+
+def main(argv=None):
+    """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C."""
+    try:
+        args = make_parser().parse_args(argv)
+        code = args.main(args)
+        sys.stdout.flush()
+        return code or 0
+    except KeyboardInterrupt:
+        print("\nflashinfer: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to say, nor to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except UserError as error:
+        message = str(error)
+    except MemoryError:
+        message = "out of memory; give a smaller --memory, or a smaller context"
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+    print(f"flashinfer: error: {message}", file=sys.stderr)
+    return 1

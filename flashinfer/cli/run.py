@@ -1,0 +1,150 @@
+"""Write text: continue a prompt with a model.
+
+Text goes to stdout as it comes, an account of what it took to stderr.
+"""
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from flashinfer import kernels
+from flashinfer.cli.common import add_json, id_list, positive, size, write_json
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.memory import format_size
+from flashinfer.model import NEURONS, Model
+from flashinfer.tokenizer import TextStream, Tokenizer
+
+IO = {"auto": None, "threads": True, "buffered": False}
+
+
+def add_model_arguments(parser):
+    """How to open a model; the same for every command that does."""
+    parser.add_argument(
+        "--memory", type=size, metavar="SIZE", help="budget of the whole process, such as 600M or "
+        "2G (powers of 1024); default: what the cgroup and the machine have, less 5 %%",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=positive, metavar="K",
+        help="keep the neurons of the last K tokens; default: as many as the budget affords",
+    )  # fmt: skip
+    parser.add_argument(
+        "--neurons", choices=NEURONS, help="which neurons to use: those predicted to fire, or all "
+        "(exact, and slow); default: predicted where the model is calibrated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--io", choices=IO, default="auto",
+        help="threads: O_DIRECT reads by a pool of threads; buffered: through the page cache",
+    )  # fmt: skip
+    parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
+
+
+def add_arguments(parser):
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL",
+        help="a .flash file; default: the small one that comes with flashinfer (Python source)",
+    )  # fmt: skip
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="default: begin a new text")
+    prompt.add_argument("-f", "--file", metavar="FILE", help="a file that holds the prompt")
+    prompt.add_argument("--tokens", type=id_list, metavar="IDS", help="token ids, such as 2,10,15")
+    parser.add_argument("-n", "--predict", type=positive, default=64, metavar="N",
+                        help="tokens to write (64)")  # fmt: skip
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
+                        help="tokens to have room for; default: prompt and -n")  # fmt: skip
+    parser.add_argument("--temp", type=float, default=0.8, help="temperature; 0: greedy (0.8)")
+    parser.add_argument("--top-k", type=int, default=40, help="0: all (40)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="1: all (0.95)")
+    parser.add_argument("-s", "--seed", type=int, help="repeat the same choices")
+    parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
+    add_model_arguments(parser)
+    add_json(parser)
+
+
+def demo_model():
+    """The path of the model that comes with the package."""
+    path = Path(str(files("flashinfer") / "data" / "demo.flash"))
+    if not path.exists():
+        raise UserError("this installation has no demo model; name a .flash file")
+    return path
+
+
+def main(args):
+    path = args.model or demo_model()
+    with Bundle(path) as bundle:
+        tokenizer = None if args.tokens else Tokenizer(bundle)
+        config = bundle.config
+    ids = args.tokens or prompt_ids(args, tokenizer, config)
+    context = args.ctx_size or min(len(ids) + args.predict, config.max_position_embeddings)
+    with Model.open(
+        path,
+        memory=args.memory,
+        window=args.window,
+        neurons=args.neurons,
+        context=context,
+        threads=args.threads,
+        direct=IO[args.io],
+    ) as model:
+        # Near the context's end fewer tokens than asked for are written.
+        room = context - len(ids) + 1
+        tokens = model.generate(
+            ids, min(args.predict, room) if room > 0 else args.predict, args.temp, args.top_k,
+            args.top_p, args.seed, stop_at_eos=not args.ignore_eos,
+        )  # fmt: skip
+        try:
+            write_text(tokens, ids, tokenizer, sys.stdout)
+        finally:
+            if model.stats.token_ids:
+                print_account(model, sys.stderr)
+                write_json(args.json, model.stats.as_dict())
+        if room < args.predict:
+            print(f"(stopped: the context of {context} tokens is full)", file=sys.stderr)
+
+
+def prompt_ids(args, tokenizer, config):
+    text = args.prompt or ""
+    if args.file:
+        try:
+            text = Path(args.file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{args.file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise FormatError(f"{args.file}: is not UTF-8 text") from None
+    ids = tokenizer.encode(text)
+    if not ids and config.bos_token_id is not None:
+        ids = [config.bos_token_id]
+    if not ids:
+        raise UserError("give a prompt with -p: this model has no token that begins a text")
+    return ids
+
+
+def write_text(tokens, prompt, tokenizer, out):
+    """Write the prompt and the tokens as they come: text, or ids where there is no tokenizer."""
+    if tokenizer is None:
+        for token in tokens:
+            print(token, end=" ", file=out, flush=True)
+    else:
+        out.write(tokenizer.decode(prompt))
+        out.flush()
+        stream = TextStream(tokenizer, prompt)
+        for token in tokens:
+            out.write(stream.add(token))
+            out.flush()
+        out.write(stream.end())
+    print(file=out, flush=True)
+
+
+def print_account(model, out):
+    figures = model.stats.as_dict()
+    stats = model.stats
+    print(
+        f"\nprompt      {stats.prompt.tokens} tokens, "
+        f"{figures['prompt_tokens_per_second']:.1f} tokens/s\n"
+        f"generation  {figures['generated_tokens']} tokens, "
+        f"{figures['tokens_per_second']:.1f} tokens/s\n"
+        f"flash       {figures['flash_bytes_per_token'] / 1e6:.2f} MB read per token, "
+        f"{100 * figures['cache_hit_rate']:.1f} % of neurons were in DRAM\n"
+        f"memory      {format_size(figures['peak_rss_bytes'])} at most, of "
+        f"{format_size(figures['memory_budget_bytes'])}; kernels: {kernels.describe()}",
+        file=out,
+    )

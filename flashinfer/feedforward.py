@@ -1,0 +1,145 @@
+"""The paper: predict -> look up -> read -> compute."""
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.predictor import Selection
+
+# A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
+# faster than reading most of it in small ones.
+STREAM_SHARE = 0.3
+
+
+class FeedForward:
+    """A layer's FFN, y = down(relu(up x + up_bias)) + down_bias, its bundles on flash.
+
+    bundles    StoredTensor, a row a neuron: [up_i | down_i]
+    predictor  which neurons to use; None: all of them
+    cache      NeuronCache for the rows kept in DRAM
+    buffer     uint8 memory that tiles are streamed through
+    """
+
+    def __init__(self, bundles, up_bias, down_bias, predictor, cache, flash, buffer):
+        self.bundles, self.up_bias, self.down_bias = bundles, up_bias, down_bias
+        self.predictor, self.cache, self.flash, self.buffer = predictor, cache, flash, buffer
+        self.format = bundles.format
+        self.d_model = bundles.columns // 2
+        self.down_at = self.format.row_bytes(self.d_model)  # where down_i begins in a bundle
+
+    def __call__(self, x, token):
+        """x (T, d_model) float32, normalised; token: number of the first -> (T, d_model)."""
+        if self.predictor is None:
+            selection = Selection.everything(self.bundles.rows, len(x))
+        else:
+            selection = Selection.of_scores(self.predictor.scores(x))
+        y = np.zeros_like(x)
+        if self._streams(selection, len(x)):
+            self._compute_streamed(x, selection, token, y)
+        else:
+            self._compute_cached(x, selection, token, y)
+        if self.down_bias is not None:
+            y += self.down_bias
+        return y
+
+    def _streams(self, selection, n_tokens):
+        if self.cache.capacity == self.bundles.rows and self.predictor is None:
+            return False  # the whole layer stays in DRAM
+        if self.predictor is None:
+            return True
+        missing = np.count_nonzero(self.cache.slot_of[selection.neurons] < 0)
+        return n_tokens > 1 and missing > STREAM_SHARE * self.bundles.rows
+
+    def _compute_cached(self, x, selection, token, y):
+        """Through the neuron cache, in waves where it holds fewer rows than are needed."""
+        capacity = self.cache.capacity
+        for first in range(0, len(selection.neurons), capacity):
+            part = selection.part(first, first + capacity)
+            slots, misses = self.cache.place(part.neurons, token + len(x) - 1)
+            offsets, lengths, skips = self._spans(part.neurons)
+            rows = slots * np.int64(self.cache.stride) + skips
+            reads = self.flash.submit(
+                offsets[misses], lengths[misses], self.cache.memory, rows[misses] - skips[misses]
+            )
+            try:
+                a = self._activations(x, part, rows, misses, reads)
+            except BaseException:
+                self.cache.forget(part.neurons[misses])  # no half-read row is ever used
+                raise
+            kernels.sparse_down(
+                self.cache.memory, rows + self.down_at, self.format, a, y, part.indptr, part.tokens
+            )
+            self.cache.used_at(slots, token + part.last)
+
+    def _activations(self, x, part, rows, misses, reads):
+        """relu(up x + bias); rows already in DRAM are computed while the others are read."""
+        memory, bias = self.cache.memory, self._bias(part.neurons)
+        if part.indptr is not None or not len(misses) or len(misses) == len(rows):
+            self.flash.wait(reads)
+            a = kernels.sparse_up(memory, rows, self.format, x, bias, part.indptr, part.tokens)
+        else:
+            a = np.empty((len(rows), len(x)), dtype=np.float32)
+            hits = np.ones(len(rows), dtype=bool)
+            hits[misses] = False
+            a[hits] = self._up(memory, rows, x, bias, hits)
+            self.flash.wait(reads)
+            a[misses] = self._up(memory, rows, x, bias, misses)
+        return np.maximum(a, 0, out=a)
+
+    def _up(self, memory, rows, x, bias, chosen):
+        bias = None if bias is None else bias[chosen]
+        return kernels.sparse_up(memory, rows[chosen], self.format, x, bias)
+
+    def _compute_streamed(self, x, selection, token, y):
+        """The whole layer once, in large sequential reads; the last tokens' neurons are kept."""
+        kept, slots = self._keep(selection, token + len(x) - 1, token)
+        try:
+            self._compute_tiles(x, selection, y, kept, slots)
+        except BaseException:
+            self.cache.forget(kept)  # their rows may not have been filled
+            raise
+
+    def _compute_tiles(self, x, selection, y, kept, slots):
+        for first, stop, memory, starts in self.flash.stream(self.bundles, self.buffer):
+            begin, end = np.searchsorted(selection.neurons, (first, stop))
+            part = selection.part(begin, end)
+            rows = starts[part.neurons - first]
+            bias = self._bias(part.neurons)
+            a = kernels.sparse_up(memory, rows, self.format, x, bias, part.indptr, part.tokens)
+            np.maximum(a, 0, out=a)
+            kernels.sparse_down(
+                memory, rows + self.down_at, self.format, a, y, part.indptr, part.tokens
+            )
+            self._copy_kept(kept, slots, first, stop, memory, starts)
+
+    def _keep(self, selection, now, token):
+        """Rows for the neurons that the last tokens used, as far as the cache holds them."""
+        cache = self.cache
+        used_at = token + selection.last.astype(np.int64)
+        recent = np.flatnonzero(used_at > now - cache.window)
+        if self.predictor is None or cache.capacity == 0:
+            recent = recent[:0]
+        elif len(recent) > cache.capacity:
+            order = np.argsort(-used_at[recent], kind="stable")[: cache.capacity]
+            recent = np.sort(recent[order])
+        hits, misses = cache.hits, cache.misses
+        kept = selection.neurons[recent]
+        slots, _ = cache.place(kept, now) if len(kept) else (kept, kept)
+        cache.hits, cache.misses = hits, misses + len(selection.neurons)
+        cache.used_at(slots, used_at[recent])
+        return kept, slots
+
+    def _copy_kept(self, kept, slots, first, stop, memory, starts):
+        begin, end = np.searchsorted(kept, (first, stop))
+        if begin == end:
+            return
+        _, _, skips = self._spans(kept[begin:end])
+        width = self.bundles.row_bytes
+        for neuron, slot, skip in zip(kept[begin:end], slots[begin:end], skips, strict=True):
+            source = starts[neuron - first]
+            self.cache.rows[slot, skip : skip + width] = memory[source : source + width]
+
+    def _spans(self, neurons):
+        return self.flash.row_spans(self.bundles, neurons.astype(np.int64))
+
+    def _bias(self, neurons):
+        return None if self.up_bias is None else self.up_bias[neurons]

@@ -1,0 +1,180 @@
+"""Reads from flash: submit many, wait, straight into the rows where they are used (paper 3.2).
+
+With O_DIRECT the page cache is out of the way: a read costs what the device costs, and memory is
+spent once. It wants offsets, lengths and addresses aligned; ``Flash.span`` widens a read so.
+"""
+
+import errno
+import mmap
+import os
+import sys
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.formats.errors import FormatError
+
+IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
+PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
+
+
+def aligned_bytes(nbytes):
+    """Zeroed memory (nbytes,) uint8 on a page boundary, in huge pages where there are any."""
+    block = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 8 << 20:
+        try:
+            block.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass
+    return np.frombuffer(block, dtype=np.uint8)[:nbytes]
+
+
+class Flash:
+    """A bundle's file, open for reading.
+
+    direct      True: O_DIRECT or an error; False: through the page cache; None: try
+    alignment   bytes that offsets, lengths and addresses of reads must be multiples of
+    bytes_read  so far, alignment's widening included
+    """
+
+    def __init__(self, path, direct=None):
+        self.path = path
+        self.fd, self.direct, self.alignment = self._open(direct)
+        self.reader = kernels.Reader(self.fd, IO_THREADS)
+        self.bytes_read = 0
+
+    def _open(self, direct):
+        if direct is not False and hasattr(os, "O_DIRECT"):
+            try:
+                fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise FormatError(f"{self.path}: {error.strerror}") from None
+            else:
+                for alignment in (512, 1024, 2048, 4096):
+                    if self._reads(fd, alignment):
+                        return fd, True, alignment
+                os.close(fd)
+        if direct:
+            raise FormatError(f"{self.path}: its file system has no O_DIRECT; use --io buffered")
+        if direct is None:
+            print(
+                f"flashinfer: {self.path}: no O_DIRECT on this file system, reading through the "
+                "page cache",
+                file=sys.stderr,
+            )
+        return os.open(self.path, os.O_RDONLY), False, 1
+
+    @staticmethod
+    def _reads(fd, alignment):
+        """Whether direct reads of this alignment work, found by trying."""
+        with memoryview(mmap.mmap(-1, 2 * 4096)) as page:
+            try:
+                return os.preadv(fd, [page[alignment : 2 * alignment]], alignment) == alignment
+            except OSError:
+                return False
+
+    def span(self, offset, length):
+        """The aligned read that covers a range: (start, length, where the range begins in it)."""
+        start = offset // self.alignment * self.alignment
+        end = -(-(offset + length) // self.alignment) * self.alignment
+        return start, end - start, offset - start
+
+    def row_stride(self, row_bytes):
+        """Room for the span of any row of a tensor (tensors begin on a page)."""
+        worst_skip = self.alignment - np.gcd(row_bytes, self.alignment)
+        return int(-(-(worst_skip + row_bytes) // self.alignment) * self.alignment)
+
+    def submit(self, offsets, lengths, memory, destinations):
+        """Start aligned reads of ``lengths`` bytes at ``offsets`` to ``memory[destinations]``.
+
+        All three are int64 arrays; memory is uint8 from ``aligned_bytes``. Reads that continue
+        each other on flash and in memory become one.
+        """
+        if len(offsets) > 1:
+            ends = np.flatnonzero(
+                (offsets[1:] != offsets[:-1] + lengths[:-1])
+                | (destinations[1:] != destinations[:-1] + lengths[:-1])
+            )
+            starts = np.concatenate([[0], ends + 1])
+            lengths = np.add.reduceat(lengths, starts)
+            offsets, destinations = offsets[starts], destinations[starts]
+        self.bytes_read += int(lengths.sum())
+        return self.reader.submit(offsets, lengths, memory, destinations), offsets, lengths
+
+    def wait(self, submitted):
+        """Return when the reads are done. Raises FormatError naming file, offset and length."""
+        ticket, offsets, lengths = submitted
+        try:
+            ticket.wait()
+        except EOFError as error:
+            index, reason = error.args[0], "the file ends before"
+        except OSError as error:
+            index, reason = error.args[2] if len(error.args) > 2 else error.filename, error.strerror
+        else:
+            return
+        raise FormatError(
+            f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
+        )
+
+    def submit_range(self, offset, length, memory, destination=0):
+        """Start one aligned read, cut into pieces that are in flight together."""
+        starts = np.arange(0, length, PIECE_BYTES, dtype=np.int64)
+        lengths = np.minimum(PIECE_BYTES, length - starts)
+        self.bytes_read += length
+        ticket = self.reader.submit(offset + starts, lengths, memory, destination + starts)
+        return ticket, offset + starts, lengths
+
+    def read_rows(self, tensor, rows, buffer):
+        """Yield (position, n, memory, row_starts) for the given rows of a StoredTensor.
+
+        As many rows at a time as ``buffer`` holds, each by a read of its own.
+        """
+        stride = self.row_stride(tensor.row_bytes)
+        room = len(buffer) // stride
+        for position in range(0, len(rows), room):
+            chosen = np.asarray(rows[position : position + room], dtype=np.int64)
+            offsets, lengths, skips = self.row_spans(tensor, chosen)
+            destinations = np.arange(len(chosen), dtype=np.int64) * stride
+            self.wait(self.submit(offsets, lengths, buffer, destinations))
+            yield position, len(chosen), buffer, destinations + skips
+
+    def row_spans(self, tensor, rows):
+        """(offsets, lengths, skips) of the aligned reads of single rows; rows int64."""
+        begin = tensor.offset + rows * tensor.row_bytes
+        offsets = begin // self.alignment * self.alignment
+        ends = -(-(begin + tensor.row_bytes) // self.alignment) * self.alignment
+        return offsets, ends - offsets, begin - offsets
+
+    def stream(self, tensor, buffer):
+        """Yield (first, stop, memory, row_starts), tile by tile, through a whole StoredTensor.
+
+        Two halves of ``buffer``: while the caller computes on one tile the next one is read.
+        row_starts (n,) int64 are the bytes of memory where the rows begin.
+        """
+        half = len(buffer) // 2 // self.alignment * self.alignment
+        tile = max(1, (half - self.alignment) // tensor.row_bytes)
+        pending = None
+        for number, first in enumerate([*range(0, tensor.rows, tile), None]):
+            if first is None:
+                following = None
+            else:
+                stop = min(first + tile, tensor.rows)
+                offset, length, skip = self.span(
+                    tensor.offset + first * tensor.row_bytes, (stop - first) * tensor.row_bytes
+                )
+                at = number % 2 * half
+                starts = at + skip + np.arange(stop - first, dtype=np.int64) * tensor.row_bytes
+                following = first, stop, starts, self.submit_range(offset, length, buffer, at)
+            if pending is not None:
+                first, stop, starts, ticket = pending
+                self.wait(ticket)
+                yield first, stop, buffer, starts
+            pending = following
+
+    def close(self):
+        """Close the file; reads in flight are finished first."""
+        if self.fd >= 0:
+            self.reader = None
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,243 @@
+"""Every hot path in plain NumPy, which explains and checks, and the choice of its compiled twin.
+
+A compiled twin has the same name, arguments and meaning. Callers write ``kernels.linear(...)``
+and get the compiled one where there is one. ``FLASHINFER_KERNELS=numpy`` in the environment, or
+``use("numpy")``, picks these instead. The last bits of the two may differ; within one of them
+they never do, however rows, tokens and threads are split: see the comment at each sum.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashinfer.formats.number_formats import NumberFormat
+
+BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Weights in the file's number format: ``data`` (rows, row_bytes) uint8."""
+
+    data: np.ndarray
+    columns: int
+    format: NumberFormat
+
+
+def linear(x, weight, bias=None):
+    """x (T, d) float32, weight Matrix (n, d), bias (n,) -> (T, n) float32."""
+    out = np.empty((x.shape[0], weight.data.shape[0]), dtype=np.float32)
+    for start in range(0, out.shape[1], BLOCK_ROWS):
+        rows = weight.format.decode(weight.data[start : start + BLOCK_ROWS])
+        out[:, start : start + BLOCK_ROWS] = _dots(x, rows)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
+    """Row i of weights . x[t] + bias[i], for rows that lie anywhere in memory (paper 3.3).
+
+    memory  uint8, flat; rows (n,) int64: the byte where each row begins
+    x       (T, d) float32; bias (n,) float32
+    Returns (n, T) float32. With ``indptr`` (n + 1,) and ``tokens`` (nnz,) int32, row i is
+    multiplied with the tokens ``tokens[indptr[i]:indptr[i + 1]]`` only; returns (nnz,).
+    """
+    out = np.empty((len(rows), x.shape[0]), dtype=np.float32)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        weights = _gather(memory, rows[start : start + BLOCK_ROWS], format, x.shape[1])
+        out[start : start + BLOCK_ROWS] = _dots(x, weights).T
+    if bias is not None:
+        out += bias[:, None]
+    if indptr is None:
+        return out
+    return out[_row_of_pair(indptr), tokens]
+
+
+def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
+    """y[t] += a[i, t] * row i for i ascending, in place; a as ``sparse_up`` returns it.
+
+    y (T, d) float32. One row is added after another, so how the rows are split among calls
+    does not change a bit.
+    """
+    if indptr is not None:
+        dense = np.zeros((len(rows), y.shape[0]), dtype=np.float32)
+        dense[_row_of_pair(indptr), tokens] = a
+        a = dense
+    for start in range(0, len(rows), BLOCK_ROWS):
+        weights = _gather(memory, rows[start : start + BLOCK_ROWS], format, y.shape[1])
+        for row, factors in zip(weights, a[start : start + BLOCK_ROWS], strict=True):
+            used = np.flatnonzero(factors)
+            if used.size:
+                y[used] += factors[used, None] * row
+
+
+def attention(q, keys, values, start):
+    """Causal attention of tokens start.. over the key/value cache.
+
+    q (T, H, w) float32, scaled; keys, values (H, context, w) f32 or f16, filled up to
+    start + T. Returns (T, H, w) float32. Token by token, so that T does not change a bit.
+    """
+    out = np.empty(q.shape, dtype=np.float32)
+    for t in range(q.shape[0]):
+        n = start + t + 1
+        scores = np.einsum("hw,hpw->hp", q[t], keys[:, :n].astype(np.float32))
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weighted = np.einsum("hp,hpw->hw", scores, values[:, :n].astype(np.float32))
+        out[t] = weighted / scores.sum(axis=1, keepdims=True)
+    return out
+
+
+def place(neurons, token, window, slot_of, neuron_at, last_used, used):
+    """Give each of ``neurons`` a row of a layer's cache: the paper's section 3.3.
+
+    neurons    (n,) int32 ascending; token: number of the current one; window: in tokens
+    slot_of    (d_ffn,) int32: the row that holds each neuron, or -1
+    neuron_at  (capacity,) int32: the neuron in each row, or -1
+    last_used  (capacity,) int64: the token that used each row last
+    used       rows 0..used-1 hold neurons
+    The arrays are changed in place. Returns (slots (n,), misses, moved_from, moved_to, used):
+    the row of each neuron; the indices into ``neurons`` whose row must be read; the rows whose
+    bytes must be copied, and where to; the new ``used``.
+    Raises ValueError where n exceeds the capacity.
+    """
+    if len(neurons) > len(neuron_at):
+        raise ValueError(f"{len(neurons)} neurons do not fit the cache's {len(neuron_at)} rows")
+    slots = slot_of[neurons]
+    misses = np.flatnonzero(slots < 0).astype(np.int32)
+    last_used[slots[slots >= 0]] = token
+
+    # Rows that the misses may take: those that left the window, then, where these and the unused
+    # rows do not suffice, the least lately used.
+    ages = last_used[:used]
+    free = np.flatnonzero(ages <= token - window).astype(np.int32)
+    short = len(misses) - (len(neuron_at) - used) - len(free)
+    if short > 0:
+        candidates = np.flatnonzero((ages > token - window) & (ages < token))
+        order = np.argsort(ages[candidates], kind="stable")[:short]
+        free = np.sort(np.concatenate([free, candidates[order].astype(np.int32)]))
+    slot_of[neuron_at[free]] = -1
+    neuron_at[free] = -1
+
+    # Append: first into the rows that became free, then behind the last one.
+    taken = free[: len(misses)]
+    rows = np.concatenate([taken, used + np.arange(len(misses) - len(taken), dtype=np.int32)])
+    used += len(rows) - len(taken)
+    slot_of[neurons[misses]] = rows
+    neuron_at[rows] = neurons[misses]
+    last_used[rows] = token
+
+    # Delete: the last rows move into the rows that are still free, and the matrix shrinks.
+    left = free[len(misses) :]
+    used -= len(left)
+    moved_to = left[left < used]
+    tail = np.arange(used + len(left) - 1, used - 1, -1, dtype=np.int32)
+    moved_from = tail[neuron_at[tail] >= 0]
+    neuron_at[moved_to] = neuron_at[moved_from]
+    last_used[moved_to] = last_used[moved_from]
+    slot_of[neuron_at[moved_to]] = moved_to
+    neuron_at[moved_from] = -1
+    return slot_of[neurons], misses, moved_from, moved_to, used
+
+
+class Reader:
+    """Many reads of one file in flight, from a pool of threads (paper section 3.2)."""
+
+    def __init__(self, fd, threads):
+        self.fd = fd
+        self.pool = ThreadPoolExecutor(threads)
+
+    def submit(self, offsets, lengths, memory, destinations):
+        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``.
+
+        Returns a ticket; ``ticket.wait()`` returns when all is read. It raises OSError (errno,
+        text, index of the read), or EOFError (index) where the file ends before.
+        """
+        view = memoryview(memory)
+        spans = zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True)
+        return Ticket(
+            [self.pool.submit(self._read, o, view[d : d + n]) for o, n, d in spans],
+        )
+
+    def _read(self, offset, view):
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.fd, [view[done:]], offset + done)
+            if count == 0:
+                raise EOFError
+            done += count
+
+
+class Ticket:
+    def __init__(self, futures):
+        self.futures = futures
+
+    def wait(self):
+        failures = [(i, f.exception()) for i, f in enumerate(self.futures) if f.exception()]
+        self.futures = []
+        for index, failure in failures:
+            if isinstance(failure, EOFError):
+                raise EOFError(index)
+            raise OSError(failure.errno, failure.strerror, index)
+
+
+def _dots(x, rows):
+    """x (T, d), rows (n, d) -> (T, n). einsum adds each dot product in an order of its own,
+    the same for any T and n; a BLAS product would not."""
+    return np.einsum("td,nd->tn", x, rows, optimize=False)
+
+
+def _gather(memory, rows, format, columns):
+    """Decode the rows that begin at these bytes of memory -> (n, columns) float32."""
+    width = format.row_bytes(columns)
+    return format.decode(memory[rows[:, None] + np.arange(width)])
+
+
+def _row_of_pair(indptr):
+    return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+
+
+NAMES = ("linear", "sparse_up", "sparse_down", "attention", "place", "Reader")
+TWINS = {"numpy": {name: globals()[name] for name in NAMES}}
+try:
+    from flashinfer._native import attention as _attention
+    from flashinfer._native import direct_io as _direct_io
+    from flashinfer._native import neuron_cache as _neuron_cache
+    from flashinfer._native import sparse_matmul as _sparse_matmul
+except ImportError:
+    pass
+else:
+    TWINS["native"] = {
+        "linear": _sparse_matmul.linear,
+        "sparse_up": _sparse_matmul.sparse_up,
+        "sparse_down": _sparse_matmul.sparse_down,
+        "attention": _attention.attention,
+        "place": _neuron_cache.place,
+        "Reader": _direct_io.Reader,
+    }
+
+
+def use(kind):
+    """Use the "numpy" or the "native" kernels from now on. Raises ValueError for others."""
+    if kind not in TWINS:
+        raise ValueError(f"no {kind!r} kernels here; there are {', '.join(TWINS)}")
+    globals().update(TWINS[kind])
+    globals()["in_use"] = kind
+
+
+def set_threads(threads):
+    """Compute with this many threads from now on (the NumPy kernels always with one)."""
+    if "native" in TWINS:
+        _sparse_matmul.set_threads(threads)
+        _attention.set_threads(threads)
+
+
+def describe():
+    """What computes, for people: "native (avx512)" or "numpy"."""
+    return f"native ({_sparse_matmul.vector_unit()})" if in_use == "native" else "numpy"
+
+
+in_use = "numpy"
+use(os.environ.get("FLASHINFER_KERNELS") or ("native" if "native" in TWINS else "numpy"))

@@ -1,0 +1,277 @@
+"""A budget in bytes -> what stays in DRAM, what streams from flash, how large the window is."""
+
+import math
+import mmap
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flashinfer.attention import padded_width
+from flashinfer.formats.errors import BudgetError, UserError
+from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
+
+MIB = 1 << 20
+PAGE = 4096
+RESERVE = 14 * MIB  # threads' stacks, the kernel's own pages, what Python allocates on the way
+MAX_BUFFER = 8 * MIB  # two tiles of the stream
+MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
+LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text):
+    """Bytes of "600M", "1.5G", "2GiB" or 629145600; K, M, G are powers of 1024, as cgroups'."""
+    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise UserError(f"memory {text!r} is not a size such as 600M or 1.5G")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def format_size(nbytes):
+    return f"{nbytes / MIB:,.1f} MiB" if nbytes < 10 * MIB else f"{nbytes / MIB:,.0f} MiB"
+
+
+def default_budget():
+    """The memory cgroup's limit or what the system has available, less a margin of 5 %."""
+    available = _meminfo("MemAvailable")
+    limits = [available + rss()] if available else []
+    limits += _cgroup_limits()
+    if not limits:
+        raise UserError("cannot tell how much memory there is; give --memory")
+    return int(min(limits) * 0.95)
+
+
+def rss():
+    """Bytes of DRAM that this process holds now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return peak_rss()
+
+
+def peak_rss():
+    """The most bytes of DRAM that this process ever held."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    except (OSError, TypeError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _meminfo(key):
+    try:
+        match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+def _cgroup_limits(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
+    """The limits of the memory cgroups, v1 or v2, that this process is in, and of their parents."""
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            bases, name = (root, root / "unified"), "memory.max"
+        elif "memory" in controllers.split(","):
+            bases, name = (root / "memory", root / controllers), "memory.limit_in_bytes"
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        for folder in (inner, *inner.parents):
+            for base in bases:
+                try:
+                    text = (base / folder / name).read_text().strip()
+                except OSError:
+                    continue
+                if text.isdigit() and int(text) < 1 << 60:
+                    limits.append(int(text))
+    return limits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget affords; every figure in bytes unless it says otherwise.
+
+    base              the process as it was: interpreter, NumPy, tokenizer
+    small, predictor  always in DRAM; attention, head: what of them stays there
+    attention_layers  layers whose attention stays; the others' is streamed
+    kv_cache          for ``context`` tokens
+    buffers           tiles of the stream; working: activations of ``chunk`` tokens
+    cache_rows        rows of each layer's neuron cache; cache: their bytes
+    window            tokens, as asked for; None: rows are kept until they are needed
+    affords           the largest calibrated window, in tokens, that the rows hold; None: unknown
+    """
+
+    budget: int
+    neurons: str
+    context: int
+    chunk: int
+    base: int
+    small: int
+    predictor: int
+    attention: int
+    attention_layers: int
+    head: int
+    kv_cache: int
+    buffers: int
+    working: int
+    cache_rows: tuple[int, ...]
+    cache: int
+    window: int | None
+    affords: int | None
+
+    @property
+    def resident(self):
+        return self.small + self.predictor + self.attention + self.head
+
+
+class Sizes:
+    """What the parts of a bundle take in DRAM."""
+
+    def __init__(self, bundle, context, neurons, stride):
+        config = self.config = bundle.config
+        self.neurons, self.context, self.stride = neurons, context, stride
+        self.layers, self.d_ffn = config.num_hidden_layers, config.d_ffn
+        by_role = dict.fromkeys((SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN), 0)
+        for spec in bundle.specs:
+            by_role[spec.role] += pages(bundle.tensors[spec.name].nbytes)
+        self.by_role = by_role
+        if neurons == "dense":
+            by_role[PREDICTOR] = 0
+        self.attention_layer = by_role[ATTENTION] // self.layers
+        item = kv_dtype(bundle).itemsize
+        width = padded_width(config.head_dim) * config.num_attention_heads
+        self.kv_cache = 2 * self.layers * pages(context * width * item)
+        # A tile of the stream holds at least one row of anything that streams, widened.
+        largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
+        self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
+        per_neuron, per_feature = 16, 64
+        self.per_token = per_neuron * config.d_ffn + per_feature * config.hidden_size
+        self.per_token += 8 * width
+        self.logits = 24 * config.vocab_size  # and what sampling sorts
+        self.head = by_role[HEAD] if head_name(config) in bundle.tensors else 0
+
+
+def kv_dtype(bundle):
+    """Keys and values are kept in float32 where the attention's weights are, else in float16."""
+    exact = bundle.tensors["layers.0.q_proj.weight"].format.name == "f32"
+    return np.dtype(np.float32 if exact else np.float16)
+
+
+def pages(nbytes):
+    return -(-nbytes // PAGE) * PAGE
+
+
+def make_plan(bundle, budget, context, neurons, window, stride, base=None):
+    """Divide ``budget`` bytes; return a Plan.
+
+    stride  bytes of a row of the neuron cache; base: bytes the process has now.
+    Raises BudgetError, naming the least that works, before anything is read.
+    """
+    sizes = Sizes(bundle, context, neurons, stride)
+    base = (rss() if base is None else base) + RESERVE + budget // 512  # page tables
+    least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.d_ffn)
+    least_cache = pages(sizes.layers * least_rows * stride)
+    small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
+    fixed = base + small + predictor + sizes.kv_cache
+    least = fixed + sizes.least_buffer + sizes.per_token * 16 + sizes.logits + least_cache
+    if budget < least:
+        raise BudgetError(
+            f"{bundle.path}: --memory {budget / MIB:.0f}M is too small; the least for a context "
+            f"of {context} tokens is {math.ceil(least * 512 / 511 / MIB)}M",
+            math.ceil(least * 512 / 511 / MIB) * MIB,
+        )
+    spare = budget - least
+    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 32 // PAGE * PAGE)
+    chunk = min(MAX_CHUNK, context, 16 + spare // 16 // sizes.per_token)
+    working = sizes.per_token * max(16, chunk) + sizes.logits
+    left = budget - fixed - buffers - working - least_cache
+    attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
+    attention = attention_layers * sizes.attention_layer
+    left -= attention
+    head = sizes.head if attention_layers == sizes.layers and left >= sizes.head else 0
+    left -= head
+    rows, affords = _cache_rows(bundle, sizes, (left + least_cache) // stride, window, least_rows)
+    return Plan(
+        budget=budget,
+        neurons=neurons,
+        context=context,
+        chunk=chunk,
+        base=base,
+        small=small,
+        predictor=predictor,
+        attention=attention,
+        attention_layers=attention_layers,
+        head=head,
+        kv_cache=sizes.kv_cache,
+        buffers=buffers,
+        working=working,
+        cache_rows=rows,
+        cache=sum(rows) * stride,
+        window=window,
+        affords=affords,
+    )
+
+
+def _cache_rows(bundle, sizes, room, window, least_rows):
+    """Share ``room`` rows among the layers; return (rows of each, the window they hold)."""
+    layers, d_ffn = sizes.layers, sizes.d_ffn
+    if sizes.neurons == "dense":  # whole layers, as many as fit
+        whole = min(layers, room // d_ffn)
+        return (d_ffn,) * whole + (0,) * (layers - whole), None
+    needs = window_needs(bundle)  # [layer][k - 1]: the most rows that k tokens used
+    if window is None and room >= layers * d_ffn:
+        return (d_ffn,) * layers, None
+    if window is None:
+        shape = [need[-1] for need in needs]
+    else:
+        shape = [_rows_for(need, window, d_ffn) for need in needs]
+        room = min(room, sum(shape))
+    rows = _in_proportion(shape, room, least_rows, d_ffn)
+    holds = [
+        k
+        for k in range(1, len(needs[0]) + 1)
+        if all(r >= need[k - 1] for r, need in zip(rows, needs, strict=True))
+    ]
+    return rows, max(holds, default=None)
+
+
+def window_needs(bundle):
+    """Per layer, the most rows that 1, 2, ... tokens used when calibrated."""
+    d_ffn = bundle.config.d_ffn
+    if bundle.calibration is None:
+        return [[d_ffn] for _ in range(bundle.config.num_hidden_layers)]
+    return [
+        [min(d_ffn, max(1, int(n))) for n in layer["window_rows_most"]]
+        for layer in bundle.calibration["layers"]
+    ]
+
+
+def _rows_for(need, window, d_ffn):
+    """Rows for a window of k tokens; beyond those calibrated, by what the last one added."""
+    if window <= len(need):
+        return need[window - 1]
+    slope = need[-1] - need[-2] if len(need) > 1 else need[-1]
+    return min(d_ffn, need[-1] + (window - len(need)) * slope)
+
+
+def _in_proportion(shape, room, least, most):
+    """Rows in proportion to ``shape``, each at least ``least`` and at most ``most``, in all
+    at most ``room``."""
+    low, high = 0.0, most / max(1, min(shape))
+    for _ in range(60):
+        scale = (low + high) / 2
+        rows = [max(least, min(most, int(scale * s))) for s in shape]
+        low, high = (scale, high) if sum(rows) <= room else (low, scale)
+    return tuple(max(least, min(most, int(low * s))) for s in shape)

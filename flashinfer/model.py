@@ -1,0 +1,393 @@
+"""The transformer: embed -> layers -> logits. The first file to read."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashinfer import kernels, memory
+from flashinfer.attention import Attention, padded_width
+from flashinfer.feedforward import FeedForward
+from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR, SMALL, head_name
+from flashinfer.neuron_cache import NeuronCache
+from flashinfer.predictor import Predictor
+from flashinfer.sampling import Sampler
+from flashinfer.stats import Stats
+from flashinfer.threads import default_threads
+from flashinfer.weights import Resident, Streamed
+
+NEURONS = ("predicted", "dense")
+NORM_EPSILON = np.float32(1e-5)
+
+
+@dataclass
+class Norm:
+    """Layer normalisation; weight and bias (d_model,) float32, or None."""
+
+    weight: np.ndarray | None
+    bias: np.ndarray | None
+
+    def __call__(self, x):
+        """x (T, d_model) -> (T, d_model)."""
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = np.square(centred).mean(axis=1, keepdims=True)
+        y = centred / np.sqrt(variance + NORM_EPSILON)
+        return y if self.weight is None else y * self.weight + self.bias
+
+
+@dataclass
+class Layer:
+    attention_norm: Norm
+    attention: Attention
+    ffn_norm: Norm
+    feed_forward: FeedForward
+
+
+class Model:
+    """A model whose feed-forward weights stay on flash.
+
+        with Model.open("x.flash", memory="600M") as model:
+            for token in model.generate([2, 10, 15], max_new_tokens=64, temperature=0):
+                ...
+
+    config  ModelConfig; plan: memory.Plan; stats: what the last calls took
+    """
+
+    @classmethod
+    def open(
+        cls,
+        path,
+        memory=None,
+        window=None,
+        neurons=None,
+        context=None,
+        threads=None,
+        direct=None,
+    ):
+        """Open a bundle.
+
+        memory   budget of the whole process: bytes, "600M"; None: what the machine has free
+        window   keep the neurons of the last ``window`` tokens; None: as many as fit
+        neurons  "predicted" or "dense"; None: predicted where the bundle has predictors
+        context  tokens that the key/value cache holds; None: the model's most, up to 1024
+        threads  to compute with; None: one for each core this process may use
+        direct   True: O_DIRECT or an error; False: through the page cache; None: try
+
+        Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
+        little, UserError where an option is wrong.
+        """
+        return cls(Bundle(path), memory, window, neurons, context, threads, direct)
+
+    def __init__(self, bundle, memory_budget, window, neurons, context, threads, direct):
+        self.bundle, self.config = bundle, bundle.config
+        self.flash = None
+        try:
+            self._check(window, neurons, context, threads)
+            neurons = neurons or ("predicted" if bundle.has_predictors else "dense")
+            context = context or min(self.config.max_position_embeddings, 1024)
+            budget = (
+                memory.default_budget()
+                if memory_budget is None
+                else memory.parse_size(memory_budget)
+            )
+            kernels.set_threads(threads or default_threads())
+            self.flash = Flash(bundle.path, direct)
+            stride = self.flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
+            self.plan = memory.make_plan(bundle, budget, context, neurons, window, stride)
+            self.stats = Stats(self.plan)
+            self._load(stride)
+        except BaseException:
+            self.close()
+            raise
+        self.position = 0  # tokens in the key/value cache
+        self.token = 0  # tokens ever processed; the neuron cache counts by these
+
+    def _check(self, window, neurons, context, threads):
+        most = self.config.max_position_embeddings
+        if neurons not in (None, *NEURONS):
+            raise UserError(f"neurons {neurons!r} is not one of {', '.join(NEURONS)}")
+        if neurons == "predicted" and not self.bundle.has_predictors:
+            raise UserError(
+                f"{self.bundle.path}: has no predictors; make them with flashinfer calibrate, "
+                "or use --neurons dense"
+            )
+        if window is not None and window < 1:
+            raise UserError(f"window {window} is not 1 token or more")
+        if context is not None and not 1 <= context <= most:
+            raise UserError(f"context {context} is not within the model's 1 to {most} tokens")
+        if threads is not None and not 1 <= threads <= 1024:
+            raise UserError(f"threads {threads} is not within 1 to 1024")
+
+    # ------------------------------------------------------------------ loading
+
+    def _load(self, stride):
+        plan, config = self.plan, self.config
+        self.buffer = aligned_bytes(plan.buffers)
+        self.weights = self._load_weights()
+        self.keys, self.values = self._allocate_kv_cache()
+        region = aligned_bytes(plan.cache)
+        begins = np.cumsum([0, *plan.cache_rows]) * stride
+        self.layers = [
+            self._make_layer(i, region[begins[i] : begins[i + 1]], stride)
+            for i in range(config.num_hidden_layers)
+        ]
+        self.embed_tokens = self.weights["embed_tokens.weight"]
+        self.embed_positions = self.weights["embed_positions.weight"]
+        self.project_in = self.weights.get("project_in.weight")
+        self.project_out = self.weights.get("project_out.weight")
+        self.final_norm = self._norm("final_norm") if config.final_norm else None
+        self.head = self.weights[head_name(config)]
+
+    def _load_weights(self):
+        """{name: Resident or Streamed, or a float32 vector}; residents lie in one block."""
+        kept, streamed = [], []
+        for spec in self.bundle.specs:
+            (kept if self._stays(spec) else streamed).append(spec)
+        tensors = self.bundle.tensors
+        block = aligned_bytes(sum(memory.pages(tensors[spec.name].nbytes) for spec in kept))
+        weights, at, run = {}, 0, None
+        runs = []  # [offset, length, destination]: neighbours on flash are read as one
+        for spec in kept:
+            tensor = tensors[spec.name]
+            length = memory.pages(tensor.nbytes)
+            if run and run[0] + run[1] == tensor.offset:
+                run[1] += length
+            else:
+                run = [tensor.offset, length, at]
+                runs.append(run)
+            data = block[at : at + tensor.nbytes].reshape(tensor.rows, tensor.row_bytes)
+            if len(spec.shape) == 1:
+                weights[spec.name] = data.reshape(-1).view(np.float32)
+            else:
+                weights[spec.name] = Resident(tensor, data)
+            at += length
+        for offset, length, destination in runs:
+            self.flash.wait(self.flash.submit_range(offset, length, block, destination))
+        for spec in streamed:
+            weights[spec.name] = Streamed(tensors[spec.name], self.flash, self.buffer)
+        return weights
+
+    def _stays(self, spec):
+        plan = self.plan
+        if spec.role == ATTENTION:
+            return int(spec.name.split(".")[1]) < plan.attention_layers
+        return (
+            spec.role == SMALL
+            or (spec.role == PREDICTOR and plan.neurons == "predicted")
+            or (spec.role == HEAD and plan.head > 0)
+        )
+
+    def _allocate_kv_cache(self):
+        config, item = self.config, memory.kv_dtype(self.bundle)
+        heads, width = config.num_attention_heads, padded_width(config.head_dim)
+        shape = (heads, self.plan.context, width)
+        size = memory.pages(heads * self.plan.context * width * item.itemsize)
+        block = aligned_bytes(2 * config.num_hidden_layers * size)
+        views = [
+            block[i * size :][: np.prod(shape) * item.itemsize].view(item).reshape(shape)
+            for i in range(2 * config.num_hidden_layers)
+        ]
+        return views[0::2], views[1::2]
+
+    def _make_layer(self, i, cache_memory, stride):
+        name, weights = f"layers.{i}", self.weights
+        attention = Attention(
+            self.config.num_attention_heads,
+            *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
+            {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
+            self.keys[i],
+            self.values[i],
+        )
+        predictor = None
+        if self.plan.neurons == "predicted":
+            predictor = Predictor(
+                weights[f"{name}.predictor.a"].matrix,
+                weights[f"{name}.predictor.b"].matrix,
+                weights[f"{name}.predictor.bias"],
+            )
+        feed_forward = FeedForward(
+            self.bundle.tensors[f"{name}.ffn.bundles"],
+            weights.get(f"{name}.ffn.up_bias"),
+            weights.get(f"{name}.ffn.down_bias"),
+            predictor,
+            NeuronCache(self.config.d_ffn, cache_memory, stride, self.plan.window),
+            self.flash,
+            self.buffer,
+        )
+        return Layer(
+            self._norm(f"{name}.attention_norm"), attention,
+            self._norm(f"{name}.ffn_norm"), feed_forward,
+        )  # fmt: skip
+
+    def _norm(self, name):
+        return Norm(self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias"))
+
+    # ------------------------------------------------------------------ computing
+
+    def forward(self, token_ids, every=False):
+        """Process tokens that follow those in the key/value cache.
+
+        token_ids (T,) -> logits (vocab_size,) of the last, or with ``every`` (T, vocab_size),
+        float32. A long prompt goes through the layers ``plan.chunk`` tokens at a time.
+        Raises UserError where an id is not in the vocabulary or the context is full.
+        """
+        ids = self._checked(token_ids)
+        rows = []
+        for first in range(0, len(ids), self.plan.chunk):
+            chunk = ids[first : first + self.plan.chunk]
+            h = self._hidden(chunk)
+            if every:
+                rows.append(self._logits(h))
+            elif first + len(chunk) == len(ids):
+                rows.append(self._logits(h[-1:]))
+        return np.concatenate(rows) if every else rows[0][0]
+
+    def _checked(self, token_ids):
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError("token ids must be a list of one or more whole numbers")
+        vocabulary, context = self.config.vocab_size, self.plan.context
+        strange = ids[(ids < 0) | (ids >= vocabulary)]
+        if strange.size:
+            raise UserError(f"token id {strange[0]} is not within 0 to {vocabulary - 1}")
+        if self.position + len(ids) > context:
+            raise UserError(
+                f"{self.position + len(ids)} tokens do not fit the context of {context}"
+            )
+        return ids.astype(np.int64)
+
+    def _hidden(self, ids):
+        """ids (T,) -> hidden states after the last layer (T, d_model)."""
+        h = self.embed(ids)
+        for layer in self.layers:
+            h = self._layer(layer, h)
+        self.position += len(ids)
+        self.token += len(ids)
+        return h
+
+    def embed(self, ids):
+        """ids (T,), at the positions that come next -> (T, d_model)."""
+        positions = self.position + np.arange(len(ids)) + self.config.position_offset
+        h = self.embed_tokens.rows(ids)  # (T, embedding_size)
+        if self.project_in is not None:
+            h = self.project_in.linear(h)
+        return h + self.embed_positions.rows(positions)
+
+    def _layer(self, layer, h):
+        """One layer: h (T, d_model) -> (T, d_model)."""
+        h, x = self.attend(layer, h)
+        return self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
+
+    def attend(self, layer, h):
+        """h (T, d_model) -> (h after attention, the FFN's normalised input), each (T, d_model)."""
+        if self.config.norm_before:
+            h = h + layer.attention(layer.attention_norm(h), self.position)
+            return h, layer.ffn_norm(h)
+        h = layer.attention_norm(h + layer.attention(h, self.position))
+        return h, h
+
+    def add_feed_forward(self, layer, h, y):
+        """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
+        return h + y if self.config.norm_before else layer.ffn_norm(h + y)
+
+    def _logits(self, h):
+        """h (T, d_model) -> (T, vocab_size)."""
+        if self.final_norm is not None:
+            h = self.final_norm(h)
+        if self.project_out is not None:
+            h = self.project_out.linear(h)
+        return self.head.linear(h)
+
+    # ------------------------------------------------------------------ using
+
+    def reset(self):
+        """Forget the tokens so far. The neuron cache stays as it is: it changes no result."""
+        self.position = 0
+
+    def logits(self, token_ids):
+        """token_ids (T,) from an empty context -> (T, vocab_size) float32, one row a token.
+
+        The array returned is yours, and not part of the memory budget.
+        """
+        self.reset()
+        return self.forward(token_ids, every=True)
+
+    def generate(
+        self, token_ids, max_new_tokens=64, temperature=0.8, top_k=40, top_p=0.95, seed=None,
+        stop_at_eos=True,
+    ):  # fmt: skip
+        """Yield up to ``max_new_tokens`` token ids that continue ``token_ids``.
+
+        Starts from an empty context. The end-of-text token is yielded, and is the last one.
+        """
+        sampler = Sampler(temperature, top_k, top_p, seed)
+        ids = self._checked_prompt(token_ids, max_new_tokens)
+        self.reset()
+        self.stats = Stats(self.plan)
+        with self._measured(self.stats.prompt, len(ids)):
+            logits = self.forward(ids)
+        for number in range(max_new_tokens):
+            token = sampler(logits)
+            self.stats.token_ids.append(token)
+            yield token
+            if number + 1 == max_new_tokens or (stop_at_eos and token in self.config.eos_token_ids):
+                return
+            with self._measured(self.stats.generation, 1):
+                logits = self.forward([token])
+
+    def _checked_prompt(self, token_ids, max_new_tokens):
+        if max_new_tokens < 0:
+            raise UserError(f"{max_new_tokens} new tokens cannot be generated")
+        ids = list(token_ids)
+        needed = len(ids) + max(0, max_new_tokens - 1)
+        if needed > self.plan.context:
+            raise UserError(
+                f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones need a context of "
+                f"{needed}; it is {self.plan.context}, the model's most is "
+                f"{self.config.max_position_embeddings}"
+            )
+        return ids
+
+    def _measured(self, phase, n_tokens):
+        return _Measured(self, phase, n_tokens)
+
+    def counters(self):
+        """(bytes read, hits, misses) since the model was opened."""
+        caches = [layer.feed_forward.cache for layer in self.layers]
+        return (
+            self.flash.bytes_read,
+            sum(cache.hits for cache in caches),
+            sum(cache.misses for cache in caches),
+        )
+
+    def close(self):
+        """Close the file. The model cannot be used any more."""
+        self.bundle.close()
+        if self.flash is not None:
+            self.flash.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class _Measured:
+    """Adds the time, bytes, hits and misses of a block to a stats.Phase."""
+
+    def __init__(self, model, phase, n_tokens):
+        self.model, self.phase, self.n_tokens = model, phase, n_tokens
+
+    def __enter__(self):
+        self.before = self.model.counters()
+        self.begun = time.perf_counter()
+
+    def __exit__(self, kind, *exception):
+        if kind is None:
+            seconds = time.perf_counter() - self.begun
+            counts = zip(self.model.counters(), self.before, strict=True)
+            self.phase.add(self.n_tokens, seconds, *(now - then for now, then in counts))

@@ -1,0 +1,39 @@
+"""From logits to the next token, as llama.cpp does: top-k, then top-p, then temperature."""
+
+import numpy as np
+
+from flashinfer.formats.errors import UserError
+
+
+class Sampler:
+    """Draws tokens; the same seed and logits give the same tokens.
+
+    temperature  0: the likeliest token, always
+    top_k        only the k likeliest; 0: all
+    top_p        only the fewest whose probabilities add up to p; 1: all
+    Raises UserError where a setting is out of range.
+    """
+
+    def __init__(self, temperature=0.8, top_k=40, top_p=0.95, seed=None):
+        if not temperature >= 0 or not np.isfinite(temperature):
+            raise UserError(f"temperature {temperature} is not 0 or more")
+        if top_k < 0:
+            raise UserError(f"top-k {top_k} is not 0 or more")
+        if not 0 < top_p <= 1:
+            raise UserError(f"top-p {top_p} is not above 0 and at most 1")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.random = np.random.default_rng(seed)
+
+    def __call__(self, logits):
+        """logits (vocab_size,) float32 -> a token id."""
+        if self.temperature == 0:
+            return int(np.argmax(logits))
+        k = self.top_k if 0 < self.top_k < len(logits) else len(logits)
+        ids = np.argpartition(-logits, k - 1)[:k]
+        ids = ids[np.lexsort((ids, -logits[ids]))]  # likeliest first, ties by id
+        likely = logits[ids].astype(np.float64)
+        weights = np.exp(likely - likely[0])
+        before = np.cumsum(weights) - weights  # of the likelier ones
+        kept = before < self.top_p * weights.sum()
+        weights = np.exp((likely[kept] - likely[0]) / self.temperature)
+        return int(ids[self.random.choice(len(weights), p=weights / weights.sum())])

@@ -1,0 +1,66 @@
+"""What a generation took: the figures that ``run`` prints and ``Model.stats`` holds."""
+
+from dataclasses import dataclass, field
+
+from flashinfer.memory import Plan, peak_rss
+
+
+@dataclass
+class Phase:
+    """Sums over the tokens of the prompt, or of the generation."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    flash_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+
+    def add(self, tokens, seconds, flash_bytes, hits, misses):
+        self.tokens += tokens
+        self.seconds += seconds
+        self.flash_bytes += flash_bytes
+        self.hits += hits
+        self.misses += misses
+
+    @property
+    def tokens_per_second(self):
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_token(self):
+        return self.flash_bytes / self.tokens if self.tokens else 0.0
+
+    @property
+    def hit_rate(self):
+        """Share of the neurons used that were in DRAM; 1 where none was looked up."""
+        looked_up = self.hits + self.misses
+        return self.hits / looked_up if looked_up else 1.0
+
+
+@dataclass
+class Stats:
+    """Of one generation. ``generation`` counts the tokens that were processed to yield others:
+    one fewer than were generated, since the last is not processed."""
+
+    plan: Plan
+    prompt: Phase = field(default_factory=Phase)
+    generation: Phase = field(default_factory=Phase)
+    token_ids: list[int] = field(default_factory=list)
+
+    def as_dict(self):
+        """The figures under the keys of ``run --json``."""
+        return {
+            "prompt_tokens": self.prompt.tokens,
+            "generated_tokens": len(self.token_ids),
+            "prompt_tokens_per_second": self.prompt.tokens_per_second,
+            "tokens_per_second": self.generation.tokens_per_second,
+            "flash_bytes_per_token": self.generation.bytes_per_token,
+            "prompt_flash_bytes_per_token": self.prompt.bytes_per_token,
+            "cache_hit_rate": self.generation.hit_rate,
+            "peak_rss_bytes": peak_rss(),
+            "token_ids": list(self.token_ids),
+            "memory_budget_bytes": self.plan.budget,
+            "window": self.plan.window or self.plan.affords,
+            "context": self.plan.context,
+            "neurons": self.plan.neurons,
+        }

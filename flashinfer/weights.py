@@ -1,0 +1,54 @@
+"""A matrix of weights, wherever it is: in DRAM, or streamed from flash at each use.
+
+Both give the same bits: a product's elements do not depend on how its rows are grouped.
+"""
+
+import numpy as np
+
+from flashinfer import kernels
+
+
+class Resident:
+    """Weights in DRAM: ``data`` (rows, row_bytes) uint8, as they lie in the file."""
+
+    def __init__(self, tensor, data):
+        self.matrix = kernels.Matrix(data, tensor.columns, tensor.format)
+
+    def linear(self, x, bias=None):
+        """x (T, columns) -> (T, rows) float32."""
+        return kernels.linear(x, self.matrix, bias)
+
+    def rows(self, ids):
+        """Single rows as float32 (len(ids), columns)."""
+        return self.matrix.format.decode(self.matrix.data[ids])
+
+
+class Streamed:
+    """Weights on flash, brought through ``buffer`` whenever they are needed."""
+
+    def __init__(self, tensor, flash, buffer):
+        self.tensor, self.flash, self.buffer = tensor, flash, buffer
+
+    def linear(self, x, bias=None):
+        """x (T, columns) -> (T, rows) float32."""
+        tensor = self.tensor
+        out = np.empty((x.shape[0], tensor.rows), dtype=np.float32)
+        for first, stop, memory, starts in self.flash.stream(tensor, self.buffer):
+            begin = int(starts[0])
+            tile = memory[begin : begin + (stop - first) * tensor.row_bytes]
+            matrix = kernels.Matrix(
+                tile.reshape(stop - first, tensor.row_bytes), tensor.columns, tensor.format
+            )
+            part = None if bias is None else bias[first:stop]
+            out[:, first:stop] = kernels.linear(x, matrix, part)
+        return out
+
+    def rows(self, ids):
+        """Single rows as float32 (len(ids), columns), each read on its own."""
+        tensor = self.tensor
+        distinct, where = np.unique(ids, return_inverse=True)
+        out = np.empty((len(distinct), tensor.columns), dtype=np.float32)
+        width = np.arange(tensor.row_bytes)
+        for position, n, memory, starts in self.flash.read_rows(tensor, distinct, self.buffer):
+            out[position : position + n] = tensor.format.decode(memory[starts[:, None] + width])
+        return out[where]

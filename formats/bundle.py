@@ -1,0 +1,390 @@
+"""The flat bundle (``.flash``): one model in one file that is also a valid safetensors file.
+
+Beyond safetensors it promises: data and every tensor begin on a 4096-byte boundary (``_pad.N``
+tensors of zeros fill the gaps); a layer's FFN is one tensor, a row a neuron; ``__metadata__``
+holds the version, the model's config, a CRC-32 of every tensor and of the header, where the
+model came from, and what calibration found. See ``layout.py`` for the tensors.
+"""
+
+import errno
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from tempfile import mkstemp
+
+from .architectures import model_config
+from .config import ModelConfig
+from .errors import FormatError, UserError
+from .layout import TOKENIZER, layout, predictor_layout
+from .number_formats import BY_SAFETENSORS, NumberFormat
+from .safetensors import SafetensorsFile
+
+VERSION = "1"
+PAGE = 4096
+CHUNK_BYTES = 8 << 20
+WINDOWS = 8  # calibration measures windows of 1 to 8 tokens
+CALIBRATED = ("active", "predicted", "missed", "rank")  # of each layer: shares, and a rank
+CALIBRATED_BY_WINDOW = ("window_rows", "window_rows_most")  # neurons needed: mean, most
+_NO_CRC = "0" * 8
+_HEADER_CRC = '"flashinfer.header_crc32":"%s"'
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of weights in a bundle: rows of ``row_bytes`` bytes from ``offset`` on."""
+
+    name: str
+    offset: int
+    rows: int
+    columns: int
+    format: NumberFormat
+
+    @property
+    def row_bytes(self):
+        return self.format.row_bytes(self.columns)
+
+    @property
+    def nbytes(self):
+        return self.rows * self.row_bytes
+
+
+class Bundle:
+    """An open bundle: ``config`` (ModelConfig), ``specs``, ``tensors`` {name: StoredTensor}.
+
+    hf_config    the model's config as Hugging Face wrote it
+    calibration  what ``calibrate`` found (a dict), or None
+    source       where the model came from (a dict)
+    Raises FormatError where the file is not a bundle or lacks a tensor.
+    """
+
+    config: ModelConfig
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise FormatError(
+                f"{path}: is a directory; make a bundle of it: flashinfer convert {path} DST.flash"
+            )
+        self.file = SafetensorsFile(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self):
+        version = self.file.metadata.get("flashinfer.version")
+        if version is None:
+            raise FormatError(
+                f"{self.path}: a safetensors file, but no flashinfer bundle; flashinfer convert "
+                "makes one from a checkpoint's directory"
+            )
+        if version != VERSION:
+            raise FormatError(f"{self.path}: bundle version {version[:20]!r}, known is {VERSION}")
+        self.hf_config = self._json("flashinfer.config", dict)
+        self.source = self._json("flashinfer.source", dict)
+        try:
+            self.config = model_config(self.hf_config)
+            self.calibration = checked_calibration(
+                self._json("flashinfer.calibration", dict), self.config.num_hidden_layers
+            )
+            self.specs = layout(self.config) + predictor_layout(self.config, self._ranks())
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}") from None
+        self.tensors = {spec.name: self._tensor(spec) for spec in self.specs}
+
+    def _json(self, key, kind):
+        try:
+            value = json.loads(self.file.metadata.get(key, "null") or "null")
+        except (ValueError, RecursionError):
+            raise FormatError(f"{self.path}: metadata {key} is not JSON") from None
+        value = kind() if value is None else value
+        if not isinstance(value, kind):
+            raise FormatError(f"{self.path}: metadata {key} is not a {kind.__name__}")
+        return value
+
+    def _ranks(self):
+        """The rank of each layer's predictor, from the tensors; none where there are none."""
+        ranks = []
+        for layer in range(self.config.num_hidden_layers):
+            info = self.file.tensors.get(f"layers.{layer}.predictor.a")
+            if info is not None and len(info.shape) == 2:
+                ranks.append(info.shape[0])
+        if len(ranks) not in (0, self.config.num_hidden_layers):
+            raise FormatError(f"{self.path}: predictors for some layers only; calibrate it again")
+        return ranks
+
+    def _tensor(self, spec):
+        info = self.file.tensors.get(spec.name)
+        if info is None:
+            raise FormatError(f"{self.path}: tensor {spec.name} is missing")
+        if info.shape != spec.shape:
+            raise FormatError(
+                f"{self.path}: tensor {spec.name} is {info.shape}, the config says {spec.shape}"
+            )
+        if info.dtype not in BY_SAFETENSORS or (spec.exact and info.dtype != "F32"):
+            raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
+        if info.offset % PAGE:
+            raise FormatError(f"{self.path}: tensor {spec.name} is not on a {PAGE}-byte boundary")
+        rows = spec.shape[0] if len(spec.shape) == 2 else 1
+        return StoredTensor(
+            spec.name, info.offset, rows, spec.shape[-1], BY_SAFETENSORS[info.dtype]
+        )
+
+    @property
+    def has_predictors(self):
+        return "layers.0.predictor.a" in self.tensors
+
+    @property
+    def ffn_format(self):
+        return self.tensors["layers.0.ffn.bundles"].format
+
+    def tokenizer_json(self):
+        """The tokenizer's own file as text, or None where the bundle has none."""
+        info = self.file.tensors.get(TOKENIZER)
+        if info is None:
+            return None
+        try:
+            return bytes(self.file.read_bytes(info.offset, info.nbytes)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise FormatError(f"{self.path}: its tokenizer is damaged") from None
+
+    def read(self, name):
+        """A whole tensor as float32, in its own shape. For small ones."""
+        return self.file.read_rows(name)
+
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def checked_calibration(calibration, n_layers):
+    """What calibration wrote into a bundle, or None where it is empty. Raises FormatError."""
+    if not calibration:
+        return None
+    layers = calibration.get("layers")
+    if not isinstance(layers, list) or len(layers) != n_layers:
+        raise FormatError("its calibration is not that of this model; calibrate it again")
+    for layer in layers:
+        numbers = [layer.get(key) for key in CALIBRATED] if isinstance(layer, dict) else [None]
+        for key in CALIBRATED_BY_WINDOW if isinstance(layer, dict) else ():
+            values = layer.get(key)
+            numbers += values if isinstance(values, list) and len(values) == WINDOWS else [None]
+        if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
+            raise FormatError("its calibration is damaged; calibrate it again")
+    return calibration
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write: ``chunks()`` yields its bytes in order, as uint8 arrays or bytes."""
+
+    name: str
+    dtype: str  # the safetensors name
+    shape: tuple[int, ...]
+    nbytes: int
+    chunks: Callable[[], Iterable]
+
+
+def new_tensor(name, format, shape, chunks):
+    """A NewTensor of weights; ``chunks()`` yields float32 arrays of whole rows."""
+
+    def encoded():
+        try:
+            for values in chunks():
+                yield format.encode(values)
+        except UserError as error:
+            raise type(error)(f"tensor {name}: {error}") from None
+
+    nbytes = prod(shape[:-1]) * format.row_bytes(shape[-1])
+    return NewTensor(name, format.safetensors, shape, nbytes, encoded)
+
+
+def byte_tensor(name, data):
+    return NewTensor(name, "U8", (len(data),), len(data), lambda: [data])
+
+
+def stored_tensors(bundle, names=None):
+    """The tensors of an open bundle, in file order, as NewTensors that copy them."""
+    infos = sorted(bundle.file.tensors.values(), key=lambda info: info.offset)
+
+    def copier(info):
+        def chunks():
+            for start in range(0, info.nbytes, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, info.nbytes - start)
+                yield bundle.file.read_bytes(info.offset + start, length)
+
+        return chunks
+
+    return [
+        NewTensor(info.name, info.dtype, info.shape, info.nbytes, copier(info))
+        for info in infos
+        if not info.name.startswith("_pad.") and (names is None or names(info.name))
+    ]
+
+
+def write_bundle(path, tensors, hf_config, source, calibration=None, progress=lambda nbytes: None):
+    """Write a bundle of ``tensors`` (NewTensors, in file order) to ``path``; return its size.
+
+    Nothing stands under ``path`` before all is written and flushed. ``progress`` is told the
+    bytes as they are written. Raises UserError where the disk is full or cannot be written.
+    """
+    tensors = list(_padded(tensors))
+    metadata = {
+        "format": "flashinfer",
+        "flashinfer.version": VERSION,
+        "flashinfer.config": json.dumps(hf_config),
+        "flashinfer.source": json.dumps(source),
+        "flashinfer.calibration": json.dumps(calibration),
+    }
+    length = len(_header(tensors, metadata, {t.name: _NO_CRC for t in tensors}, None))
+    length = -(8 + length) % PAGE + length
+    total = 8 + length + sum(t.nbytes for t in tensors)
+    with _new_file(Path(path), total) as file:
+        file.seek(8 + length)
+        checksums = {}
+        for tensor in tensors:
+            crc, written = 0, 0
+            for chunk in tensor.chunks():
+                view = memoryview(chunk).cast("B")
+                crc = zlib.crc32(view, crc)
+                file.write(view)
+                written += len(view)
+                progress(len(view))
+            if written != tensor.nbytes:
+                raise AssertionError(f"{tensor.name}: {written} bytes, not {tensor.nbytes}")
+            checksums[tensor.name] = f"{crc:08x}"
+        header = _header(tensors, metadata, checksums, length)
+        file.seek(0)
+        file.write(length.to_bytes(8, "little") + header)
+    return total
+
+
+def _padded(tensors):
+    """``tensors`` with a ``_pad.N`` after each that does not end on a page."""
+    for number, tensor in enumerate(tensors):
+        yield tensor
+        gap = -tensor.nbytes % PAGE
+        if gap:
+            yield byte_tensor(f"_pad.{number}", bytes(gap))
+
+
+def _header(tensors, metadata, checksums, length):
+    """The JSON header, padded to ``length``; its own CRC-32 is taken with that CRC at zero."""
+    entries = {
+        "__metadata__": {
+            **metadata,
+            "flashinfer.checksums": json.dumps(checksums),
+            "flashinfer.header_crc32": _NO_CRC,
+        }
+    }
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    if length is None:
+        return header
+    header = header.ljust(length)
+    blank, crc = _HEADER_CRC % _NO_CRC, _HEADER_CRC % f"{zlib.crc32(header):08x}"
+    return header.replace(blank.encode(), crc.encode(), 1)
+
+
+@contextmanager
+def _new_file(path, size):
+    """A file that takes the name ``path`` only when the block ends well, flushed to disk.
+
+    Where the file system can, it has no name until then, so that even a kill leaves nothing.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory; name a file to write")
+    temporary = None
+    try:
+        try:
+            descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            descriptor, temporary = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
+            os.fchmod(descriptor, 0o666 & ~_umask())
+        with open(descriptor, "wb") as file:
+            free = os.statvfs(folder)
+            if size > free.f_bavail * free.f_frsize:
+                raise OSError(errno.ENOSPC, "")
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if temporary is None:
+                # A link cannot replace a file, a rename can.
+                temporary = str(folder / f".{path.name}.{os.getpid()}.part")
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+                _link(file.fileno(), temporary)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{path}: the disk is full; {size / 1e6:,.0f} MB are needed") from None
+        if error.filename is not None or error.errno in (errno.EIO, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _link(descriptor, name):
+    """Give an open file without a name one."""
+    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # With a directory given, Python calls linkat, which follows the link to the file.
+        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def verify(path, progress=lambda nbytes: None):
+    """Check every byte of a bundle against its checksums; return the bytes checked.
+
+    Raises FormatError naming the first tensor that differs. Memory: one chunk.
+    """
+    with Bundle(path) as bundle:
+        file = bundle.file
+        header = bytes(file.read_bytes(8, file.header_bytes))
+        stored = file.metadata.get("flashinfer.header_crc32", "")
+        blank = header.replace((_HEADER_CRC % stored).encode(), (_HEADER_CRC % _NO_CRC).encode(), 1)
+        if f"{zlib.crc32(blank):08x}" != stored:
+            raise FormatError(f"{path}: the header does not match its checksum")
+        checksums = bundle._json("flashinfer.checksums", dict)
+        for info in sorted(file.tensors.values(), key=lambda info: info.offset):
+            crc = 0
+            for start in range(0, info.nbytes, CHUNK_BYTES):
+                chunk = file.read_bytes(info.offset + start, min(CHUNK_BYTES, info.nbytes - start))
+                crc = zlib.crc32(chunk, crc)
+                progress(len(chunk))
+            if checksums.get(info.name) != f"{crc:08x}":
+                raise FormatError(f"{path}: tensor {info.name} does not match its checksum")
+        return file.size

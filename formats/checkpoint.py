@@ -1,0 +1,226 @@
+"""Reading a Hugging Face checkpoint directory: its config, tensors and tokenizer.
+
+safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alike from outside.
+"""
+
+import json
+from pathlib import Path
+
+from .errors import FormatError, UserError
+from .number_formats import BY_SAFETENSORS
+from .safetensors import SafetensorsFile
+
+COLUMN_CHUNK = 256
+
+
+class Checkpoint:
+    """An open checkpoint: ``config`` (a dict) and ``shapes`` {tensor name: shape}."""
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            what = "is a file" if self.directory.exists() else "does not exist"
+            raise FormatError(
+                f"{directory}: {what}; give the directory of a Hugging Face checkpoint"
+            )
+        self.config = read_json(self.directory / "config.json")
+        self.shards = _open_shards(self.directory)
+        self.shapes = {}
+        self._shard_of = {}
+        for shard in self.shards:
+            for name, shape in shard.shapes().items():
+                if name in self._shard_of:
+                    raise FormatError(f"{directory}: tensor {name} stands in two files")
+                self._shard_of[name], self.shapes[name] = shard, shape
+
+    def read_rows(self, name, start=0, stop=None):
+        """Rows ``start:stop`` of a tensor as float32."""
+        return self._shard_of[name].read_rows(name, start, stop)
+
+    def read_columns(self, name):
+        """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32.
+
+        Holds the whole tensor in its own number format, and one piece.
+        """
+        yield from self._shard_of[name].read_columns(name)
+
+    def generation_config(self):
+        path = self.directory / "generation_config.json"
+        return read_json(path) if path.exists() else {}
+
+    def close(self):
+        for shard in self.shards:
+            shard.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class SafetensorsShard:
+    def __init__(self, path):
+        self.file = SafetensorsFile(path)
+        self.close, self.read_rows = self.file.close, self.file.read_rows
+
+    def shapes(self):
+        return {name: info.shape for name, info in self.file.tensors.items()}
+
+    def read_columns(self, name):
+        info = self.file.tensors[name]
+        if info.dtype not in BY_SAFETENSORS:
+            raise FormatError(f"{self.file.path}: tensor {name} is {info.dtype}, not a float")
+        format = BY_SAFETENSORS[info.dtype]
+        raw = self.file.read_bytes(info.offset, info.nbytes).reshape(info.shape[0], -1)
+        for start in range(0, info.shape[1], COLUMN_CHUNK):
+            piece = raw[:, format.row_bytes(start) : format.row_bytes(start + COLUMN_CHUNK)]
+            yield format.decode(piece).T
+
+
+class TorchShard:
+    """A ``pytorch_model.bin``; torch loads it, weights only, mapped and not read."""
+
+    def __init__(self, path):
+        try:
+            import torch
+        except ImportError:
+            raise UserError(
+                f"{path}: reading it needs PyTorch: pip install torch, or save the "
+                "checkpoint as safetensors"
+            ) from None
+        try:
+            self.tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FormatError(f"{path}: PyTorch cannot read it: {reason}") from None
+        if not isinstance(self.tensors, dict) or not all(
+            isinstance(t, torch.Tensor) for t in self.tensors.values()
+        ):
+            raise FormatError(f"{path}: not a map of tensors")
+
+    def shapes(self):
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def read_rows(self, name, start=0, stop=None):
+        return self.tensors[name][start:stop].float().numpy()
+
+    def read_columns(self, name):
+        tensor = self.tensors[name]
+        for start in range(0, tensor.shape[1], COLUMN_CHUNK):
+            yield tensor[:, start : start + COLUMN_CHUNK].float().numpy().T
+
+    def close(self):
+        self.tensors = {}
+
+
+KINDS = (  # single file, index of shards, reader; the first that is there is used
+    ("model.safetensors", "model.safetensors.index.json", SafetensorsShard),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchShard),
+)
+
+
+def _open_shards(directory):
+    for single, index, reader in KINDS:
+        if (directory / index).exists():
+            return [reader(path) for path in _shard_paths(directory / index)]
+        if (directory / single).exists():
+            return [reader(directory / single)]
+    names = " or ".join(name for kind in KINDS for name in kind[:2])
+    raise FormatError(f"{directory}: no weights here; looked for {names}")
+
+
+def _shard_paths(index):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise FormatError(f"{index}: weight_map is not a map of file names in this directory")
+    return [index.parent / name for name in sorted(set(weight_map.values()))]
+
+
+def read_json(path):
+    """A JSON object from a file. Raises FormatError, naming it, where that is not what it holds."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path}: does not exist") from None
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: not a JSON object")
+    return value
+
+
+def tokenizer_json(directory):
+    """The text of ``tokenizer.json``, or one made of ``vocab.json`` and ``merges.txt``, or None."""
+    directory = Path(directory)
+    path = directory / "tokenizer.json"
+    if path.exists():
+        read_json(path)
+        return path.read_text(encoding="utf-8")
+    if not (directory / "vocab.json").exists() or not (directory / "merges.txt").exists():
+        return None
+    vocab = read_json(directory / "vocab.json")
+    lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in merges):
+        raise FormatError(f"{directory / 'merges.txt'}: not one pair of tokens a line")
+    return json.dumps(_byte_level_bpe(vocab, merges, _special_tokens(directory, vocab)))
+
+
+def _special_tokens(directory, vocab):
+    """{role: token} of the tokenizer's special tokens; "add_bos" is there if texts begin so."""
+    path = directory / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    found = {}
+    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        token = settings.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token in vocab:
+            found[role] = token
+    if settings.get("add_bos_token") and "bos_token" in found:
+        found["add_bos"] = found["bos_token"]
+    return found
+
+
+def _byte_level_bpe(vocab, merges, special):
+    """GPT-2's byte-level BPE, which OPT uses, in the form of ``tokenizer.json``."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    post_processor = {**byte_level, "use_regex": True}
+    if "add_bos" in special:
+        bos = special["add_bos"]
+        first = [{"SpecialToken": {"id": bos, "type_id": 0}}]
+        post_processor = {
+            "type": "TemplateProcessing",
+            "single": [*first, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                *first,
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+        }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": vocab[token], "content": token, "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False, "special": True,
+            }
+            for token in sorted(set(special.values()), key=vocab.get)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": post_processor,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
+            "vocab": vocab, "merges": merges,
+        },
+    }  # fmt: skip

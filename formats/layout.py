@@ -1,0 +1,86 @@
+"""Which tensors a bundle holds, in which order, and what each is for.
+
+The order is the order on flash: what must stay in DRAM first, so that opening a model is one
+sequential read; then what is read row by row; then the FFN, one tensor of bundles a layer.
+"""
+
+from dataclasses import dataclass
+
+# What each role means to the memory plan, in the order on flash.
+SMALL = "small"  # norms, biases, projections: always in DRAM
+PREDICTOR = "predictor"  # always in DRAM
+ATTENTION = "attention"  # in DRAM where it fits, else streamed a layer at a time
+HEAD = "head"  # in DRAM where it fits, else streamed
+EMBEDDING = "embedding"  # read row by row, where the output head does not hold it already
+FFN = "ffn"  # read bundle by bundle
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: its name in the bundle, shape, role; ``exact`` ones are always f32."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    exact: bool = False
+
+
+def layout(config):
+    """The TensorSpecs of a model with this ModelConfig, without predictors, in file order."""
+    d, layers = config.hidden_size, range(config.num_hidden_layers)
+    specs = []
+    if config.embedding_size != d:
+        specs.append(TensorSpec("project_in.weight", (d, config.embedding_size), SMALL))
+        specs.append(TensorSpec("project_out.weight", (config.embedding_size, d), SMALL))
+    if config.final_norm:
+        specs += _norm("final_norm", config)
+    for layer in layers:
+        specs += _norm(f"layers.{layer}.attention_norm", config)
+        specs += _norm(f"layers.{layer}.ffn_norm", config)
+        if config.bias:
+            specs += [_bias(f"layers.{layer}.{p}_proj.bias", d) for p in "qkvo"]
+            specs.append(_bias(f"layers.{layer}.ffn.up_bias", config.d_ffn))
+            specs.append(_bias(f"layers.{layer}.ffn.down_bias", d))
+    for layer in layers:
+        specs += [TensorSpec(f"layers.{layer}.{p}_proj.weight", (d, d), ATTENTION) for p in "qkvo"]
+    vocabulary = (config.vocab_size, config.embedding_size)
+    if config.tied:
+        specs.append(TensorSpec("embed_tokens.weight", vocabulary, HEAD))
+    else:
+        specs.append(TensorSpec("lm_head.weight", vocabulary, HEAD))
+        specs.append(TensorSpec("embed_tokens.weight", vocabulary, EMBEDDING))
+    positions = (config.max_position_embeddings + config.position_offset, d)
+    specs.append(TensorSpec("embed_positions.weight", positions, EMBEDDING))
+    # One row a neuron: [up_i | down_i] (paper section 3.2, row-column bundling).
+    specs += [
+        TensorSpec(f"layers.{layer}.ffn.bundles", (config.d_ffn, 2 * d), FFN) for layer in layers
+    ]
+    return specs
+
+
+def predictor_layout(config, ranks):
+    """The TensorSpecs of one low-rank predictor a layer (paper section 3.1): B (A x) + bias."""
+    d, specs = config.hidden_size, []
+    for layer, rank in enumerate(ranks):
+        specs.append(TensorSpec(f"layers.{layer}.predictor.a", (rank, d), PREDICTOR))
+        specs.append(TensorSpec(f"layers.{layer}.predictor.b", (config.d_ffn, rank), PREDICTOR))
+        specs.append(
+            TensorSpec(f"layers.{layer}.predictor.bias", (config.d_ffn,), PREDICTOR, exact=True)
+        )
+    return specs
+
+
+def head_name(config):
+    return "embed_tokens.weight" if config.tied else "lm_head.weight"
+
+
+def _norm(name, config):
+    if not config.norm_affine:
+        return []
+    return [_bias(f"{name}.weight", config.hidden_size), _bias(f"{name}.bias", config.hidden_size)]
+
+
+def _bias(name, size):
+    return TensorSpec(name, (size,), SMALL, exact=True)

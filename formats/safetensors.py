@@ -1,0 +1,168 @@
+"""Reading any safetensors file, a checkpoint's or our own, trusting nothing in it.
+
+The format (huggingface/safetensors, README, "Format"): 8 bytes little-endian header length N;
+N bytes of JSON mapping names to dtype, shape and data_offsets, with an optional
+``__metadata__`` of strings; then the data, without holes or overlaps.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from .errors import FormatError
+from .number_formats import BY_SAFETENSORS
+
+MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2,
+    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: ``offset`` counts from the start of the file, in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """An open safetensors file: ``tensors`` {name: TensorInfo}, ``metadata`` {str: str}.
+
+    Raises FormatError, naming the file, if the header is not sound or the data does not fit.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.file = open_file(self.path)
+        try:
+            self.size = os.fstat(self.file.fileno()).st_size
+            header = self._read_header()
+            self.metadata, self.tensors = parse_header(
+                header, self.size - 8 - len(header), 8 + len(header), self.path
+            )
+        except BaseException:
+            self.file.close()
+            raise
+        self.header_bytes = len(header)
+
+    def _read_header(self):
+        prefix = self.file.read(8)
+        if len(prefix) < 8:
+            raise FormatError(f"{self.path}: not a safetensors file: only {self.size} bytes long")
+        length = int.from_bytes(prefix, "little")
+        if length > self.size - 8 or length > MAX_HEADER_BYTES:
+            raise FormatError(
+                f"{self.path}: not a safetensors file, or cut off: its header would be "
+                f"{length} bytes, the file has {self.size}"
+            )
+        return self.file.read(length)
+
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def read_bytes(self, offset, length):
+        """``length`` bytes from ``offset`` of the file, as a uint8 array."""
+        buffer = np.empty(length, dtype=np.uint8)
+        view, done = memoryview(buffer), 0
+        while done < length:
+            count = os.preadv(self.file.fileno(), [view[done:]], offset + done)
+            if count == 0:
+                raise FormatError(f"{self.path}: ends at byte {offset + done}, cut off")
+            done += count
+        return buffer
+
+    def read_rows(self, name, start=0, stop=None):
+        """Rows ``start:stop`` of a tensor's first axis as float32 (a 1-D tensor: its elements)."""
+        info = self.tensors[name]
+        if info.dtype not in BY_SAFETENSORS:
+            known = ", ".join(BY_SAFETENSORS)
+            raise FormatError(f"{self.path}: tensor {name} is {info.dtype}; known are {known}")
+        format = BY_SAFETENSORS[info.dtype]
+        rows = info.shape[0] if info.shape else 1
+        stop = rows if stop is None else min(stop, rows)
+        row_bytes = info.nbytes // rows if rows else 0
+        raw = self.read_bytes(info.offset + start * row_bytes, (stop - start) * row_bytes)
+        return format.decode(raw).reshape((stop - start, *info.shape[1:]))
+
+
+def open_file(path):
+    """Open ``path`` for unbuffered reading. Raises FormatError where that cannot be done."""
+    try:
+        return open(path, "rb", buffering=0)
+    except IsADirectoryError:
+        raise FormatError(f"{path}: is a directory, not a file") from None
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror}") from None
+
+
+def parse_header(header, data_bytes, data_start, path):
+    """Check a header against ``data_bytes`` of data; return (metadata, {name: TensorInfo})."""
+    try:
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FormatError(f"{path}: the header is not JSON that can be read: {reason}") from None
+    if not isinstance(entries, dict):
+        raise FormatError(f"{path}: the header is not a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{path}: __metadata__ is not a map of strings")
+    tensors = {
+        name: _tensor_info(name, entry, data_bytes, data_start, path)
+        for name, entry in entries.items()
+    }
+    end = 0
+    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
+        begin = info.offset - data_start
+        if begin != end:
+            what = "overlaps the one before it" if begin < end else "leaves a hole before it"
+            raise FormatError(f"{path}: tensor {info.name!r} {what}")
+        end += info.nbytes
+    if end != data_bytes:
+        raise FormatError(f"{path}: the tensors have {end} bytes, the file {data_bytes}: cut off?")
+    return metadata, tensors
+
+
+def _unique_keys(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name stands twice")
+    return entries
+
+
+def _tensor_info(name, entry, data_bytes, data_start, path):
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise FormatError(f"{where} lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise FormatError(f"{where} has the unknown dtype {str(dtype)[:40]!r}")
+    if not _naturals(shape) or len(shape) > 8:
+        raise FormatError(f"{where} has no sound shape")
+    if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_bytes:
+        raise FormatError(f"{where} lies outside the file")
+    nbytes = offsets[1] - offsets[0]
+    if prod(shape) * ITEM_BYTES[dtype] != nbytes:
+        raise FormatError(f"{where}: {dtype} of shape {shape} does not take {nbytes} bytes")
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _naturals(values):
+    return isinstance(values, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values
+    )
