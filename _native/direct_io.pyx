@@ -3,6 +3,7 @@
 
 import os
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
@@ -27,6 +28,7 @@ cdef extern from "read_pool.h" nogil:
     void read_pool_wait(read_pool *pool, read_batch *batch)
 
 
+@cython.no_gc_clear  # __dealloc__ needs the reader, also when a cycle is collected
 cdef class Ticket:
     """Reads in flight. The destination lives until they are done, whatever happens."""
 

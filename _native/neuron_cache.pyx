@@ -31,7 +31,9 @@ def place(const int32_t[::1] neurons, int64_t token, int64_t window,
     cdef int64_t short = missing - (capacity - used) - free.shape[0]
     if short > 0:
         ages = np.asarray(last_used[:used])
-        candidates = np.flatnonzero((ages > token - window) & (ages < token))
+        others = ages > token - window
+        others[slots[slots >= 0]] = False
+        candidates = np.flatnonzero(others)
         order = np.argsort(ages[candidates], kind="stable")[:short]
         free = np.sort(np.concatenate([free, candidates[order].astype(np.int32)]))
     cdef const int32_t[::1] free_view = free
@@ -48,6 +50,8 @@ def place(const int32_t[::1] neurons, int64_t token, int64_t window,
         else:
             row = used
             used += 1
+            if row >= capacity:
+                raise ValueError("the cache's books are wrong")
         slot_of[neurons[miss_view[i]]] = <int32_t>row
         neuron_at[row] = neurons[miss_view[i]]
         last_used[row] = token

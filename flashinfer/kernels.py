@@ -115,7 +115,9 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, used):
     free = np.flatnonzero(ages <= token - window).astype(np.int32)
     short = len(misses) - (len(neuron_at) - used) - len(free)
     if short > 0:
-        candidates = np.flatnonzero((ages > token - window) & (ages < token))
+        others = ages > token - window
+        others[slots[slots >= 0]] = False
+        candidates = np.flatnonzero(others)
         order = np.argsort(ages[candidates], kind="stable")[:short]
         free = np.sort(np.concatenate([free, candidates[order].astype(np.int32)]))
     slot_of[neuron_at[free]] = -1

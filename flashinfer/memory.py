@@ -82,9 +82,9 @@ def _cgroup_limits(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            bases, name = (root, root / "unified"), "memory.max"
+            bases, name = {root, root / "unified"}, "memory.max"
         elif "memory" in controllers.split(","):
-            bases, name = (root / "memory", root / controllers), "memory.limit_in_bytes"
+            bases, name = {root / "memory", root / controllers}, "memory.limit_in_bytes"
         else:
             continue
         inner = Path(path.lstrip("/"))
@@ -187,10 +187,12 @@ def make_plan(bundle, budget, context, neurons, window, stride, base=None):
     fixed = base + small + predictor + sizes.kv_cache
     least = fixed + sizes.least_buffer + sizes.per_token * 16 + sizes.logits + least_cache
     if budget < least:
+        # The next process may be a little larger than this one, and its page tables too.
+        named = math.ceil(least * 512 / 511 / MIB) + 2
         raise BudgetError(
             f"{bundle.path}: --memory {budget / MIB:.0f}M is too small; the least for a context "
-            f"of {context} tokens is {math.ceil(least * 512 / 511 / MIB)}M",
-            math.ceil(least * 512 / 511 / MIB) * MIB,
+            f"of {context} tokens is {named}M",
+            named * MIB,
         )
     spare = budget - least
     buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 32 // PAGE * PAGE)
@@ -259,11 +261,11 @@ def window_needs(bundle):
 
 
 def _rows_for(need, window, d_ffn):
-    """Rows for a window of k tokens; beyond those calibrated, by what the last one added."""
-    if window <= len(need):
-        return need[window - 1]
+    """Rows for a window of k tokens: the most that it needed when calibrated and a tenth more;
+    beyond the windows calibrated, by what the last token added."""
     slope = need[-1] - need[-2] if len(need) > 1 else need[-1]
-    return min(d_ffn, need[-1] + (window - len(need)) * slope)
+    beyond = max(0, window - len(need)) * slope
+    return min(d_ffn, math.ceil(1.1 * (need[min(window, len(need)) - 1] + beyond)))
 
 
 def _in_proportion(shape, room, least, most):

@@ -161,16 +161,16 @@ def judge(a, b, bias, observed, held_out, missed):
         0.0,
         0.0,
     )
-    thresholds = []
+    thresholds, spread = [], 0.0
     for tokens in held_out:
         scores = np.concatenate(
             [found.scores(observed.x[tokens], n)[observed.bits(n, tokens)] for n in _blocks(b)]
         )
         if len(scores):
             thresholds.append(np.quantile(scores, missed, method="lower"))
-    # Just below, so that the score at the threshold itself is above it.
-    threshold = np.nextafter(np.float32(min(thresholds, default=0.0)), np.float32(-np.inf))
-    found.bias = found.bias - threshold - np.float32(1e-6) * abs(threshold)
+            spread = max(spread, float(np.abs(scores).max()))
+    # A little below, so that the score at the threshold itself is above it however it is rounded.
+    found.bias -= np.float32(min(thresholds, default=0.0) - 1e-5 * spread)
     tokens = np.concatenate(held_out)
     active = predicted = both = 0
     for neurons in _blocks(b):

@@ -205,7 +205,7 @@ class _Maker:
         elif name == "embed_positions.weight":
             yield self.code.at(np.arange(spec.shape[0])) @ self.q.T
         elif name == "embed_tokens.weight":
-            for rows in self._normal(spec.shape, random, 1 / np.sqrt(self.d)):
+            for rows in self._normal(spec.shape, random, 1 / np.sqrt(self.d - self.width)):
                 yield rows - rows @ self.q @ self.q.T
         elif name == "final_norm.weight":
             # Random signs: else a tied head would only repeat the token it was given.

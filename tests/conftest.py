@@ -1,0 +1,62 @@
+"""Small models that many tests use, made once a run."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flashinfer.formats.convert import convert
+
+from flashinfer import kernels
+from flashinfer.calibrate import calibrate
+from flashinfer.synth import opt_config, synthesize
+
+DATA = Path(__file__).parent / "data"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(params=list(kernels.TWINS))
+def twin(request):
+    """Every test of a hot path runs with the NumPy kernels and with the compiled ones."""
+    before = kernels.in_use
+    kernels.use(request.param)
+    yield request.param
+    kernels.use(before)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of a small checkpoint that a test may spoil."""
+
+    def copy(name="opt-plain"):
+        folder = tmp_path / name
+        shutil.copytree(DATA / name, folder)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A bundle of the checkpoint opt-plain in f32, without predictors."""
+    path = tmp_path_factory.mktemp("plain") / "plain.flash"
+    convert(DATA / "opt-plain", path, "f32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibrated(plain, tmp_path_factory):
+    """The same with predictors; random weights make poor ones, which is as good for tests."""
+    path = tmp_path_factory.mktemp("calibrated") / "calibrated.flash"
+    ids = np.random.default_rng(5).integers(3, 96, 1200)
+    calibrate(plain, ids, path, text="random", tokens=1200, steps=20)
+    return path
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    """A synthetic bundle whose parts are some MB, so that a budget can leave them out."""
+    path = tmp_path_factory.mktemp("synthetic") / "synthetic.flash"
+    config = opt_config(256, 4, 4, 1024, vocab_size=4000, positions=256)
+    synthesize(path, config, "f16")
+    return path

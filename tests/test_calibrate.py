@@ -1,0 +1,142 @@
+import argparse
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.formats.convert import convert
+
+from flashinfer import Model, UserError
+from flashinfer.calibrate import calibrate
+from flashinfer.predictor_training import Observations, find_predictor, svd_predictors
+
+RANDOM = np.random.default_rng(11)
+
+
+def observations(n_tokens=1200, d=32, neurons=96, rank=6):
+    """A layer whose inputs lie near a subspace, so that a predictor of that rank is good."""
+    basis = RANDOM.standard_normal((rank, d))
+    x = RANDOM.standard_normal((n_tokens, rank)) @ basis
+    x = (x + 0.01 * RANDOM.standard_normal(x.shape) + 0.5).astype(np.float32)
+    up = RANDOM.standard_normal((neurons, d)).astype(np.float32)
+    z = x @ up.T
+    bias = -np.quantile(z, 0.95, axis=0).astype(np.float32)
+    fires = (z + bias > 0).T
+    starts = np.arange(0, n_tokens, 100)
+    return Observations(x, np.packbits(fires, axis=1), starts), up, bias, fires
+
+
+def test_truncated_svd_is_the_best_low_rank_guess():
+    """No other map of that rank comes nearer to the pre-activations, by Eckart and Young."""
+    observed, up, bias, _ = observations()
+    x = observed.x
+    for a, b, found_bias in svd_predictors(x, lambda: [(0, up[:50]), (50, up[50:])], bias):
+        z = x @ up.T
+        found = x @ a.T @ b.T + found_bias - bias
+        centred = z - z.mean(axis=0)
+        singular = np.linalg.svd(centred, compute_uv=False)
+        least = np.sqrt(np.sum(singular[len(a) :] ** 2))
+        assert np.linalg.norm(found - z) <= 1.01 * least + 1e-3 * np.linalg.norm(z)
+
+
+@pytest.mark.parametrize("steps", [0, 40])
+def test_a_predictor_misses_no_more_than_it_may(steps):
+    observed, up, bias, fires = observations()
+    for missed in (0.02, 0.05, 0.3):
+        found = find_predictor(observed, lambda: [(0, up)], bias, 64, missed, steps)
+        says = found.scores(observed.x) > 0
+        _, first, second = observed.split()
+        for half in (first, second):
+            active = fires[:, half]
+            assert np.count_nonzero(active & ~says[:, half]) <= missed * active.sum() + 1e-9
+        held_out = np.concatenate([first, second])
+        assert found.predicted == pytest.approx(says[:, held_out].mean(), rel=1e-3)
+        assert found.active == pytest.approx(fires[:, held_out].mean())
+        assert found.predicted < 0.2  # far fewer than all
+
+
+def test_held_out_tokens_are_not_those_it_was_fitted_on():
+    observed, *_ = observations()
+    parts = observed.split()
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1200))
+    for part in parts:  # whole sequences
+        assert len(part) % 100 == 0 and len(part) >= 200
+
+
+def test_layers_where_nothing_fires():
+    observed, up, bias, _ = observations()
+    observed.fired[:] = 0
+    found = find_predictor(observed, lambda: [(0, up)], bias, 64, 0.05, 10)
+    assert found.active == 0 and found.missed == 0 and np.isfinite(found.bias).all()
+
+
+def test_the_bundle_keeps_its_model_and_gains_predictors(plain, calibrated):
+    verify(calibrated)
+    ids = np.random.default_rng(0).integers(3, 96, 30)
+    with Model.open(plain) as before, Model.open(calibrated, neurons="dense") as after:
+        assert np.array_equal(before.logits(ids), after.logits(ids))
+        assert set(after.bundle.tensors) - set(before.bundle.tensors) == {
+            f"layers.{i}.predictor.{t}" for i in range(2) for t in ("a", "b", "bias")
+        }
+    with Bundle(calibrated) as bundle:
+        layers = bundle.calibration["layers"]
+    assert all(0 < layer["active"] <= 1 and layer["missed"] <= 0.05 for layer in layers)
+    for layer in layers:
+        assert len(layer["window_rows"]) == 8 and layer["window_rows"] == sorted(
+            layer["window_rows"]
+        )
+
+
+def test_calibrating_again_replaces_the_predictors(calibrated, tmp_path):
+    path = tmp_path / "again.flash"
+    ids = np.random.default_rng(1).integers(3, 96, 700)
+    found = calibrate(calibrated, ids, path, tokens=700, steps=0, missed=0.2)
+    verify(path)
+    with Bundle(path) as bundle:
+        assert bundle.calibration == found
+
+
+def test_what_is_measured_is_what_a_run_does(calibrated):
+    """Active shares by calibrate's layer-wise pass and by the engine's own forward."""
+    ids = np.random.default_rng(5).integers(3, 96, 1200)
+    with Model.open(calibrated, neurons="dense") as model:
+        ffn = model.layers[0].feed_forward
+        tokens, fired = 0, 0
+        rows = model.bundle.read("layers.0.ffn.bundles")
+        inner = type(ffn).__call__
+
+        def counting(x, token):
+            nonlocal tokens, fired
+            tokens += len(x)
+            fired += np.count_nonzero(x @ rows[:, :40].T + ffn.up_bias > 0)
+            return inner(ffn, x, token)
+
+        model.layers[0].feed_forward = counting
+        for start in range(0, 48 * 25, 48):
+            model.logits(ids[start : start + 48])
+        share = fired / tokens / 72
+        assert share == pytest.approx(model.bundle.calibration["layers"][0]["active"], rel=0.1)
+
+
+def test_too_short_a_text(plain, tmp_path):
+    with pytest.raises(UserError, match="96 tokens are too few"):
+        calibrate(plain, list(range(3, 96)) + [5] * 7, tmp_path / "x.flash")
+    assert not (tmp_path / "x.flash").exists()
+
+
+def test_trained_model(tmp_path):
+    """On real trained weights the figures are those that shared/data/README.md gives."""
+    tokenizers = pytest.importorskip("tokenizers")
+    if not SHARED.exists():
+        pytest.skip("shared/data is not here")
+    path = tmp_path / "x.flash"
+    convert(SHARED / "stdlib-opt-9m", path)
+    with Bundle(path) as bundle:
+        tokenizer = tokenizers.Tokenizer.from_str(bundle.tokenizer_json())
+    text = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (argparse, typing))
+    found = calibrate(path, tokenizer.encode(text).ids, tokens=8192, steps=0)["layers"]
+    assert [layer["missed"] <= 0.05 for layer in found] == [True] * 6
+    for layer in found[1:]:
+        assert layer["predicted"] < 2.5 * layer["active"] < 0.2

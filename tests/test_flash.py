@@ -1,0 +1,140 @@
+import os
+
+import numpy as np
+import pytest
+from flashinfer.formats.bundle import StoredTensor
+from flashinfer.formats.errors import FormatError
+from flashinfer.formats.number_formats import FORMATS
+
+from flashinfer.flash import Flash, aligned_bytes
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file of 1 MiB of random bytes: (path, its bytes)."""
+    content = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8)
+    path = tmp_path / "x.flash"
+    path.write_bytes(content.tobytes())
+    return path, content
+
+
+@pytest.fixture(params=[None, False], ids=["direct", "buffered"])
+def flash(file, request, twin, capsys):
+    flash = Flash(file[0], request.param)
+    yield flash
+    flash.close()
+
+
+def int64(*values):
+    return np.array(values, dtype=np.int64)
+
+
+def test_scattered_reads_arrive_where_they_should(flash, file):
+    random, memory = np.random.default_rng(1), aligned_bytes(1 << 20)
+    places = random.permutation(256)
+    offsets = np.sort(random.choice(256, 60, replace=False)).astype(np.int64) * 4096
+    destinations = places[:60].astype(np.int64) * 4096
+    flash.wait(flash.submit(offsets, np.full(60, 4096), memory, destinations))
+    for offset, destination in zip(offsets, destinations, strict=True):
+        there = memory[destination : destination + 4096]
+        assert np.array_equal(there, file[1][offset : offset + 4096])
+    assert flash.bytes_read == 60 * 4096
+
+
+def test_neighbours_are_read_as_one(flash):
+    memory = aligned_bytes(1 << 16)
+    submitted = flash.submit(
+        int64(0, 4096, 12288, 16384), np.full(4, 4096), memory, int64(0, 4096, 8192, 20480)
+    )
+    flash.wait(submitted)
+    assert submitted[2].tolist() == [8192, 4096, 4096]
+
+
+def test_nothing_to_read(flash):
+    flash.wait(flash.submit(int64(), int64(), aligned_bytes(4096), int64()))
+
+
+def test_reading_past_the_end_names_file_offset_and_length(flash):
+    memory = aligned_bytes(1 << 16)
+    submitted = flash.submit(int64(0, 1 << 20), int64(4096, 8192), memory, int64(0, 4096))
+    with pytest.raises(FormatError, match=r"x\.flash: reading 8192 bytes at 1048576: the file end"):
+        flash.wait(submitted)
+
+
+def test_an_error_of_the_device_names_offset_and_length(flash):
+    memory = aligned_bytes(1 << 16)
+    os.close(flash.fd)  # every read fails with EBADF
+    submitted = flash.submit(int64(4096), int64(512), memory, int64(0))
+    with pytest.raises(FormatError, match="512 bytes at 4096: Bad file descriptor"):
+        flash.wait(submitted)
+    flash.fd = os.open(flash.path, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("columns", [1, 30, 256, 1000, 2048])
+@pytest.mark.parametrize("buffer_bytes", [64 << 10, 200_000, 4 << 20])
+def test_stream_yields_every_row_once(flash, file, columns, buffer_bytes):
+    rows = min(300, (1 << 19) // (2 * columns))
+    tensor = StoredTensor("t", 8192, rows, columns, FORMATS["f16"])
+    expected = file[1][8192 : 8192 + tensor.nbytes].reshape(rows, -1)
+    buffer = aligned_bytes(buffer_bytes)
+    at = 0
+    for first, stop, memory, starts in flash.stream(tensor, buffer):
+        assert first == at and len(starts) == stop - first
+        for row, start in zip(range(first, stop), starts, strict=True):
+            assert np.array_equal(memory[start : start + tensor.row_bytes], expected[row])
+        at = stop
+    assert at == rows
+
+
+@pytest.mark.parametrize("columns", [30, 256, 1000])
+def test_single_rows(flash, file, columns):
+    tensor = StoredTensor("t", 4096, 200, columns, FORMATS["f16"])
+    wanted = np.random.default_rng(2).integers(0, 200, 70)
+    found = np.zeros((70, tensor.row_bytes), np.uint8)
+    buffer = aligned_bytes(16 << 10)
+    for position, n, memory, starts in flash.read_rows(tensor, wanted, buffer):
+        for i in range(n):
+            found[position + i] = memory[starts[i] : starts[i] + tensor.row_bytes]
+    expected = file[1][4096 : 4096 + tensor.nbytes].reshape(200, -1)[wanted]
+    assert np.array_equal(found, expected)
+
+
+def test_a_row_has_room_for_any_span(flash):
+    for row_bytes in (2, 60, 512, 1536, 3072, 8192, 10240, 4098):
+        stride = flash.row_stride(row_bytes)
+        for row in range(70):
+            start, length, skip = flash.span(row * row_bytes, row_bytes)
+            assert length <= stride and skip + row_bytes <= length
+            assert start % flash.alignment == length % flash.alignment == 0
+    assert flash.row_stride(8192) == 8192  # no waste where bundles are whole pages
+
+
+def test_tickets_dropped_while_reading_do_no_harm(flash):
+    for _ in range(20):
+        memory = aligned_bytes(1 << 20)
+        flash.submit_range(0, 1 << 20, memory)
+        del memory
+
+
+def test_a_file_system_without_direct_io_is_said_once(tmp_path, capsys):
+    if not os.path.isdir("/dev/shm") or not os.access("/dev/shm", os.W_OK):
+        pytest.skip("no tmpfs here")
+    path = f"/dev/shm/flashinfer-test-{os.getpid()}"
+    try:
+        with open(path, "wb") as file:
+            file.write(bytes(8192))
+        flash = Flash(path)
+        direct = flash.direct
+        flash.close()
+        said = capsys.readouterr().err
+        assert direct or said.count("no O_DIRECT") == 1  # newer kernels have it on tmpfs
+        if not direct:
+            with pytest.raises(FormatError, match="--io buffered"):
+                Flash(path, True)
+    finally:
+        os.unlink(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FormatError, match="No such file"):
+        Flash(tmp_path / "none")

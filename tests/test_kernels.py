@@ -1,0 +1,261 @@
+"""Each hot path against float64 NumPy, both twins; and the order of sums, by equal bits."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import DATA
+from flashinfer.formats.number_formats import FORMATS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashinfer import kernels
+
+RANDOM = np.random.default_rng(3)
+WIDTHS = [1, 31, 32, 33, 64, 100, 257, 1024]
+
+
+def weights(rows, columns, name, random=RANDOM):
+    """(Matrix, its values in float64)."""
+    format = FORMATS[name]
+    raw = format.encode(random.standard_normal((rows, columns)).astype(np.float32))
+    return kernels.Matrix(raw, columns, format), format.decode(raw).astype(np.float64)
+
+
+def scattered(rows, columns, name, random=RANDOM):
+    """Rows at odd places of a larger memory: (memory, starts, format, values)."""
+    matrix, values = weights(rows, columns, name, random)
+    width = matrix.data.shape[1]
+    memory = np.full(3 * rows * (width + 16) + 64, 255, dtype=np.uint8)
+    item = matrix.format.block_bytes
+    starts = random.permutation(rows) * (width + 16) // item * item + item
+    for row, start in zip(matrix.data, starts, strict=True):
+        memory[start : start + width] = row
+    return memory, starts.astype(np.int64), matrix.format, values
+
+
+def close(found, expected, columns):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.sqrt(columns) * 4 + 1e-6)
+
+
+def pairs(random, rows, n_tokens, share=0.4):
+    """A random choice of (row, token) pairs: (mask (rows, tokens), indptr, tokens)."""
+    mask = random.random((rows, n_tokens)) < share
+    indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
+    return mask, indptr, np.nonzero(mask)[1].astype(np.int32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_linear(twin, name, columns):
+    matrix, values = weights(70, columns, name)
+    bias = RANDOM.standard_normal(70).astype(np.float32)
+    for n_tokens in (1, 3, 4, 9):
+        x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
+        close(kernels.linear(x, matrix, bias), x @ values.T + bias, columns)
+        close(kernels.linear(x, matrix), x @ values.T, columns)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_sparse_up_and_down(twin, name, columns):
+    memory, starts, format, values = scattered(37, columns, name)
+    bias = RANDOM.standard_normal(37).astype(np.float32)
+    for n_tokens in (1, 2, 7):
+        x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
+        expected = values @ x.T + bias[:, None]
+        close(kernels.sparse_up(memory, starts, format, x, bias), expected, columns)
+        mask, indptr, tokens = pairs(RANDOM, 37, n_tokens)
+        found = kernels.sparse_up(memory, starts, format, x, bias, indptr, tokens)
+        close(found, expected[mask], columns)
+
+        a = np.maximum(RANDOM.standard_normal((37, n_tokens)), 0).astype(np.float32)
+        y = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
+        expected = y + a.T @ values
+        kernels.sparse_down(memory, starts, format, a, y)
+        close(y, expected, 37)
+        expected = y + np.where(mask, a, 0).T @ values
+        kernels.sparse_down(memory, starts, format, a[mask], y, indptr, tokens)
+        close(y, expected, 37)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_split_changes_a_bit(twin, name):
+    """Rows in pieces, tokens one by one or together, one thread or four: the same bits."""
+    columns, n_tokens = 200, 11
+    memory, starts, format, _ = scattered(50, columns, name)
+    matrix, _ = weights(50, columns, name)
+    x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
+    a = kernels.sparse_up(memory, starts, format, x)
+    whole = kernels.linear(x, matrix)
+    y = np.zeros_like(x)
+    kernels.sparse_down(memory, starts, format, np.maximum(a, 0), y)
+    try:
+        for threads in (1, 2, 4):
+            kernels.set_threads(threads)
+            assert np.array_equal(whole, kernels.linear(x, matrix))
+            for cut in (1, 17, 49):
+                parts = [
+                    kernels.linear(
+                        x, kernels.Matrix(np.ascontiguousarray(d), columns, matrix.format)
+                    )
+                    for d in (matrix.data[:cut], matrix.data[cut:])
+                ]
+                assert np.array_equal(whole, np.concatenate(parts, axis=1))
+                again = np.zeros_like(x)
+                for rows in (slice(0, cut), slice(cut, None)):
+                    part = kernels.sparse_up(memory, starts[rows], format, x)
+                    assert np.array_equal(part, a[rows])
+                    kernels.sparse_down(memory, starts[rows], format, np.maximum(part, 0), again)
+                assert np.array_equal(again, y)
+            for t in range(n_tokens):
+                one = x[t : t + 1]
+                assert np.array_equal(kernels.linear(one, matrix)[0], whole[t])
+                part = kernels.sparse_up(memory, starts, format, one)
+                assert np.array_equal(part[:, 0], a[:, t])
+                again = np.zeros((1, columns), dtype=np.float32)
+                kernels.sparse_down(memory, starts, format, np.maximum(part, 0), again)
+                assert np.array_equal(again[0], y[t])
+            mask, indptr, tokens = pairs(np.random.default_rng(1), 50, n_tokens)
+            found = kernels.sparse_up(memory, starts, format, x, None, indptr, tokens)
+            assert np.array_equal(found, a[mask])
+            again = np.zeros_like(x)
+            kernels.sparse_down(memory, starts, format, np.maximum(found, 0), again, indptr, tokens)
+            full = np.zeros_like(x)
+            kernels.sparse_down(memory, starts, format, np.where(mask, np.maximum(a, 0), 0), full)
+            assert np.array_equal(again, full)
+    finally:
+        kernels.set_threads(1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_attention(twin, dtype):
+    heads, context, width, start, n = 3, 50, 64, 9, 12
+    keys = RANDOM.standard_normal((heads, context, width)).astype(dtype)
+    values = RANDOM.standard_normal((heads, context, width)).astype(dtype)
+    q = RANDOM.standard_normal((n, heads, width)).astype(np.float32)
+    found = kernels.attention(q, keys, values, start)
+    for t in range(n):
+        end = start + t + 1
+        scores = np.einsum("hw,hpw->hp", q[t].astype(float), keys[:, :end].astype(float))
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        expected = np.einsum("hp,hpw->hw", weights, values[:, :end].astype(float))
+        np.testing.assert_allclose(found[t], expected, atol=1e-5)
+        alone = kernels.attention(q[t : t + 1], keys, values, start + t)
+        assert np.array_equal(alone[0], found[t])
+
+
+def test_attention_with_large_scores(twin):
+    """Differences beyond the range of exp give weights of 0 and 1, not NaN."""
+    keys = np.zeros((1, 4, 32), dtype=np.float32)
+    keys[0, 2] = 100
+    values = np.arange(4, dtype=np.float32).reshape(1, 4, 1) * np.ones(32, dtype=np.float32)
+    q = np.full((1, 1, 32), 100, dtype=np.float32)
+    assert np.array_equal(kernels.attention(q, keys, values, 3)[0, 0], np.full(32, 2.0))
+
+
+def test_wrong_shapes_are_refused_before_a_pointer_is_touched():
+    if "native" not in kernels.TWINS:
+        pytest.skip("the compiled kernels are not here")
+    native = kernels.TWINS["native"]
+    memory, starts, format, _ = scattered(5, 32, "f16")
+    x = np.zeros((2, 32), dtype=np.float32)
+    a = np.zeros((5, 2), dtype=np.float32)
+    up, down = native["sparse_up"], native["sparse_down"]
+    indptr, tokens = np.array([0, 1, 1, 1, 1, 2], np.int32), np.array([0, 1], np.int32)
+    for call in (
+        lambda: up(memory, starts + len(memory), format, x),
+        lambda: up(memory, starts - len(memory), format, x),
+        lambda: up(memory, starts, format, x, np.zeros(4, np.float32)),
+        lambda: up(memory, starts, format, x, None, indptr[:-1], tokens),
+        lambda: up(memory, starts, format, x, None, indptr[::-1].copy(), tokens),
+        lambda: up(memory, starts, format, x, None, indptr, tokens + 1),
+        lambda: down(memory, starts, format, a[:4], x),
+        lambda: native["linear"](x, kernels.Matrix(memory[:64].reshape(2, 32), 16, format)),
+        lambda: native["attention"](x[None], np.zeros((2, 4, 32)), np.zeros((2, 4, 32)), 0),
+        lambda: native["attention"](
+            x[None], np.zeros((2, 4, 32), np.float32), np.zeros((2, 4, 32), np.float32), 4
+        ),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+RUN = """
+import sys, numpy as np
+from flashinfer import Model, kernels
+from flashinfer.formats.convert import convert
+convert({source!r}, {target!r}, "f16")
+with Model.open({target!r}) as model:
+    print(kernels.describe(), model.logits(range(3, 43)).tobytes().hex())
+"""
+
+
+def test_every_vector_unit_gives_the_same_bits(tmp_path):
+    """The portable C and each vector unit that this CPU has."""
+    found = {}
+    for unit in ("plain", "avx2", "avx512", "neon"):
+        code = RUN.format(source=str(DATA / "opt-plain"), target=str(tmp_path / "x.flash"))
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "FLASHINFER_VECTOR_UNIT": unit},
+        )  # fmt: skip
+        kernel, logits = run.stdout.rsplit(" ", 1)
+        found[kernel] = logits
+    assert len(set(found.values())) == 1, found.keys()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_place_keeps_the_books_like_its_twin(data):
+    """Random tokens: both twins do the same, and every promise of place() holds."""
+    neurons = data.draw(st.integers(1, 24))
+    capacity = data.draw(st.integers(1, neurons))
+    window = data.draw(st.integers(1, 6) | st.just(1 << 60))
+    states = {
+        name: {
+            "slot_of": np.full(neurons, -1, np.int32),
+            "neuron_at": np.full(capacity, -1, np.int32),
+            "last_used": np.zeros(capacity, np.int64),
+            "used": 0,
+            "rows": np.full(capacity, -1),  # what each row's bytes would be
+        }
+        for name in kernels.TWINS
+    }
+    history = []
+    waves = data.draw(st.lists(st.booleans(), min_size=1, max_size=12))
+    for token in np.cumsum(waves).tolist():  # False: another wave of the same token
+        wanted = np.array(
+            sorted(data.draw(st.sets(st.integers(0, neurons - 1), max_size=capacity))), np.int32
+        )
+        history.append((token, set(wanted.tolist())))
+        recent = set().union(*(used for when, used in history if when > token - window))
+        results = []
+        for name, s in states.items():
+            before = s["slot_of"].copy()
+            slots, misses, moved_from, moved_to, s["used"] = kernels.TWINS[name]["place"](
+                wanted, token, window, s["slot_of"], s["neuron_at"], s["last_used"], s["used"]
+            )
+            assert np.array_equal(misses, np.flatnonzero(before[wanted] < 0))
+            s["rows"][moved_to] = s["rows"][moved_from]
+            s["rows"][slots[misses]] = wanted[misses]
+            assert np.array_equal(s["rows"][slots], wanted)  # the right bytes are there
+            held = s["neuron_at"][: s["used"]]
+            assert np.array_equal(s["rows"][: s["used"]], held)
+            assert (s["neuron_at"][s["used"] :] == -1).all()
+            assert set(np.flatnonzero(s["slot_of"] >= 0)) == set(held.tolist())
+            assert np.array_equal(s["slot_of"][held], np.arange(s["used"]))
+            assert set(wanted.tolist()) <= set(held.tolist()) <= recent
+            if len(recent) <= capacity:
+                assert set(held.tolist()) == recent  # exactly the paper's window
+            results.append((slots.tolist(), moved_from.tolist(), moved_to.tolist(), held.tolist()))
+        assert all(result == results[0] for result in results)
+
+
+def test_place_refuses_more_than_fits(twin):
+    state = np.full(4, -1, np.int32), np.full(2, -1, np.int32), np.zeros(2, np.int64), 0
+    with pytest.raises(ValueError, match="3 neurons do not fit"):
+        kernels.place(np.arange(3, dtype=np.int32), 0, 5, *state)

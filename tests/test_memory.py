@@ -1,0 +1,125 @@
+import subprocess
+import sys
+
+import pytest
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import BudgetError, UserError
+
+from bench.cgroup import NoCgroups, run_limited
+from flashinfer import memory
+from flashinfer.memory import MIB, make_plan, parse_size
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("600M", 600 << 20), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("64k", 65536), ("77", 77), (9, 9)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1X", "0", "1e9", None, 0, True])
+def test_wrong_sizes(text):
+    with pytest.raises(UserError, match="not a size"):
+        parse_size(text)
+
+
+def plan(path, budget, neurons="predicted", window=None, context=64):
+    with Bundle(path) as bundle:
+        return make_plan(bundle, budget, context, neurons, window, stride=1024, base=30 * MIB)
+
+
+@pytest.mark.parametrize("neurons", ["predicted", "dense"])
+@pytest.mark.parametrize("window", [None, 1, 5, 50])
+def test_a_plan_never_exceeds_its_budget(synthetic, neurons, window):
+    with pytest.raises(BudgetError) as caught:
+        plan(synthetic, 1, neurons, window)
+    least, before = caught.value.least, None
+    with pytest.raises(BudgetError):
+        plan(synthetic, least - 4 * MIB, neurons, window)
+    for budget in range(least, least + 40 * MIB, 333_333):
+        p = plan(synthetic, budget, neurons, window)
+        assert p.base + p.resident + p.kv_cache + p.buffers + p.working + p.cache <= budget
+        if before:
+            assert p.attention_layers >= before.attention_layers
+        before = p
+    assert before.attention_layers == 4 and before.head > 0
+
+
+def test_the_window_bounds_the_cache(synthetic):
+    rows = [sum(plan(synthetic, 2 << 30, window=k).cache_rows) for k in (1, 2, 5, 8, 12, 200)]
+    assert rows == sorted(rows) and rows[0] < rows[3] < rows[5] <= 4 * 1024
+    assert plan(synthetic, 2 << 30).cache_rows == (1024,) * 4
+
+
+def test_the_window_that_the_budget_affords(synthetic):
+    for window in (1, 3, 8):
+        assert plan(synthetic, 2 << 30, window=window).affords == window
+
+
+def test_cgroup_limits_are_found(tmp_path):
+    proc, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "memory" / "a" / "b").mkdir(parents=True)
+    (root / "memory" / "a" / "b" / "memory.limit_in_bytes").write_text("500\n")
+    (root / "memory" / "a" / "memory.limit_in_bytes").write_text("400\n")
+    (root / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (root / "c").mkdir()
+    (root / "c" / "memory.max").write_text("300\n")
+    proc.write_text("4:memory:/a/b\n2:cpu:/\n0::/c\n")
+    assert sorted(memory._cgroup_limits(proc, root)) == [300, 400, 500]
+    proc.write_text("0::/\n")
+    assert memory._cgroup_limits(proc, root) == []
+    assert memory._cgroup_limits(tmp_path / "none", root) == []
+
+
+def test_default_budget_is_below_what_there_is():
+    assert 0 < memory.default_budget() < memory._meminfo("MemTotal")
+
+
+def least_of_a_new_process(path, *options):
+    run = subprocess.run(
+        [sys.executable, "-m", "flashinfer", "run", str(path), "--memory", "1M", *options],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1 and "the least for a context" in run.stderr
+    return int(run.stderr.rsplit(" is ", 1)[1].strip().rstrip("M"))
+
+
+@pytest.mark.parametrize("neurons", ["predicted", "dense"])
+def test_the_least_budget_holds_in_a_cgroup_of_that_size(synthetic, neurons):
+    """Whole process, page cache and kernel memory included; peak RSS stays under it, too."""
+    options = ["--tokens", "5,6,7", "-n", "30", "--temp", "0", "--neurons", neurons]
+    for io in ("threads", "buffered"):
+        options += ["--io", io]
+        least = least_of_a_new_process(synthetic, *options)
+        for budget in (least, least + 4):
+            command = [
+                sys.executable, "-m", "flashinfer", "run", str(synthetic), *options,
+                "--memory", f"{budget}M",
+            ]  # fmt: skip
+            try:
+                run = run_limited(command, budget << 20, capture_output=True, text=True)
+            except NoCgroups as error:
+                pytest.skip(str(error))
+            assert run.returncode == 0, (run.returncode, run.stderr)
+            peak = float(run.stderr.split("memory ")[1].split()[0])
+            assert peak <= budget
+
+
+def test_the_default_budget_is_the_cgroup(synthetic):
+    command = [
+        sys.executable,
+        "-m",
+        "flashinfer",
+        "run",
+        str(synthetic),
+        "--tokens",
+        "5",
+        "-n",
+        "4",
+    ]
+    try:
+        run = run_limited(command, 150 << 20, capture_output=True, text=True)
+    except NoCgroups as error:
+        pytest.skip(str(error))
+    assert run.returncode == 0 and f"of {0.95 * 150:.0f} MiB" in run.stderr

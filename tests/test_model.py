@@ -1,0 +1,215 @@
+"""The contracts: bits, memory, and that one piece and token by token are the same."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from flashinfer import BudgetError, Model, UserError
+from flashinfer.memory import MIB
+
+IDS = np.random.default_rng(8).integers(3, 96, 40)
+LONG = np.random.default_rng(9).integers(3, 4000, 60)
+
+
+def logits_of(path, ids, **options):
+    """Logits of a prompt, then of its tokens one by one: (T, vocab), (T, vocab)."""
+    with Model.open(path, **options) as model:
+        whole = model.logits(ids)
+        model.reset()
+        single = np.stack([model.forward([token]) for token in ids])
+    return whole, single
+
+
+@pytest.fixture(scope="module")
+def least(synthetic):
+    with pytest.raises(BudgetError) as caught:
+        Model.open(synthetic, memory=1, context=64)
+    assert f"{caught.value.least // MIB}M" in str(caught.value)
+    return caught.value.least
+
+
+@pytest.mark.parametrize("neurons", ["dense", "predicted"])
+def test_one_piece_and_token_by_token(calibrated, twin, neurons):
+    whole, single = logits_of(calibrated, IDS, neurons=neurons)
+    np.testing.assert_allclose(whole, single, atol=1e-4)
+    assert np.array_equal(whole, single)  # here even every bit
+
+
+def test_in_pieces(calibrated, twin):
+    with Model.open(calibrated) as model:
+        whole = model.forward(IDS, every=True)
+        for cut in (1, 7, 39):
+            model.reset()
+            parts = [model.forward(p, every=True) for p in (IDS[:cut], IDS[cut:])]
+            assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_window_changes_no_bit(synthetic, twin):
+    found = [logits_of(synthetic, LONG, window=window) for window in (1, 5, 20, None)]
+    assert all(np.array_equal(a, found[0][0]) for pair in found for a in pair)
+
+
+def test_threads_change_no_bit(synthetic):
+    found = [logits_of(synthetic, LONG, threads=threads) for threads in (1, 2, 4)]
+    assert all(np.array_equal(a, found[0][0]) for pair in found for a in pair)
+
+
+def test_reading_through_the_page_cache_changes_no_bit(synthetic, twin):
+    found = [logits_of(synthetic, LONG, direct=direct) for direct in (None, False)]
+    assert all(np.array_equal(a, found[0][0]) for pair in found for a in pair)
+
+
+def test_budget_changes_no_bit(synthetic, twin, least):
+    """From the least, where all that can streams, to plenty, where nothing is read."""
+    plenty, _ = logits_of(synthetic, LONG, context=64)
+    streamed = set()
+    for extra, neurons in itertools.product((0, 1, 2, 3, 5, 8, 40), ("predicted", "dense")):
+        # The test's own process grows, so the least is taken anew for each budget.
+        with pytest.raises(BudgetError) as caught:
+            Model.open(synthetic, memory=1, context=64, neurons=neurons)
+        memory = caught.value.least + extra * MIB
+        with Model.open(synthetic, memory=memory, context=64, neurons=neurons) as model:
+            plan = model.plan
+            streamed.add((plan.attention_layers, plan.head > 0))
+            whole = model.logits(LONG)
+            model.reset()
+            single = np.stack([model.forward([token]) for token in LONG[:20]])
+        assert np.array_equal(whole, plenty), plan
+        assert np.array_equal(single, plenty[:20]), plan
+    assert len(streamed) > 2  # the budgets did differ in what they left on flash
+
+
+def test_predicted_is_dense_where_the_predictor_misses_nothing(synthetic, twin):
+    dense, _ = logits_of(synthetic, LONG, neurons="dense")
+    predicted, _ = logits_of(synthetic, LONG, neurons="predicted")
+    assert np.array_equal(dense, predicted)
+
+
+def test_a_second_text_starts_afresh(calibrated):
+    with Model.open(calibrated, window=3) as model:
+        first = model.logits(IDS)
+        model.logits(IDS[::-1])
+        assert np.array_equal(model.logits(IDS), first)
+
+
+def test_generate_greedily(calibrated):
+    with Model.open(calibrated, context=48) as model:
+        tokens = list(model.generate(IDS[:8], max_new_tokens=12, temperature=0, stop_at_eos=False))
+        assert len(tokens) == 12 and model.stats.token_ids == tokens
+        again = list(model.generate(IDS[:8], max_new_tokens=12, temperature=0, stop_at_eos=False))
+        assert again == tokens
+        logits = model.logits([*IDS[:8], *tokens])
+    assert tokens == logits[7:-1].argmax(axis=1).tolist()
+
+
+def test_generate_stops_at_the_end_of_text(calibrated):
+    with Model.open(calibrated, context=48) as model:
+        free = list(model.generate(IDS[:8], 40, temperature=0, stop_at_eos=False))
+        model.config = type(model.config)(
+            **{**vars(model.config), "eos_token_ids": (free[3],)},
+        )
+        stopped = list(model.generate(IDS[:8], 40, temperature=0))
+        assert stopped == free[: free.index(free[3]) + 1]
+
+
+def test_stats_count_what_was_read(synthetic):
+    with Model.open(synthetic, window=1) as model:
+        tokens = list(model.generate([5], 20, temperature=0, stop_at_eos=False))
+        figures = model.stats.as_dict()
+        bundle = model.bundle.tensors["layers.0.ffn.bundles"].row_bytes
+    stats = model.stats
+    assert figures["token_ids"] == tokens and figures["generated_tokens"] == 20
+    assert figures["prompt_tokens"] == 1 and stats.generation.tokens == 19
+    # Every miss is one bundle of exactly its size, and rows of positions are read besides.
+    rows = stats.generation.misses * bundle
+    assert rows <= stats.generation.flash_bytes <= rows + 19 * 4096
+    assert 0 <= figures["cache_hit_rate"] < 1
+    assert figures["peak_rss_bytes"] > 10 * MIB and figures["window"] == 1
+
+
+def test_neurons_stay_only_for_the_window(synthetic):
+    with Model.open(synthetic, window=2) as model:
+        model.forward(LONG)
+        for token in LONG[:5]:
+            model.forward([token])
+        for layer in model.layers:
+            cache = layer.feed_forward.cache
+            assert cache.used and (cache.last_used[: cache.used] > model.token - 1 - 2).all()
+
+
+def test_after_a_prompt_the_cache_holds_what_its_last_tokens_used(synthetic):
+    """The streamed path must leave what the token-by-token path would have."""
+    held = []
+    for pieces in ([LONG], [[token] for token in LONG]):
+        with Model.open(synthetic, window=5) as model:
+            for piece in pieces:
+                model.forward(piece)
+            caches = [layer.feed_forward.cache for layer in model.layers]
+            held.append([sorted(c.neuron_at[: c.used].tolist()) for c in caches])
+            for number, cache in enumerate(caches):
+                rows = model.bundle.read(f"layers.{number}.ffn.bundles")
+                found = model.bundle.ffn_format.decode(cache.rows[: cache.used])
+                assert np.array_equal(found, rows[cache.neuron_at[: cache.used]])
+    assert held[0] == held[1]
+
+
+WRONG = {
+    "token too large": (lambda m: m.forward([96]), "token id 96 is not within 0 to 95"),
+    "token negative": (lambda m: m.forward([3, -1]), "token id -1"),
+    "no tokens": (lambda m: m.forward([]), "one or more"),
+    "tokens of floats": (lambda m: m.forward([1.5]), "whole numbers"),
+    "prompt beyond the context": (lambda m: m.forward([5] * 49), "do not fit the context of 48"),
+    "too many new tokens": (lambda m: list(m.generate([5] * 40, 20)), "context"),
+    "negative temperature": (lambda m: list(m.generate([5], 1, temperature=-1)), "temperature"),
+    "top-k": (lambda m: list(m.generate([5], 1, top_k=-1)), "top-k"),
+    "top-p": (lambda m: list(m.generate([5], 1, top_p=0)), "top-p"),
+}
+
+
+@pytest.mark.parametrize("call, says", WRONG.values(), ids=WRONG)
+def test_wrong_calls_are_one_line(calibrated, call, says):
+    with Model.open(calibrated, context=48) as model:
+        with pytest.raises(UserError, match=says) as caught:
+            call(model)
+        assert "\n" not in str(caught.value)
+        assert model.position == 0
+        model.forward([5])  # and the model still works
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"memory": "nonsense"}, "600M"),
+        ({"memory": 0}, "not a size"),
+        ({"window": 0}, "window 0"),
+        ({"context": 49}, "1 to 48"),
+        ({"threads": 0}, "threads 0"),
+        ({"neurons": "some"}, "predicted, dense"),
+    ],
+)
+def test_wrong_options_are_one_line(calibrated, options, says):
+    with pytest.raises(UserError, match=says):
+        Model.open(calibrated, **options)
+
+
+def test_predicted_needs_predictors(plain):
+    with pytest.raises(UserError, match="flashinfer calibrate"):
+        Model.open(plain, neurons="predicted")
+    with Model.open(plain) as model:
+        assert model.plan.neurons == "dense"
+
+
+def test_a_file_cut_after_opening_gives_one_line_and_no_half_read_row(synthetic, tmp_path):
+    path = tmp_path / "x.flash"
+    path.write_bytes(synthetic.read_bytes())
+    with Model.open(path, window=1) as model:
+        before = model.logits(LONG[:3])
+        whole = path.read_bytes()
+        with open(path, "r+b") as file:
+            file.truncate(len(whole) // 2)
+        with pytest.raises(UserError, match=r"x\.flash: reading .* bytes at .*: the file ends"):
+            for token in LONG:
+                model.forward([token])
+        path.write_bytes(whole)
+        assert np.array_equal(model.logits(LONG[:3]), before)

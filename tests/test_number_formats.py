@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.number_formats import FORMATS, number_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1)
+
+
+@given(floats)
+def test_f32_is_exact(values):
+    values = np.array(values, dtype=np.float32)
+    assert np.array_equal(FORMATS["f32"].decode(FORMATS["f32"].encode(values)), values)
+
+
+@given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1))
+def test_f16_keeps_halves(values):
+    values = np.array(values, dtype=np.float32)
+    assert np.array_equal(FORMATS["f16"].decode(FORMATS["f16"].encode(values)), values)
+
+
+@given(floats)
+def test_bf16_rounds_to_nearest_even(values):
+    values = np.array(values, dtype=np.float32)
+    found = FORMATS["bf16"].decode(FORMATS["bf16"].encode(values))
+    bits = values.view(np.uint32).astype(np.uint64)
+    low = (bits >> 16 << 16).astype(np.uint32).view(np.float32)
+    with np.errstate(over="ignore"):
+        high = ((bits >> 16) + 1 << 16).astype(np.uint32).view(np.float32)
+    down, up = np.abs(values.astype(float) - low), np.abs(high.astype(float) - values)
+    even = (bits >> 16) % 2 == 0
+    assert np.array_equal(found, np.where((down < up) | ((down == up) & even), low, high))
+
+
+def test_bf16_keeps_infinities_and_nans():
+    values = np.array([np.inf, -np.inf, np.nan], dtype=np.float32)
+    found = FORMATS["bf16"].decode(FORMATS["bf16"].encode(values))
+    assert np.array_equal(found, values, equal_nan=True)
+    signalling = np.array([0x7F800001], dtype=np.uint32).view(np.float32)
+    assert np.isnan(FORMATS["bf16"].decode(FORMATS["bf16"].encode(signalling))[0])
+
+
+def test_f16_refuses_what_it_cannot_hold():
+    with pytest.raises(UserError, match="bf16"):
+        FORMATS["f16"].encode(np.array([1e6], dtype=np.float32))
+
+
+def test_unknown_format_names_the_known_ones():
+    with pytest.raises(UserError, match="f32, f16, bf16"):
+        number_format("f8")

@@ -1,0 +1,45 @@
+"""Against transformers, live: fresh random checkpoints of every variant."""
+
+import numpy as np
+import pytest
+from flashinfer.formats.convert import convert
+
+from flashinfer import Model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from make_checkpoints import VARIANTS, make, reference  # noqa: E402
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_logits(name, safe, tmp_path, twin):
+    seed = int(np.random.SeedSequence().entropy % 2**32)  # printed where the test fails
+    model = make(VARIANTS[name], seed)
+    if safe:
+        model.save_pretrained(tmp_path)
+    else:
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    convert(tmp_path, tmp_path / "x.flash", "f32")
+    ids = np.random.default_rng(seed).integers(3, 96, 40)
+    with Model.open(tmp_path / "x.flash") as ours:
+        difference = np.abs(ours.logits(ids) - reference(model, ids)).max()
+    assert difference < 1e-4, f"seed {seed}"
+
+
+def test_greedy_text(tmp_path):
+    model = make({}, 7)
+    model.save_pretrained(tmp_path)
+    convert(tmp_path, tmp_path / "x.flash", "f32")
+    prompt = [5, 17, 60]
+    with torch.no_grad():
+        theirs = model.generate(
+            torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None,
+            attention_mask=torch.ones(1, 3, dtype=torch.int64),
+        )[0, 3:].tolist()  # fmt: skip
+    with Model.open(tmp_path / "x.flash") as ours:
+        assert list(ours.generate(prompt, 30, temperature=0, stop_at_eos=False)) == theirs
