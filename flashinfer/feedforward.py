@@ -25,9 +25,11 @@ class FeedForward:
         self.format = bundles.format
         self.d_model = bundles.columns // 2
         self.down_at = self.format.row_bytes(self.d_model)  # where down_i begins in a bundle
+        self.ahead = None  # reads begun before their token, and the neurons they are for
 
     def __call__(self, x, token):
         """x (T, d_model) float32, normalised; token: number of the first -> (T, d_model)."""
+        self._finish_reading_ahead()
         if self.predictor is None:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
@@ -40,6 +42,39 @@ class FeedForward:
         if self.down_bias is not None:
             y += self.down_bias
         return y
+
+    def read_ahead(self, x, token):
+        """Begin to read what the token will probably need (beyond the paper).
+
+        x (1, d_model): this layer's input as it would be if the layers still to come before it
+        added nothing. The guess costs bandwidth where it is wrong, and never changes a result.
+        """
+        cache = self.cache
+        if self.predictor is None or cache.capacity == self.bundles.rows or not cache.guesses_pay:
+            return
+        neurons = Selection.of_scores(self.predictor.scores(x)).neurons
+        if 2 * len(neurons) > cache.capacity:
+            return
+        slots, misses = cache.place_ahead(neurons, token)
+        if len(misses):
+            self.ahead = self._submit(neurons[misses], slots[misses]), neurons[misses]
+
+    def _finish_reading_ahead(self):
+        if self.ahead is None:
+            return
+        (reads, neurons), self.ahead = self.ahead, None
+        try:
+            self.flash.wait(reads)
+        except BaseException:
+            self.cache.forget(neurons)  # no half-read row is ever used
+            raise
+
+    def _submit(self, neurons, slots):
+        """Begin to read neurons into their rows of the cache."""
+        offsets, lengths, _ = self._spans(neurons)
+        return self.flash.submit(
+            offsets, lengths, self.cache.memory, slots * np.int64(self.cache.stride)
+        )
 
     def _streams(self, selection, n_tokens):
         if self.cache.capacity == self.bundles.rows and self.predictor is None:
@@ -55,11 +90,9 @@ class FeedForward:
         for first in range(0, len(selection.neurons), capacity):
             part = selection.part(first, first + capacity)
             slots, misses = self.cache.place(part.neurons, token + len(x) - 1)
-            offsets, lengths, skips = self._spans(part.neurons)
+            _, _, skips = self._spans(part.neurons)
             rows = slots * np.int64(self.cache.stride) + skips
-            reads = self.flash.submit(
-                offsets[misses], lengths[misses], self.cache.memory, rows[misses] - skips[misses]
-            )
+            reads = self._submit(part.neurons[misses], slots[misses])
             try:
                 a = self._activations(x, part, rows, misses, reads)
             except BaseException:

@@ -14,7 +14,7 @@ from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR
 
 MIB = 1 << 20
 PAGE = 4096
-RESERVE = 14 * MIB  # threads' stacks, the kernel's own pages, what Python allocates on the way
+RESERVE = 10 * MIB  # threads' stacks, the kernel's own pages, what Python allocates on the way
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads

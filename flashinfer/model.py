@@ -262,8 +262,11 @@ class Model:
     def _hidden(self, ids):
         """ids (T,) -> hidden states after the last layer (T, d_model)."""
         h = self.embed(ids)
-        for layer in self.layers:
-            h = self._layer(layer, h)
+        for number, layer in enumerate(self.layers):
+            h, x = self.attend(layer, h)
+            if len(ids) == 1 and number + 1 < len(self.layers):
+                self._read_ahead(self.layers[number + 1], h)
+            h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
         self.position += len(ids)
         self.token += len(ids)
         return h
@@ -276,11 +279,6 @@ class Model:
             h = self.project_in.linear(h)
         return h + self.embed_positions.rows(positions)
 
-    def _layer(self, layer, h):
-        """One layer: h (T, d_model) -> (T, d_model)."""
-        h, x = self.attend(layer, h)
-        return self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
-
     def attend(self, layer, h):
         """h (T, d_model) -> (h after attention, the FFN's normalised input), each (T, d_model)."""
         if self.config.norm_before:
@@ -288,6 +286,11 @@ class Model:
             return h, layer.ffn_norm(h)
         h = layer.attention_norm(h + layer.attention(h, self.position))
         return h, h
+
+    def _read_ahead(self, following, h):
+        """Guess from h, the layer before it unfinished, what the following layer's FFN will use."""
+        x = following.ffn_norm(h) if self.config.norm_before else h
+        following.feed_forward.read_ahead(x, self.token)
 
     def add_feed_forward(self, layer, h, y):
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""

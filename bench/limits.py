@@ -1,0 +1,63 @@
+"""What the hardware gives, measured by means other than ours: fio or dd, and a plain sum."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def machine():
+    """One line that names the machine."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        model = next(
+            line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line
+        )
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    family = "family " + text.split("cpu family\t: ")[1].split()[0] if "cpu family" in text else ""
+    return f"{model} {family}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}"
+
+
+def random_read_bandwidth(path, block_bytes, jobs=32, seconds=3):
+    """Bytes/s of random O_DIRECT reads of one block size, ``jobs`` in flight: fio, or else dd.
+
+    dd reads one block after another and so gives less; it is only the fallback.
+    """
+    block = max(512, block_bytes // 512 * 512)
+    if shutil.which("fio"):
+        run = subprocess.run(
+            ["fio", "--name=r", f"--filename={path}", "--rw=randread", f"--bs={block}",
+             "--direct=1", "--ioengine=psync", "--thread", f"--numjobs={jobs}", "--readonly",
+             "--time_based", f"--runtime={seconds}", "--group_reporting", "--output-format=json",
+             f"--size={os.path.getsize(path) // block * block}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return json.loads(run.stdout)["jobs"][0]["read"]["bw_bytes"]
+    count = min(20000, os.path.getsize(path) // block)
+    begun = time.perf_counter()
+    subprocess.run(
+        ["dd", f"if={path}", "of=/dev/null", f"bs={block}", f"count={count}", "iflag=direct"],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    return count * block / (time.perf_counter() - begun)
+
+
+def dram_bandwidth(nbytes=1 << 29, repeats=5):
+    """Bytes/s of a plain sum over memory, best of several, with one thread a core."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    cores = len(os.sched_getaffinity(0))
+    parts = np.array_split(np.ones(nbytes // 8, dtype=np.int64), cores)
+    with ThreadPoolExecutor(cores) as pool:
+        times = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            times.append(time.perf_counter() - begun)
+    return nbytes / min(times)
