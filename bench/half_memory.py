@@ -16,11 +16,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.number_formats import FORMATS
+from tqdm import tqdm
+
 from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
 from flashinfer.cli.common import byte_bar
-from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.number_formats import FORMATS
 from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 
 MODES = ("dense", "predicted")
@@ -51,12 +53,11 @@ def measure(model, repeats, threads=None):
         size, row_bytes = bundle.file.size, bundle.tensors["layers.0.ffn.bundles"].row_bytes
     limit = size // 2 // 4096 * 4096
     runs = {mode: [] for mode in MODES}
-    for _ in range(repeats):
-        for mode in MODES:
-            figures = run(model, mode, limit, threads)
-            if figures is None:
-                raise SystemExit(f"{mode}: killed in a cgroup of {limit} bytes")
-            runs[mode].append(figures)
+    for mode in tqdm(MODES * repeats, desc="run", leave=False):
+        figures = run(model, mode, limit, threads)
+        if figures is None:
+            raise SystemExit(f"{mode}: killed in a cgroup of {limit} bytes")
+        runs[mode].append(figures)
     rows = []
     for mode in MODES:
         rows.append(

@@ -5,10 +5,10 @@
 
 import numpy as np
 import pytest
+from flashinfer.formats.number_formats import FORMATS
 
 from bench.limits import dram_bandwidth
 from flashinfer import kernels
-from flashinfer.formats.number_formats import FORMATS
 from flashinfer.threads import default_threads
 
 ROWS, COLUMNS = 65536, 2048  # 268 MB in f16: more than any cache

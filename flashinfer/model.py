@@ -20,6 +20,7 @@ from flashinfer.threads import default_threads
 from flashinfer.weights import Resident, Streamed
 
 NEURONS = ("predicted", "dense")
+LOAD_BYTES = 64 << 20  # read at a time when opening
 NORM_EPSILON = np.float32(1e-5)
 
 
@@ -66,6 +67,7 @@ class Model:
         context=None,
         threads=None,
         direct=None,
+        progress=lambda what, done, total: None,
     ):
         """Open a bundle.
 
@@ -75,14 +77,16 @@ class Model:
         context  tokens that the key/value cache holds; None: the model's most, up to 1024
         threads  to compute with; None: one for each core this process may use
         direct   True: O_DIRECT or an error; False: through the page cache; None: try
+        progress called as progress("load", bytes, bytes in all) while opening, and as
+                 progress("prompt", share done, 1.0) during a prompt of several tokens
 
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
         """
-        return cls(Bundle(path), memory, window, neurons, context, threads, direct)
+        return cls(Bundle(path), memory, window, neurons, context, threads, direct, progress)
 
-    def __init__(self, bundle, memory_budget, window, neurons, context, threads, direct):
-        self.bundle, self.config = bundle, bundle.config
+    def __init__(self, bundle, memory_budget, window, neurons, context, threads, direct, progress):
+        self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash = None
         try:
             self._check(window, neurons, context, threads)
@@ -164,8 +168,14 @@ class Model:
             else:
                 weights[spec.name] = Resident(tensor, data)
             at += length
+        done = 0
         for offset, length, destination in runs:
-            self.flash.wait(self.flash.submit_range(offset, length, block, destination))
+            for start in range(0, length, LOAD_BYTES):
+                size = min(LOAD_BYTES, length - start)
+                at = destination + start
+                self.flash.wait(self.flash.submit_range(offset + start, size, block, at))
+                done += size
+                self.progress("load", done, len(block))
         for spec in streamed:
             weights[spec.name] = Streamed(tensors[spec.name], self.flash, self.buffer)
         return weights
@@ -238,7 +248,7 @@ class Model:
         rows = []
         for first in range(0, len(ids), self.plan.chunk):
             chunk = ids[first : first + self.plan.chunk]
-            h = self._hidden(chunk)
+            h = self._hidden(chunk, first / len(ids), len(chunk) / len(ids))
             if every:
                 rows.append(self._logits(h))
             elif first + len(chunk) == len(ids):
@@ -259,14 +269,19 @@ class Model:
             )
         return ids.astype(np.int64)
 
-    def _hidden(self, ids):
-        """ids (T,) -> hidden states after the last layer (T, d_model)."""
+    def _hidden(self, ids, begun=0.0, share=1.0):
+        """ids (T,) -> hidden states after the last layer (T, d_model).
+
+        They are ``share`` of a prompt of which the share ``begun`` is done.
+        """
         h = self.embed(ids)
         for number, layer in enumerate(self.layers):
             h, x = self.attend(layer, h)
             if len(ids) == 1 and number + 1 < len(self.layers):
                 self._read_ahead(self.layers[number + 1], h)
             h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
+            if len(ids) > 1:
+                self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         self.position += len(ids)
         self.token += len(ids)
         return h

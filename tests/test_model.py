@@ -7,6 +7,7 @@ import pytest
 
 from flashinfer import BudgetError, Model, UserError
 from flashinfer.memory import MIB
+from flashinfer.neuron_cache import UNLIMITED
 
 IDS = np.random.default_rng(8).integers(3, 96, 40)
 LONG = np.random.default_rng(9).integers(3, 4000, 60)
@@ -64,11 +65,12 @@ def test_budget_changes_no_bit(synthetic, twin, least):
     """From the least, where all that can streams, to plenty, where nothing is read."""
     plenty, _ = logits_of(synthetic, LONG, context=64)
     streamed = set()
-    for extra, neurons in itertools.product((0, 1, 2, 3, 5, 8, 40), ("predicted", "dense")):
+    steps = (-1.5, -1, 0, 1, 2, 4, 40)  # MiB; the least that is named has 2 to spare
+    for extra, neurons in itertools.product(steps, ("predicted", "dense")):
         # The test's own process grows, so the least is taken anew for each budget.
         with pytest.raises(BudgetError) as caught:
             Model.open(synthetic, memory=1, context=64, neurons=neurons)
-        memory = caught.value.least + extra * MIB
+        memory = int(caught.value.least + extra * MIB)
         with Model.open(synthetic, memory=memory, context=64, neurons=neurons) as model:
             plan = model.plan
             streamed.add((plan.attention_layers, plan.head > 0))
@@ -135,7 +137,9 @@ def test_neurons_stay_only_for_the_window(synthetic):
             model.forward([token])
         for layer in model.layers:
             cache = layer.feed_forward.cache
-            assert cache.used and (cache.last_used[: cache.used] > model.token - 1 - 2).all()
+            last_used = cache.last_used[: cache.used]
+            recent = (last_used > model.token - 1 - 2) | (last_used == -UNLIMITED)
+            assert cache.used and recent.all()
 
 
 def test_after_a_prompt_the_cache_holds_what_its_last_tokens_used(synthetic):
@@ -146,7 +150,14 @@ def test_after_a_prompt_the_cache_holds_what_its_last_tokens_used(synthetic):
             for piece in pieces:
                 model.forward(piece)
             caches = [layer.feed_forward.cache for layer in model.layers]
-            held.append([sorted(c.neuron_at[: c.used].tolist()) for c in caches])
+            # Wrong guesses stay until the next token, marked as used never.
+            in_window = [c.last_used[: c.used] > model.token - 1 - 5 for c in caches]
+            held.append(
+                [
+                    sorted(c.neuron_at[: c.used][recent].tolist())
+                    for c, recent in zip(caches, in_window, strict=True)
+                ]
+            )
             for number, cache in enumerate(caches):
                 rows = model.bundle.read(f"layers.{number}.ffn.bundles")
                 found = model.bundle.ffn_format.decode(cache.rows[: cache.used])

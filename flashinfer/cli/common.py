@@ -67,6 +67,29 @@ def write_json(path, figures):
 
 
 @contextmanager
+def model_bars():
+    """Progress bars for opening a model and for a long prompt; yields Model.open's progress."""
+    bars = {}
+    formats = {
+        "load": {"unit": "B", "unit_scale": True, "unit_divisor": 1024},
+        "prompt": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
+    }
+
+    def progress(what, done, total):
+        if what not in bars:
+            bars[what] = tqdm(desc=what, total=total, leave=False, delay=1, **formats[what])
+        bars[what].update(done - bars[what].n)
+        if done >= total:
+            bars.pop(what).close()
+
+    try:
+        yield progress
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+@contextmanager
 def byte_bar(description):
     """A progress bar in bytes; yields progress(bytes_more, bytes_in_all)."""
     with tqdm(

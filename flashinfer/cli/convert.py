@@ -2,7 +2,7 @@
 
 import sys
 
-from flashinfer.cli.common import byte_bar
+from flashinfer.cli.common import add_json, byte_bar, write_json
 from flashinfer.formats import convert as converter
 from flashinfer.formats.number_formats import FORMATS
 
@@ -11,6 +11,7 @@ def add_arguments(parser):
     parser.add_argument("source", metavar="SRC", help="the checkpoint's directory")
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
     parser.add_argument("--dtype", choices=FORMATS, default="f16", help="of the weights (f16)")
+    add_json(parser)
 
 
 def main(args):
@@ -21,3 +22,4 @@ def main(args):
         f"{args.destination} --text FILE",
         file=sys.stderr,
     )
+    write_json(args.json, {"model": args.destination, "bytes": size, "number_format": args.dtype})

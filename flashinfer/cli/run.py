@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from flashinfer import kernels
-from flashinfer.cli.common import add_json, id_list, positive, size, write_json
+from flashinfer.cli.common import add_json, id_list, model_bars, positive, size, write_json
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.memory import format_size
@@ -76,15 +76,19 @@ def main(args):
         config = bundle.config
     ids = args.tokens or prompt_ids(args, tokenizer, config)
     context = args.ctx_size or min(len(ids) + args.predict, config.max_position_embeddings)
-    with Model.open(
-        path,
-        memory=args.memory,
-        window=args.window,
-        neurons=args.neurons,
-        context=context,
-        threads=args.threads,
-        direct=IO[args.io],
-    ) as model:
+    with (
+        model_bars() as progress,
+        Model.open(
+            path,
+            memory=args.memory,
+            window=args.window,
+            neurons=args.neurons,
+            context=context,
+            threads=args.threads,
+            direct=IO[args.io],
+            progress=progress,
+        ) as model,
+    ):
         # Near the context's end fewer tokens than asked for are written.
         room = context - len(ids) + 1
         tokens = model.generate(
