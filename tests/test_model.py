@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from flashinfer import BudgetError, Model, UserError
+from flashinfer.feedforward import FeedForward
 from flashinfer.memory import MIB
-from flashinfer.neuron_cache import UNLIMITED
+from flashinfer.neuron_cache import UNLIMITED, NeuronCache
 
 IDS = np.random.default_rng(8).integers(3, 96, 40)
 LONG = np.random.default_rng(9).integers(3, 4000, 60)
@@ -86,6 +87,34 @@ def test_predicted_is_dense_where_the_predictor_misses_nothing(synthetic, twin):
     dense, _ = logits_of(synthetic, LONG, neurons="dense")
     predicted, _ = logits_of(synthetic, LONG, neurons="predicted")
     assert np.array_equal(dense, predicted)
+
+
+@pytest.mark.parametrize("window", [2, None])
+def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
+    """With right guesses, with wrong ones, and without any."""
+    right = FeedForward.read_ahead
+    guesses = {
+        "right": right,
+        "wrong": lambda self, x, token: right(self, -x, token),
+        "none": lambda self, x, token: None,
+    }
+    monkeypatch.setattr(NeuronCache, "guesses_pay", True)
+    found, read = {}, {}
+    for name, read_ahead in guesses.items():
+        monkeypatch.setattr(FeedForward, "read_ahead", read_ahead)
+        with Model.open(synthetic, window=window) as model:
+            for layer in model.layers:  # where the whole layer stays nothing is guessed
+                keep_rows(layer.feed_forward.cache, 600)
+            found[name] = np.stack([model.forward([token]) for token in LONG])
+            read[name] = model.flash.bytes_read
+    assert np.array_equal(found["right"], found["none"])
+    assert np.array_equal(found["wrong"], found["none"])
+    assert read["wrong"] > 1.2 * read["none"] > 1.1 * read["right"]
+
+
+def keep_rows(cache, n):
+    cache.capacity = min(cache.capacity, n)
+    cache.neuron_at, cache.last_used = cache.neuron_at[:n].copy(), cache.last_used[:n].copy()
 
 
 def test_a_second_text_starts_afresh(calibrated):

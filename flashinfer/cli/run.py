@@ -70,6 +70,11 @@ def demo_model():
 
 
 def main(args):
+    if "native" not in kernels.TWINS:
+        print(
+            "flashinfer: the compiled kernels are not installed; NumPy's are slower",
+            file=sys.stderr,
+        )
     path = args.model or demo_model()
     with Bundle(path) as bundle:
         tokenizer = None if args.tokens else Tokenizer(bundle)
