@@ -53,7 +53,7 @@ class FeedForward:
         if self.predictor is None or cache.capacity == self.bundles.rows or not cache.guesses_pay:
             return
         neurons = Selection.of_scores(self.predictor.scores(x)).neurons
-        if 2 * len(neurons) > cache.capacity:
+        if len(neurons) > cache.capacity:
             return
         slots, misses = cache.place_ahead(neurons, token)
         if len(misses):

@@ -1,0 +1,65 @@
+/* Runs every kernel on fixed inputs and prints the vector unit in use and a hash of the bits.
+ * tests/test_portability.py builds it with each compiler there is and compares the hashes. */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "kernels.h"
+
+enum { ROWS = 40, TOKENS = 6, HEADS = 3, CONTEXT = 50, WIDTH = 64, START = 20 };
+
+static uint32_t state = 12345;
+static uint64_t hash = 1469598103934665603u; /* FNV-1a */
+
+static uint32_t next(void) { return state = state * 1664525u + 1013904223u; }
+static float uniform(void) { return (int32_t)next() / 2147483648.0f; }
+
+static void add_to_hash(const void *data, size_t length) {
+    for (const uint8_t *byte = data; length--; byte++) hash = (hash ^ *byte) * 1099511628211u;
+}
+
+static float *uniforms(int64_t n) {
+    float *values = malloc(n * sizeof *values);
+    for (int64_t i = 0; i < n; i++) values[i] = uniform();
+    return values;
+}
+
+static void products(int format, int64_t d) {
+    int64_t size = format == F32 ? 4 : 2, rows[ROWS];
+    uint8_t *weights = malloc(ROWS * d * size);
+    for (int64_t i = 0; i < ROWS * d; i++) {
+        float f = 3 * uniform();
+        uint32_t bits;
+        memcpy(&bits, &f, 4);
+        uint16_t half = format == BF16 ? bits >> 16 : (next() >> 16) & 0xBFFF; /* finite */
+        memcpy(weights + i * size, format == F32 ? (void *)&f : (void *)&half, size);
+    }
+    for (int64_t i = 0; i < ROWS; i++) rows[i] = i * d * size;
+    float *x = uniforms(TOKENS * d), *a = malloc(4 * ROWS * TOKENS), *y = calloc(TOKENS * d, 4);
+    up_task up = {weights, rows, 0, ROWS, d, TOKENS, format, x, NULL, NULL, NULL, a, TOKENS, 1};
+    run_up(&up, ROWS * TOKENS, 2);
+    down_task down = {weights, rows, ROWS, d, TOKENS, format, a, NULL, NULL, y};
+    run_down(&down, ROWS * TOKENS, 2);
+    down.n_tokens = 1;
+    run_down(&down, ROWS, 2);
+    add_to_hash(a, 4 * ROWS * TOKENS);
+    add_to_hash(y, 4 * TOKENS * d);
+    free(weights), free(x), free(a), free(y);
+}
+
+static void attention(void) {
+    float *q = uniforms(TOKENS * HEADS * WIDTH), *out = uniforms(TOKENS * HEADS * WIDTH);
+    float *keys = uniforms(HEADS * CONTEXT * WIDTH), *values = uniforms(HEADS * CONTEXT * WIDTH);
+    attention_task task = {q, (uint8_t *)keys, (uint8_t *)values, TOKENS, HEADS, WIDTH, CONTEXT,
+                           START, F32, out};
+    if (run_attention(&task, 2)) exit(1);
+    add_to_hash(out, 4 * TOKENS * HEADS * WIDTH);
+    free(q), free(out), free(keys), free(values);
+}
+
+int main(void) {
+    for (int format = F32; format <= BF16; format++)
+        for (int64_t d = 37; d <= 200; d += 54) products(format, d);
+    attention();
+    printf("%s %016" PRIx64 "\n", best_unit()->name, hash);
+    return 0;
+}
