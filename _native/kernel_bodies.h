@@ -10,11 +10,13 @@ INLINE V NAME(load)(int format, const uint8_t *row, int64_t j) {
     switch (format) {
     case F32: return NAME(load_f32)((const float *)row + j);
     case F16: return NAME(load_f16)((const uint16_t *)row + j);
+    case Q8_0: return NAME(load_q8_0)(row + j / BLOCK * Q8_0_BYTES); /* j is a multiple of 32 */
+    case Q4_0: return NAME(load_q4_0)(row + j / BLOCK * Q4_0_BYTES);
     default: return NAME(load_bf16)((const uint16_t *)row + j);
     }
 }
 
-/* The last n < 32 values, with zeros behind them. */
+/* The last n < 32 values, with zeros behind them; rows of blocks have no such. */
 INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
     float padded[32] = {0};
     int64_t size = format == F32 ? 4 : 2;
@@ -66,6 +68,8 @@ static void NAME(up)(const up_task *task, int64_t begin, int64_t end) {
     switch (task->format) {
     case F32: NAME(up_format)(task, F32, begin, end); break;
     case F16: NAME(up_format)(task, F16, begin, end); break;
+    case Q8_0: NAME(up_format)(task, Q8_0, begin, end); break;
+    case Q4_0: NAME(up_format)(task, Q4_0, begin, end); break;
     default: NAME(up_format)(task, BF16, begin, end); break;
     }
 }
@@ -148,6 +152,8 @@ static void NAME(down)(const down_task *task, int64_t begin, int64_t end) {
     switch (task->format) {
     case F32: DOWN(F32); break;
     case F16: DOWN(F16); break;
+    case Q8_0: DOWN(Q8_0); break;
+    case Q4_0: DOWN(Q4_0); break;
     default: DOWN(BF16); break;
     }
 #undef DOWN

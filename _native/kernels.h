@@ -22,7 +22,8 @@
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
 #define COLUMN_BLOCK 256 /* columns of the down projection decoded at a time; a multiple of 32 */
 
-enum { F32 = 0, F16 = 1, BF16 = 2 };
+enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
+enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
 
 /* rows[i] . x[t] + bias[i], for all tokens or, with indptr, for tokens[indptr[i]:indptr[i+1]] */
 typedef struct {
@@ -66,6 +67,12 @@ INLINE float f16_to_f32(uint16_t h) {
     return float_of_bits(bits | sign);
 }
 
+INLINE float block_scale(const uint8_t *block) {
+    uint16_t half;
+    memcpy(&half, block, 2);
+    return f16_to_f32(half);
+}
+
 /* e^x for x <= 0, within 2 units in the last place, the same bits on every unit. */
 INLINE float exp_f32(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
@@ -99,6 +106,11 @@ INLINE float sum_of_8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float hardware_scale(const uint8_t *block) {
+    uint16_t half;
+    memcpy(&half, block, 2);
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 }
 #define UNIT_AVX2
 #define NAME(x) PASTE(x, avx2)

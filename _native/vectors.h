@@ -26,6 +26,12 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
         _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + 16 * i))), 16));
     return v;
 }
+INLINE V NAME(scaled)(const __m128i *quants, float scale) { /* 32 int8 */
+    V v;
+    EACH v.q[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quants[i])),
+                                _mm512_set1_ps(scale));
+    return v;
+}
 INLINE float NAME(sum)(V v) {
     __m512 s = _mm512_add_ps(v.q[0], v.q[1]);
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s),
@@ -54,6 +60,14 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
         _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8 * i))), 16));
     return v;
 }
+INLINE V NAME(scaled)(const __m128i *quants, float scale) { /* 32 int8 */
+    V v;
+    EACH {
+        __m128i part = i % 2 ? _mm_srli_si128(quants[i / 2], 8) : quants[i / 2];
+        v.q[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(part)), _mm256_set1_ps(scale));
+    }
+    return v;
+}
 INLINE float NAME(sum)(V v) {
     return sum_of_8(_mm256_add_ps(_mm256_add_ps(v.q[0], v.q[2]), _mm256_add_ps(v.q[1], v.q[3])));
 }
@@ -77,6 +91,29 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
     V v;
     EACH v.q[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
     return v;
+}
+INLINE V NAME(scaled)(const int8x16_t *quants, float scale) { /* 32 int8 */
+    V v;
+    for (int i = 0; i < 2; i++) {
+        int16x8_t low = vmovl_s8(vget_low_s8(quants[i])), high = vmovl_s8(vget_high_s8(quants[i]));
+        v.q[4 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+        v.q[4 * i + 1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+        v.q[4 * i + 2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+        v.q[4 * i + 3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+    }
+    EACH v.q[i] = vmulq_n_f32(v.q[i], scale);
+    return v;
+}
+INLINE V NAME(load_q8_0)(const uint8_t *block) {
+    int8x16_t q[2] = {vld1q_s8((const int8_t *)block + 2), vld1q_s8((const int8_t *)block + 18)};
+    return NAME(scaled)(q, block_scale(block));
+}
+INLINE V NAME(load_q4_0)(const uint8_t *block) {
+    uint8x16_t packed = vld1q_u8(block + 2);
+    int8x16_t eight = vdupq_n_s8(8);
+    int8x16_t q[2] = {vsubq_s8(vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), eight),
+                      vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), eight)};
+    return NAME(scaled)(q, block_scale(block));
 }
 INLINE float NAME(sum)(V v) {
     for (int i = 0; i < 4; i++) v.q[i] = vaddq_f32(v.q[i], v.q[i + 4]);
@@ -102,10 +139,42 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
     EACH v.q[i] = float_of_bits((uint32_t)p[i] << 16);
     return v;
 }
+INLINE V NAME(load_q8_0)(const uint8_t *block) {
+    V v;
+    float scale = block_scale(block);
+    EACH v.q[i] = scale * (int8_t)block[2 + i];
+    return v;
+}
+INLINE V NAME(load_q4_0)(const uint8_t *block) {
+    V v;
+    float scale = block_scale(block);
+    for (int i = 0; i < 16; i++) {
+        v.q[i] = scale * ((block[2 + i] & 15) - 8);
+        v.q[i + 16] = scale * ((block[2 + i] >> 4) - 8);
+    }
+    return v;
+}
 INLINE float NAME(sum)(V v) {
     for (int n = 16; n; n /= 2)
         for (int i = 0; i < n; i++) v.q[i] += v.q[i + n];
     return v.q[0];
+}
+
+#endif
+
+#if defined(UNIT_AVX512) || defined(UNIT_AVX2)
+
+INLINE V NAME(load_q8_0)(const uint8_t *block) {
+    __m128i q[2] = {_mm_loadu_si128((const __m128i *)(block + 2)),
+                    _mm_loadu_si128((const __m128i *)(block + 18))};
+    return NAME(scaled)(q, hardware_scale(block));
+}
+INLINE V NAME(load_q4_0)(const uint8_t *block) {
+    __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2));
+    __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    __m128i q[2] = {_mm_sub_epi8(_mm_and_si128(packed, low), eight),
+                    _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), eight)};
+    return NAME(scaled)(q, hardware_scale(block));
 }
 
 #endif

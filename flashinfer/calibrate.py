@@ -9,8 +9,7 @@ import numpy as np
 from flashinfer import kernels, memory
 from flashinfer.formats.bundle import Bundle, new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.layout import layout, predictor_layout
-from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.layout import format_of, layout, predictor_layout
 from flashinfer.model import Model
 from flashinfer.predictor_training import Observations, find_predictor, window_rows
 
@@ -149,9 +148,7 @@ def _write(bundle, destination, found, calibration):
     specs = predictor_layout(bundle.config, [len(f.a) for f in found])
     values = [array for f in found for array in (f.a, f.b, f.bias)]
     new = [
-        new_tensor(
-            spec.name, FORMATS["f32" if spec.exact else "f16"], spec.shape, lambda v=value: [v]
-        )
+        new_tensor(spec.name, format_of(spec, None, None), spec.shape, lambda v=value: [v])
         for spec, value in zip(specs, values, strict=True)
     ]
     old = stored_tensors(bundle, lambda name: ".predictor." not in name)

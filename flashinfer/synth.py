@@ -17,8 +17,8 @@ import numpy as np
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.bundle import WINDOWS, new_tensor, write_bundle
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.layout import PREDICTOR, SMALL, layout, predictor_layout
-from flashinfer.formats.number_formats import FORMATS, number_format
+from flashinfer.formats.layout import SMALL, format_of, layout, predictor_layout
+from flashinfer.formats.number_formats import number_format
 
 # Published shapes: hidden_size, layers, heads, ffn_dim.
 OPT_SHAPES = {
@@ -70,18 +70,22 @@ def opt_config(hidden_size, layers, heads, ffn_dim, vocab_size=50272, positions=
     }  # fmt: skip
 
 
-def synthesize(destination, config, dtype="f16", active=0.03, fresh=0.024, seed=0, progress=None):
+def synthesize(
+    destination, config, dtype="f16", active=0.03, fresh=0.024, seed=0, progress=None,
+    dense_dtype=None,
+):  # fmt: skip
     """Write a synthetic bundle of a Hugging Face OPT config; return its calibration.
 
     active    share of a layer's neurons that fire for a token
     fresh     share of the layer that fires and did not for the last five tokens
     progress  called as progress(bytes_written, bytes_in_all)
+    dense_dtype  number format of what is not FFN, where it is to be another than ``dtype``
 
     Memory: some tens of MB and one square matrix of hidden_size. Raises UserError where the
     shares cannot be had.
     """
     model = model_config(config)
-    format = number_format(dtype)
+    ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
     maker = _Maker(model, active, fresh, seed)
     calibration = {
         "text": f"synthetic, seed {seed}",
@@ -91,14 +95,15 @@ def synthesize(destination, config, dtype="f16", active=0.03, fresh=0.024, seed=
     specs = layout(model)
     small = sum(spec.role == SMALL for spec in specs)
     specs[small:small] = predictor_layout(model, [maker.width] * model.num_hidden_layers)
-    tensors = []
-    for spec in specs:
-        kind = (
-            FORMATS["f32"] if spec.exact else FORMATS["f16"] if spec.role == PREDICTOR else format
+    tensors = [
+        new_tensor(
+            spec.name,
+            format_of(spec, ffn, dense),
+            spec.shape,
+            lambda spec=spec: maker.chunks(spec),
         )
-        tensors.append(
-            new_tensor(spec.name, kind, spec.shape, lambda spec=spec: maker.chunks(spec))
-        )
+        for spec in specs
+    ]
     total = sum(tensor.nbytes for tensor in tensors)
     write_bundle(
         destination,

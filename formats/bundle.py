@@ -21,7 +21,7 @@ from .architectures import model_config
 from .config import ModelConfig
 from .errors import FormatError, UserError
 from .layout import TOKENIZER, layout, predictor_layout
-from .number_formats import BY_SAFETENSORS, NumberFormat
+from .number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from .safetensors import SafetensorsFile
 
 VERSION = "1"
@@ -88,6 +88,7 @@ class Bundle:
             raise FormatError(f"{self.path}: bundle version {version[:20]!r}, known is {VERSION}")
         self.hf_config = self._json("flashinfer.config", dict)
         self.source = self._json("flashinfer.source", dict)
+        self.formats = self._json("flashinfer.formats", dict)
         try:
             self.config = model_config(self.hf_config)
             self.calibration = checked_calibration(
@@ -123,18 +124,31 @@ class Bundle:
         info = self.file.tensors.get(spec.name)
         if info is None:
             raise FormatError(f"{self.path}: tensor {spec.name} is missing")
-        if info.shape != spec.shape:
+        format = self._format(spec, info)
+        expected = spec.shape
+        if format.block > 1:
+            expected = (*spec.shape[:-1], format.row_bytes(spec.shape[-1]))
+        if info.shape != expected:
             raise FormatError(
-                f"{self.path}: tensor {spec.name} is {info.shape}, the config says {spec.shape}"
+                f"{self.path}: tensor {spec.name} is {info.shape}, the config says {expected}"
             )
-        if info.dtype not in BY_SAFETENSORS or (spec.exact and info.dtype != "F32"):
-            raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
         if info.offset % PAGE:
             raise FormatError(f"{self.path}: tensor {spec.name} is not on a {PAGE}-byte boundary")
         rows = spec.shape[0] if len(spec.shape) == 2 else 1
-        return StoredTensor(
-            spec.name, info.offset, rows, spec.shape[-1], BY_SAFETENSORS[info.dtype]
-        )
+        return StoredTensor(spec.name, info.offset, rows, spec.shape[-1], format)
+
+    def _format(self, spec, info):
+        """The NumberFormat of a tensor: by its dtype, or by name where safetensors has none."""
+        name = self.formats.get(spec.name)
+        named = FORMATS.get(name) if isinstance(name, str) else None
+        format = named or BY_SAFETENSORS.get(info.dtype)
+        if (
+            format is None
+            or format.safetensors != info.dtype
+            or (spec.exact and info.dtype != "F32")
+        ):
+            raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
+        return format
 
     @property
     def has_predictors(self):
@@ -156,7 +170,10 @@ class Bundle:
 
     def read(self, name):
         """A whole tensor as float32, in its own shape. For small ones."""
-        return self.file.read_rows(name)
+        tensor = self.tensors[name]
+        raw = self.file.read_bytes(tensor.offset, tensor.nbytes)
+        values = tensor.format.decode(raw.reshape(tensor.rows, -1))
+        return values if tensor.rows > 1 else values.reshape(-1)
 
     def close(self):
         self.file.close()
@@ -194,6 +211,7 @@ class NewTensor:
     shape: tuple[int, ...]
     nbytes: int
     chunks: Callable[[], Iterable]
+    format: str = ""  # the number format's name where safetensors has none
 
 
 def new_tensor(name, format, shape, chunks):
@@ -207,7 +225,10 @@ def new_tensor(name, format, shape, chunks):
             raise type(error)(f"tensor {name}: {error}") from None
 
     nbytes = prod(shape[:-1]) * format.row_bytes(shape[-1])
-    return NewTensor(name, format.safetensors, shape, nbytes, encoded)
+    if format.block == 1:
+        return NewTensor(name, format.safetensors, shape, nbytes, encoded)
+    shape = (*shape[:-1], format.row_bytes(shape[-1]))
+    return NewTensor(name, format.safetensors, shape, nbytes, encoded, format.name)
 
 
 def byte_tensor(name, data):
@@ -227,7 +248,14 @@ def stored_tensors(bundle, names=None):
         return chunks
 
     return [
-        NewTensor(info.name, info.dtype, info.shape, info.nbytes, copier(info))
+        NewTensor(
+            info.name,
+            info.dtype,
+            info.shape,
+            info.nbytes,
+            copier(info),
+            bundle.formats.get(info.name, ""),
+        )
         for info in infos
         if not info.name.startswith("_pad.") and (names is None or names(info.name))
     ]
@@ -244,6 +272,7 @@ def write_bundle(path, tensors, hf_config, source, calibration=None, progress=la
         "format": "flashinfer",
         "flashinfer.version": VERSION,
         "flashinfer.config": json.dumps(hf_config),
+        "flashinfer.formats": json.dumps({t.name: t.format for t in tensors if t.format}),
         "flashinfer.source": json.dumps(source),
         "flashinfer.calibration": json.dumps(calibration),
     }

@@ -9,22 +9,23 @@ from .architectures import architecture
 from .bundle import byte_tensor, new_tensor, write_bundle
 from .checkpoint import COLUMN_CHUNK, Checkpoint, tokenizer_json
 from .errors import FormatError
-from .layout import EMBEDDING, FFN, TOKENIZER, layout
-from .number_formats import FORMATS, number_format
+from .layout import EMBEDDING, FFN, TOKENIZER, format_of, layout
+from .number_formats import number_format
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 
 
-def convert(source, destination, dtype="f16", progress=None):
+def convert(source, destination, dtype="f16", progress=None, dense_dtype=None):
     """Convert the checkpoint in directory ``source`` to the bundle ``destination``.
 
-    dtype     number format of the weights; norms and biases are always f32
-    progress  called as progress(bytes_written, bytes_in_all)
+    dtype        number format of the weights; norms and biases are always f32
+    progress     called as progress(bytes_written, bytes_in_all)
+    dense_dtype  number format of what is not FFN, where it is to be another
 
     Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
     some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
     """
-    format = number_format(dtype)
+    ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
     with Checkpoint(source) as checkpoint:
         try:
             module = architecture(checkpoint.config)
@@ -33,7 +34,7 @@ def convert(source, destination, dtype="f16", progress=None):
             raise FormatError(f"{Path(source) / 'config.json'}: {error}") from None
         names = _Names(checkpoint, module)
         specs = layout(config)
-        tensors = [names.tensor(spec, format) for spec in specs]
+        tensors = [names.tensor(spec, format_of(spec, ffn, dense)) for spec in specs]
         names.refuse_strangers(config)
         tokenizer = tokenizer_json(source)
         if tokenizer is not None:
@@ -48,7 +49,7 @@ def convert(source, destination, dtype="f16", progress=None):
             destination,
             tensors,
             hf_config,
-            source={"checkpoint": Path(source).resolve().name, "dtype": dtype},
+            source={"checkpoint": Path(source).resolve().name},
             progress=(lambda nbytes: progress(nbytes, total)) if progress else lambda nbytes: None,
         )
 
@@ -87,7 +88,6 @@ class _Names:
             down = self.find(self.module.DOWN, layer, (width, neurons))
             return new_tensor(spec.name, format, spec.shape, lambda: self.bundles(up, down))
         name = self.find(self.module.NAMES.get(template, template), layer, spec.shape)
-        format = FORMATS["f32"] if spec.exact else format
         return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name))
 
     def rows(self, name):

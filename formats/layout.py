@@ -6,6 +6,8 @@ sequential read; then what is read row by row; then the FFN, one tensor of bundl
 
 from dataclasses import dataclass
 
+from .number_formats import FORMATS
+
 # What each role means to the memory plan, in the order on flash.
 SMALL = "small"  # norms, biases, projections: always in DRAM
 PREDICTOR = "predictor"  # always in DRAM
@@ -70,6 +72,20 @@ def predictor_layout(config, ranks):
             TensorSpec(f"layers.{layer}.predictor.bias", (config.d_ffn,), PREDICTOR, exact=True)
         )
     return specs
+
+
+def format_of(spec, ffn, dense):
+    """The NumberFormat of a tensor: norms f32, predictors f16, FFN and the others as asked for.
+
+    Positions, one small row a token, keep 16 bits where the others have fewer.
+    """
+    if spec.exact:
+        return FORMATS["f32"]
+    if spec.role == PREDICTOR:
+        return FORMATS["f16"]
+    if spec.name == "embed_positions.weight" and dense.block > 1:
+        return FORMATS["f16"]
+    return ffn if spec.role == FFN else dense
 
 
 def head_name(config):

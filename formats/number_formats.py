@@ -1,7 +1,8 @@
 """Number formats: how a row of weights lies in bytes, and its float32 values.
 
-A row is a run of blocks. f32, f16 and bf16 have blocks of one value. Adding a format is one
-subclass here and one loader in ``_native/vectors.h``.
+A row is a run of blocks. f32, f16 and bf16 have blocks of one value; q8_0 and q4_0 are GGML's:
+32 values that share a float16 scale. Adding a format is one subclass here and one loader for each
+vector unit in ``_native/vectors.h``.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ class NumberFormat:
 
     name         the name users type (``--dtype``)
     code         the number the compiled kernels know it by
-    safetensors  the dtype that the safetensors header gives it
+    safetensors  the dtype that the safetensors header gives it; U8 where it has no name for it
     block        values in a block; block_bytes, bytes in a block
     """
 
@@ -74,8 +75,67 @@ class BF16(NumberFormat):
         return rounded.astype("<u2").view(np.uint8)
 
 
-FORMATS = {format.name: format for format in (F32(), F16(), BF16())}
-BY_SAFETENSORS = {format.safetensors: format for format in FORMATS.values()}
+class Q8_0(NumberFormat):
+    """GGML's q8_0: a float16 scale, then 32 int8; value = scale * q."""
+
+    name, safetensors, code, block, block_bytes = "q8_0", "U8", 3, 32, 34
+
+    def decode(self, raw):
+        scales, quants = _blocks(raw, self)
+        values = quants.view(np.int8) * scales
+        return values.reshape(*raw.shape[:-1], -1)
+
+    def encode(self, values):
+        x = _in_blocks(values, self)
+        scales = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        scaled = x * _inverse(scales)
+        quants = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))  # half away from zero
+        return _pack(scales, quants.astype(np.int8).view(np.uint8), values)
+
+
+class Q4_0(NumberFormat):
+    """GGML's q4_0: a float16 scale, then 32 values of 4 bits; value = scale * (q - 8).
+
+    Byte j holds value j in its low and value j + 16 in its high half.
+    """
+
+    name, safetensors, code, block, block_bytes = "q4_0", "U8", 4, 32, 18
+
+    def decode(self, raw):
+        scales, packed = _blocks(raw, self)
+        quants = np.concatenate([packed & 15, packed >> 4], axis=-1).view(np.int8) - np.int8(8)
+        return (quants * scales).reshape(*raw.shape[:-1], -1)
+
+    def encode(self, values):
+        x = _in_blocks(values, self)
+        largest = np.take_along_axis(x, np.abs(x).argmax(axis=-1, keepdims=True), axis=-1)
+        scales = largest / np.float32(-8)  # the largest in magnitude becomes -8 exactly
+        quants = np.minimum(15, np.trunc(x * _inverse(scales) + np.float32(8.5))).astype(np.uint8)
+        return _pack(scales, quants[..., :16] | quants[..., 16:] << 4, values)
+
+
+def _blocks(raw, format):
+    """raw (..., row_bytes) -> scales (..., blocks, 1) float32, the blocks' other bytes uint8."""
+    blocks = np.ascontiguousarray(raw).reshape(*raw.shape[:-1], -1, format.block_bytes)
+    return blocks[..., :2].copy().view("<f2").astype(np.float32), blocks[..., 2:].copy()
+
+
+def _in_blocks(values, format):
+    return np.asarray(values, dtype=np.float32).reshape(*values.shape[:-1], -1, format.block)
+
+
+def _inverse(scales):
+    with np.errstate(divide="ignore"):
+        return np.where(scales == 0, np.float32(0), np.float32(1) / scales)
+
+
+def _pack(scales, quants, values):
+    raw = np.concatenate([FORMATS["f16"].encode(scales), quants], axis=-1)
+    return raw.reshape(*values.shape[:-1], -1)
+
+
+FORMATS = {format.name: format for format in (F32(), F16(), BF16(), Q8_0(), Q4_0())}
+BY_SAFETENSORS = {f.safetensors: f for f in FORMATS.values() if f.block == 1}
 
 
 def number_format(name):

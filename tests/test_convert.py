@@ -66,6 +66,13 @@ def test_shorter_formats_are_near(dtype, tolerance, tmp_path, twin):
     assert 0 < difference < tolerance * np.abs(recorded["logits"]).max()
 
 
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+def test_rows_of_no_whole_blocks(name, tmp_path):
+    """The small checkpoint's hidden size is 40."""
+    with pytest.raises(UserError, match=f"{name} needs rows of a multiple of 32, not 40"):
+        convert(DATA / "opt-plain", tmp_path / "x.flash", name)
+
+
 def change_tensors(folder, change):
     path = folder / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)

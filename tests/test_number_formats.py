@@ -46,6 +46,40 @@ def test_f16_refuses_what_it_cannot_hold():
         FORMATS["f16"].encode(np.array([1e6], dtype=np.float32))
 
 
+BLOCKED = [name for name, format in FORMATS.items() if format.block > 1]
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_blocks_are_ggmls(name):
+    """Bit for bit what the gguf package writes and reads."""
+    quants = pytest.importorskip("gguf.quants")
+    kind = quants.GGMLQuantizationType[name.upper()]
+    random = np.random.default_rng(4)
+    values = random.standard_normal((40, 96)).astype(np.float32)
+    values *= 10 ** random.uniform(-3, 3, (40, 1)).astype(np.float32)
+    values[3, :32] = 0
+    values[4, 5] = -values[4, :32].max() * 3
+    raw = FORMATS[name].encode(values)
+    assert np.array_equal(raw, quants.quantize(values, kind))
+    assert np.array_equal(FORMATS[name].decode(raw), quants.dequantize(raw, kind))
+
+
+@pytest.mark.parametrize("name, steps", [("q8_0", 127), ("q4_0", 8)])
+def test_blocks_are_near(name, steps):
+    values = np.random.default_rng(5).standard_normal((10, 256)).astype(np.float32)
+    found = FORMATS[name].decode(FORMATS[name].encode(values)).reshape(-1, 32)
+    largest = np.abs(values.reshape(-1, 32)).max(axis=1, keepdims=True)
+    # Half a step; q4_0 has one step fewer on one side; and the scale is a float16.
+    worst = largest / steps * (0.5 if name == "q8_0" else 1.0) + largest * 2e-3
+    assert (np.abs(found - values.reshape(-1, 32)) <= worst).all()
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_rows_of_no_whole_blocks_are_refused(name):
+    with pytest.raises(UserError, match="multiple of 32, not 40"):
+        FORMATS[name].row_bytes(40)
+
+
 def test_unknown_format_names_the_known_ones():
-    with pytest.raises(UserError, match="f32, f16, bf16"):
+    with pytest.raises(UserError, match="f32, f16, bf16, q8_0, q4_0"):
         number_format("f8")

@@ -17,7 +17,7 @@ BUILDS = {  # compiler, flags of its own, what runs its programs
     "aarch64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64-static"]),
 }
 # A change of this is a change of every logit: the order of sums, or exp, is another.
-HASH = "720abc7f8214f02a"
+HASH = "c52620e40cd60845"
 
 
 @pytest.mark.parametrize("name", BUILDS)

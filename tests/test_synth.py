@@ -36,7 +36,7 @@ def recording(norm, store, key):
     return call
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
 def test_dense_and_predicted_write_the_same(tmp_path, dtype):
     path = tmp_path / "x.flash"
     synthesize(path, opt_config(128, 3, 4, 512, vocab_size=1000, positions=256), dtype)

@@ -24,16 +24,15 @@ static float *uniforms(int64_t n) {
 }
 
 static void products(int format, int64_t d) {
-    int64_t size = format == F32 ? 4 : 2, rows[ROWS];
-    uint8_t *weights = malloc(ROWS * d * size);
-    for (int64_t i = 0; i < ROWS * d; i++) {
-        float f = 3 * uniform();
-        uint32_t bits;
-        memcpy(&bits, &f, 4);
-        uint16_t half = format == BF16 ? bits >> 16 : (next() >> 16) & 0xBFFF; /* finite */
-        memcpy(weights + i * size, format == F32 ? (void *)&f : (void *)&half, size);
-    }
-    for (int64_t i = 0; i < ROWS; i++) rows[i] = i * d * size;
+    static const int64_t bytes_of_32[] = {128, 64, 64, Q8_0_BYTES, Q4_0_BYTES};
+    int64_t row_bytes = d * bytes_of_32[format] / 32, rows[ROWS];
+    uint8_t *weights = malloc(ROWS * row_bytes);
+    for (int64_t i = 0; i < ROWS; i++) rows[i] = i * row_bytes;
+    for (int64_t i = 0; i < ROWS * row_bytes; i++) weights[i] = next() >> 24;
+    /* Finite numbers: no exponent of all ones, in the values or in the blocks' scales. */
+    int64_t step = format == F32 ? 4 : format <= BF16 ? 2 : bytes_of_32[format];
+    for (int64_t i = 0; i < ROWS * row_bytes; i += step)
+        weights[i + (format == F32 ? 3 : 1)] &= 0xBF;
     float *x = uniforms(TOKENS * d), *a = malloc(4 * ROWS * TOKENS), *y = calloc(TOKENS * d, 4);
     up_task up = {weights, rows, 0, ROWS, d, TOKENS, format, x, NULL, NULL, NULL, a, TOKENS, 1};
     run_up(&up, ROWS * TOKENS, 2);
@@ -59,6 +58,8 @@ static void attention(void) {
 int main(void) {
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) products(format, d);
+    for (int format = Q8_0; format <= Q4_0; format++)
+        for (int64_t d = 32; d <= 320; d += 96) products(format, d);
     attention();
     printf("%s %016" PRIx64 "\n", best_unit()->name, hash);
     return 0;

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.memory import parse_size
 
 
@@ -43,6 +44,14 @@ def id_list(text):
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not token ids such as 2,10,15") from None
+
+
+def add_dtypes(parser):
+    """The number formats of a bundle to be written."""
+    parser.add_argument("--dtype", choices=FORMATS, default="f16", help="of the weights (f16)")
+    parser.add_argument(
+        "--dense-dtype", choices=FORMATS, help="of what is not feed-forward; default: as --dtype"
+    )
 
 
 def add_json(parser):

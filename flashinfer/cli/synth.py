@@ -2,9 +2,8 @@
 
 import sys
 
-from flashinfer.cli.common import add_json, byte_bar, positive, share, write_json
+from flashinfer.cli.common import add_dtypes, add_json, byte_bar, positive, share, write_json
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.number_formats import FORMATS
 from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 
 
@@ -17,7 +16,7 @@ def add_arguments(parser):
         ("vocab-size", "tokens (50272)"), ("context", "positions (2048)"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=positive, metavar="N", help=meaning)
-    parser.add_argument("--dtype", choices=FORMATS, default="f16", help="of the weights (f16)")
+    add_dtypes(parser)
     parser.add_argument("--active", type=share, default=0.03, metavar="SHARE",
                         help="of a layer's neurons that fire for a token (0.03)")  # fmt: skip
     parser.add_argument("--fresh", type=share, default=0.024, metavar="SHARE",
@@ -36,7 +35,14 @@ def main(args):
     config = opt_config(hidden, layers, heads, ffn, args.vocab_size or 50272, args.context or 2048)
     with byte_bar("synth") as progress:
         calibration = synthesize(
-            args.destination, config, args.dtype, args.active, args.fresh, args.seed, progress
+            args.destination,
+            config,
+            args.dtype,
+            args.active,
+            args.fresh,
+            args.seed,
+            progress,
+            args.dense_dtype,
         )
     record = calibration["layers"][0]
     print(
