@@ -24,14 +24,16 @@ INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
     return NAME(load)(format, (const uint8_t *)padded, 0);
 }
 
-/* out[k] = row . x[k] for `count` tokens. */
-INLINE void NAME(dots)(int format, int count, const uint8_t *row, const float *const *x, int64_t d,
-                       float *out) {
+/* out[k] = row . x[k] for `count` tokens. Meanwhile the row at `coming` is fetched into the cache:
+ * rows are too short and too far apart for the CPU to foresee it. */
+INLINE void NAME(dots)(int format, int count, const uint8_t *row, const uint8_t *coming,
+                       const float *const *x, int64_t d, float *out) {
     V sums[TOKEN_BLOCK];
     int64_t j = 0;
     for (int k = 0; k < count; k++) sums[k] = NAME(set)(0);
     for (; j + 32 <= d; j += 32) {
         V w = NAME(load)(format, row, j);
+        __builtin_prefetch(coming + j / 32 * bytes_of_32(format), 0, 2);
         for (int k = 0; k < count; k++) sums[k] = NAME(fma)(w, NAME(load_f32)(x[k] + j), sums[k]);
     }
     if (j < d) {
@@ -46,8 +48,12 @@ INLINE void NAME(dots)(int format, int count, const uint8_t *row, const float *c
 INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int64_t end) {
     const float *x[TOKEN_BLOCK];
     float out[TOKEN_BLOCK];
+    int64_t ahead = 1 + PREFETCH_BYTES / (task->d * bytes_of_32(format) / 32 + 1);
     for (int64_t i = begin; i < end; i++) {
+        int64_t later = i + ahead < end ? i + ahead : end - 1;
         const uint8_t *row = task->memory + (task->rows ? task->rows[i] : i * task->row_bytes);
+        const uint8_t *coming =
+            task->memory + (task->rows ? task->rows[later] : later * task->row_bytes);
         int64_t first = task->indptr ? task->indptr[i] : 0;
         int64_t count = task->indptr ? task->indptr[i + 1] - first : task->n_tokens;
         const int32_t *tokens = task->indptr ? task->tokens + first : NULL;
@@ -57,8 +63,8 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
             int block = count - k >= TOKEN_BLOCK ? TOKEN_BLOCK : 1;
             for (int b = 0; b < block; b++)
                 x[b] = task->x + (tokens ? tokens[k + b] : k + b) * task->d;
-            if (block == 1) NAME(dots)(format, 1, row, x, task->d, out);
-            else NAME(dots)(format, TOKEN_BLOCK, row, x, task->d, out);
+            if (block == 1) NAME(dots)(format, 1, row, coming, x, task->d, out);
+            else NAME(dots)(format, TOKEN_BLOCK, row, coming, x, task->d, out);
             for (int b = 0; b < block; b++, k++) result[k * task->out_token] = out[b] + bias;
         }
     }
@@ -85,7 +91,12 @@ INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int
             a[rows] = task->a[i];
             row[rows++] = task->memory + task->rows[i];
         }
+        const uint8_t *coming[4];
+        for (int r = 0; r < 4; r++)
+            coming[r] = task->memory + task->rows[i + r < task->n_rows ? i + r : task->n_rows - 1];
         for (int64_t j = begin; j < end; j += 32) {
+            for (int r = 0; r < 4; r++)
+                __builtin_prefetch(coming[r] + j / 32 * bytes_of_32(format), 0, 2);
             int64_t n = end - j < 32 ? end - j : 32;
             float padded[32] = {0};
             float *y = n == 32 ? task->y + j : padded;
@@ -168,7 +179,8 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
     float largest = -INFINITY;
     const float *x[1] = {q};
     for (int64_t p = 0; p < n; p++) {
-        NAME(dots)(format, 1, keys + p * row_bytes, x, width, scores + p);
+        const uint8_t *key = keys + p * row_bytes;
+        NAME(dots)(format, 1, key, key + 8 * row_bytes, x, width, scores + p);
         if (scores[p] > largest) largest = scores[p];
     }
     V lanes = NAME(set)(0), one = NAME(set)(1);

@@ -20,6 +20,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
+#define PREFETCH_BYTES 12288 /* how far ahead of its use a row is fetched into the cache */
 #define COLUMN_BLOCK 256 /* columns of the down projection decoded at a time; a multiple of 32 */
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
@@ -65,6 +66,10 @@ INLINE float f16_to_f32(uint16_t h) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     return float_of_bits(bits | sign);
+}
+
+INLINE int64_t bytes_of_32(int format) {
+    return format == F32 ? 128 : format == Q8_0 ? Q8_0_BYTES : format == Q4_0 ? Q4_0_BYTES : 64;
 }
 
 INLINE float block_scale(const uint8_t *block) {

@@ -24,13 +24,12 @@ static float *uniforms(int64_t n) {
 }
 
 static void products(int format, int64_t d) {
-    static const int64_t bytes_of_32[] = {128, 64, 64, Q8_0_BYTES, Q4_0_BYTES};
-    int64_t row_bytes = d * bytes_of_32[format] / 32, rows[ROWS];
+    int64_t row_bytes = d * bytes_of_32(format) / 32, rows[ROWS];
     uint8_t *weights = malloc(ROWS * row_bytes);
     for (int64_t i = 0; i < ROWS; i++) rows[i] = i * row_bytes;
     for (int64_t i = 0; i < ROWS * row_bytes; i++) weights[i] = next() >> 24;
     /* Finite numbers: no exponent of all ones, in the values or in the blocks' scales. */
-    int64_t step = format == F32 ? 4 : format <= BF16 ? 2 : bytes_of_32[format];
+    int64_t step = format == F32 ? 4 : format <= BF16 ? 2 : bytes_of_32(format);
     for (int64_t i = 0; i < ROWS * row_bytes; i += step)
         weights[i + (format == F32 ? 3 : 1)] &= 0xBF;
     float *x = uniforms(TOKENS * d), *a = malloc(4 * ROWS * TOKENS), *y = calloc(TOKENS * d, 4);
