@@ -4,11 +4,12 @@
 import os
 
 cimport cython
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
 
-cdef extern from "read_pool.h" nogil:
+cdef extern from "read_batch.h" nogil:
     ctypedef struct read_request:
         int64_t offset, length
         char *destination
@@ -19,6 +20,8 @@ cdef extern from "read_pool.h" nogil:
         int error
         read_request requests[1]
 
+
+cdef extern from "read_pool.h" nogil:
     ctypedef struct read_pool:
         int n_threads
 
@@ -26,6 +29,20 @@ cdef extern from "read_pool.h" nogil:
     void read_pool_free(read_pool *pool)
     void read_pool_submit(read_pool *pool, read_batch *batch)
     void read_pool_wait(read_pool *pool, read_batch *batch)
+
+
+cdef extern from "read_ring.h" nogil:
+    ctypedef struct read_ring:
+        unsigned entries
+
+    read_ring *read_ring_new(int file, unsigned entries)
+    void read_ring_free(read_ring *ring)
+    void read_ring_submit(read_ring *ring, read_batch *batch)
+    void read_ring_wait(read_ring *ring, read_batch *batch)
+
+
+cdef enum:
+    RING_ENTRIES = 1024
 
 
 @cython.no_gc_clear  # __dealloc__ needs the reader, also when a cycle is collected
@@ -42,8 +59,7 @@ cdef class Ticket:
         cdef int error
         if self.batch == NULL:
             return
-        with nogil:
-            read_pool_wait(self.reader.pool, self.batch)
+        self.reader.wait(self.batch)
         failed, error = self.batch.failed, self.batch.error
         free(self.batch)
         self.batch = NULL
@@ -55,27 +71,44 @@ cdef class Ticket:
 
     def __dealloc__(self):
         if self.batch != NULL:
-            with nogil:
-                read_pool_wait(self.reader.pool, self.batch)
+            self.reader.wait(self.batch)
             free(self.batch)
 
 
 cdef class Reader:
-    """A pool of threads that read one file."""
+    """Reads one file, by a pool of threads, or with none by io_uring.
+
+    Raises OSError where the threads, or the ring, cannot be had.
+    """
 
     cdef read_pool *pool
+    cdef read_ring *ring
     cdef int fd
 
     def __cinit__(self, int fd, int threads):
         self.fd = fd
-        self.pool = read_pool_new(threads)
-        if self.pool == NULL:
-            raise OSError("no thread could be started for reading")
+        if threads:
+            self.pool = read_pool_new(threads)
+            if self.pool == NULL:
+                raise OSError("no thread could be started for reading")
+        else:
+            self.ring = read_ring_new(fd, RING_ENTRIES)
+            if self.ring == NULL:
+                raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
-        if self.pool != NULL:
-            with nogil:
+        with nogil:
+            if self.pool != NULL:
                 read_pool_free(self.pool)
+            if self.ring != NULL:
+                read_ring_free(self.ring)
+
+    cdef void wait(self, read_batch *batch) noexcept:
+        with nogil:
+            if self.ring != NULL:
+                read_ring_wait(self.ring, batch)
+            else:
+                read_pool_wait(self.pool, batch)
 
     def submit(self, const int64_t[::1] offsets, const int64_t[::1] lengths,
                uint8_t[::1] memory, const int64_t[::1] destinations):
@@ -96,5 +129,8 @@ cdef class Reader:
             batch.requests[i].destination = <char *>&memory[0] + destinations[i]
         ticket.batch, ticket.reader, ticket.memory = batch, self, memory
         with nogil:
-            read_pool_submit(self.pool, batch)
+            if self.ring != NULL:
+                read_ring_submit(self.ring, batch)
+            else:
+                read_pool_submit(self.pool, batch)
         return ticket

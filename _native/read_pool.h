@@ -3,24 +3,10 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-typedef struct {
-    int64_t offset, length; /* in the file, bytes */
-    char *destination;
-} read_request;
-
-typedef struct read_batch {
-    struct read_batch *next;
-    int fd;
-    int64_t count, taken, done;
-    int64_t failed;    /* index of the first request that failed, or -1 */
-    int error;         /* its errno, or 0 where the file ended before it */
-    read_request requests[];
-} read_batch;
+#include "read_batch.h"
 
 typedef struct {
     pthread_mutex_t lock;
@@ -30,19 +16,16 @@ typedef struct {
     pthread_t *threads;
 } read_pool;
 
-/* Read all of a request; 1, or 0 with errno (0: end of file). */
+/* Read all of a request; -1, or the errno, or 0 where the file ended. */
 static int read_fully(int fd, const read_request *r) {
     int64_t done = 0;
     while (done < r->length) {
         ssize_t n = pread(fd, r->destination + done, r->length - done, r->offset + done);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) {
-            if (n == 0) errno = 0;
-            return 0;
-        }
+        if (n <= 0) return n ? errno : 0;
         done += n;
     }
-    return 1;
+    return -1;
 }
 
 static void *read_worker(void *argument) {
@@ -58,13 +41,10 @@ static void *read_worker(void *argument) {
             if (!pool->head) pool->tail = NULL;
         }
         pthread_mutex_unlock(&pool->lock);
-        int good = read_fully(batch->fd, &batch->requests[index]), error = errno;
+        int error = read_fully(batch->fd, &batch->requests[index]);
         pthread_mutex_lock(&pool->lock);
-        if (!good && (batch->failed < 0 || index < batch->failed)) {
-            batch->failed = index;
-            batch->error = error;
-        }
-        if (++batch->done == batch->count) pthread_cond_broadcast(&pool->finished);
+        read_request_done(&batch->requests[index], error);
+        if (batch->done == batch->count) pthread_cond_broadcast(&pool->finished);
     }
     pthread_mutex_unlock(&pool->lock);
     return NULL;
@@ -105,9 +85,7 @@ static read_pool *read_pool_new(int n) {
 }
 
 static void read_pool_submit(read_pool *pool, read_batch *batch) {
-    batch->taken = batch->done = 0;
-    batch->failed = -1;
-    batch->next = NULL;
+    read_batch_begin(batch);
     if (!batch->count) return;
     pthread_mutex_lock(&pool->lock);
     if (pool->tail) pool->tail->next = batch;

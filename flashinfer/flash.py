@@ -12,8 +12,9 @@ import sys
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.errors import FormatError
+from flashinfer.formats.errors import FormatError, UserError
 
+IO = ("auto", "io_uring", "threads", "buffered")
 IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
 
@@ -32,19 +33,25 @@ def aligned_bytes(nbytes):
 class Flash:
     """A bundle's file, open for reading.
 
-    direct      True: O_DIRECT or an error; False: through the page cache; None: try
+    io          "auto": O_DIRECT by io_uring, or else by threads, or else through the page cache;
+                "io_uring", "threads": O_DIRECT that way or an error; "buffered": the page cache.
+                Afterwards, the way that was taken.
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
     bytes_read  so far, alignment's widening included
     """
 
-    def __init__(self, path, direct=None):
-        self.path = path
-        self.fd, self.direct, self.alignment = self._open(direct)
-        self.reader = kernels.Reader(self.fd, IO_THREADS)
-        self.bytes_read = 0
+    def __init__(self, path, io="auto"):
+        self.path, self.bytes_read = path, 0
+        self.fd, self.alignment = self._open(io)
+        try:
+            self.io, self.reader = self._reader(io)
+        except BaseException:
+            os.close(self.fd)
+            raise
 
-    def _open(self, direct):
-        if direct is not False and hasattr(os, "O_DIRECT"):
+    def _open(self, io):
+        """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
+        if io != "buffered" and hasattr(os, "O_DIRECT"):
             try:
                 fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
             except OSError as error:
@@ -53,17 +60,34 @@ class Flash:
             else:
                 for alignment in (512, 1024, 2048, 4096):
                     if self._reads(fd, alignment):
-                        return fd, True, alignment
+                        return fd, alignment
                 os.close(fd)
-        if direct:
+        if io in ("io_uring", "threads"):
             raise FormatError(f"{self.path}: its file system has no O_DIRECT; use --io buffered")
-        if direct is None:
+        if io == "auto":
             print(
                 f"flashinfer: {self.path}: no O_DIRECT on this file system, reading through the "
                 "page cache",
                 file=sys.stderr,
             )
-        return os.open(self.path, os.O_RDONLY), False, 1
+        try:
+            return os.open(self.path, os.O_RDONLY), 1
+        except OSError as error:
+            raise FormatError(f"{self.path}: {error.strerror}") from None
+
+    def _reader(self, io):
+        """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
+        if self.alignment == 1:
+            return "buffered", kernels.Reader(self.fd, IO_THREADS)
+        if io != "threads":
+            try:
+                return "io_uring", kernels.Reader(self.fd, 0)
+            except OSError as error:
+                if io == "io_uring":
+                    raise UserError(
+                        f"no io_uring here: {error.strerror}; use --io threads"
+                    ) from None
+        return "threads", kernels.Reader(self.fd, IO_THREADS)
 
     @staticmethod
     def _reads(fd, alignment):

@@ -6,6 +6,7 @@ and get the compiled one where there is one. ``FLASHINFER_KERNELS=numpy`` in the
 they never do, however rows, tokens and threads are split: see the comment at each sum.
 """
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -145,9 +146,14 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, used):
 
 
 class Reader:
-    """Many reads of one file in flight, from a pool of threads (paper section 3.2)."""
+    """Many reads of one file in flight, from a pool of threads (paper section 3.2).
+
+    With 0 threads the compiled twin uses io_uring. Raises OSError where that cannot be had.
+    """
 
     def __init__(self, fd, threads):
+        if not threads:
+            raise OSError(errno.ENOSYS, "not with the NumPy kernels")
         self.fd = fd
         self.pool = ThreadPoolExecutor(threads)
 

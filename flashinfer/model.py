@@ -8,7 +8,7 @@ import numpy as np
 from flashinfer import kernels, memory
 from flashinfer.attention import Attention, padded_width
 from flashinfer.feedforward import FeedForward
-from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.flash import IO, Flash, aligned_bytes
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR, SMALL, head_name
@@ -66,7 +66,7 @@ class Model:
         neurons=None,
         context=None,
         threads=None,
-        direct=None,
+        io="auto",
         progress=lambda what, done, total: None,
     ):
         """Open a bundle.
@@ -76,20 +76,20 @@ class Model:
         neurons  "predicted" or "dense"; None: predicted where the bundle has predictors
         context  tokens that the key/value cache holds; None: the model's most, up to 1024
         threads  to compute with; None: one for each core this process may use
-        direct   True: O_DIRECT or an error; False: through the page cache; None: try
+        io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
         progress called as progress("load", bytes, bytes in all) while opening, and as
                  progress("prompt", share done, 1.0) during a prompt of several tokens
 
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
         """
-        return cls(Bundle(path), memory, window, neurons, context, threads, direct, progress)
+        return cls(Bundle(path), memory, window, neurons, context, threads, io, progress)
 
-    def __init__(self, bundle, memory_budget, window, neurons, context, threads, direct, progress):
+    def __init__(self, bundle, memory_budget, window, neurons, context, threads, io, progress):
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash = None
         try:
-            self._check(window, neurons, context, threads)
+            self._check(window, neurons, context, threads, io)
             neurons = neurons or ("predicted" if bundle.has_predictors else "dense")
             context = context or min(self.config.max_position_embeddings, 1024)
             budget = (
@@ -98,7 +98,7 @@ class Model:
                 else memory.parse_size(memory_budget)
             )
             kernels.set_threads(threads or default_threads())
-            self.flash = Flash(bundle.path, direct)
+            self.flash = Flash(bundle.path, io)
             stride = self.flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
             self.plan = memory.make_plan(bundle, budget, context, neurons, window, stride)
             self.stats = Stats(self.plan)
@@ -109,10 +109,12 @@ class Model:
         self.position = 0  # tokens in the key/value cache
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
-    def _check(self, window, neurons, context, threads):
+    def _check(self, window, neurons, context, threads, io):
         most = self.config.max_position_embeddings
         if neurons not in (None, *NEURONS):
             raise UserError(f"neurons {neurons!r} is not one of {', '.join(NEURONS)}")
+        if io not in IO:
+            raise UserError(f"io {io!r} is not one of {', '.join(IO)}")
         if neurons == "predicted" and not self.bundle.has_predictors:
             raise UserError(
                 f"{self.bundle.path}: has no predictors; make them with flashinfer calibrate, "

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 from flashinfer.formats.bundle import StoredTensor
-from flashinfer.formats.errors import FormatError
+from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 
 from flashinfer.flash import Flash, aligned_bytes
@@ -18,9 +18,12 @@ def file(tmp_path):
     return path, content
 
 
-@pytest.fixture(params=[None, False], ids=["direct", "buffered"])
+@pytest.fixture(params=["auto", "threads", "buffered"])
 def flash(file, request, twin, capsys):
-    flash = Flash(file[0], request.param)
+    try:
+        flash = Flash(file[0], request.param)
+    except FormatError as error:
+        pytest.skip(str(error))
     yield flash
     flash.close()
 
@@ -124,15 +127,36 @@ def test_a_file_system_without_direct_io_is_said_once(tmp_path, capsys):
         with open(path, "wb") as file:
             file.write(bytes(8192))
         flash = Flash(path)
-        direct = flash.direct
+        direct = flash.io != "buffered"
         flash.close()
         said = capsys.readouterr().err
         assert direct or said.count("no O_DIRECT") == 1  # newer kernels have it on tmpfs
         if not direct:
             with pytest.raises(FormatError, match="--io buffered"):
-                Flash(path, True)
+                Flash(path, "threads")
     finally:
         os.unlink(path)
+
+
+def test_more_reads_than_the_ring_holds(flash, file):
+    """Some thousand small reads at once, in no order."""
+    random, memory = np.random.default_rng(4), aligned_bytes(1 << 20)
+    blocks = random.permutation(2048).astype(np.int64) * 512
+    flash.wait(flash.submit(blocks, np.full(2048, 512), memory, random.permutation(blocks)))
+    two = [flash.submit(blocks, np.full(2048, 512), memory, blocks) for _ in range(3)]
+    for submitted in reversed(two):
+        flash.wait(submitted)
+    assert np.array_equal(memory, file[1])
+
+
+def test_io_uring_or_one_line(file):
+    try:
+        flash = Flash(file[0], "io_uring")
+    except UserError as error:
+        assert "--io" in str(error)
+    else:
+        assert flash.io == "io_uring"
+        flash.close()
 
 
 def test_missing_file(tmp_path):

@@ -89,7 +89,7 @@ def least_of_a_new_process(path, *options):
 def test_the_least_budget_holds_in_a_cgroup_of_that_size(synthetic, neurons):
     """Whole process, page cache and kernel memory included; peak RSS stays under it, too."""
     options = ["--tokens", "5,6,7", "-n", "30", "--temp", "0", "--neurons", neurons]
-    for io in ("threads", "buffered"):
+    for io in ("auto", "threads", "buffered"):
         options += ["--io", io]
         least = least_of_a_new_process(synthetic, *options)
         for budget in (least, least + 4):

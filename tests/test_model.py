@@ -60,7 +60,7 @@ def test_threads_change_no_bit(synthetic):
 
 
 def test_reading_through_the_page_cache_changes_no_bit(synthetic, twin):
-    found = [logits_of(synthetic, LONG, direct=direct) for direct in (None, False)]
+    found = [logits_of(synthetic, LONG, io=io) for io in ("auto", "threads", "buffered")]
     assert all(np.array_equal(a, found[0][0]) for pair in found for a in pair)
 
 
@@ -101,7 +101,7 @@ def test_blocks_of_odd_length_change_no_bit(tmp_path, twin, dtype, dense_dtype):
     ids = np.random.default_rng(1).integers(3, 700, 40)
     found = [
         logits_of(path, ids, **options)
-        for options in ({}, {"window": 1}, {"neurons": "dense"}, {"direct": False}, {"threads": 3})
+        for options in ({}, {"window": 1}, {"neurons": "dense"}, {"io": "buffered"}, {"threads": 3})
     ]
     with pytest.raises(BudgetError) as caught:
         Model.open(path, memory=1, context=64)
@@ -249,6 +249,7 @@ def test_wrong_calls_are_one_line(calibrated, call, says):
         ({"context": 49}, "1 to 48"),
         ({"threads": 0}, "threads 0"),
         ({"neurons": "some"}, "predicted, dense"),
+        ({"io": "magic"}, "auto, io_uring, threads, buffered"),
     ],
 )
 def test_wrong_options_are_one_line(calibrated, options, says):

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
-from flashinfer.cli.run import IO, add_model_arguments
+from flashinfer.cli.run import add_model_arguments
 from flashinfer.flash import Flash
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
@@ -24,7 +24,7 @@ def main(args):
         figures = describe(bundle)
         neurons = args.neurons or ("predicted" if bundle.has_predictors else "dense")
         context = args.ctx_size or min(bundle.config.max_position_embeddings, 1024)
-        flash = Flash(bundle.path, IO[args.io])
+        flash = Flash(bundle.path, args.io)
         stride = flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
         flash.close()
         budget = args.memory or default_budget()

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from flashinfer import kernels
 from flashinfer.cli.common import add_json, id_list, model_bars, positive, size, write_json
+from flashinfer.flash import IO
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.memory import format_size
 from flashinfer.model import NEURONS, Model
 from flashinfer.tokenizer import TextStream, Tokenizer
-
-IO = {"auto": None, "threads": True, "buffered": False}
 
 
 def add_model_arguments(parser):
@@ -34,7 +33,8 @@ def add_model_arguments(parser):
     )  # fmt: skip
     parser.add_argument(
         "--io", choices=IO, default="auto",
-        help="threads: O_DIRECT reads by a pool of threads; buffered: through the page cache",
+        help="io_uring, threads: past the page cache, by one or the other; buffered: through it; "
+        "default: the first of these that works",
     )  # fmt: skip
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
 
@@ -90,7 +90,7 @@ def main(args):
             neurons=args.neurons,
             context=context,
             threads=args.threads,
-            direct=IO[args.io],
+            io=args.io,
             progress=progress,
         ) as model,
     ):
@@ -154,6 +154,7 @@ def print_account(model, out):
         f"flash       {figures['flash_bytes_per_token'] / 1e6:.2f} MB read per token, "
         f"{100 * figures['cache_hit_rate']:.1f} % of neurons were in DRAM\n"
         f"memory      {format_size(figures['peak_rss_bytes'])} at most, of "
-        f"{format_size(figures['memory_budget_bytes'])}; kernels: {kernels.describe()}",
+        f"{format_size(figures['memory_budget_bytes'])}; kernels: "
+        f"{kernels.describe()}, reads: {model.flash.io}",
         file=out,
     )

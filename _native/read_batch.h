@@ -1,0 +1,38 @@
+/* A batch of reads of one file, however they are carried out. */
+#pragma once
+
+#include <errno.h>
+#include <stdint.h>
+
+typedef struct {
+    int64_t offset, length; /* in the file, bytes; what is left where a part was read */
+    char *destination;
+    struct read_batch *batch;
+} read_request;
+
+typedef struct read_batch {
+    struct read_batch *next;
+    int fd;
+    int64_t count, taken, done;
+    int64_t failed; /* index of the first request that failed, or -1 */
+    int error;      /* its errno, or 0 where the file ended before it */
+    read_request requests[];
+} read_batch;
+
+static void read_batch_begin(read_batch *batch) {
+    batch->next = NULL;
+    batch->taken = batch->done = 0;
+    batch->failed = -1;
+    for (int64_t i = 0; i < batch->count; i++) batch->requests[i].batch = batch;
+}
+
+/* Count a request as done; error: its errno, 0 for the file's end, or -1 where it succeeded. */
+static void read_request_done(read_request *request, int error) {
+    read_batch *batch = request->batch;
+    int64_t index = request - batch->requests;
+    batch->done++;
+    if (error >= 0 && (batch->failed < 0 || index < batch->failed)) {
+        batch->failed = index;
+        batch->error = error;
+    }
+}

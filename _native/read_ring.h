@@ -1,0 +1,169 @@
+/* Many reads in flight from one thread by io_uring, spoken to by system calls (no liburing).
+ * See io_uring(7): a ring of submissions, a ring of completions, both shared with the kernel. */
+#pragma once
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "read_batch.h"
+
+#if defined(__linux__) && defined(__has_include)
+#if __has_include(<linux/io_uring.h>)
+#include <linux/io_uring.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#ifdef __NR_io_uring_setup
+#define HAVE_IO_URING 1
+#endif
+#endif
+#endif
+
+typedef struct {
+    pthread_mutex_t lock;
+    int ring, file;
+    unsigned entries, in_flight, unsubmitted;
+    unsigned *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
+    struct io_uring_sqe *sqes;
+    struct io_uring_cqe *cqes;
+    void *rings;
+    size_t rings_bytes, sqes_bytes;
+} read_ring;
+
+#ifdef HAVE_IO_URING
+
+static int ring_enter(read_ring *r, unsigned least, unsigned flags) {
+    int n;
+    do n = (int)syscall(__NR_io_uring_enter, r->ring, r->unsubmitted, least, flags, NULL, 0);
+    while (n < 0 && errno == EINTR);
+    if (n > 0) r->unsubmitted -= n;
+    return n < 0 ? errno : 0;
+}
+
+static void ring_push(read_ring *r, read_request *request) {
+    unsigned tail = *r->sq_tail, index = tail & *r->sq_mask;
+    struct io_uring_sqe *sqe = &r->sqes[index];
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = IORING_OP_READ;
+    sqe->fd = r->file;
+    sqe->off = request->offset;
+    sqe->addr = (uint64_t)(uintptr_t)request->destination;
+    sqe->len = (unsigned)(request->length < 1 << 30 ? request->length : 1 << 30);
+    sqe->user_data = (uint64_t)(uintptr_t)request;
+    r->sq_array[index] = index;
+    __atomic_store_n(r->sq_tail, tail + 1, __ATOMIC_RELEASE);
+    r->unsubmitted++;
+    r->in_flight++;
+}
+
+/* Take the completions that are there; a part read is asked for again from where it ended. */
+static void ring_reap(read_ring *r) {
+    unsigned head = *r->cq_head;
+    while (head != __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE)) {
+        struct io_uring_cqe cqe = r->cqes[head & *r->cq_mask];
+        __atomic_store_n(r->cq_head, ++head, __ATOMIC_RELEASE);
+        read_request *request = (read_request *)(uintptr_t)cqe.user_data;
+        r->in_flight--;
+        if (cqe.res == -EINTR || cqe.res == -EAGAIN) {
+            ring_push(r, request);
+        } else if (cqe.res <= 0) {
+            read_request_done(request, -cqe.res);
+        } else if (cqe.res < request->length) {
+            request->offset += cqe.res;
+            request->length -= cqe.res;
+            request->destination += cqe.res;
+            ring_push(r, request);
+        } else {
+            read_request_done(request, -1);
+        }
+    }
+}
+
+/* Let at least one completion come; the kernel's refusals are all for lack of something now. */
+static void ring_turn(read_ring *r) {
+    if (ring_enter(r, 1, IORING_ENTER_GETEVENTS)) usleep(100);
+    ring_reap(r);
+}
+
+static void read_ring_submit(read_ring *r, read_batch *batch) {
+    read_batch_begin(batch);
+    pthread_mutex_lock(&r->lock);
+    for (int64_t i = 0; i < batch->count; i++) {
+        while (r->in_flight >= r->entries) ring_turn(r);
+        ring_push(r, &batch->requests[i]);
+    }
+    while (r->unsubmitted)
+        if (ring_enter(r, 0, 0)) ring_turn(r);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void read_ring_wait(read_ring *r, read_batch *batch) {
+    pthread_mutex_lock(&r->lock);
+    ring_reap(r);
+    while (batch->done < batch->count) ring_turn(r);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void read_ring_free(read_ring *r) {
+    if (!r) return;
+    if (r->sqes) munmap(r->sqes, r->sqes_bytes);
+    if (r->rings) munmap(r->rings, r->rings_bytes);
+    if (r->ring >= 0) close(r->ring);
+    pthread_mutex_destroy(&r->lock);
+    free(r);
+}
+
+/* A ring for reads of `file`, or NULL with errno where the kernel has none for us. */
+static read_ring *read_ring_new(int file, unsigned entries) {
+    struct io_uring_params p;
+    read_ring *r = calloc(1, sizeof *r);
+    if (!r) return NULL;
+    pthread_mutex_init(&r->lock, NULL);
+    r->file = file;
+    memset(&p, 0, sizeof p);
+    r->ring = (int)syscall(__NR_io_uring_setup, entries, &p);
+    if (r->ring < 0 || !(p.features & IORING_FEAT_SINGLE_MMAP)) goto fail;
+    size_t sq = p.sq_off.array + p.sq_entries * sizeof(unsigned);
+    size_t cq = p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe);
+    int protection = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_POPULATE;
+    r->rings_bytes = sq > cq ? sq : cq;
+    void *rings = mmap(NULL, r->rings_bytes, protection, flags, r->ring, IORING_OFF_SQ_RING);
+    if (rings == MAP_FAILED) goto fail;
+    r->rings = rings;
+    r->sqes_bytes = p.sq_entries * sizeof(struct io_uring_sqe);
+    void *sqes = mmap(NULL, r->sqes_bytes, protection, flags, r->ring, IORING_OFF_SQES);
+    if (sqes == MAP_FAILED) goto fail;
+    r->sqes = sqes;
+    char *base = rings;
+    r->sq_tail = (unsigned *)(base + p.sq_off.tail);
+    r->sq_mask = (unsigned *)(base + p.sq_off.ring_mask);
+    r->sq_array = (unsigned *)(base + p.sq_off.array);
+    r->cq_head = (unsigned *)(base + p.cq_off.head);
+    r->cq_tail = (unsigned *)(base + p.cq_off.tail);
+    r->cq_mask = (unsigned *)(base + p.cq_off.ring_mask);
+    r->cqes = (struct io_uring_cqe *)(base + p.cq_off.cqes);
+    r->entries = p.sq_entries;
+    return r;
+fail: {
+    int error = errno ? errno : ENOSYS;
+    read_ring_free(r);
+    errno = error;
+    return NULL;
+}
+}
+
+#else
+
+static read_ring *read_ring_new(int file, unsigned entries) {
+    (void)file, (void)entries;
+    errno = ENOSYS;
+    return NULL;
+}
+static void read_ring_free(read_ring *r) { (void)r; }
+static void read_ring_submit(read_ring *r, read_batch *batch) { (void)r, (void)batch; }
+static void read_ring_wait(read_ring *r, read_batch *batch) { (void)r, (void)batch; }
+
+#endif
