@@ -7,9 +7,10 @@ or thrice and what is kept in DRAM is one layer's inputs, whatever the model's s
 import numpy as np
 
 from flashinfer import kernels, memory
-from flashinfer.formats.bundle import Bundle, new_tensor, stored_tensors, write_bundle
+from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import format_of, layout, predictor_layout
+from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
 from flashinfer.predictor_training import Observations, find_predictor, window_rows
 

@@ -6,21 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer import kernels, memory
-from flashinfer.attention import Attention, padded_width
+from flashinfer.attention import Attention
 from flashinfer.feedforward import FeedForward
 from flashinfer.flash import IO, Flash, aligned_bytes
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR, SMALL, head_name
+from flashinfer.formats.layout import head_name
+from flashinfer.loading import allocate_kv_cache, load_weights
 from flashinfer.neuron_cache import NeuronCache
 from flashinfer.predictor import Predictor
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats
 from flashinfer.threads import default_threads
-from flashinfer.weights import Resident, Streamed
 
 NEURONS = ("predicted", "dense")
-LOAD_BYTES = 64 << 20  # read at a time when opening
 NORM_EPSILON = np.float32(1e-5)
 
 
@@ -132,8 +131,8 @@ class Model:
     def _load(self, stride):
         plan, config = self.plan, self.config
         self.buffer = aligned_bytes(plan.buffers)
-        self.weights = self._load_weights()
-        self.keys, self.values = self._allocate_kv_cache()
+        self.weights = load_weights(self.bundle, plan, self.flash, self.buffer, self.progress)
+        self.keys, self.values = allocate_kv_cache(self.bundle, plan)
         region = aligned_bytes(plan.cache)
         begins = np.cumsum([0, *plan.cache_rows]) * stride
         self.layers = [
@@ -146,63 +145,6 @@ class Model:
         self.project_out = self.weights.get("project_out.weight")
         self.final_norm = self._norm("final_norm") if config.final_norm else None
         self.head = self.weights[head_name(config)]
-
-    def _load_weights(self):
-        """{name: Resident or Streamed, or a float32 vector}; residents lie in one block."""
-        kept, streamed = [], []
-        for spec in self.bundle.specs:
-            (kept if self._stays(spec) else streamed).append(spec)
-        tensors = self.bundle.tensors
-        block = aligned_bytes(sum(memory.pages(tensors[spec.name].nbytes) for spec in kept))
-        weights, at, run = {}, 0, None
-        runs = []  # [offset, length, destination]: neighbours on flash are read as one
-        for spec in kept:
-            tensor = tensors[spec.name]
-            length = memory.pages(tensor.nbytes)
-            if run and run[0] + run[1] == tensor.offset:
-                run[1] += length
-            else:
-                run = [tensor.offset, length, at]
-                runs.append(run)
-            data = block[at : at + tensor.nbytes].reshape(tensor.rows, tensor.row_bytes)
-            if len(spec.shape) == 1:
-                weights[spec.name] = data.reshape(-1).view(np.float32)
-            else:
-                weights[spec.name] = Resident(tensor, data)
-            at += length
-        done = 0
-        for offset, length, destination in runs:
-            for start in range(0, length, LOAD_BYTES):
-                size = min(LOAD_BYTES, length - start)
-                at = destination + start
-                self.flash.wait(self.flash.submit_range(offset + start, size, block, at))
-                done += size
-                self.progress("load", done, len(block))
-        for spec in streamed:
-            weights[spec.name] = Streamed(tensors[spec.name], self.flash, self.buffer)
-        return weights
-
-    def _stays(self, spec):
-        plan = self.plan
-        if spec.role == ATTENTION:
-            return int(spec.name.split(".")[1]) < plan.attention_layers
-        return (
-            spec.role == SMALL
-            or (spec.role == PREDICTOR and plan.neurons == "predicted")
-            or (spec.role == HEAD and plan.head > 0)
-        )
-
-    def _allocate_kv_cache(self):
-        config, item = self.config, memory.kv_dtype(self.bundle)
-        heads, width = config.num_attention_heads, padded_width(config.head_dim)
-        shape = (heads, self.plan.context, width)
-        size = memory.pages(heads * self.plan.context * width * item.itemsize)
-        block = aligned_bytes(2 * config.num_hidden_layers * size)
-        views = [
-            block[i * size :][: np.prod(shape) * item.itemsize].view(item).reshape(shape)
-            for i in range(2 * config.num_hidden_layers)
-        ]
-        return views[0::2], views[1::2]
 
     def _make_layer(self, i, cache_memory, stride):
         name, weights = f"layers.{i}", self.weights

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer.formats.architectures import model_config
-from flashinfer.formats.bundle import WINDOWS, new_tensor, write_bundle
+from flashinfer.formats.bundle import WINDOWS
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import SMALL, format_of, layout, predictor_layout
 from flashinfer.formats.number_formats import number_format
+from flashinfer.formats.writing import new_tensor, write_bundle
 
 # Published shapes: hidden_size, layers, heads, ffn_dim.
 OPT_SHAPES = {

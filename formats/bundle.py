@@ -3,23 +3,18 @@
 Beyond safetensors it promises: data and every tensor begin on a 4096-byte boundary (``_pad.N``
 tensors of zeros fill the gaps); a layer's FFN is one tensor, a row a neuron; ``__metadata__``
 holds the version, the model's config, a CRC-32 of every tensor and of the header, where the
-model came from, and what calibration found. See ``layout.py`` for the tensors.
+model came from, and what calibration found. See ``layout.py`` for the tensors, ``writing.py`` for
+how such a file is made.
 """
 
-import errno
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from tempfile import mkstemp
 
 from .architectures import model_config
 from .config import ModelConfig
-from .errors import FormatError, UserError
+from .errors import FormatError
 from .layout import TOKENIZER, layout, predictor_layout
 from .number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from .safetensors import SafetensorsFile
@@ -30,8 +25,8 @@ CHUNK_BYTES = 8 << 20
 WINDOWS = 8  # calibration measures windows of 1 to 8 tokens
 CALIBRATED = ("active", "predicted", "missed", "rank")  # of each layer: shares, and a rank
 CALIBRATED_BY_WINDOW = ("window_rows", "window_rows_most")  # neurons needed: mean, most
-_NO_CRC = "0" * 8
-_HEADER_CRC = '"flashinfer.header_crc32":"%s"'
+NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
+HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
 
 @dataclass(frozen=True)
@@ -202,199 +197,6 @@ def checked_calibration(calibration, n_layers):
     return calibration
 
 
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor to write: ``chunks()`` yields its bytes in order, as uint8 arrays or bytes."""
-
-    name: str
-    dtype: str  # the safetensors name
-    shape: tuple[int, ...]
-    nbytes: int
-    chunks: Callable[[], Iterable]
-    format: str = ""  # the number format's name where safetensors has none
-
-
-def new_tensor(name, format, shape, chunks):
-    """A NewTensor of weights; ``chunks()`` yields float32 arrays of whole rows."""
-
-    def encoded():
-        try:
-            for values in chunks():
-                yield format.encode(values)
-        except UserError as error:
-            raise type(error)(f"tensor {name}: {error}") from None
-
-    nbytes = prod(shape[:-1]) * format.row_bytes(shape[-1])
-    if format.block == 1:
-        return NewTensor(name, format.safetensors, shape, nbytes, encoded)
-    shape = (*shape[:-1], format.row_bytes(shape[-1]))
-    return NewTensor(name, format.safetensors, shape, nbytes, encoded, format.name)
-
-
-def byte_tensor(name, data):
-    return NewTensor(name, "U8", (len(data),), len(data), lambda: [data])
-
-
-def stored_tensors(bundle, names=None):
-    """The tensors of an open bundle, in file order, as NewTensors that copy them."""
-    infos = sorted(bundle.file.tensors.values(), key=lambda info: info.offset)
-
-    def copier(info):
-        def chunks():
-            for start in range(0, info.nbytes, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, info.nbytes - start)
-                yield bundle.file.read_bytes(info.offset + start, length)
-
-        return chunks
-
-    return [
-        NewTensor(
-            info.name,
-            info.dtype,
-            info.shape,
-            info.nbytes,
-            copier(info),
-            bundle.formats.get(info.name, ""),
-        )
-        for info in infos
-        if not info.name.startswith("_pad.") and (names is None or names(info.name))
-    ]
-
-
-def write_bundle(path, tensors, hf_config, source, calibration=None, progress=lambda nbytes: None):
-    """Write a bundle of ``tensors`` (NewTensors, in file order) to ``path``; return its size.
-
-    Nothing stands under ``path`` before all is written and flushed. ``progress`` is told the
-    bytes as they are written. Raises UserError where the disk is full or cannot be written.
-    """
-    tensors = list(_padded(tensors))
-    metadata = {
-        "format": "flashinfer",
-        "flashinfer.version": VERSION,
-        "flashinfer.config": json.dumps(hf_config),
-        "flashinfer.formats": json.dumps({t.name: t.format for t in tensors if t.format}),
-        "flashinfer.source": json.dumps(source),
-        "flashinfer.calibration": json.dumps(calibration),
-    }
-    length = len(_header(tensors, metadata, {t.name: _NO_CRC for t in tensors}, None))
-    length = -(8 + length) % PAGE + length
-    total = 8 + length + sum(t.nbytes for t in tensors)
-    with _new_file(Path(path), total) as file:
-        file.seek(8 + length)
-        checksums = {}
-        for tensor in tensors:
-            crc, written = 0, 0
-            for chunk in tensor.chunks():
-                view = memoryview(chunk).cast("B")
-                crc = zlib.crc32(view, crc)
-                file.write(view)
-                written += len(view)
-                progress(len(view))
-            if written != tensor.nbytes:
-                raise AssertionError(f"{tensor.name}: {written} bytes, not {tensor.nbytes}")
-            checksums[tensor.name] = f"{crc:08x}"
-        header = _header(tensors, metadata, checksums, length)
-        file.seek(0)
-        file.write(length.to_bytes(8, "little") + header)
-    return total
-
-
-def _padded(tensors):
-    """``tensors`` with a ``_pad.N`` after each that does not end on a page."""
-    for number, tensor in enumerate(tensors):
-        yield tensor
-        gap = -tensor.nbytes % PAGE
-        if gap:
-            yield byte_tensor(f"_pad.{number}", bytes(gap))
-
-
-def _header(tensors, metadata, checksums, length):
-    """The JSON header, padded to ``length``; its own CRC-32 is taken with that CRC at zero."""
-    entries = {
-        "__metadata__": {
-            **metadata,
-            "flashinfer.checksums": json.dumps(checksums),
-            "flashinfer.header_crc32": _NO_CRC,
-        }
-    }
-    offset = 0
-    for tensor in tensors:
-        end = offset + tensor.nbytes
-        entries[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    if length is None:
-        return header
-    header = header.ljust(length)
-    blank, crc = _HEADER_CRC % _NO_CRC, _HEADER_CRC % f"{zlib.crc32(header):08x}"
-    return header.replace(blank.encode(), crc.encode(), 1)
-
-
-@contextmanager
-def _new_file(path, size):
-    """A file that takes the name ``path`` only when the block ends well, flushed to disk.
-
-    Where the file system can, it has no name until then, so that even a kill leaves nothing.
-    """
-    folder = path.parent
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; name a file to write")
-    temporary = None
-    try:
-        try:
-            descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-            descriptor, temporary = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
-            os.fchmod(descriptor, 0o666 & ~_umask())
-        with open(descriptor, "wb") as file:
-            free = os.statvfs(folder)
-            if size > free.f_bavail * free.f_frsize:
-                raise OSError(errno.ENOSPC, "")
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if temporary is None:
-                # A link cannot replace a file, a rename can.
-                temporary = str(folder / f".{path.name}.{os.getpid()}.part")
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                _link(file.fileno(), temporary)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"{path}: the disk is full; {size / 1e6:,.0f} MB are needed") from None
-        if error.filename is not None or error.errno in (errno.EIO, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        raise
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _link(descriptor, name):
-    """Give an open file without a name one."""
-    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # With a directory given, Python calls linkat, which follows the link to the file.
-        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def verify(path, progress=lambda nbytes: None):
     """Check every byte of a bundle against its checksums; return the bytes checked.
 
@@ -404,7 +206,7 @@ def verify(path, progress=lambda nbytes: None):
         file = bundle.file
         header = bytes(file.read_bytes(8, file.header_bytes))
         stored = file.metadata.get("flashinfer.header_crc32", "")
-        blank = header.replace((_HEADER_CRC % stored).encode(), (_HEADER_CRC % _NO_CRC).encode(), 1)
+        blank = header.replace((HEADER_CRC % stored).encode(), (HEADER_CRC % NO_CRC).encode(), 1)
         if f"{zlib.crc32(blank):08x}" != stored:
             raise FormatError(f"{path}: the header does not match its checksum")
         checksums = bundle._json("flashinfer.checksums", dict)

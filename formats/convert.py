@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from .architectures import architecture
-from .bundle import byte_tensor, new_tensor, write_bundle
 from .checkpoint import COLUMN_CHUNK, Checkpoint, tokenizer_json
 from .errors import FormatError
 from .layout import EMBEDDING, FFN, TOKENIZER, format_of, layout
 from .number_formats import number_format
+from .writing import byte_tensor, new_tensor, write_bundle
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 

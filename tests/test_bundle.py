@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import safetensors
-from flashinfer.formats import bundle as bundles
-from flashinfer.formats.bundle import PAGE, Bundle, new_tensor, verify, write_bundle
+from flashinfer.formats import writing
+from flashinfer.formats.bundle import PAGE, Bundle, verify
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.writing import new_tensor, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +147,7 @@ def stopping():
 @pytest.mark.parametrize("nameless", [True, False])
 def test_a_write_that_stops_leaves_nothing(tmp_path, monkeypatch, nameless):
     if not nameless:
-        monkeypatch.setattr(bundles.os, "O_TMPFILE", 1 << 30)  # as where there is no such flag
+        monkeypatch.setattr(writing.os, "O_TMPFILE", 1 << 30)  # as where there is no such flag
     target = tmp_path / "x.flash"
     target.write_bytes(b"before")
     with pytest.raises(Stop):

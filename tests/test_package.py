@@ -12,7 +12,7 @@ FLOORS = (
     ("cli",),
     ("calibrate", "synth"),
     ("model",),
-    ("stats", "threads"),
+    ("stats", "threads", "loading"),
     ("memory", "feedforward", "predictor_training"),
     ("attention", "predictor", "weights", "sampling", "tokenizer"),
     ("neuron_cache", "flash"),
