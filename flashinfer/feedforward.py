@@ -77,8 +77,8 @@ class FeedForward:
         )
 
     def _streams(self, selection, n_tokens):
-        if self.cache.capacity == self.bundles.rows and self.predictor is None:
-            return False  # the whole layer stays in DRAM
+        if self.cache.capacity == self.bundles.rows:
+            return False  # the whole layer stays in DRAM, once read
         if self.predictor is None:
             return True
         missing = np.count_nonzero(self.cache.slot_of[selection.neurons] < 0)
