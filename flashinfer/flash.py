@@ -37,11 +37,11 @@ class Flash:
                 "io_uring", "threads": O_DIRECT that way or an error; "buffered": the page cache.
                 Afterwards, the way that was taken.
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
-    bytes_read  so far, alignment's widening included
+    bytes_read  so far, alignment's widening included; bytes_streamed, those of large reads
     """
 
     def __init__(self, path, io="auto"):
-        self.path, self.bytes_read = path, 0
+        self.path, self.bytes_read, self.bytes_streamed = path, 0, 0
         self.fd, self.alignment = self._open(io)
         try:
             self.io, self.reader = self._reader(io)
@@ -146,6 +146,7 @@ class Flash:
         starts = np.arange(0, length, PIECE_BYTES, dtype=np.int64)
         lengths = np.minimum(PIECE_BYTES, length - starts)
         self.bytes_read += length
+        self.bytes_streamed += length
         ticket = self.reader.submit(offset + starts, lengths, memory, destination + starts)
         return ticket, offset + starts, lengths
 

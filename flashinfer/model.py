@@ -317,10 +317,11 @@ class Model:
         return _Measured(self, phase, n_tokens)
 
     def counters(self):
-        """(bytes read, hits, misses) since the model was opened."""
+        """(bytes read, of them streamed, hits, misses) since the model was opened."""
         caches = [layer.feed_forward.cache for layer in self.layers]
         return (
             self.flash.bytes_read,
+            self.flash.bytes_streamed,
             sum(cache.hits for cache in caches),
             sum(cache.misses for cache in caches),
         )

@@ -12,13 +12,15 @@ class Phase:
     tokens: int = 0
     seconds: float = 0.0
     flash_bytes: int = 0
+    streamed_bytes: int = 0  # of these, in large sequential reads
     hits: int = 0
     misses: int = 0
 
-    def add(self, tokens, seconds, flash_bytes, hits, misses):
+    def add(self, tokens, seconds, flash_bytes, streamed_bytes, hits, misses):
         self.tokens += tokens
         self.seconds += seconds
         self.flash_bytes += flash_bytes
+        self.streamed_bytes += streamed_bytes
         self.hits += hits
         self.misses += misses
 
@@ -55,6 +57,8 @@ class Stats:
             "prompt_tokens_per_second": self.prompt.tokens_per_second,
             "tokens_per_second": self.generation.tokens_per_second,
             "flash_bytes_per_token": self.generation.bytes_per_token,
+            "streamed_bytes_per_token": self.generation.streamed_bytes
+            / max(1, self.generation.tokens),
             "prompt_flash_bytes_per_token": self.prompt.bytes_per_token,
             "cache_hit_rate": self.generation.hit_rate,
             "peak_rss_bytes": peak_rss(),

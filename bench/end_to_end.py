@@ -1,0 +1,151 @@
+"""Whole tokens against the hardware's limits: number formats, memory sizes and disk speeds.
+
+    python -m bench.end_to_end [--full] [--dir DIR] [--json FILE]
+
+As root, with cgroups. Each configuration runs in a memory cgroup of a share of the model's file,
+the disk as it is or held to an eMMC's or an SD card's speed. Two floors: the bytes read per token
+over what the disk gives for reads of that size (fio), and the bytes touched in DRAM over its
+bandwidth (a plain sum). ``--full`` takes the shape of OPT-6.7B, else OPT-1.3B.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from flashinfer.formats.bundle import Bundle
+from tqdm import tqdm
+
+from bench.cgroup import Disk, NoCgroups, run_limited
+from bench.limits import dram_bandwidth, machine, random_read_bandwidth
+from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+
+DISKS = (
+    Disk("as it is"),
+    Disk("eMMC, 250 MB/s", 250_000_000),
+    Disk("SD, 90 MB/s, 2000 reads/s", 90_000_000, 2000),
+)
+SHARES = (1.0, 0.5, 0.25, 0.125)
+DTYPES = ("f16", "q4_0")
+PROMPT = ",".join(str(5 + 7 * i) for i in range(16))
+
+
+def run(model, limit, disk, tokens):
+    """Figures of one run in cgroups, or a word where there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        command = [
+            sys.executable, "-m", "flashinfer", "run", str(model), "--tokens", PROMPT,
+            "-n", str(tokens), "-c", "128", "--temp", "0", "--ignore-eos",
+            "--memory", str(limit), "--json", str(figures),
+        ]  # fmt: skip
+        result = run_limited(command, limit, disk, model, capture_output=True, text=True)
+        if result.returncode == 1 and "is too small" in result.stderr:
+            return "refused: " + result.stderr.rsplit(" is ", 1)[1].strip() + " needed"
+        if result.returncode == -9:
+            return "killed"
+        if result.returncode:
+            raise subprocess.CalledProcessError(result.returncode, command, stderr=result.stderr)
+        return json.loads(figures.read_text())
+
+
+def floors(figures, bundle, disk, limits):
+    """(seconds a token by reads, by DRAM): the least that the bytes of this run can take."""
+    row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
+    streamed = figures["streamed_bytes_per_token"]
+    scattered = figures["flash_bytes_per_token"] - streamed
+    read = scattered / disk.bandwidth(limits["random"][row_bytes], row_bytes)
+    read += streamed / disk.bandwidth(limits["sequential"], 1 << 20)
+    touched = sum(
+        bundle.tensors[spec.name].nbytes
+        for spec in bundle.specs
+        if spec.role in ("small", "predictor", "attention", "head")
+    )
+    share = bundle.calibration["layers"][0]["predicted"]
+    touched += share * sum(bundle.tensors[s.name].nbytes for s in bundle.specs if s.role == "ffn")
+    return read, touched / limits["dram"]
+
+
+def measure(models, tokens):
+    limits = {"dram": dram_bandwidth(), "random": {}, "sequential": 0.0}
+    rows = []
+    for model in models:
+        with Bundle(model) as bundle:
+            row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
+            limits["random"][row_bytes] = random_read_bandwidth(model, row_bytes)
+            limits["sequential"] = random_read_bandwidth(model, 1 << 20)
+            cases = [(share, disk) for share in SHARES for disk in DISKS]
+            for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
+                limit = int(bundle.file.size * share) // 4096 * 4096
+                n = tokens if disk is DISKS[0] else max(4, tokens // 4)
+                figures = run(model, limit, disk, n)
+                row = {"format": bundle.ffn_format.name, "share": share, "disk": disk.name}
+                if isinstance(figures, str):
+                    rows.append({**row, "says": figures})
+                    continue
+                by_reads, by_dram = floors(figures, bundle, disk, limits)
+                seconds = 1 / figures["tokens_per_second"]
+                rows.append(
+                    {
+                        **row,
+                        "limit_bytes": limit,
+                        "floor_by_reads": by_reads,
+                        "floor_by_dram": by_dram,
+                        "seconds": seconds,
+                        "ratio": seconds / max(by_reads, by_dram),
+                        **{k: v for k, v in figures.items() if k != "token_ids"},
+                    }
+                )
+    return {"machine": machine(), "limits": limits, "rows": rows}
+
+
+def print_table(figures):
+    print(f"{figures['machine']}; DRAM {figures['limits']['dram'] / 1e9:.0f} GB/s\n")
+    print(
+        "| format | memory | disk | tokens/s | read/token | in DRAM | peak RSS | "
+        "floor: reads | floor: DRAM | time/floor |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for row in figures["rows"]:
+        head = f"| {row['format']} | {100 * row['share']:g} % | {row['disk']} |"
+        if "says" in row:
+            print(f"{head} {row['says']} | | | | | | |")
+            continue
+        print(
+            f"{head} {row['tokens_per_second']:.2f} | {row['flash_bytes_per_token'] / 1e6:.1f} MB "
+            f"| {100 * row['cache_hit_rate']:.0f} % | {row['peak_rss_bytes'] / 1e6:.0f} of "
+            f"{row['limit_bytes'] / 1e6:.0f} MB | {1e3 * row['floor_by_reads']:.0f} ms | "
+            f"{1e3 * row['floor_by_dram']:.0f} ms | {row['ratio']:.2f} |"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="the shape of OPT-6.7B: 13.4 GB")
+    parser.add_argument("--dir", default=".", help="where to make the models, on the disk to test")
+    parser.add_argument("--tokens", type=int, default=48, help="to write, a quarter on slow disks")
+    parser.add_argument("--keep", action="store_true", help="do not remove the models")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    like = "opt-6.7b" if args.full else "opt-1.3b"
+    models = [Path(args.dir) / f"bench-{like}-{dtype}.flash" for dtype in DTYPES]
+    made = [model for model in models if not model.exists()]
+    try:
+        for model, dtype in zip(models, DTYPES, strict=True):
+            if model in made:
+                synthesize(model, opt_config(*OPT_SHAPES[like]), dtype)
+        figures = measure(models, args.tokens)
+    except NoCgroups as error:
+        raise SystemExit(f"skipped: {error}") from None
+    finally:
+        for model in made if not args.keep else ():
+            model.unlink(missing_ok=True)
+    print_table(figures)
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
