@@ -7,7 +7,8 @@ from libc.stdint cimport int32_t, int64_t
 
 
 def place(const int32_t[::1] neurons, int64_t token, int64_t window,
-          int32_t[::1] slot_of, int32_t[::1] neuron_at, int64_t[::1] last_used, int64_t used):
+          int32_t[::1] slot_of, int32_t[::1] neuron_at, int64_t[::1] last_used,
+          double[::1] priority, int64_t used):
     """Give each of ``neurons`` a row; return (slots, misses, moved_from, moved_to, used)."""
     cdef Py_ssize_t n = neurons.shape[0], i, missing = 0, next_free = 0, moves = 0
     cdef int64_t capacity = neuron_at.shape[0], row, last
@@ -26,16 +27,16 @@ def place(const int32_t[::1] neurons, int64_t token, int64_t window,
             last_used[row] = token
 
     # Rows that the misses may take: those that left the window, then, where these and the unused
-    # rows do not suffice, the least lately used.
-    free = np.flatnonzero(np.asarray(last_used[:used]) <= token - window).astype(np.int32)
+    # rows do not suffice, those of the least priority.
+    kept = np.asarray(last_used[:used]) > token - window
+    free = np.flatnonzero(~kept).astype(np.int32)
     cdef int64_t short = missing - (capacity - used) - free.shape[0]
     if short > 0:
-        ages = np.asarray(last_used[:used])
-        others = ages > token - window
-        others[slots[slots >= 0]] = False
-        candidates = np.flatnonzero(others)
-        order = np.argsort(ages[candidates], kind="stable")[:short]
-        free = np.sort(np.concatenate([free, candidates[order].astype(np.int32)]))
+        kept[slots[slots >= 0]] = False
+        candidates = np.flatnonzero(kept)
+        worth = np.asarray(priority)[np.asarray(neuron_at)[candidates]]
+        least = np.argpartition(worth, short - 1)[:short]
+        free = np.sort(np.concatenate([free, candidates[least].astype(np.int32)]))
     cdef const int32_t[::1] free_view = free
     cdef Py_ssize_t n_free = free.shape[0]
     for i in range(n_free):

@@ -100,14 +100,14 @@ def test_place(benchmark, twin):
     sets = [np.sort(RANDOM.choice(neurons, 280, replace=False)).astype(np.int32) for _ in range(64)]
     slot_of = np.full(neurons, -1, np.int32)
     neuron_at = np.full(capacity, -1, np.int32)
-    last_used = np.zeros(capacity, np.int64)
+    last_used, priority = np.zeros(capacity, np.int64), np.zeros(neurons)
     state = {"used": 0, "token": 0}
 
     def token():
         state["token"] += 1
         wanted = sets[state["token"] % 64]
         *_, state["used"] = kernels.place(
-            wanted, state["token"], 5, slot_of, neuron_at, last_used, state["used"]
+            wanted, state["token"], 5, slot_of, neuron_at, last_used, priority, state["used"]
         )
 
     benchmark(token)

@@ -12,10 +12,13 @@ from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import format_of, layout, predictor_layout
 from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
+from flashinfer.neuron_cache import miss_curve
+from flashinfer.predictor import Selection
 from flashinfer.predictor_training import Observations, find_predictor, window_rows
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
+CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
 
 
 def calibrate(
@@ -106,6 +109,7 @@ def _layers(model, ids, sequence, missed, steps, progress):
                 "rank": len(found.a),
                 "window_rows": means,
                 "window_rows_most": most,
+                "misses": miss_curve(_trace(found, observed), len(found.b)),
             },
         )
     progress(total, total)
@@ -142,6 +146,13 @@ def _predictor(ffn, observed, missed, steps):
 
     up_bias = np.zeros(d_ffn, np.float32) if ffn.up_bias is None else ffn.up_bias.copy()
     return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps)
+
+
+def _trace(found, observed):
+    """Yield the Selection of each of the text's last tokens."""
+    for first in range(max(0, len(observed.x) - CACHE_TOKENS), len(observed.x), 256):
+        for scores in found.scores(observed.x[first : first + 256]).T:
+            yield Selection.of_scores(scores[None])
 
 
 def _write(bundle, destination, found, calibration):

@@ -34,6 +34,7 @@ class FeedForward:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
             selection = Selection.of_scores(self.predictor.scores(x))
+            self.cache.priority.note(selection, token)
         y = np.zeros_like(x)
         if self._streams(selection, len(x)):
             self._compute_streamed(x, selection, token, y)
@@ -145,21 +146,20 @@ class FeedForward:
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
     def _keep(self, selection, now, token):
-        """Rows for the neurons that the last tokens used, as far as the cache holds them."""
+        """Rows for those neurons that the cache would hold, had the tokens come one by one."""
         cache = self.cache
         used_at = token + selection.last.astype(np.int64)
-        recent = np.flatnonzero(used_at > now - cache.window)
+        kept = used_at > now - cache.window
         if self.predictor is None or cache.capacity == 0:
-            recent = recent[:0]
-        elif len(recent) > cache.capacity:
-            order = np.argsort(-used_at[recent], kind="stable")[: cache.capacity]
-            recent = np.sort(recent[order])
+            kept[:] = False
+        else:
+            kept &= cache.affords(selection.neurons)
         hits, misses = cache.hits, cache.misses
-        kept = selection.neurons[recent]
-        slots, _ = cache.place(kept, now) if len(kept) else (kept, kept)
+        neurons = selection.neurons[kept]
+        slots, _ = cache.place(neurons, now) if len(neurons) else (neurons, neurons)
         cache.hits, cache.misses = hits, misses + len(selection.neurons)
-        cache.used_at(slots, used_at[recent])
-        return kept, slots
+        cache.used_at(slots, used_at[kept])
+        return neurons, slots
 
     def _copy_kept(self, kept, slots, first, stop, memory, starts):
         begin, end = np.searchsorted(kept, (first, stop))

@@ -91,13 +91,14 @@ def attention(q, keys, values, start):
     return out
 
 
-def place(neurons, token, window, slot_of, neuron_at, last_used, used):
+def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
     """Give each of ``neurons`` a row of a layer's cache: the paper's section 3.3.
 
     neurons    (n,) int32 ascending; token: number of the current one; window: in tokens
     slot_of    (d_ffn,) int32: the row that holds each neuron, or -1
     neuron_at  (capacity,) int32: the neuron in each row, or -1
     last_used  (capacity,) int64: the token that used each row last
+    priority   (d_ffn,) float64: where rows are short, the neurons with the least make room
     used       rows 0..used-1 hold neurons
     The arrays are changed in place. Returns (slots (n,), misses, moved_from, moved_to, used):
     the row of each neuron; the indices into ``neurons`` whose row must be read; the rows whose
@@ -111,16 +112,15 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, used):
     last_used[slots[slots >= 0]] = token
 
     # Rows that the misses may take: those that left the window, then, where these and the unused
-    # rows do not suffice, the least lately used.
-    ages = last_used[:used]
-    free = np.flatnonzero(ages <= token - window).astype(np.int32)
+    # rows do not suffice, those of the least priority.
+    kept = last_used[:used] > token - window
+    free = np.flatnonzero(~kept).astype(np.int32)
     short = len(misses) - (len(neuron_at) - used) - len(free)
     if short > 0:
-        others = ages > token - window
-        others[slots[slots >= 0]] = False
-        candidates = np.flatnonzero(others)
-        order = np.argsort(ages[candidates], kind="stable")[:short]
-        free = np.sort(np.concatenate([free, candidates[order].astype(np.int32)]))
+        kept[slots[slots >= 0]] = False
+        candidates = np.flatnonzero(kept)
+        least = np.argpartition(priority[neuron_at[candidates]], short - 1)[:short]
+        free = np.sort(np.concatenate([free, candidates[least].astype(np.int32)]))
     slot_of[neuron_at[free]] = -1
     neuron_at[free] = -1
 

@@ -1,5 +1,6 @@
 """A budget in bytes -> what stays in DRAM, what streams from flash, how large the window is."""
 
+import itertools
 import math
 import mmap
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.attention import padded_width
+from flashinfer.formats.bundle import CAPACITIES
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
 
@@ -109,7 +111,8 @@ class Plan:
     kv_cache          for ``context`` tokens
     buffers           tiles of the stream; working: activations of ``chunk`` tokens
     cache_rows        rows of each layer's neuron cache; cache: their bytes
-    window            tokens, as asked for; None: rows are kept until they are needed
+    policy            which neuron makes room, see neuron_cache.POLICIES
+    window            tokens that a neuron stays unused; None: until its row is needed
     affords           the largest calibrated window, in tokens, that the rows hold; None: unknown
     """
 
@@ -128,6 +131,7 @@ class Plan:
     working: int
     cache_rows: tuple[int, ...]
     cache: int
+    policy: str
     window: int | None
     affords: int | None
 
@@ -173,9 +177,10 @@ def pages(nbytes):
     return -(-nbytes // PAGE) * PAGE
 
 
-def make_plan(bundle, budget, context, neurons, window, stride, base=None):
+def make_plan(bundle, budget, context, neurons, policy, window, stride, base=None):
     """Divide ``budget`` bytes; return a Plan.
 
+    policy  one of neuron_cache.POLICIES; window: in tokens, or None
     stride  bytes of a row of the neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
     """
@@ -204,7 +209,8 @@ def make_plan(bundle, budget, context, neurons, window, stride, base=None):
     left -= attention
     head = sizes.head if attention_layers == sizes.layers and left >= sizes.head else 0
     left -= head
-    rows, affords = _cache_rows(bundle, sizes, (left + least_cache) // stride, window, least_rows)
+    room = (left + least_cache) // stride
+    rows, window, affords = _cache_rows(bundle, sizes, room, policy, window, least_rows)
     return Plan(
         budget=budget,
         neurons=neurons,
@@ -221,32 +227,68 @@ def make_plan(bundle, budget, context, neurons, window, stride, base=None):
         working=working,
         cache_rows=rows,
         cache=sum(rows) * stride,
+        policy=policy,
         window=window,
         affords=affords,
     )
 
 
-def _cache_rows(bundle, sizes, room, window, least_rows):
-    """Share ``room`` rows among the layers; return (rows of each, the window they hold)."""
+def _cache_rows(bundle, sizes, room, policy, window, least_rows):
+    """Share ``room`` rows among the layers; return (rows of each, window, the window they hold)."""
     layers, d_ffn = sizes.layers, sizes.d_ffn
     if sizes.neurons == "dense":  # whole layers, as many as fit
         whole = min(layers, room // d_ffn)
-        return (d_ffn,) * whole + (0,) * (layers - whole), None
+        return (d_ffn,) * whole + (0,) * (layers - whole), window, None
     needs = window_needs(bundle)  # [layer][k - 1]: the most rows that k tokens used
+    by_window = [[_rows_for(need, k + 1, d_ffn) for need in needs] for k in range(len(needs[0]))]
+    if policy == "window" and window is None:
+        window = max((k for k, rows in enumerate(by_window, 1) if sum(rows) <= room), default=1)
     if window is None and room >= layers * d_ffn:
-        return (d_ffn,) * layers, None
-    if window is None:
-        shape = [need[-1] for need in needs]
-    else:
+        return (d_ffn,) * layers, None, None
+    if window is not None:
         shape = [_rows_for(need, window, d_ffn) for need in needs]
-        room = min(room, sum(shape))
-    rows = _in_proportion(shape, room, least_rows, d_ffn)
+        rows = _in_proportion(shape, min(room, sum(shape)), least_rows, d_ffn)
+    elif bundle.calibration is None:
+        rows = _in_proportion([1] * layers, room, least_rows, d_ffn)
+    else:
+        rows = _fewest_misses(bundle.calibration["layers"], room, least_rows, d_ffn)
     holds = [
         k
         for k in range(1, len(needs[0]) + 1)
         if all(r >= need[k - 1] for r, need in zip(rows, needs, strict=True))
     ]
-    return rows, max(holds, default=None)
+    return rows, window, max(holds, default=None)
+
+
+def _fewest_misses(calibrated, room, least, most):
+    """The split of ``room`` rows for which the layers' miss curves promise the fewest reads."""
+    rows, left = [least] * len(calibrated), room - least * len(calibrated)
+    pieces = []  # (reads saved per row, layer, rows)
+    for number, layer in enumerate(calibrated):
+        points = [(c * most, m) for c, m in zip(CAPACITIES, layer["misses"], strict=True)]
+        begin = (least, np.interp(least, *zip(*points, strict=True)))
+        hull = _lower_hull([begin] + [p for p in points if p[0] > least])
+        for (r0, m0), (r1, m1) in itertools.pairwise(hull):
+            pieces.append(((m0 - m1) / (r1 - r0), number, int(r1) - int(r0)))
+    # A hull is convex, so that a layer's pieces come in their own order.
+    for _, number, size in sorted(pieces, key=lambda piece: -piece[0]):
+        size = min(size, left)
+        rows[number] += size
+        left -= size
+    return tuple(rows)
+
+
+def _lower_hull(points):
+    """The points of the convex curve below these; their first co-ordinates rise."""
+    hull = []
+    for x, y in points:
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return hull
 
 
 def window_needs(bundle):

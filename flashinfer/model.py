@@ -13,7 +13,7 @@ from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import head_name
 from flashinfer.loading import allocate_kv_cache, load_weights
-from flashinfer.neuron_cache import NeuronCache
+from flashinfer.neuron_cache import POLICIES, NeuronCache, default_policy
 from flashinfer.predictor import Predictor
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats
@@ -66,6 +66,7 @@ class Model:
         context=None,
         threads=None,
         io="auto",
+        cache=None,
         progress=lambda what, done, total: None,
     ):
         """Open a bundle.
@@ -76,19 +77,23 @@ class Model:
         context  tokens that the key/value cache holds; None: the model's most, up to 1024
         threads  to compute with; None: one for each core this process may use
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
+        cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
+                 None: "window" where ``window`` is given, else "frecency"
         progress called as progress("load", bytes, bytes in all) while opening, and as
                  progress("prompt", share done, 1.0) during a prompt of several tokens
 
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
         """
-        return cls(Bundle(path), memory, window, neurons, context, threads, io, progress)
+        return cls(Bundle(path), memory, window, neurons, context, threads, io, cache, progress)
 
-    def __init__(self, bundle, memory_budget, window, neurons, context, threads, io, progress):
+    def __init__(
+        self, bundle, memory_budget, window, neurons, context, threads, io, cache, progress
+    ):
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash = None
         try:
-            self._check(window, neurons, context, threads, io)
+            self._check(window, neurons, context, threads, io, cache)
             neurons = neurons or ("predicted" if bundle.has_predictors else "dense")
             context = context or min(self.config.max_position_embeddings, 1024)
             budget = (
@@ -99,7 +104,8 @@ class Model:
             kernels.set_threads(threads or default_threads())
             self.flash = Flash(bundle.path, io)
             stride = self.flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
-            self.plan = memory.make_plan(bundle, budget, context, neurons, window, stride)
+            policy = cache or default_policy(window)
+            self.plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride)
             self.stats = Stats(self.plan)
             self._load(stride)
         except BaseException:
@@ -108,12 +114,14 @@ class Model:
         self.position = 0  # tokens in the key/value cache
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
-    def _check(self, window, neurons, context, threads, io):
+    def _check(self, window, neurons, context, threads, io, cache):
         most = self.config.max_position_embeddings
         if neurons not in (None, *NEURONS):
             raise UserError(f"neurons {neurons!r} is not one of {', '.join(NEURONS)}")
         if io not in IO:
             raise UserError(f"io {io!r} is not one of {', '.join(IO)}")
+        if cache not in (None, *POLICIES):
+            raise UserError(f"cache {cache!r} is not one of {', '.join(POLICIES)}")
         if neurons == "predicted" and not self.bundle.has_predictors:
             raise UserError(
                 f"{self.bundle.path}: has no predictors; make them with flashinfer calibrate, "
@@ -167,7 +175,9 @@ class Model:
             weights.get(f"{name}.ffn.up_bias"),
             weights.get(f"{name}.ffn.down_bias"),
             predictor,
-            NeuronCache(self.config.d_ffn, cache_memory, stride, self.plan.window),
+            NeuronCache(
+                self.config.d_ffn, cache_memory, stride, self.plan.policy, self.plan.window
+            ),
             self.flash,
             self.buffer,
         )

@@ -1,10 +1,22 @@
-"""The window: which neurons of a layer are kept in DRAM, and where (paper section 3.3)."""
+"""Which neurons of a layer are kept in DRAM, and where (paper section 3.3)."""
 
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.bundle import CAPACITIES
 
 UNLIMITED = 1 << 60  # a window that nothing leaves: rows are kept until they are needed
+
+# What makes room when rows are short. "window" is the paper's: a neuron leaves when the last K
+# tokens did not use it. "lru" fills the budget instead, and the least lately used leaves first.
+# "frecency" also weighs how often: each use counts, half as much for every HALF_LIFE tokens since.
+POLICIES = ("frecency", "lru", "window")
+HALF_LIFE = 16.0
+
+
+def default_policy(window):
+    """The policy where none is named: a window that is asked for means the paper's."""
+    return "window" if window else "frecency"
 
 
 class NeuronCache:
@@ -12,13 +24,14 @@ class NeuronCache:
 
     memory    uint8, flat, from ``aligned_bytes``: capacity rows of ``stride`` bytes
     capacity  rows allocated, once
-    window    a neuron is kept while one of the last ``window`` tokens used it
+    policy    one of POLICIES
+    window    a neuron is kept while one of the last ``window`` tokens used it; None: no limit
     used      rows that hold neurons: the first ``used``
     hits, misses, guesses, right_guesses  counts of neurons, since the cache was made; a neuron
               read ahead and then used is a miss, and a right guess
     """
 
-    def __init__(self, neurons, memory, stride, window):
+    def __init__(self, neurons, memory, stride, policy, window=None):
         self.memory, self.stride, self.window = memory, stride, window or UNLIMITED
         self.capacity = min(neurons, len(memory) // stride)
         self.rows = memory[: self.capacity * stride].reshape(self.capacity, stride)
@@ -26,6 +39,7 @@ class NeuronCache:
         self.slot_of = np.full(neurons, -1, dtype=np.int32)
         self.neuron_at = np.full(self.capacity, -1, dtype=np.int32)
         self.last_used = np.zeros(self.capacity, dtype=np.int64)
+        self.priority = Priority(neurons, policy)
         self.guessed = np.empty(0, dtype=np.int32)  # read ahead, not yet asked for
         self.hits = self.misses = self.guesses = self.right_guesses = 0
 
@@ -69,11 +83,22 @@ class NeuronCache:
 
     def _place(self, neurons, token):
         slots, misses, moved_from, moved_to, self.used = kernels.place(
-            neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used, self.used
-        )
+            neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used,
+            self.priority.values, self.used,
+        )  # fmt: skip
         if len(moved_from):
             self.rows[moved_to] = self.rows[moved_from]
         return slots, misses
+
+    def affords(self, neurons):
+        """Which of these belong to the ``capacity`` of most priority, with those held: bool."""
+        values = self.priority.values
+        others = np.setdiff1d(self.neuron_at[: self.used], neurons, assume_unique=True)
+        worth = np.concatenate([values[neurons], values[others]])
+        if len(worth) <= self.capacity:
+            return np.ones(len(neurons), dtype=bool)
+        chosen = np.argpartition(-worth, self.capacity - 1)[: self.capacity]
+        return np.isin(np.arange(len(neurons)), chosen)
 
     def used_at(self, slots, tokens):
         """Say which token used these rows last, where it was not the current one."""
@@ -84,3 +109,51 @@ class NeuronCache:
         slots = self.slot_of[neurons]
         self.last_used[slots[slots >= 0]] = -UNLIMITED
         self.slot_of[neurons] = -1
+
+
+class Priority:
+    """What each neuron of a layer, in the cache or not, is worth keeping: ``values`` (d_ffn,).
+
+    The uses of a neuron at tokens t count 2^(t / H) each; the value is H log2 of their sum, which
+    is the token of its last use where there was but one, and for H -> 0. So a value never
+    changes while its neuron is not used.
+    """
+
+    def __init__(self, neurons, policy):
+        self.half_life = HALF_LIFE if policy == "frecency" else 0.0
+        self.values = np.full(neurons, -np.inf)
+
+    def note(self, selection, token):
+        """The neurons of a Selection were used, by tokens numbered from ``token`` on."""
+        neurons, last = selection.neurons, token + selection.last
+        if not self.half_life:
+            self.values[neurons] = last
+            return
+        sums = np.exp2((self.values[neurons] - last) / self.half_life)
+        if selection.indptr is None:
+            sums += 1
+        elif len(neurons):
+            before = np.repeat(selection.last, np.diff(selection.indptr)) - selection.tokens
+            sums += np.add.reduceat(np.exp2(-before / self.half_life), selection.indptr[:-1])
+        self.values[neurons] = last + self.half_life * np.log2(sums)
+
+
+def miss_curve(trace, neurons, policy="frecency"):
+    """Neurons to read per token, for a cache of each of CAPACITIES of the layer's rows.
+
+    trace yields a Selection of each token; its first half only warms the cache up. As what a
+    neuron is worth does not depend on the cache, a smaller cache holds a part of what a larger
+    one holds, and one pass gives all sizes (Mattson's stack, 1970).
+    """
+    priority, ranks = Priority(neurons, policy), []
+    for token, selection in enumerate(trace):
+        own = priority.values[selection.neurons]
+        rank = neurons - np.sort(priority.values).searchsorted(own, side="right")  # worth more
+        rank[np.isneginf(own)] = neurons - 1  # never used: it is there only if the whole layer is
+        ranks.append(rank)
+        priority.note(selection, token)
+    counted = ranks[len(ranks) // 2 :]
+    ranks = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
+    rows = np.array(CAPACITIES) * neurons
+    hits = ranks.searchsorted(rows, side="left")
+    return ((len(ranks) - hits) / max(1, len(counted))).tolist()

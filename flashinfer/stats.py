@@ -65,6 +65,7 @@ class Stats:
             "token_ids": list(self.token_ids),
             "memory_budget_bytes": self.plan.budget,
             "window": self.plan.window or self.plan.affords,
+            "cache": self.plan.policy,
             "context": self.plan.context,
             "neurons": self.plan.neurons,
         }

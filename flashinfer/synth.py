@@ -20,6 +20,8 @@ from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import SMALL, format_of, layout, predictor_layout
 from flashinfer.formats.number_formats import number_format
 from flashinfer.formats.writing import new_tensor, write_bundle
+from flashinfer.neuron_cache import miss_curve
+from flashinfer.predictor import Selection
 
 # Published shapes: hidden_size, layers, heads, ffn_dim.
 OPT_SHAPES = {
@@ -188,6 +190,7 @@ class _Maker:
             "rank": self.width,
             "window_rows": counts.mean(axis=0).tolist(),
             "window_rows_most": counts.max(axis=0).tolist(),
+            "misses": miss_curve((Selection.of_scores(row[None]) for row in says), len(b)),
         }
 
     def chunks(self, spec):

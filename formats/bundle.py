@@ -23,8 +23,13 @@ VERSION = "1"
 PAGE = 4096
 CHUNK_BYTES = 8 << 20
 WINDOWS = 8  # calibration measures windows of 1 to 8 tokens
+CAPACITIES = tuple(k / 16 for k in range(17))  # and caches of these shares of a layer's rows
 CALIBRATED = ("active", "predicted", "missed", "rank")  # of each layer: shares, and a rank
-CALIBRATED_BY_WINDOW = ("window_rows", "window_rows_most")  # neurons needed: mean, most
+CALIBRATED_LISTS = {
+    "window_rows": WINDOWS,  # neurons that windows of 1, 2, ... tokens need, on average
+    "window_rows_most": WINDOWS,  # and at most
+    "misses": len(CAPACITIES),  # neurons to read per token with caches of these sizes
+}
 NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
@@ -189,9 +194,9 @@ def checked_calibration(calibration, n_layers):
         raise FormatError("its calibration is not that of this model; calibrate it again")
     for layer in layers:
         numbers = [layer.get(key) for key in CALIBRATED] if isinstance(layer, dict) else [None]
-        for key in CALIBRATED_BY_WINDOW if isinstance(layer, dict) else ():
+        for key, length in CALIBRATED_LISTS.items() if isinstance(layer, dict) else ():
             values = layer.get(key)
-            numbers += values if isinstance(values, list) and len(values) == WINDOWS else [None]
+            numbers += values if isinstance(values, list) and len(values) == length else [None]
         if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
             raise FormatError("its calibration is damaged; calibrate it again")
     return calibration

@@ -228,7 +228,8 @@ def test_place_keeps_the_books_like_its_twin(data):
         }
         for name in kernels.TWINS
     }
-    history = []
+    priority = np.array(data.draw(st.lists(st.integers(0, 9), min_size=neurons, max_size=neurons)))
+    priority, history = priority.astype(float), []
     waves = data.draw(st.lists(st.booleans(), min_size=1, max_size=12))
     for token in np.cumsum(waves).tolist():  # False: another wave of the same token
         wanted = np.array(
@@ -240,8 +241,9 @@ def test_place_keeps_the_books_like_its_twin(data):
         for name, s in states.items():
             before = s["slot_of"].copy()
             slots, misses, moved_from, moved_to, s["used"] = kernels.TWINS[name]["place"](
-                wanted, token, window, s["slot_of"], s["neuron_at"], s["last_used"], s["used"]
-            )
+                wanted, token, window, s["slot_of"], s["neuron_at"], s["last_used"], priority,
+                s["used"],
+            )  # fmt: skip
             assert np.array_equal(misses, np.flatnonzero(before[wanted] < 0))
             s["rows"][moved_to] = s["rows"][moved_from]
             s["rows"][slots[misses]] = wanted[misses]
@@ -252,6 +254,9 @@ def test_place_keeps_the_books_like_its_twin(data):
             assert set(np.flatnonzero(s["slot_of"] >= 0)) == set(held.tolist())
             assert np.array_equal(s["slot_of"][held], np.arange(s["used"]))
             assert set(wanted.tolist()) <= set(held.tolist()) <= recent
+            left = [n for n in np.flatnonzero(before >= 0) if n in recent and n not in held]
+            stayed = [n for n in held if before[n] >= 0 and n not in wanted]
+            assert not left or not stayed or max(priority[left]) <= min(priority[stayed])
             if len(recent) <= capacity:
                 assert set(held.tolist()) == recent  # exactly the paper's window
             results.append((slots.tolist(), moved_from.tolist(), moved_to.tolist(), held.tolist()))
@@ -259,6 +264,12 @@ def test_place_keeps_the_books_like_its_twin(data):
 
 
 def test_place_refuses_more_than_fits(twin):
-    state = np.full(4, -1, np.int32), np.full(2, -1, np.int32), np.zeros(2, np.int64), 0
+    state = (
+        np.full(4, -1, np.int32),
+        np.full(2, -1, np.int32),
+        np.zeros(2, np.int64),
+        np.zeros(4),
+        0,
+    )
     with pytest.raises(ValueError, match="3 neurons do not fit"):
         kernels.place(np.arange(3, dtype=np.int32), 0, 5, *state)

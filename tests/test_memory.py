@@ -8,6 +8,7 @@ from flashinfer.formats.errors import BudgetError, UserError
 from bench.cgroup import NoCgroups, run_limited
 from flashinfer import memory
 from flashinfer.memory import MIB, make_plan, parse_size
+from flashinfer.neuron_cache import default_policy
 
 
 @pytest.mark.parametrize(
@@ -24,9 +25,10 @@ def test_wrong_sizes(text):
         parse_size(text)
 
 
-def plan(path, budget, neurons="predicted", window=None, context=64):
+def plan(path, budget, neurons="predicted", window=None, context=64, policy=None):
+    policy = policy or default_policy(window)
     with Bundle(path) as bundle:
-        return make_plan(bundle, budget, context, neurons, window, stride=1024, base=30 * MIB)
+        return make_plan(bundle, budget, context, neurons, policy, window, 1024, base=30 * MIB)
 
 
 @pytest.mark.parametrize("neurons", ["predicted", "dense"])

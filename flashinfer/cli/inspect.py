@@ -8,6 +8,7 @@ from flashinfer.flash import Flash
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.memory import default_budget, format_size, make_plan
+from flashinfer.neuron_cache import default_policy
 
 ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 
@@ -28,7 +29,8 @@ def main(args):
         stride = flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
         flash.close()
         budget = args.memory or default_budget()
-        plan = make_plan(bundle, budget, context, neurons, args.window, stride)
+        policy = args.cache or default_policy(args.window)
+        plan = make_plan(bundle, budget, context, neurons, policy, args.window, stride)
         figures["plan"] = asdict(plan)
         if args.json != "-":
             print_description(figures, plan)
@@ -77,8 +79,8 @@ def print_description(figures, plan):
     print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
     window = plan.window or plan.affords
     print(
-        f"\nneurons: {plan.neurons}; one bundle is {figures['bundle_bytes']:,} bytes; window: "
-        + (f"{window} tokens" if window else "as long as the rows last")
+        f"\nneurons: {plan.neurons}; one bundle is {figures['bundle_bytes']:,} bytes; cache: "
+        f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
     )
     calibration = figures["calibration"]
     if calibration is None:

@@ -14,6 +14,7 @@ from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.memory import format_size
 from flashinfer.model import NEURONS, Model
+from flashinfer.neuron_cache import POLICIES
 from flashinfer.tokenizer import TextStream, Tokenizer
 
 
@@ -26,6 +27,11 @@ def add_model_arguments(parser):
     parser.add_argument(
         "--window", type=positive, metavar="K",
         help="keep the neurons of the last K tokens; default: as many as the budget affords",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", choices=POLICIES, help="which neurons make room where memory is short: those "
+        "used seldom and long ago, those used longest ago, or those outside the window; default: "
+        "window where --window is given, else frecency",
     )  # fmt: skip
     parser.add_argument(
         "--neurons", choices=NEURONS, help="which neurons to use: those predicted to fire, or all "
@@ -91,6 +97,7 @@ def main(args):
             context=context,
             threads=args.threads,
             io=args.io,
+            cache=args.cache,
             progress=progress,
         ) as model,
     ):

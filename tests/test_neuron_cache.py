@@ -1,0 +1,109 @@
+"""What stays: priorities, the miss curve and how rows are shared, against plain simulations."""
+
+import itertools
+
+import numpy as np
+import pytest
+from flashinfer.formats.bundle import CAPACITIES
+from flashinfer.formats.errors import BudgetError
+
+from flashinfer import Model
+from flashinfer.memory import _fewest_misses
+from flashinfer.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority, miss_curve
+from flashinfer.predictor import Selection
+
+NEURONS = 64
+
+
+def trace(tokens=300, seed=0):
+    """(tokens, NEURONS) bool: some neurons fire far more often than others."""
+    random = np.random.default_rng(seed)
+    return random.random((tokens, NEURONS)) < np.geomspace(0.01, 0.5, NEURONS)
+
+
+def selections(fires):
+    return [Selection.of_scores(row[None].astype(np.float32)) for row in fires]
+
+
+@pytest.mark.parametrize("step", [1, 7, 300])
+def test_priority_is_the_sum_of_the_uses_by_age(step):
+    fires = trace()
+    priority, lru = Priority(NEURONS, "frecency"), Priority(NEURONS, "lru")
+    for first in range(0, len(fires), step):
+        selection = Selection.of_scores(fires[first : first + step].astype(np.float32))
+        priority.note(selection, first)
+        lru.note(selection, first)
+    ages = len(fires) - np.arange(len(fires))
+    sums = (np.exp2(-ages / HALF_LIFE)[:, None] * fires).sum(axis=0)
+    used = sums > 0
+    np.testing.assert_allclose(
+        priority.values[used], len(fires) + HALF_LIFE * np.log2(sums[used]), rtol=1e-9
+    )
+    assert np.isneginf(priority.values[~used]).all()
+    last = np.where(used, len(fires) - 1 - fires[::-1].argmax(axis=0), -np.inf)
+    assert np.array_equal(lru.values, last)
+
+
+@pytest.mark.parametrize("policy", ["frecency", "lru"])
+def test_the_miss_curve_is_what_caches_of_those_sizes_miss(policy):
+    fires = trace(600)
+    curve = miss_curve(selections(fires), NEURONS, policy)
+    most = fires.sum(axis=1).max()
+    for share, expected in zip(CAPACITIES, curve, strict=True):
+        rows = round(share * NEURONS)
+        if rows < most:  # a token alone does not fit: it takes waves
+            continue
+        cache = NeuronCache(NEURONS, np.zeros(rows * 8, np.uint8), 8, policy)
+        for token, selection in enumerate(selections(fires)):
+            if token == len(fires) // 2:
+                cache.misses = 0
+            cache.place(selection.neurons, token)
+            cache.priority.note(selection, token)
+        found = cache.misses / (len(fires) // 2)
+        # Those in use now count as the most worth here, and as what they were in the curve.
+        assert expected - 0.01 <= found <= 1.12 * expected + 0.05, share
+    assert curve == sorted(curve, reverse=True)
+    assert curve[-1] == 0 and curve[0] == fires[300:].sum(axis=1).mean()
+
+
+def test_frecency_misses_least():
+    fires = trace(2000)
+    frecency, lru = (miss_curve(selections(fires), NEURONS, p) for p in ("frecency", "lru"))
+    assert np.mean(frecency) < 0.97 * np.mean(lru)
+
+
+def test_rows_go_where_they_save_most():
+    random = np.random.default_rng(2)
+    curves = []
+    for scale in (3, 1, 9):  # convex, so that the best split is known
+        steps = np.sort(random.random(16))[::-1] * scale
+        curves.append({"misses": [*(steps.sum() - np.cumsum([0, *steps])).tolist()]})
+    most = 32
+    for room in (3, 11, 30, 64, 96):
+        rows = _fewest_misses(curves, room, 1, most)
+
+        def misses(rows):
+            capacities = np.array(CAPACITIES) * most
+            return sum(
+                np.interp(r, capacities, c["misses"]) for r, c in zip(rows, curves, strict=True)
+            )
+
+        splits = itertools.product(range(1, most + 1), repeat=2)
+        best = min(misses((a, b, room - a - b)) for a, b in splits if 1 <= room - a - b <= most)
+        assert sum(rows) == room and min(rows) >= 1 and max(rows) <= most
+        assert misses(rows) <= best + 1e-9
+
+
+def test_policies_change_no_bit(synthetic):
+    found = []
+    for policy in POLICIES:
+        with pytest.raises(BudgetError) as caught:  # the process grows, so ask each time
+            Model.open(synthetic, memory=1, context=64)
+        budget = caught.value.least + (1 << 20)
+        with Model.open(synthetic, memory=budget, cache=policy, context=64) as model:
+            assert model.plan.policy == policy and (policy == "window") == bool(model.plan.window)
+            assert sum(model.plan.cache_rows) < 4 * 1024
+            found.append(model.logits(range(3, 43)))
+            found.append(np.stack([model.forward([token]) for token in range(3, 13)]))
+    assert np.array_equal(found[0], found[2]) and np.array_equal(found[0], found[4])
+    assert np.array_equal(found[1], found[3]) and np.array_equal(found[1], found[5])
