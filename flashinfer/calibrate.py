@@ -45,7 +45,7 @@ def calibrate(
     Raises UserError where the text is too short.
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
-    with Bundle(path) as bundle:
+    with Bundle(path, calibrated=False) as bundle:
         tokens = min(tokens, len(token_ids), _tokens_that_fit(bundle.config, budget))
         sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens
@@ -57,7 +57,11 @@ def calibrate(
             )
         )  # fmt: skip
     with Model.open(
-        path, memory=_model_budget(budget), neurons="dense", context=sequence, threads=threads
+        Bundle(path, calibrated=False),
+        memory=_model_budget(budget),
+        neurons="dense",
+        context=sequence,
+        threads=threads,
     ) as model:
         found, layers = [], []
         for predictor, record in _layers(

@@ -69,7 +69,7 @@ class Model:
         cache=None,
         progress=lambda what, done, total: None,
     ):
-        """Open a bundle.
+        """Open a bundle, by its path or opened already.
 
         memory   budget of the whole process: bytes, "600M"; None: what the machine has free
         window   keep the neurons of the last ``window`` tokens; None: as many as fit
@@ -85,7 +85,8 @@ class Model:
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
         """
-        return cls(Bundle(path), memory, window, neurons, context, threads, io, cache, progress)
+        bundle = path if isinstance(path, Bundle) else Bundle(path)
+        return cls(bundle, memory, window, neurons, context, threads, io, cache, progress)
 
     def __init__(
         self, bundle, memory_budget, window, neurons, context, threads, io, cache, progress

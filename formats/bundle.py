@@ -59,13 +59,14 @@ class Bundle:
     hf_config    the model's config as Hugging Face wrote it
     calibration  what ``calibrate`` found (a dict), or None
     source       where the model came from (a dict)
+    With ``calibrated=False`` it is opened as it was before it was calibrated.
     Raises FormatError where the file is not a bundle or lacks a tensor.
     """
 
     config: ModelConfig
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, calibrated=True):
+        self.path, self.calibrated = Path(path), calibrated
         if self.path.is_dir():
             raise FormatError(
                 f"{path}: is a directory; make a bundle of it: flashinfer convert {path} DST.flash"
@@ -91,10 +92,9 @@ class Bundle:
         self.formats = self._json("flashinfer.formats", dict)
         try:
             self.config = model_config(self.hf_config)
-            self.calibration = checked_calibration(
-                self._json("flashinfer.calibration", dict), self.config.num_hidden_layers
-            )
-            self.specs = layout(self.config) + predictor_layout(self.config, self._ranks())
+            self.calibration = self._calibration() if self.calibrated else None
+            ranks = self._ranks() if self.calibrated else []
+            self.specs = layout(self.config) + predictor_layout(self.config, ranks)
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
         self.tensors = {spec.name: self._tensor(spec) for spec in self.specs}
@@ -108,6 +108,10 @@ class Bundle:
         if not isinstance(value, kind):
             raise FormatError(f"{self.path}: metadata {key} is not a {kind.__name__}")
         return value
+
+    def _calibration(self):
+        found = self._json("flashinfer.calibration", dict)
+        return checked_calibration(found, self.config.num_hidden_layers)
 
     def _ranks(self):
         """The rank of each layer's predictor, from the tensors; none where there are none."""

@@ -7,6 +7,8 @@ import pytest
 from conftest import SHARED
 from flashinfer.formats.bundle import Bundle, verify
 from flashinfer.formats.convert import convert
+from flashinfer.formats.errors import FormatError
+from flashinfer.formats.writing import stored_tensors, write_bundle
 
 from flashinfer import Model, UserError
 from flashinfer.calibrate import calibrate
@@ -94,6 +96,18 @@ def test_calibrating_again_replaces_the_predictors(calibrated, tmp_path):
     ids = np.random.default_rng(1).integers(3, 96, 700)
     found = calibrate(calibrated, ids, path, tokens=700, steps=0, missed=0.2)
     verify(path)
+    with Bundle(path) as bundle:
+        assert bundle.calibration == found
+
+
+def test_a_damaged_calibration_is_refused_and_can_be_made_again(calibrated, tmp_path):
+    path = tmp_path / "x.flash"
+    with Bundle(calibrated) as bundle:
+        damaged = {**bundle.calibration, "layers": [{}] * bundle.config.num_hidden_layers}
+        write_bundle(path, stored_tensors(bundle), bundle.hf_config, bundle.source, damaged)
+    with pytest.raises(FormatError, match="calibration is damaged; calibrate it again"):
+        Bundle(path)
+    found = calibrate(path, np.random.default_rng(7).integers(3, 96, 700), steps=0)
     with Bundle(path) as bundle:
         assert bundle.calibration == found
 

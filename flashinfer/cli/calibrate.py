@@ -29,7 +29,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with Bundle(args.model) as bundle:
+    with Bundle(args.model, calibrated=False) as bundle:
         tokenizer = Tokenizer(bundle)
     ids = tokenizer.encode(read_text(args.text, args.tokens))
     with tqdm(desc="calibrate", unit="layer", bar_format="{l_bar}{bar}| {n:.1f}/{total} layers "
