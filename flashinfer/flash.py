@@ -17,6 +17,10 @@ from flashinfer.formats.errors import FormatError, UserError
 IO = ("auto", "io_uring", "threads", "buffered")
 IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
+MERGED_BYTES = 256 << 10  # about the most that neighbours merge to
+GAP_BYTES = 4096  # of another neuron are cheaper to read than another request is
+NOWHERE = -1  # the destination of what is read only to be dropped
+NOTHING_SHARED = (np.empty(0, dtype=np.int64),) * 2
 
 
 def aligned_bytes(nbytes):
@@ -36,11 +40,13 @@ class Flash:
     io          "auto": O_DIRECT by io_uring, or else by threads, or else through the page cache;
                 "io_uring", "threads": O_DIRECT that way or an error; "buffered": the page cache.
                 Afterwards, the way that was taken.
+    gap_bytes   reads no further apart than this are merged into one
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
     bytes_read  so far, alignment's widening included; bytes_streamed, those of large reads
     """
 
-    def __init__(self, path, io="auto"):
+    def __init__(self, path, io="auto", gap_bytes=GAP_BYTES):
+        self.gap_bytes, self.sink = gap_bytes, aligned_bytes(gap_bytes)
         self.path, self.bytes_read, self.bytes_streamed = path, 0, 0
         self.fd, self.alignment = self._open(io)
         try:
@@ -78,16 +84,16 @@ class Flash:
     def _reader(self, io):
         """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
         if self.alignment == 1:
-            return "buffered", kernels.Reader(self.fd, IO_THREADS)
+            return "buffered", kernels.Reader(self.fd, IO_THREADS, self.sink)
         if io != "threads":
             try:
-                return "io_uring", kernels.Reader(self.fd, 0)
+                return "io_uring", kernels.Reader(self.fd, 0, self.sink)
             except OSError as error:
                 if io == "io_uring":
                     raise UserError(
                         f"no io_uring here: {error.strerror}; use --io threads"
                     ) from None
-        return "threads", kernels.Reader(self.fd, IO_THREADS)
+        return "threads", kernels.Reader(self.fd, IO_THREADS, self.sink)
 
     @staticmethod
     def _reads(fd, alignment):
@@ -112,23 +118,53 @@ class Flash:
     def submit(self, offsets, lengths, memory, destinations):
         """Start aligned reads of ``lengths`` bytes at ``offsets`` to ``memory[destinations]``.
 
-        All three are int64 arrays; memory is uint8 from ``aligned_bytes``. Reads that continue
-        each other on flash and in memory become one.
+        All three are int64 arrays; memory is uint8 from ``aligned_bytes``. Neighbours on flash
+        become one read, as do those at most ``gap_bytes`` apart; what lies between is dropped.
         """
-        if len(offsets) > 1:
-            ends = np.flatnonzero(
-                (offsets[1:] != offsets[:-1] + lengths[:-1])
-                | (destinations[1:] != destinations[:-1] + lengths[:-1])
-            )
-            starts = np.concatenate([[0], ends + 1])
-            lengths = np.add.reduceat(lengths, starts)
-            offsets, destinations = offsets[starts], destinations[starts]
+        offsets, indptr, segments, destinations, shared = self._merge(
+            offsets, lengths, destinations
+        )
+        lengths = np.add.reduceat(segments, indptr[:-1]) if len(offsets) else segments
         self.bytes_read += int(lengths.sum())
-        return self.reader.submit(offsets, lengths, memory, destinations), offsets, lengths
+        ticket = self.reader.submit(offsets, indptr, segments, memory, destinations)
+        return ticket, offsets, lengths, memory, shared
+
+    def _merge(self, offsets, lengths, destinations):
+        """(read offsets, indptr, segments' lengths, their destinations, shared blocks).
+
+        Where two rows share a block of ``alignment`` bytes it is read once, for the first, and
+        copied afterwards: shared is (from, to), in blocks of memory.
+        """
+        n, block = len(offsets), self.alignment
+        gaps = offsets[1:] - offsets[:-1] - lengths[:-1]
+        total = np.cumsum(lengths)
+        joined = (gaps <= self.gap_bytes) & (
+            total[1:] // MERGED_BYTES == total[:-1] // MERGED_BYTES
+        )
+        overlap = (gaps == -block) & (lengths[1:] > block) & (lengths[:-1] > block)
+        joined &= (gaps >= 0) | overlap
+        after = np.flatnonzero(joined & overlap) + 1
+        ends = destinations[after - 1] + lengths[after - 1]
+        shared = ends // block - 1, destinations[after] // block
+        lengths, destinations = lengths.copy(), destinations.copy()
+        lengths[after] -= block
+        destinations[after] += block
+        between = joined & (gaps > 0)
+        first = np.concatenate([[True], ~joined])[:n]  # rows that begin a read
+        starts = np.arange(n) + np.concatenate([[0], np.cumsum(between)])[:n]
+        indptr = np.concatenate([starts[first], [n + np.count_nonzero(between)]])
+        at = np.flatnonzero(between) + 1
+        return (
+            offsets[first],
+            indptr,
+            np.insert(lengths, at, gaps[at - 1]),
+            np.insert(destinations, at, NOWHERE),
+            shared,
+        )
 
     def wait(self, submitted):
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
-        ticket, offsets, lengths = submitted
+        ticket, offsets, lengths, memory, (source, target) = submitted
         try:
             ticket.wait()
         except EOFError as error:
@@ -136,6 +172,10 @@ class Flash:
         except OSError as error:
             index, reason = error.args[2] if len(error.args) > 2 else error.filename, error.strerror
         else:
+            if len(source):
+                size = len(memory) // self.alignment * self.alignment
+                blocks = memory[:size].reshape(-1, self.alignment)
+                blocks[target] = blocks[source]
             return
         raise FormatError(
             f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
@@ -147,8 +187,9 @@ class Flash:
         lengths = np.minimum(PIECE_BYTES, length - starts)
         self.bytes_read += length
         self.bytes_streamed += length
-        ticket = self.reader.submit(offset + starts, lengths, memory, destination + starts)
-        return ticket, offset + starts, lengths
+        indptr = np.arange(len(starts) + 1, dtype=np.int64)
+        ticket = self.reader.submit(offset + starts, indptr, lengths, memory, destination + starts)
+        return ticket, offset + starts, lengths, memory, NOTHING_SHARED
 
     def read_rows(self, tensor, rows, buffer):
         """Yield (position, n, memory, row_starts) for the given rows of a StoredTensor.

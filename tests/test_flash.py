@@ -6,7 +6,7 @@ from flashinfer.formats.bundle import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 
-from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.flash import MERGED_BYTES, Flash, aligned_bytes
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def int64(*values):
 
 
 def test_scattered_reads_arrive_where_they_should(flash, file):
-    random, memory = np.random.default_rng(1), aligned_bytes(1 << 20)
+    random, memory, flash.gap_bytes = np.random.default_rng(1), aligned_bytes(1 << 20), 0
     places = random.permutation(256)
     offsets = np.sort(random.choice(256, 60, replace=False)).astype(np.int64) * 4096
     destinations = places[:60].astype(np.int64) * 4096
@@ -44,13 +44,40 @@ def test_scattered_reads_arrive_where_they_should(flash, file):
     assert flash.bytes_read == 60 * 4096
 
 
-def test_neighbours_are_read_as_one(flash):
-    memory = aligned_bytes(1 << 16)
-    submitted = flash.submit(
-        int64(0, 4096, 12288, 16384), np.full(4, 4096), memory, int64(0, 4096, 8192, 20480)
-    )
+def test_neighbours_are_read_as_one(flash, file):
+    memory, flash.gap_bytes = aligned_bytes(1 << 16), 4096
+    offsets, to = int64(0, 4096, 12288, 20480, 32768), int64(0, 8192, 40960, 20480, 4096)
+    submitted = flash.submit(offsets, np.full(5, 4096), memory, to)
     flash.wait(submitted)
-    assert submitted[2].tolist() == [8192, 4096, 4096]
+    assert submitted[1].tolist() == [0, 32768] and submitted[2].tolist() == [24576, 4096]
+    for offset, destination in zip(offsets, to, strict=True):
+        there = memory[destination : destination + 4096]
+        assert np.array_equal(there, file[1][offset : offset + 4096])
+
+
+@pytest.mark.parametrize("row_bytes", [60, 512, 700, 2304, 5000])
+@pytest.mark.parametrize("gap_bytes", [0, 4096, 20_000])
+def test_rows_arrive_however_they_are_merged(flash, file, row_bytes, gap_bytes):
+    """Rows that share blocks, lie side by side or apart, to rows in any order."""
+    flash = Flash(flash.path, flash.io, gap_bytes)
+    random = np.random.default_rng(5)
+    tensor = StoredTensor("t", 4096, 200, row_bytes // 2, FORMATS["f16"])
+    stride = flash.row_stride(row_bytes)
+    memory = aligned_bytes(200 * stride)
+    expected = file[1][4096 : 4096 + tensor.nbytes].reshape(200, -1)
+    reads = []
+    for share in (0.05, 0.3, 0.9, 1.0):
+        rows = np.flatnonzero(random.random(200) < share)
+        places = random.permutation(200)[: len(rows)] * stride
+        offsets, lengths, skips = flash.row_spans(tensor, rows)
+        memory[:] = 0
+        submitted = flash.submit(offsets, lengths, memory, places)
+        flash.wait(submitted)
+        reads.append(len(submitted[1]))
+        for row, place in zip(rows, places + skips, strict=True):
+            assert np.array_equal(memory[place : place + row_bytes], expected[row])
+    if row_bytes > 512 or flash.alignment == 1:  # else rows share more than one block
+        assert reads[-1] <= 1 + tensor.nbytes / MERGED_BYTES + 1
 
 
 def test_nothing_to_read(flash):
