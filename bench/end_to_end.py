@@ -5,7 +5,8 @@
 As root, with cgroups. Each configuration runs in a memory cgroup of a share of the model's file,
 the disk as it is or held to an eMMC's or an SD card's speed. Two floors: the bytes read per token
 over what the disk gives for reads of that size (fio), and the bytes touched in DRAM over its
-bandwidth (a plain sum). ``--full`` takes the shape of OPT-6.7B, else OPT-1.3B.
+bandwidth (a plain sum). Beside the measured speed stands what the cost model expected from a
+profile that is measured first. ``--full`` takes the shape of OPT-6.7B, else OPT-1.3B.
 """
 
 import argparse
@@ -13,13 +14,16 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from flashinfer.formats.bundle import Bundle
 from tqdm import tqdm
 
 from bench.cgroup import Disk, NoCgroups, run_limited
-from bench.limits import dram_bandwidth, machine, random_read_bandwidth
+from bench.limits import machine, random_read_bandwidth
+from flashinfer.probe import dram_bandwidth, probe
+from flashinfer.profile import save
 from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 
 DISKS = (
@@ -29,16 +33,17 @@ DISKS = (
 )
 SHARES = (1.0, 0.5, 0.25, 0.125)
 DTYPES = ("f16", "q4_0")
-PROMPT = ",".join(str(5 + 7 * i) for i in range(16))
+PROMPT = ",".join(str(5 + 7 * i) for i in range(128))  # fills the cache, too
 
 
-def run(model, limit, disk, tokens):
+def run(model, limit, disk, tokens, profile):
     """Figures of one run in cgroups, or a word where there are none."""
     with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
+        figures, device = Path(folder) / "figures.json", Path(folder) / "device.json"
+        save(profile.held(disk.bytes_per_second, disk.reads_per_second), device)
         command = [
             sys.executable, "-m", "flashinfer", "run", str(model), "--tokens", PROMPT,
-            "-n", str(tokens), "-c", "128", "--temp", "0", "--ignore-eos",
+            "-n", str(tokens), "-c", "176", "--device", str(device), "--temp", "0", "--ignore-eos",
             "--memory", str(limit), "--json", str(figures),
         ]  # fmt: skip
         result = run_limited(command, limit, disk, model, capture_output=True, text=True)
@@ -69,6 +74,7 @@ def floors(figures, bundle, disk, limits):
 
 
 def measure(models, tokens):
+    profile = probe(models[0].resolve().parent)
     limits = {"dram": dram_bandwidth(), "random": {}, "sequential": 0.0}
     rows = []
     for model in models:
@@ -80,7 +86,7 @@ def measure(models, tokens):
             for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
                 limit = int(bundle.file.size * share) // 4096 * 4096
                 n = tokens if disk is DISKS[0] else max(4, tokens // 4)
-                figures = run(model, limit, disk, n)
+                figures = run(model, limit, disk, n, profile)
                 row = {"format": bundle.ffn_format.name, "share": share, "disk": disk.name}
                 if isinstance(figures, str):
                     rows.append({**row, "says": figures})
@@ -98,24 +104,25 @@ def measure(models, tokens):
                         **{k: v for k, v in figures.items() if k != "token_ids"},
                     }
                 )
-    return {"machine": machine(), "limits": limits, "rows": rows}
+    return {"machine": machine(), "limits": limits, "profile": asdict(profile), "rows": rows}
 
 
 def print_table(figures):
     print(f"{figures['machine']}; DRAM {figures['limits']['dram'] / 1e9:.0f} GB/s\n")
     print(
-        "| format | memory | disk | tokens/s | read/token | in DRAM | peak RSS | "
+        "| format | memory | disk | tokens/s | expected | read/token | in DRAM | peak RSS | "
         "floor: reads | floor: DRAM | time/floor |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in figures["rows"]:
         head = f"| {row['format']} | {100 * row['share']:g} % | {row['disk']} |"
         if "says" in row:
-            print(f"{head} {row['says']} | | | | | | |")
+            print(f"{head} {row['says']} | | | | | | | |")
             continue
         print(
-            f"{head} {row['tokens_per_second']:.2f} | {row['flash_bytes_per_token'] / 1e6:.1f} MB "
-            f"| {100 * row['cache_hit_rate']:.0f} % | {row['peak_rss_bytes'] / 1e6:.0f} of "
+            f"{head} {row['tokens_per_second']:.2f} | {row['expected_tokens_per_second']:.2f} | "
+            f"{row['flash_bytes_per_token'] / 1e6:.1f} MB | "
+            f"{100 * row['cache_hit_rate']:.0f} % | {row['peak_rss_bytes'] / 1e6:.0f} of "
             f"{row['limit_bytes'] / 1e6:.0f} MB | {1e3 * row['floor_by_reads']:.0f} ms | "
             f"{1e3 * row['floor_by_dram']:.0f} ms | {row['ratio']:.2f} |"
         )

@@ -8,8 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
-
 
 def machine():
     """One line that names the machine."""
@@ -58,18 +56,3 @@ def _fio(path, block, seconds, engine):
     if run.returncode:  # no io_uring, say
         return 0
     return json.loads(run.stdout)["jobs"][0]["read"]["bw_bytes"]
-
-
-def dram_bandwidth(nbytes=1 << 29, repeats=5):
-    """Bytes/s of a plain sum over memory, best of several, with one thread a core."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    cores = len(os.sched_getaffinity(0))
-    parts = np.array_split(np.ones(nbytes // 8, dtype=np.int64), cores)
-    with ThreadPoolExecutor(cores) as pool:
-        times = []
-        for _ in range(repeats):
-            begun = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            times.append(time.perf_counter() - begun)
-    return nbytes / min(times)

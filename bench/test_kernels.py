@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flashinfer.formats.number_formats import FORMATS
 
-from bench.limits import dram_bandwidth
 from flashinfer import kernels
+from flashinfer.probe import dram_bandwidth
 from flashinfer.threads import default_threads
 
 ROWS, COLUMNS = 65536, 2048  # 268 MB in f16: more than any cache

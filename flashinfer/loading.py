@@ -4,7 +4,6 @@ import numpy as np
 
 from flashinfer.attention import padded_width
 from flashinfer.flash import aligned_bytes
-from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR, SMALL
 from flashinfer.memory import kv_dtype, pages
 from flashinfer.weights import Resident, Streamed
 
@@ -19,7 +18,7 @@ def load_weights(bundle, plan, flash, buffer, progress):
     """
     kept, streamed = [], []
     for spec in bundle.specs:
-        (kept if stays(spec, plan) else streamed).append(spec)
+        (kept if plan.stays(spec) else streamed).append(spec)
     block = aligned_bytes(sum(pages(bundle.tensors[spec.name].nbytes) for spec in kept))
     weights, at, run = {}, 0, None
     runs = []  # [offset, length, destination]: neighbours on flash are read as one
@@ -47,17 +46,6 @@ def load_weights(bundle, plan, flash, buffer, progress):
     for spec in streamed:
         weights[spec.name] = Streamed(bundle.tensors[spec.name], flash, buffer)
     return weights
-
-
-def stays(spec, plan):
-    """Whether the plan keeps a TensorSpec's tensor in DRAM."""
-    if spec.role == ATTENTION:
-        return int(spec.name.split(".")[1]) < plan.attention_layers
-    return (
-        spec.role == SMALL
-        or (spec.role == PREDICTOR and plan.neurons == "predicted")
-        or (spec.role == HEAD and plan.head > 0)
-    )
 
 
 def allocate_kv_cache(bundle, plan):

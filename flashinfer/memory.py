@@ -139,6 +139,16 @@ class Plan:
     def resident(self):
         return self.small + self.predictor + self.attention + self.head
 
+    def stays(self, spec):
+        """Whether a TensorSpec's tensor is kept whole in DRAM."""
+        if spec.role == ATTENTION:
+            return int(spec.name.split(".")[1]) < self.attention_layers
+        return (
+            spec.role == SMALL
+            or (spec.role == PREDICTOR and self.neurons == "predicted")
+            or (spec.role == HEAD and self.head > 0)
+        )
+
 
 class Sizes:
     """What the parts of a bundle take in DRAM."""

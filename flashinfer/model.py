@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer import kernels, memory
+from flashinfer import kernels, memory, profile
 from flashinfer.attention import Attention
+from flashinfer.cost import predict
 from flashinfer.feedforward import FeedForward
-from flashinfer.flash import IO, Flash, aligned_bytes
+from flashinfer.flash import GAP_BYTES, IO, Flash, aligned_bytes
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import head_name
@@ -53,7 +54,9 @@ class Model:
             for token in model.generate([2, 10, 15], max_new_tokens=64, temperature=0):
                 ...
 
-    config  ModelConfig; plan: memory.Plan; stats: what the last calls took
+    config    ModelConfig; plan: memory.Plan; stats: what the last calls took
+    profile   profile.Profile of the flash, where ``flashinfer probe`` measured it, or None
+    expected  cost.Cost of a token by that profile, or None
     """
 
     @classmethod
@@ -67,6 +70,7 @@ class Model:
         threads=None,
         io="auto",
         cache=None,
+        device=None,
         progress=lambda what, done, total: None,
     ):
         """Open a bundle, by its path or opened already.
@@ -79,6 +83,8 @@ class Model:
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
         cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
                  None: "window" where ``window`` is given, else "frecency"
+        device   what the flash can do: a Profile, a file that ``flashinfer probe -o`` wrote, or a
+                 board's name; None: what ``flashinfer probe`` measured, if it did
         progress called as progress("load", bytes, bytes in all) while opening, and as
                  progress("prompt", share done, 1.0) during a prompt of several tokens
 
@@ -86,10 +92,10 @@ class Model:
         little, UserError where an option is wrong.
         """
         bundle = path if isinstance(path, Bundle) else Bundle(path)
-        return cls(bundle, memory, window, neurons, context, threads, io, cache, progress)
+        return cls(bundle, memory, window, neurons, context, threads, io, cache, device, progress)
 
     def __init__(
-        self, bundle, memory_budget, window, neurons, context, threads, io, cache, progress
+        self, bundle, memory_budget, window, neurons, context, threads, io, cache, device, progress
     ):
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash = None
@@ -103,11 +109,17 @@ class Model:
                 else memory.parse_size(memory_budget)
             )
             kernels.set_threads(threads or default_threads())
-            self.flash = Flash(bundle.path, io)
-            stride = self.flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
+            row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
+            self.profile = profile.find(device, bundle.path)
+            gap = self.profile.gap_bytes(row_bytes) if self.profile else GAP_BYTES
+            self.flash = Flash(bundle.path, io, gap)
+            stride = self.flash.row_stride(row_bytes)
             policy = cache or default_policy(window)
             self.plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride)
-            self.stats = Stats(self.plan)
+            self.expected = None
+            if self.profile:
+                self.expected = predict(bundle, self.plan, self.profile, gap, self.flash.alignment)
+            self.stats = Stats(self.plan, self.expected)
             self._load(stride)
         except BaseException:
             self.close()
@@ -299,7 +311,7 @@ class Model:
         sampler = Sampler(temperature, top_k, top_p, seed)
         ids = self._checked_prompt(token_ids, max_new_tokens)
         self.reset()
-        self.stats = Stats(self.plan)
+        self.stats = Stats(self.plan, self.expected)
         with self._measured(self.stats.prompt, len(ids)):
             logits = self.forward(ids)
         for number in range(max_new_tokens):

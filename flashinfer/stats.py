@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from flashinfer.cost import Cost
 from flashinfer.memory import Plan, peak_rss
 
 
@@ -41,10 +42,14 @@ class Phase:
 
 @dataclass
 class Stats:
-    """Of one generation. ``generation`` counts the tokens that were processed to yield others:
-    one fewer than were generated, since the last is not processed."""
+    """Of one generation; ``expected``: what the cost model says of a token.
+
+    ``generation`` counts the tokens that were processed to yield others: one fewer than were
+    generated, since the last is not processed.
+    """
 
     plan: Plan
+    expected: Cost | None = None
     prompt: Phase = field(default_factory=Phase)
     generation: Phase = field(default_factory=Phase)
     token_ids: list[int] = field(default_factory=list)
@@ -68,4 +73,6 @@ class Stats:
             "cache": self.plan.policy,
             "context": self.plan.context,
             "neurons": self.plan.neurons,
+            "expected_tokens_per_second": self.expected and self.expected.tokens_per_second,
+            "expected_flash_bytes_per_token": self.expected and self.expected.bytes,
         }

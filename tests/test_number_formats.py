@@ -28,7 +28,11 @@ def test_bf16_rounds_to_nearest_even(values):
     low = (bits >> 16 << 16).astype(np.uint32).view(np.float32)
     with np.errstate(over="ignore"):
         high = ((bits >> 16) + 1 << 16).astype(np.uint32).view(np.float32)
-    down, up = np.abs(values.astype(float) - low), np.abs(high.astype(float) - values)
+    beyond = np.copysign(
+        2.0**128, values.astype(float)
+    )  # the next step above the largest, which is infinite
+    next_step = np.where(np.isinf(high), beyond, high.astype(float))
+    down, up = np.abs(values.astype(float) - low), np.abs(next_step - values)
     even = (bits >> 16) % 2 == 0
     assert np.array_equal(found, np.where((down < up) | ((down == up) & even), low, high))
 

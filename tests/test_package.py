@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("cli",),
+    ("probe",),
     ("calibrate", "synth"),
     ("model",),
     ("stats", "threads", "loading"),
-    ("memory", "feedforward", "predictor_training"),
+    ("memory", "cost", "profile", "feedforward", "predictor_training"),
     ("attention", "predictor", "weights", "sampling", "tokenizer"),
     ("neuron_cache", "flash"),
     ("kernels",),

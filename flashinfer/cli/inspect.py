@@ -3,14 +3,9 @@
 from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.plan import bytes_by_role, plan_of, print_memory
 from flashinfer.cli.run import add_model_arguments
-from flashinfer.flash import Flash
 from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
-from flashinfer.memory import default_budget, format_size, make_plan
-from flashinfer.neuron_cache import default_policy
-
-ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 
 
 def add_arguments(parser):
@@ -23,14 +18,7 @@ def add_arguments(parser):
 def main(args):
     with Bundle(args.model) as bundle:
         figures = describe(bundle)
-        neurons = args.neurons or ("predicted" if bundle.has_predictors else "dense")
-        context = args.ctx_size or min(bundle.config.max_position_embeddings, 1024)
-        flash = Flash(bundle.path, args.io)
-        stride = flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
-        flash.close()
-        budget = args.memory or default_budget()
-        policy = args.cache or default_policy(args.window)
-        plan = make_plan(bundle, budget, context, neurons, policy, args.window, stride)
+        plan, _ = plan_of(bundle, args)
         figures["plan"] = asdict(plan)
         if args.json != "-":
             print_description(figures, plan)
@@ -39,16 +27,13 @@ def main(args):
 
 def describe(bundle):
     """The figures of a bundle, for people and --json."""
-    sizes = dict.fromkeys(ROLES, 0)
-    for spec in bundle.specs:
-        sizes[spec.role] += bundle.tensors[spec.name].nbytes
     return {
         "model": str(bundle.path),
         "bytes": bundle.file.size,
         "number_format": bundle.ffn_format.name,
         "config": asdict(bundle.config),
         "source": bundle.source,
-        "bytes_by_role": sizes,
+        "bytes_by_role": bytes_by_role(bundle),
         "bundle_bytes": bundle.tensors["layers.0.ffn.bundles"].row_bytes,
         "calibration": bundle.calibration,
     }
@@ -62,21 +47,7 @@ def print_description(figures, plan):
         f"{config['d_ffn']} neurons a layer, {config['num_attention_heads']} heads, "
         f"{config['vocab_size']} tokens, positions up to {config['max_position_embeddings']}\n"
     )
-    sizes = figures["bytes_by_role"]
-    stays = {
-        "norms, biases": (plan.small, sizes[SMALL]),
-        "predictors": (plan.predictor, sizes[PREDICTOR]),
-        "attention": (plan.attention, sizes[ATTENTION]),
-        "output head": (plan.head, sizes[HEAD]),
-        "input embeddings": (0, sizes[EMBEDDING]),
-        "feed-forward": (plan.cache, sizes[FFN]),
-    }
-    print(f"with a budget of {format_size(plan.budget)}   in DRAM     in the file")
-    for name, (kept, size) in stays.items():
-        print(f"  {name:<24}{format_size(kept):>14} {format_size(size):>14}")
-    print(f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens")
-    print(f"  {'buffers, activations':<24}{format_size(plan.buffers + plan.working):>14}")
-    print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
+    print_memory(plan, figures["bytes_by_role"])
     window = plan.window or plan.affords
     print(
         f"\nneurons: {plan.neurons}; one bundle is {figures['bundle_bytes']:,} bytes; cache: "

@@ -5,10 +5,10 @@ import os
 import sys
 
 from flashinfer import __version__
-from flashinfer.cli import calibrate, convert, inspect, run, synth, verify
+from flashinfer.cli import calibrate, convert, inspect, plan, probe, run, synth, verify
 from flashinfer.formats.errors import UserError
 
-COMMANDS = (run, convert, calibrate, inspect, verify, synth)
+COMMANDS = (run, convert, calibrate, plan, probe, inspect, verify, synth)
 
 
 def make_parser():

@@ -15,6 +15,7 @@ from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.memory import format_size
 from flashinfer.model import NEURONS, Model
 from flashinfer.neuron_cache import POLICIES
+from flashinfer.profile import boards
 from flashinfer.tokenizer import TextStream, Tokenizer
 
 
@@ -41,6 +42,11 @@ def add_model_arguments(parser):
         "--io", choices=IO, default="auto",
         help="io_uring, threads: past the page cache, by one or the other; buffered: through it; "
         "default: the first of these that works",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", metavar="PROFILE", help="what the flash can do: a file that flashinfer probe "
+        f"-o wrote, or one of {', '.join(boards())} (estimates); default: what flashinfer probe "
+        "measured here",
     )  # fmt: skip
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
 
@@ -98,6 +104,7 @@ def main(args):
             threads=args.threads,
             io=args.io,
             cache=args.cache,
+            device=args.device,
             progress=progress,
         ) as model,
     ):
@@ -165,3 +172,9 @@ def print_account(model, out):
         f"{kernels.describe()}, reads: {model.flash.io}",
         file=out,
     )
+    if model.expected:
+        print(
+            f"expected    {model.expected.tokens_per_second:.1f} tokens/s, "
+            f"{model.expected.bytes / 1e6:.2f} MB read per token",
+            file=out,
+        )

@@ -1,0 +1,106 @@
+"""Say what a model will need and how fast it will be, here or on another board, before it runs."""
+
+from dataclasses import asdict
+
+from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.run import add_model_arguments
+from flashinfer.cost import predict
+from flashinfer.flash import Flash
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
+from flashinfer.memory import default_budget, format_size, make_plan
+from flashinfer.neuron_cache import default_policy
+from flashinfer.profile import find
+
+ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
+
+
+def add_arguments(parser):
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens (up to 1024)")
+    add_model_arguments(parser)
+    add_json(parser)
+
+
+def main(args):
+    profile = find(args.device, args.model)
+    if profile is None:
+        raise UserError(
+            "nothing is known of this device; measure it: flashinfer probe DIR, or name one with "
+            "--device"
+        )
+    with Bundle(args.model) as bundle:
+        plan, alignment = plan_of(bundle, args)
+        gap = profile.gap_bytes(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
+        cost = predict(bundle, plan, profile, gap, alignment)
+        figures = {
+            "model": str(bundle.path), "device": profile.name, "plan": asdict(plan),
+            "gap_bytes": gap, "threads": args.threads or profile.threads,
+            "cost": {**asdict(cost), "tokens_per_second": cost.tokens_per_second},
+        }  # fmt: skip
+        if args.json != "-":
+            print_memory(plan, bytes_by_role(bundle))
+            print_cost(cost, figures, profile)
+    write_json(args.json, figures)
+
+
+def plan_of(bundle, args):
+    """(Plan, alignment) of a bundle for the arguments of add_model_arguments and --ctx-size."""
+    neurons = args.neurons or ("predicted" if bundle.has_predictors else "dense")
+    context = args.ctx_size or min(bundle.config.max_position_embeddings, 1024)
+    flash = Flash(bundle.path, args.io)
+    stride = flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
+    flash.close()
+    policy = args.cache or default_policy(args.window)
+    budget = args.memory or default_budget()
+    plan = make_plan(bundle, budget, context, neurons, policy, args.window, stride)
+    return plan, flash.alignment
+
+
+def bytes_by_role(bundle):
+    """{role: bytes in the file}."""
+    sizes = dict.fromkeys(ROLES, 0)
+    for spec in bundle.specs:
+        sizes[spec.role] += bundle.tensors[spec.name].nbytes
+    return sizes
+
+
+def print_memory(plan, sizes):
+    """What of a model stays in DRAM."""
+    stays = {
+        "norms, biases": (plan.small, sizes[SMALL]),
+        "predictors": (plan.predictor, sizes[PREDICTOR]),
+        "attention": (plan.attention, sizes[ATTENTION]),
+        "output head": (plan.head, sizes[HEAD]),
+        "input embeddings": (0, sizes[EMBEDDING]),
+        "feed-forward": (plan.cache, sizes[FFN]),
+    }
+    print(f"with a budget of {format_size(plan.budget)}   in DRAM     in the file")
+    for name, (kept, size) in stays.items():
+        print(f"  {name:<24}{format_size(kept):>14} {format_size(size):>14}")
+    print(f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens")
+    print(f"  {'buffers, activations':<24}{format_size(plan.buffers + plan.working):>14}")
+    print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
+
+
+def print_cost(cost, figures, profile):
+    """What a token takes, by part."""
+    print(
+        f"\non {profile.name} ({profile.note})\n"
+        f"{figures['threads']} threads; cache: {figures['plan']['policy']}; neurons up to "
+        f"{figures['gap_bytes']:,} bytes apart are read as one\n\n"
+        "a token                      read         time"
+    )
+    rows = {name: (0.0, seconds) for name, seconds in cost.seconds.items()}
+    rows["reading neurons"] = cost.read["neurons"], cost.reading
+    streamed = cost.bytes - cost.read["neurons"]
+    if figures["plan"]["neurons"] == "dense":
+        rows["reading neurons"], streamed = (0.0, 0.0), cost.bytes
+    rows["streaming"] = streamed, cost.streaming
+    for name, (nbytes, seconds) in rows.items():
+        print(f"  {name:<18}{nbytes / 1e6:12.2f} MB {1e3 * seconds:9.2f} ms")
+    print(
+        f"  {'in all':<18}{cost.bytes / 1e6:12.2f} MB {1e3 * cost.total:9.2f} ms: "
+        f"{cost.tokens_per_second:.1f} tokens/s (neurons are read while the rest computes)"
+    )

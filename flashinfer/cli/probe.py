@@ -1,0 +1,55 @@
+"""Measure this machine and the flash of a directory, so that plan and run know what to expect.
+
+Takes half a minute and a file of up to 768 MiB, which is removed. The profile is kept in
+XDG_CACHE_HOME/flashinfer (~/.cache/flashinfer).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.flash import IO
+from flashinfer.probe import probe
+from flashinfer.profile import cache_path, save
+
+
+def add_arguments(parser):
+    parser.add_argument("directory", metavar="DIR", help="where the models lie")
+    parser.add_argument("--io", choices=IO, default="auto", help="how to read (auto)")
+    parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
+    parser.add_argument("-o", "--output", metavar="FILE", help="keep the profile there instead")
+    add_json(parser)
+
+
+def main(args):
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    with tqdm(desc="probe", total=1, leave=False, bar_format=bar_format) as bar:
+
+        def progress(done, total):
+            bar.update(done / total - bar.n)
+
+        found = probe(args.directory, args.threads, args.io, progress)
+    path = Path(args.output) if args.output else cache_path(args.directory)
+    save(found, path)
+    if args.json != "-":
+        print_profile(found)
+        print(f"\nkept in {path}")
+    write_json(args.json, asdict(found))
+
+
+def print_profile(profile):
+    """The figures, for people."""
+    print(f"{profile.name}: {profile.note}\n")
+    print("random reads   " + "".join(f"{size >> 10:>7} KiB" for size in profile.reads))
+    print("  MB/s         " + "".join(f"{speed / 1e6:11,.0f}" for speed in profile.reads.values()))
+    print(
+        f"one alone      {1e6 * profile.latency:.0f} us\n"
+        f"sequential     {profile.sequential / 1e6:,.0f} MB/s\n"
+        f"DRAM           {profile.dram / 1e9:.1f} GB/s, {profile.threads} threads\n"
+    )
+    print("products, GB/s of weights  " + "".join(f"{name:>8}" for name in profile.linear))
+    for what, speeds in (("all rows", profile.linear), ("some rows", profile.sparse)):
+        print(f"  {what:<25}" + "".join(f"{speed / 1e9:8.1f}" for speed in speeds.values()))
+    print(f"a layer's remainder  {1e6 * profile.layer:.0f} us a token")

@@ -1,0 +1,201 @@
+"""Measuring a machine and its flash: what ``flashinfer probe`` does, within half a minute."""
+
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.number_formats import FORMATS
+from flashinfer.model import Model
+from flashinfer.profile import Profile
+from flashinfer.synth import opt_config, synthesize
+from flashinfer.threads import default_threads
+
+FILE_BYTES, LEAST_FILE_BYTES = 768 << 20, 64 << 20
+WRITE_SECONDS = 8.0
+READ_SECONDS = 0.6  # of each block size
+BLOCKS = tuple(4096 << k for k in range(8))  # 4 KiB to 512 KiB
+BATCH_BYTES = 32 << 20  # read by one submit; at least BATCH_READS
+BATCH_READS = 512
+WEIGHT_BYTES = 96 << 20  # beyond any cache
+SHAPE = (1024, 6, 16, 4096)  # of the model that shows what a layer costs besides
+
+
+def probe(directory, threads=None, io="auto", progress=lambda done, total: None):
+    """Measure the device that holds ``directory`` and this CPU; return a Profile.
+
+    Writes a file of at most 768 MiB there, and removes it. Raises UserError where that fails.
+    progress is called as progress(steps done, steps in all).
+    """
+    threads = threads or default_threads()
+    kernels.set_threads(threads)
+    steps = 6 + len(BLOCKS) + len(FORMATS)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".flashinfer-probe-", dir=directory) as folder:
+            path = Path(folder) / "probe.bin"
+            size = _write(path)
+            progress(3, steps)
+            flash = Flash(path, io)
+            try:
+                latency = _latency(flash, size)
+                sequential = _sequential(flash, size)
+                reads = {}
+                for block in BLOCKS:
+                    reads[block] = _random(flash, size, block)
+                    progress(3 + len(reads), steps)
+                name = flash.io
+            finally:
+                flash.close()
+            linear, sparse = {}, {}
+            for number, format in enumerate(FORMATS.values()):
+                linear[format.name], sparse[format.name] = _products(format)
+                progress(4 + len(BLOCKS) + number, steps)
+            dram = dram_bandwidth(threads)
+            layer = _layer(Path(folder) / "probe.flash", threads, linear, sparse)
+            progress(steps, steps)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be probed: {error.strerror}") from None
+    return Profile(
+        name=f"{os.uname().nodename}:{os.path.abspath(directory)}",
+        note=f"measured; kernels: {kernels.describe()}, reads: {name}",
+        threads=threads, latency=latency, reads=reads, sequential=sequential, dram=dram,
+        linear=linear, sparse=sparse, layer=layer,
+    )  # fmt: skip
+
+
+def _write(path):
+    """Make a file of random bytes, as large as the time allows; return its size."""
+    block = np.random.default_rng(0).integers(0, 256, 16 << 20, dtype=np.uint8)
+    free = os.statvfs(path.parent)
+    room = free.f_bavail * free.f_frsize // 2
+    if room < LEAST_FILE_BYTES:
+        raise UserError(f"{path.parent.parent}: has not the {LEAST_FILE_BYTES >> 20} MiB it takes")
+    begun, size = time.perf_counter(), 0
+    with open(path, "wb", buffering=0) as file:
+        while size < min(FILE_BYTES, room):
+            file.write(block)
+            os.fsync(file.fileno())
+            size += len(block)
+            if time.perf_counter() - begun > WRITE_SECONDS and size >= LEAST_FILE_BYTES:
+                break
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return size
+
+
+def _latency(flash, size):
+    """Seconds of one read of 4 KiB with no other in flight: the median."""
+    memory, random, times = aligned_bytes(4096), np.random.default_rng(1), []
+    one, zero = np.array([4096]), np.zeros(1, dtype=np.int64)
+    for place in random.integers(0, size // 4096, 200):
+        begun = time.perf_counter()
+        flash.wait(flash.submit(place.reshape(1) * 4096, one, memory, zero))
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def _random(flash, size, block):
+    """Bytes/s of random reads of one size, as the engine submits a layer's misses."""
+    count = int(np.clip(BATCH_BYTES // block, BATCH_READS, size // block // 2))
+    memory, random = aligned_bytes(count * block), np.random.default_rng(block)
+    lengths = np.full(count, block, dtype=np.int64)
+    destinations = np.arange(count, dtype=np.int64) * block
+    flash.gap_bytes, speeds, until = 0, [], time.perf_counter() + READ_SECONDS
+    while len(speeds) < 2 or time.perf_counter() < until:
+        blocks = np.sort(random.choice(size // block // 2, count, replace=False)) * 2
+        begun = time.perf_counter()
+        flash.wait(flash.submit(blocks * block, lengths, memory, destinations))
+        speeds.append(count * block / (time.perf_counter() - begun))
+    return statistics.median(speeds)
+
+
+def _sequential(flash, size):
+    """Bytes/s of a stream in two halves of a buffer, as what does not fit is read."""
+    half, begun, speeds = 4 << 20, time.perf_counter(), []
+    memory, pending = aligned_bytes(2 * half), None
+    for number, offset in enumerate(range(0, size - half, half)):
+        ticket = flash.submit_range(offset, half, memory, number % 2 * half)
+        if pending:
+            flash.wait(pending)
+            now = time.perf_counter()
+            speeds.append(half / (now - begun))
+            begun = now
+        pending = ticket
+        if sum(half / speed for speed in speeds) > 2 * READ_SECONDS:
+            break
+    flash.wait(pending)
+    return len(speeds) / sum(1 / speed for speed in speeds)
+
+
+def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
+    """Bytes/s of a plain sum over memory by this many threads, the best of several."""
+    threads = threads or default_threads()
+    parts = np.array_split(np.ones(nbytes // 8, dtype=np.int64), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        times = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            times.append(time.perf_counter() - begun)
+    return nbytes / min(times)
+
+
+def _products(format, columns=2048):
+    """(bytes/s of ``linear``, bytes/s of ``sparse_up`` and ``sparse_down``), with one token."""
+    width = format.row_bytes(columns)
+    rows = WEIGHT_BYTES // width
+    random = np.random.default_rng(2)
+    some = format.encode(random.standard_normal((64, columns), dtype=np.float32))
+    weights = np.resize(some, (rows, width))
+    x = random.standard_normal((1, columns), dtype=np.float32)
+    matrix = kernels.Matrix(weights, columns, format)
+    linear = weights.nbytes / _median(lambda: kernels.linear(x, matrix))
+    # Bundles of two rows, some per cent of them, as a token uses a layer's.
+    memory, places = weights.reshape(-1), np.sort(random.choice(rows // 2, rows // 12))
+    starts = places * np.int64(2 * width)
+    y = np.zeros_like(x)
+
+    def layer():
+        a = kernels.sparse_up(memory, starts, format, x)
+        kernels.sparse_down(memory, starts + width, format, a, y)
+
+    return linear, 2 * width * len(starts) / _median(layer)
+
+
+def _median(call, repeats=7):
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def _layer(path, threads, linear, sparse):
+    """Seconds that a layer takes a token besides its products, from a small model in DRAM."""
+    config = opt_config(*SHAPE, vocab_size=512, positions=256)
+    calibration = synthesize(path, config, "f16", fresh=0.01)
+    used = calibration["layers"][0]["predicted"]
+    with Model.open(path, context=64, threads=threads) as model:
+        tokens = iter(range(5, 69))
+        times = []
+        for token in tokens:
+            begun = time.perf_counter()
+            model.forward([token])
+            times.append(time.perf_counter() - begun)
+        tensors = model.bundle.tensors
+        products = sum(
+            tensors[spec.name].nbytes / linear[tensors[spec.name].format.name]
+            for spec in model.bundle.specs
+            if model.plan.stays(spec) and len(spec.shape) == 2
+        )
+        ffn = tensors["layers.0.ffn.bundles"]
+        layers = model.config.num_hidden_layers
+        products += layers * used * ffn.nbytes / sparse["f16"]
+    return max(1e-6, (statistics.median(times[8:]) - products) / layers)
