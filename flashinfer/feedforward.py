@@ -3,11 +3,13 @@
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.neuron_cache import UNLIMITED
 from flashinfer.predictor import Selection
 
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
 # faster than reading most of it in small ones.
 STREAM_SHARE = 0.3
+FILL_BYTES = 32 << 20  # read at a time where a whole layer is brought into the cache
 
 
 class FeedForward:
@@ -44,6 +46,21 @@ class FeedForward:
             y += self.down_bias
         return y
 
+    @property
+    def stays_whole(self):
+        """Whether every neuron has a row, and keeps it."""
+        return self.cache.capacity == self.bundles.rows and self.cache.window == UNLIMITED
+
+    def fill(self, progress=lambda nbytes: None):
+        """Bring the whole layer into the cache, which must have a row for every neuron."""
+        slots, _ = self.cache.place(np.arange(self.bundles.rows, dtype=np.int32), 0)
+        self.cache.misses = 0
+        step = max(1, FILL_BYTES // self.bundles.row_bytes)
+        for first in range(0, self.bundles.rows, step):
+            neurons = np.arange(first, min(first + step, self.bundles.rows))
+            self.flash.wait(self._submit(neurons, slots[neurons]))
+            progress(len(neurons) * self.bundles.row_bytes)
+
     def read_ahead(self, x, token):
         """Begin to read what the token will probably need (beyond the paper).
 
@@ -51,7 +68,7 @@ class FeedForward:
         added nothing. The guess costs bandwidth where it is wrong, and never changes a result.
         """
         cache = self.cache
-        if self.predictor is None or cache.capacity == self.bundles.rows or not cache.guesses_pay:
+        if self.predictor is None or self.stays_whole or not cache.guesses_pay:
             return
         neurons = Selection.of_scores(self.predictor.scores(x)).neurons
         if len(neurons) > cache.capacity:
@@ -78,8 +95,8 @@ class FeedForward:
         )
 
     def _streams(self, selection, n_tokens):
-        if self.cache.capacity == self.bundles.rows:
-            return False  # the whole layer stays in DRAM, once read
+        if self.stays_whole:
+            return False
         if self.predictor is None:
             return True
         missing = np.count_nonzero(self.cache.slot_of[selection.neurons] < 0)

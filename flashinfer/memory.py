@@ -271,13 +271,18 @@ def _cache_rows(bundle, sizes, room, policy, window, least_rows):
 
 
 def _fewest_misses(calibrated, room, least, most):
-    """The split of ``room`` rows for which the layers' miss curves promise the fewest reads."""
-    rows, left = [least] * len(calibrated), room - least * len(calibrated)
+    """The split of ``room`` rows for which the layers' miss curves promise the fewest reads.
+
+    First every layer gets what a single token needs, as far as it goes.
+    """
+    shape = [_rows_for(layer["window_rows_most"], 1, most) for layer in calibrated]
+    rows = list(_in_proportion(shape, min(room, sum(shape)), least, most))
+    left = room - sum(rows)
     pieces = []  # (reads saved per row, layer, rows)
     for number, layer in enumerate(calibrated):
         points = [(c * most, m) for c, m in zip(CAPACITIES, layer["misses"], strict=True)]
-        begin = (least, np.interp(least, *zip(*points, strict=True)))
-        hull = _lower_hull([begin] + [p for p in points if p[0] > least])
+        begin = (rows[number], np.interp(rows[number], *zip(*points, strict=True)))
+        hull = _lower_hull([begin] + [p for p in points if p[0] > begin[0]])
         for (r0, m0), (r1, m1) in itertools.pairwise(hull):
             pieces.append(((m0 - m1) / (r1 - r0), number, int(r1) - int(r0)))
     # A hull is convex, so that a layer's pieces come in their own order.

@@ -160,12 +160,26 @@ class Model:
             self._make_layer(i, region[begins[i] : begins[i + 1]], stride)
             for i in range(config.num_hidden_layers)
         ]
+        self._fill_whole_layers()
         self.embed_tokens = self.weights["embed_tokens.weight"]
         self.embed_positions = self.weights["embed_positions.weight"]
         self.project_in = self.weights.get("project_in.weight")
         self.project_out = self.weights.get("project_out.weight")
         self.final_norm = self._norm("final_norm") if config.final_norm else None
         self.head = self.weights[head_name(config)]
+
+    def _fill_whole_layers(self):
+        """Read the FFNs that stay whole now, in large pieces."""
+        whole = [layer.feed_forward for layer in self.layers if layer.feed_forward.stays_whole]
+        total, done = sum(ffn.bundles.nbytes for ffn in whole), 0
+
+        def progress(nbytes):
+            nonlocal done
+            done += nbytes
+            self.progress("load", done, total)
+
+        for ffn in whole:
+            ffn.fill(progress)
 
     def _make_layer(self, i, cache_memory, stride):
         name, weights = f"layers.{i}", self.weights

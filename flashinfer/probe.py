@@ -24,7 +24,8 @@ READ_SECONDS = 0.6  # of each block size
 BLOCKS = tuple(4096 << k for k in range(8))  # 4 KiB to 512 KiB
 BATCH_BYTES = 32 << 20  # read by one submit; at least BATCH_READS
 BATCH_READS = 512
-WEIGHT_BYTES = 96 << 20  # beyond any cache
+WEIGHT_BYTES = 128 << 20  # beyond any cache
+PARTS = 12  # of these, each used once
 SHAPE = (1024, 6, 16, 4096)  # of the model that shows what a layer costs besides
 
 
@@ -57,6 +58,7 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
             for number, format in enumerate(FORMATS.values()):
                 linear[format.name], sparse[format.name] = _products(format)
                 progress(4 + len(BLOCKS) + number, steps)
+            path.unlink()
             dram = dram_bandwidth(threads)
             layer = _layer(Path(folder) / "probe.flash", threads, linear, sparse)
             progress(steps, steps)
@@ -157,15 +159,15 @@ def _products(format, columns=2048):
     matrix = kernels.Matrix(weights, columns, format)
     linear = weights.nbytes / _median(lambda: kernels.linear(x, matrix))
     # Bundles of two rows, some per cent of them, as a token uses a layer's.
-    memory, places = weights.reshape(-1), np.sort(random.choice(rows // 2, rows // 12))
-    starts = places * np.int64(2 * width)
-    y = np.zeros_like(x)
+    memory, y, n = weights.reshape(-1), np.zeros_like(x), rows // 2 // PARTS
+    parts = iter(np.sort(random.permutation(rows // 2)[: n * PARTS].reshape(PARTS, n), axis=1))
 
     def layer():
+        starts = next(parts) * np.int64(2 * width)
         a = kernels.sparse_up(memory, starts, format, x)
         kernels.sparse_down(memory, starts + width, format, a, y)
 
-    return linear, 2 * width * len(starts) / _median(layer)
+    return linear, 2 * width * n / _median(layer, PARTS)
 
 
 def _median(call, repeats=7):

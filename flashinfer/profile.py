@@ -13,6 +13,7 @@ from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 
 MOST_GAP = 256 << 10
+WORTH_JOINING = 1.7  # a read of two rows and their gap may take so many times that of one row
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Profile:
         return float(np.interp(nbytes, sizes, times))
 
     def gap_bytes(self, row_bytes):
-        """The widest gap between two rows for which one read is faster than two."""
-        two, gap = 2 * self.read_seconds(row_bytes), 0
-        while gap < MOST_GAP and self.read_seconds(2 * row_bytes + gap + 4096) <= two:
+        """The widest gap between two rows for which one read takes clearly less than two."""
+        worth, gap = WORTH_JOINING * self.read_seconds(row_bytes), 0
+        while gap < MOST_GAP and self.read_seconds(2 * row_bytes + gap + 4096) <= worth:
             gap += 4096
         return gap
 

@@ -127,7 +127,7 @@ def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
         monkeypatch.setattr(FeedForward, "read_ahead", read_ahead)
         with Model.open(synthetic, window=window) as model:
             for layer in model.layers:  # where the whole layer stays nothing is guessed
-                keep_rows(layer.feed_forward.cache, 600)
+                keep_rows(layer.feed_forward, 600, window)
             found[name] = np.stack([model.forward([token]) for token in LONG])
             read[name] = model.flash.bytes_read
     assert np.array_equal(found["right"], found["none"])
@@ -135,9 +135,12 @@ def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
     assert read["wrong"] > 1.2 * read["none"] > 1.1 * read["right"]
 
 
-def keep_rows(cache, n):
-    cache.capacity = min(cache.capacity, n)
-    cache.neuron_at, cache.last_used = cache.neuron_at[:n].copy(), cache.last_used[:n].copy()
+def keep_rows(ffn, n, window):
+    """Give a layer's cache n rows, and nothing in them."""
+    old = ffn.cache
+    ffn.cache = NeuronCache(
+        len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
+    )
 
 
 def test_a_second_text_starts_afresh(calibrated):

@@ -77,7 +77,8 @@ def test_rows_go_where_they_save_most():
     curves = []
     for scale in (3, 1, 9):  # convex, so that the best split is known
         steps = np.sort(random.random(16))[::-1] * scale
-        curves.append({"misses": [*(steps.sum() - np.cumsum([0, *steps])).tolist()]})
+        misses = (steps.sum() - np.cumsum([0, *steps])).tolist()
+        curves.append({"misses": misses, "window_rows_most": [0.5] * 8})
     most = 32
     for room in (3, 11, 30, 64, 96):
         rows = _fewest_misses(curves, room, 1, most)
