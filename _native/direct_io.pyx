@@ -9,16 +9,10 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
 
-cdef extern from "sys/uio.h" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-
-
 cdef extern from "read_batch.h" nogil:
     ctypedef struct read_request:
-        int64_t offset, left, n_segments
-        iovec *segment
+        int64_t offset, length
+        char *destination
 
     ctypedef struct read_batch:
         int fd
@@ -90,10 +84,9 @@ cdef class Reader:
     cdef read_pool *pool
     cdef read_ring *ring
     cdef int fd
-    cdef uint8_t[::1] sink
 
-    def __cinit__(self, int fd, int threads, uint8_t[::1] sink):
-        self.fd, self.sink = fd, sink
+    def __cinit__(self, int fd, int threads):
+        self.fd = fd
         if threads:
             self.pool = read_pool_new(threads)
             if self.pool == NULL:
@@ -117,41 +110,23 @@ cdef class Reader:
             else:
                 read_pool_wait(self.pool, batch)
 
-    def submit(self, const int64_t[::1] offsets, const int64_t[::1] indptr,
-               const int64_t[::1] lengths, uint8_t[::1] memory,
-               const int64_t[::1] destinations):
-        """Start reading at each of ``offsets`` what its segments hold; see kernels.Reader."""
-        cdef Py_ssize_t n = offsets.shape[0], m = lengths.shape[0], i, k
-        cdef int64_t room
+    def submit(self, const int64_t[::1] offsets, const int64_t[::1] lengths,
+               uint8_t[::1] memory, const int64_t[::1] destinations):
+        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``."""
+        cdef Py_ssize_t n = offsets.shape[0], i
         cdef Ticket ticket = Ticket.__new__(Ticket)
-        if indptr.shape[0] != n + 1 or destinations.shape[0] != m or indptr[0] or indptr[n] != m:
-            raise ValueError(f"{n} offsets, {indptr.shape[0]} bounds, {m} lengths, "
-                             f"{destinations.shape[0]} destinations")
+        if lengths.shape[0] != n or destinations.shape[0] != n:
+            raise ValueError(f"{n} offsets, {lengths.shape[0]} lengths, {destinations.shape[0]} destinations")
         for i in range(n):
-            if offsets[i] < 0 or indptr[i] >= indptr[i + 1]:
-                raise ValueError(f"read {i} at {offsets[i]} has no segments")
-        for k in range(m):
-            room = memory.shape[0] - destinations[k] if destinations[k] >= 0 else self.sink.shape[0]
-            if lengths[k] <= 0 or lengths[k] > room:
-                raise ValueError(f"segment {k} of {lengths[k]} bytes to {destinations[k]} does not fit")
-        cdef size_t head = sizeof(read_batch) + (n + 1) * sizeof(read_request)
-        cdef read_batch *batch = <read_batch *>malloc(head + (m + 1) * sizeof(iovec))
+            if offsets[i] < 0 or lengths[i] < 0 or destinations[i] < 0 or destinations[i] + lengths[i] > memory.shape[0]:
+                raise ValueError(f"read {i} of {lengths[i]} bytes to {destinations[i]} does not fit")
+        cdef read_batch *batch = <read_batch *>malloc(sizeof(read_batch) + (n + 1) * sizeof(read_request))
         if batch == NULL:
             raise MemoryError("no memory for the read requests")
-        cdef iovec *segments = <iovec *>(<char *>batch + head)
         batch.fd, batch.count = self.fd, n
-        for k in range(m):
-            if destinations[k] >= 0:
-                segments[k].iov_base = &memory[0] + destinations[k]
-            else:
-                segments[k].iov_base = &self.sink[0]
-            segments[k].iov_len = lengths[k]
         for i in range(n):
-            batch.requests[i].offset, batch.requests[i].left = offsets[i], 0
-            batch.requests[i].segment = segments + indptr[i]
-            batch.requests[i].n_segments = indptr[i + 1] - indptr[i]
-            for k in range(indptr[i], indptr[i + 1]):
-                batch.requests[i].left += lengths[k]
+            batch.requests[i].offset, batch.requests[i].length = offsets[i], lengths[i]
+            batch.requests[i].destination = <char *>&memory[0] + destinations[i]
         ticket.batch, ticket.reader, ticket.memory = batch, self, memory
         with nogil:
             if self.ring != NULL:

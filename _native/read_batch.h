@@ -2,18 +2,11 @@
 #pragma once
 
 #include <errno.h>
-#include <limits.h>
 #include <stdint.h>
-#include <sys/uio.h>
-
-#ifndef IOV_MAX
-#define IOV_MAX 1024
-#endif
 
 typedef struct {
-    int64_t offset, left;  /* in the file, bytes; what is left where a part was read */
-    struct iovec *segment; /* where they go, one segment after another */
-    int64_t n_segments;
+    int64_t offset, length; /* in the file, bytes; what is left where a part was read */
+    char *destination;
     struct read_batch *batch;
 } read_request;
 
@@ -31,25 +24,6 @@ static void read_batch_begin(read_batch *batch) {
     batch->taken = batch->done = 0;
     batch->failed = -1;
     for (int64_t i = 0; i < batch->count; i++) batch->requests[i].batch = batch;
-}
-
-/* Go on behind the bytes that were read. */
-static void read_request_advance(read_request *request, int64_t nbytes) {
-    request->offset += nbytes;
-    request->left -= nbytes;
-    while (request->n_segments && nbytes >= (int64_t)request->segment->iov_len) {
-        nbytes -= request->segment->iov_len;
-        request->segment++;
-        request->n_segments--;
-    }
-    if (nbytes) {
-        request->segment->iov_base = (char *)request->segment->iov_base + nbytes;
-        request->segment->iov_len -= nbytes;
-    }
-}
-
-static int read_request_segments(const read_request *request) {
-    return request->n_segments < IOV_MAX ? (int)request->n_segments : IOV_MAX;
 }
 
 /* Count a request as done; error: its errno, 0 for the file's end, or -1 where it succeeded. */

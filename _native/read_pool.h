@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/types.h>
+#include <unistd.h>
 
 #include "read_batch.h"
 
@@ -17,12 +17,13 @@ typedef struct {
 } read_pool;
 
 /* Read all of a request; -1, or the errno, or 0 where the file ended. */
-static int read_fully(int fd, read_request *r) {
-    while (r->left > 0) {
-        ssize_t n = preadv(fd, r->segment, read_request_segments(r), r->offset);
+static int read_fully(int fd, const read_request *r) {
+    int64_t done = 0;
+    while (done < r->length) {
+        ssize_t n = pread(fd, r->destination + done, r->length - done, r->offset + done);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return n ? errno : 0;
-        read_request_advance(r, n);
+        done += n;
     }
     return -1;
 }

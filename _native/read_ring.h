@@ -47,18 +47,11 @@ static void ring_push(read_ring *r, read_request *request) {
     unsigned tail = *r->sq_tail, index = tail & *r->sq_mask;
     struct io_uring_sqe *sqe = &r->sqes[index];
     memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = IORING_OP_READ;
     sqe->fd = r->file;
     sqe->off = request->offset;
-    if (request->n_segments == 1) {
-        size_t length = request->segment->iov_len;
-        sqe->opcode = IORING_OP_READ;
-        sqe->addr = (uint64_t)(uintptr_t)request->segment->iov_base;
-        sqe->len = (unsigned)(length < 1 << 30 ? length : 1 << 30);
-    } else {
-        sqe->opcode = IORING_OP_READV;
-        sqe->addr = (uint64_t)(uintptr_t)request->segment;
-        sqe->len = read_request_segments(request);
-    }
+    sqe->addr = (uint64_t)(uintptr_t)request->destination;
+    sqe->len = (unsigned)(request->length < 1 << 30 ? request->length : 1 << 30);
     sqe->user_data = (uint64_t)(uintptr_t)request;
     r->sq_array[index] = index;
     __atomic_store_n(r->sq_tail, tail + 1, __ATOMIC_RELEASE);
@@ -78,10 +71,13 @@ static void ring_reap(read_ring *r) {
             ring_push(r, request);
         } else if (cqe.res <= 0) {
             read_request_done(request, -cqe.res);
+        } else if (cqe.res < request->length) {
+            request->offset += cqe.res;
+            request->length -= cqe.res;
+            request->destination += cqe.res;
+            ring_push(r, request);
         } else {
-            read_request_advance(request, cqe.res);
-            if (request->left) ring_push(r, request);
-            else read_request_done(request, -1);
+            read_request_done(request, -1);
         }
     }
 }

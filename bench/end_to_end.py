@@ -17,11 +17,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from flashinfer.formats.bundle import Bundle
 from tqdm import tqdm
 
 from bench.cgroup import Disk, NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
+from flashinfer.formats.bundle import Bundle
 from flashinfer.probe import dram_bandwidth, probe
 from flashinfer.profile import save
 from flashinfer.synth import OPT_SHAPES, opt_config, synthesize

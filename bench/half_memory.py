@@ -16,13 +16,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.number_formats import FORMATS
 from tqdm import tqdm
 
 from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
 from flashinfer.cli.common import byte_bar
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 
 MODES = ("dense", "predicted")

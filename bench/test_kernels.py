@@ -5,9 +5,9 @@
 
 import numpy as np
 import pytest
-from flashinfer.formats.number_formats import FORMATS
 
 from flashinfer import kernels
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.probe import dram_bandwidth
 from flashinfer.threads import default_threads
 

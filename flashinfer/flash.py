@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,19 +20,49 @@ IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
 MERGED_BYTES = 256 << 10  # about the most that neighbours merge to
 GAP_BYTES = 4096  # of another neuron are cheaper to read than another request is
-NOWHERE = -1  # the destination of what is read only to be dropped
-NOTHING_SHARED = (np.empty(0, dtype=np.int64),) * 2
+HUGE_PAGE = 2 << 20
+STAGING_BYTES, STAGINGS = 2 << 20, 2  # one layer's reads, and the next one's
 
 
 def aligned_bytes(nbytes):
-    """Zeroed memory (nbytes,) uint8 on a page boundary, in huge pages where there are any."""
-    block = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 8 << 20:
-        try:
-            block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass
-    return np.frombuffer(block, dtype=np.uint8)[:nbytes]
+    """Zeroed memory (nbytes,) uint8 on a page boundary, in huge pages where there are any.
+
+    Huge pages spare the kernel a thousand small ones to pin for each large read.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE") or nbytes < 2 * HUGE_PAGE:
+        return np.frombuffer(_anonymous(max(nbytes, mmap.PAGESIZE)), dtype=np.uint8)[:nbytes]
+    block = _anonymous(nbytes + HUGE_PAGE)
+    memory = np.frombuffer(block, dtype=np.uint8)
+    skip = -memory.ctypes.data % HUGE_PAGE
+    try:  # whole huge pages only, so that no byte more than was asked for is ever used
+        block.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // HUGE_PAGE * HUGE_PAGE)
+    except OSError:
+        pass
+    return memory[skip : skip + nbytes]
+
+
+def _anonymous(nbytes):
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+@dataclass
+class Submitted:
+    """Reads in flight: parts are (ticket, offsets, lengths); and what to copy afterwards, from
+    ``staging[sources]`` to ``memory[destinations]``, ``lengths`` bytes each."""
+
+    parts: list
+    memory: np.ndarray | None = None
+    staging: np.ndarray | None = None
+    destinations: np.ndarray | None = None
+    sources: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+
+    def copy(self):
+        rows = zip(
+            self.destinations.tolist(), self.sources.tolist(), self.lengths.tolist(), strict=True
+        )
+        for to, source, length in rows:
+            self.memory[to : to + length] = self.staging[source : source + length]
 
 
 class Flash:
@@ -46,7 +77,8 @@ class Flash:
     """
 
     def __init__(self, path, io="auto", gap_bytes=GAP_BYTES):
-        self.gap_bytes, self.sink = gap_bytes, aligned_bytes(gap_bytes)
+        self.gap_bytes = gap_bytes
+        self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
         self.path, self.bytes_read, self.bytes_streamed = path, 0, 0
         self.fd, self.alignment = self._open(io)
         try:
@@ -84,16 +116,16 @@ class Flash:
     def _reader(self, io):
         """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
         if self.alignment == 1:
-            return "buffered", kernels.Reader(self.fd, IO_THREADS, self.sink)
+            return "buffered", kernels.Reader(self.fd, IO_THREADS)
         if io != "threads":
             try:
-                return "io_uring", kernels.Reader(self.fd, 0, self.sink)
+                return "io_uring", kernels.Reader(self.fd, 0)
             except OSError as error:
                 if io == "io_uring":
                     raise UserError(
                         f"no io_uring here: {error.strerror}; use --io threads"
                     ) from None
-        return "threads", kernels.Reader(self.fd, IO_THREADS, self.sink)
+        return "threads", kernels.Reader(self.fd, IO_THREADS)
 
     @staticmethod
     def _reads(fd, alignment):
@@ -119,67 +151,64 @@ class Flash:
         """Start aligned reads of ``lengths`` bytes at ``offsets`` to ``memory[destinations]``.
 
         All three are int64 arrays; memory is uint8 from ``aligned_bytes``. Neighbours on flash
-        become one read, as do those at most ``gap_bytes`` apart; what lies between is dropped.
+        become one read, as do those at most ``gap_bytes`` apart. Where they do not lie side by
+        side in memory too, that read goes to a staging buffer, and ``wait`` copies the rows.
         """
-        offsets, indptr, segments, destinations, shared = self._merge(
-            offsets, lengths, destinations
-        )
-        lengths = np.add.reduceat(segments, indptr[:-1]) if len(offsets) else segments
-        self.bytes_read += int(lengths.sum())
-        ticket = self.reader.submit(offsets, indptr, segments, memory, destinations)
-        return ticket, offsets, lengths, memory, shared
-
-    def _merge(self, offsets, lengths, destinations):
-        """(read offsets, indptr, segments' lengths, their destinations, shared blocks).
-
-        Where two rows share a block of ``alignment`` bytes it is read once, for the first, and
-        copied afterwards: shared is (from, to), in blocks of memory.
-        """
-        n, block = len(offsets), self.alignment
+        n = len(offsets)
+        if n < 2:
+            return Submitted([self._start(offsets, lengths, memory, destinations)])
         gaps = offsets[1:] - offsets[:-1] - lengths[:-1]
-        total = np.cumsum(lengths)
-        joined = (gaps <= self.gap_bytes) & (
-            total[1:] // MERGED_BYTES == total[:-1] // MERGED_BYTES
-        )
-        overlap = (gaps == -block) & (lengths[1:] > block) & (lengths[:-1] > block)
-        joined &= (gaps >= 0) | overlap
-        after = np.flatnonzero(joined & overlap) + 1
-        ends = destinations[after - 1] + lengths[after - 1]
-        shared = ends // block - 1, destinations[after] // block
-        lengths, destinations = lengths.copy(), destinations.copy()
-        lengths[after] -= block
-        destinations[after] += block
-        between = joined & (gaps > 0)
-        first = np.concatenate([[True], ~joined])[:n]  # rows that begin a read
-        starts = np.arange(n) + np.concatenate([[0], np.cumsum(between)])[:n]
-        indptr = np.concatenate([starts[first], [n + np.count_nonzero(between)]])
-        at = np.flatnonzero(between) + 1
-        return (
-            offsets[first],
-            indptr,
-            np.insert(lengths, at, gaps[at - 1]),
-            np.insert(destinations, at, NOWHERE),
-            shared,
-        )
+        straight = (gaps == 0) & (destinations[1:] == destinations[:-1] + lengths[:-1])
+        joined = (gaps <= self.gap_bytes) & (offsets[1:] >= offsets[:-1])
+        staging = self.staging.pop() if self.staging and (joined & ~straight).any() else None
+        # Reads stay below about MERGED_BYTES, and all that are staged within the buffer.
+        gap = np.concatenate([[0], np.where(joined, gaps, 0)])
+        alone = ~(np.append(joined, False) | np.insert(joined, 0, False))
+        at = np.cumsum(np.where(alone, 0, lengths + gap))
+        short = at[1:] // MERGED_BYTES == at[:-1] // MERGED_BYTES
+        room = STAGING_BYTES if staging is not None else 0
+        joined &= short & (straight | (at[1:] <= room))
+        first = np.flatnonzero(np.concatenate([[True], ~joined]))  # rows that begin a read
+        stop = np.append(first[1:], n)
+        spans = offsets[stop - 1] + lengths[stop - 1] - offsets[first]
+        crooked = np.add.reduceat(np.concatenate([[0], joined & ~straight]), first) > 0
+        one = first[~crooked]
+        parts = [self._start(offsets[one], spans[~crooked], memory, destinations[one])]
+        if staging is None:
+            return Submitted(parts)
+        places = np.cumsum(spans[crooked]) - spans[crooked]
+        parts.append(self._start(offsets[first[crooked]], spans[crooked], staging, places))
+        group = np.repeat(np.arange(len(first)), stop - first)
+        rows = np.flatnonzero(crooked[group])
+        shift = np.zeros(len(first), dtype=np.int64)
+        shift[crooked] = places - offsets[first[crooked]]
+        sources = offsets[rows] + shift[group[rows]]
+        return Submitted(parts, memory, staging, destinations[rows], sources, lengths[rows])
+
+    def _start(self, offsets, lengths, memory, destinations):
+        self.bytes_read += int(lengths.sum())
+        return self.reader.submit(offsets, lengths, memory, destinations), offsets, lengths
 
     def wait(self, submitted):
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
-        ticket, offsets, lengths, memory, (source, target) = submitted
-        try:
-            ticket.wait()
-        except EOFError as error:
-            index, reason = error.args[0], "the file ends before"
-        except OSError as error:
-            index, reason = error.args[2] if len(error.args) > 2 else error.filename, error.strerror
-        else:
-            if len(source):
-                size = len(memory) // self.alignment * self.alignment
-                blocks = memory[:size].reshape(-1, self.alignment)
-                blocks[target] = blocks[source]
-            return
-        raise FormatError(
-            f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
-        )
+        failure = None
+        for ticket, offsets, lengths in submitted.parts:  # all of them, whatever happens
+            try:
+                ticket.wait()
+            except EOFError as error:
+                index, reason = error.args[0], "the file ends before"
+            except OSError as error:
+                index, reason = error.filename, error.strerror  # OSError's third argument
+            else:
+                continue
+            failure = failure or (
+                f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
+            )
+        if submitted.staging is not None:
+            submitted.copy()
+            self.staging.append(submitted.staging)
+        if failure:
+            raise FormatError(failure)
 
     def submit_range(self, offset, length, memory, destination=0):
         """Start one aligned read, cut into pieces that are in flight together."""
@@ -187,9 +216,8 @@ class Flash:
         lengths = np.minimum(PIECE_BYTES, length - starts)
         self.bytes_read += length
         self.bytes_streamed += length
-        indptr = np.arange(len(starts) + 1, dtype=np.int64)
-        ticket = self.reader.submit(offset + starts, indptr, lengths, memory, destination + starts)
-        return ticket, offset + starts, lengths, memory, NOTHING_SHARED
+        ticket = self.reader.submit(offset + starts, lengths, memory, destination + starts)
+        return Submitted([(ticket, offset + starts, lengths)])
 
     def read_rows(self, tensor, rows, buffer):
         """Yield (position, n, memory, row_starts) for the given rows of a StoredTensor.

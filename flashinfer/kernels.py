@@ -7,7 +7,6 @@ they never do, however rows, tokens and threads are split: see the comment at ea
 """
 
 import errno
-import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import numpy as np
 from flashinfer.formats.number_formats import NumberFormat
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
-IOV_MAX = 1024  # segments that one system call takes
 
 
 @dataclass(frozen=True)
@@ -150,50 +148,34 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
 class Reader:
     """Many reads of one file in flight, from a pool of threads (paper section 3.2).
 
-    sink  uint8 memory that takes what nobody wants
-
     With 0 threads the compiled twin uses io_uring. Raises OSError where that cannot be had.
     """
 
-    def __init__(self, fd, threads, sink):
+    def __init__(self, fd, threads):
         if not threads:
             raise OSError(errno.ENOSYS, "not with the NumPy kernels")
-        self.fd, self.sink = fd, memoryview(sink)
+        self.fd = fd
         self.pool = ThreadPoolExecutor(threads)
 
-    def submit(self, offsets, indptr, lengths, memory, destinations):
-        """Start reading; all arrays int64, memory uint8.
+    def submit(self, offsets, lengths, memory, destinations):
+        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``.
 
-        Read i begins at ``offsets[i]`` and fills, one after another, its segments s from
-        indptr[i] to indptr[i + 1]: ``lengths[s]`` bytes of memory from ``destinations[s]`` on,
-        or of the sink where that is negative.
         Returns a ticket; ``ticket.wait()`` returns when all is read. It raises OSError (errno,
         text, index of the read), or EOFError (index) where the file ends before.
         """
         view = memoryview(memory)
-        parts = [
-            view[d : d + n] if d >= 0 else self.sink[:n]
-            for d, n in zip(destinations.tolist(), lengths.tolist(), strict=True)
-        ]
+        spans = zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True)
         return Ticket(
-            [
-                self.pool.submit(self._read, offset, parts[first:stop])
-                for offset, (first, stop) in zip(
-                    offsets.tolist(), itertools.pairwise(indptr.tolist()), strict=True
-                )
-            ]
+            [self.pool.submit(self._read, o, view[d : d + n]) for o, n, d in spans],
         )
 
-    def _read(self, offset, parts):
-        while parts:
-            count = os.preadv(self.fd, parts[:IOV_MAX], offset)
+    def _read(self, offset, view):
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.fd, [view[done:]], offset + done)
             if count == 0:
                 raise EOFError
-            offset += count
-            while parts and count >= len(parts[0]):
-                count -= len(parts.pop(0))
-            if count:
-                parts[0] = parts[0][count:]
+            done += count
 
 
 class Ticket:

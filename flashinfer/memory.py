@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.attention import padded_width
+from flashinfer.flash import STAGING_BYTES, STAGINGS
 from flashinfer.formats.bundle import CAPACITIES
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
@@ -109,7 +110,8 @@ class Plan:
     small, predictor  always in DRAM; attention, head: what of them stays there
     attention_layers  layers whose attention stays; the others' is streamed
     kv_cache          for ``context`` tokens
-    buffers           tiles of the stream; working: activations of ``chunk`` tokens
+    buffers           tiles of the stream; working: activations of ``chunk`` tokens,
+                      and where merged reads are staged
     cache_rows        rows of each layer's neuron cache; cache: their bytes
     policy            which neuron makes room, see neuron_cache.POLICIES
     window            tokens that a neuron stays unused; None: until its row is needed
@@ -200,7 +202,9 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     least_cache = pages(sizes.layers * least_rows * stride)
     small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
     fixed = base + small + predictor + sizes.kv_cache
+    staging = STAGINGS * STAGING_BYTES
     least = fixed + sizes.least_buffer + sizes.per_token * 16 + sizes.logits + least_cache
+    least += staging
     if budget < least:
         # The next process may be a little larger than this one, and its page tables too.
         named = math.ceil(least * 512 / 511 / MIB) + 2
@@ -210,9 +214,16 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
             named * MIB,
         )
     spare = budget - least
+    # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
+    one_token = 0
+    if neurons != "dense":
+        one_token = stride * sum(_rows_for(need, 1, sizes.d_ffn) for need in window_needs(bundle))
+    one_token = min(max(0, pages(one_token) - least_cache), spare * 3 // 4)
+    spare -= one_token
+    least_cache += one_token
     buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 32 // PAGE * PAGE)
     chunk = min(MAX_CHUNK, context, 16 + spare // 16 // sizes.per_token)
-    working = sizes.per_token * max(16, chunk) + sizes.logits
+    working = sizes.per_token * max(16, chunk) + sizes.logits + staging
     left = budget - fixed - buffers - working - least_cache
     attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
     attention = attention_layers * sizes.attention_layer

@@ -5,14 +5,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flashinfer.formats.convert import convert
 
 from flashinfer import kernels
 from flashinfer.calibrate import calibrate
+from flashinfer.cli.main import main
+from flashinfer.formats.convert import convert
 from flashinfer.synth import opt_config, synthesize
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_profile_of_this_machine(tmp_path_factory):
+    """Tests know nothing of what ``flashinfer probe`` found here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*args):
+        try:
+            code = main(list(map(str, args)))
+        except SystemExit as exit:  # argparse
+            code = exit.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(params=list(kernels.TWINS))

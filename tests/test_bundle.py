@@ -5,13 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import safetensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from flashinfer.formats import writing
 from flashinfer.formats.bundle import PAGE, Bundle, verify
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.writing import new_tensor, write_bundle
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def rewritten(source, destination, change):

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import SHARED
+from flashinfer import Model, UserError
+from flashinfer.calibrate import calibrate
 from flashinfer.formats.bundle import Bundle, verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError
 from flashinfer.formats.writing import stored_tensors, write_bundle
-
-from flashinfer import Model, UserError
-from flashinfer.calibrate import calibrate
 from flashinfer.predictor_training import Observations, find_predictor, svd_predictors
 
 RANDOM = np.random.default_rng(11)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATA
 
+from conftest import DATA
 from flashinfer import Model
-from flashinfer.cli.main import main
 
 TOKENS = ["--tokens", "5,17,60", "--temp", "0", "--ignore-eos"]
 
@@ -23,21 +22,6 @@ def command(*args, **options):
         [sys.executable, "-m", "flashinfer", *map(str, args)],
         capture_output=True, text=True, **options,
     )  # fmt: skip
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        try:
-            code = main(list(map(str, args)))
-        except SystemExit as exit:  # argparse
-            code = exit.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_from_checkpoint_to_tokens(cli, tmp_path):

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DATA
-from flashinfer.formats.number_formats import FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import DATA
 from flashinfer import kernels
+from flashinfer.formats.number_formats import FORMATS
 
 RANDOM = np.random.default_rng(3)
 WIDTHS = [

@@ -2,11 +2,11 @@ import subprocess
 import sys
 
 import pytest
-from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.errors import BudgetError, UserError
 
 from bench.cgroup import NoCgroups, run_limited
 from flashinfer import memory
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.memory import MIB, make_plan, parse_size
 from flashinfer.neuron_cache import default_policy
 

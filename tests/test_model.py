@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from flashinfer.formats.bundle import verify
 
 from flashinfer import BudgetError, Model, UserError
 from flashinfer.feedforward import FeedForward
+from flashinfer.formats.bundle import verify
 from flashinfer.memory import MIB
 from flashinfer.neuron_cache import UNLIMITED, NeuronCache
 from flashinfer.synth import opt_config, synthesize

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from flashinfer.formats.bundle import CAPACITIES
-from flashinfer.formats.errors import BudgetError
 
 from flashinfer import Model
+from flashinfer.formats.bundle import CAPACITIES
+from flashinfer.formats.errors import BudgetError
 from flashinfer.memory import _fewest_misses
 from flashinfer.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority, miss_curve
 from flashinfer.predictor import Selection

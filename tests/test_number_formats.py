@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from flashinfer.formats.errors import UserError
-from flashinfer.formats.number_formats import FORMATS, number_format
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.number_formats import FORMATS, number_format
 
 floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1)
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from flashinfer.formats.convert import convert
 
 from flashinfer import Model
+from flashinfer.formats.convert import convert
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -6,10 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import safetensors.numpy
-from flashinfer.formats.errors import FormatError
-from flashinfer.formats.safetensors import SafetensorsFile, parse_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from flashinfer.formats.errors import FormatError
+from flashinfer.formats.safetensors import SafetensorsFile, parse_header
 
 
 def write(path, header, data=b""):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from flashinfer.formats.bundle import Bundle, verify
 
 from flashinfer import Model, UserError
+from flashinfer.formats.bundle import Bundle, verify
 from flashinfer.synth import OPT_SHAPES, find_code, opt_config, synthesize
 
 IDS = np.random.default_rng(2).integers(3, 1000, 120)

@@ -1,11 +1,11 @@
 import sys
 
 import pytest
-from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.errors import FormatError, UserError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.tokenizer import TextStream, Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -1,0 +1,192 @@
+"""The paper's ideas one by one, and then ours: what each is worth (its table 3, and beyond).
+
+    python -m bench.ablation [--model x.flash] [--memory SIZE] [--json FILE] [--plot FILE]
+
+Each step keeps what the steps before it brought. As root every step runs in a memory cgroup of
+half the model's file, or of --memory. Makes a model of the shape of OPT-1.3B where none is given.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.cgroup import NoCgroups, run_limited
+from bench.limits import machine
+from flashinfer import Model, kernels, memory
+from flashinfer.cli.common import byte_bar, size
+from flashinfer.feedforward import FeedForward
+from flashinfer.flash import Flash
+from flashinfer.formats.bundle import Bundle
+from flashinfer.memory import format_size, peak_rss
+from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+
+STEPS = {  # name: what is on; a window of 0 forgets every token
+    "everything read": {"neurons": "dense", "resident": False},
+    "hybrid: attention stays": {"neurons": "dense"},
+    "+ predictor": {"window": 0},
+    "+ window of 5 tokens": {"window": 5},
+    "+ bundling": {"window": 5, "bundled": True},
+    "+ overlap": {"window": 5, "bundled": True, "overlap": True},
+    "+ cache policy": {"bundled": True, "overlap": True},
+    "+ reading ahead": {"bundled": True, "overlap": True, "ahead": True},
+}
+TOKENS = {"dense": 6, "predicted": 48}
+PROMPT = [5 + 7 * i for i in range(64)]
+
+
+def nothing_resident(make_plan):
+    """Every tensor is read for every token."""
+
+    def plan(*args, **options):
+        found = make_plan(*args, **options)
+        rows = (0,) * len(found.cache_rows)
+        return replace(found, attention_layers=0, attention=0, head=0, cache_rows=rows, cache=0)
+
+    return plan
+
+
+def submit_unbundled(self, neurons, slots):
+    """The halves of a bundle as two reads, as where up and down are two matrices."""
+    offsets, lengths, _ = self._spans(neurons)
+    half = lengths // 2 // self.flash.alignment * self.flash.alignment
+    to = slots * np.int64(self.cache.stride)
+    return self.flash.submit(
+        np.concatenate([offsets, offsets + half]),
+        np.concatenate([half, lengths - half]),
+        self.cache.memory,
+        np.concatenate([to, to + half]),
+    )
+
+
+def activations_after_reading(self, x, part, rows, misses, reads):
+    """All reads first, then all products."""
+    self.flash.wait(reads)
+    bias = self._bias(part.neurons)
+    a = kernels.sparse_up(self.cache.memory, rows, self.format, x, bias, part.indptr, part.tokens)
+    return np.maximum(a, 0, out=a)
+
+
+def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
+    if not resident:
+        memory.make_plan = nothing_resident(memory.make_plan)
+    if not bundled:
+        FeedForward._submit = submit_unbundled
+    if not overlap:
+        FeedForward._activations = activations_after_reading
+    if not ahead:
+        FeedForward.read_ahead = lambda self, x, token: None
+
+
+def forget_all(model):
+    for layer in model.layers:
+        cache = layer.feed_forward.cache
+        cache.slot_of[:], cache.neuron_at[:], cache.used = -1, -1, 0
+
+
+def run_step(path, budget, name):
+    """In a process of its own: the figures of one step, as a dict."""
+    step = STEPS[name]
+    switch_off(**step)
+    waited, wait = [0.0], Flash.wait
+
+    def timed_wait(self, submitted):
+        begun = time.perf_counter()
+        wait(self, submitted)
+        waited[0] += time.perf_counter() - begun
+
+    Flash.wait = timed_wait
+    neurons = step.get("neurons", "predicted")
+    n, window = TOKENS[neurons], step.get("window")
+    with Model.open(path, memory=budget, neurons=neurons, context=128, window=window or (
+        1 if window == 0 else None)) as model:  # fmt: skip
+        if not step.get("ahead"):
+            model.flash.gap_bytes = 0 if step.get("bundled") else -1
+        logits = model.forward(PROMPT)
+        waited[0], before, begun = 0.0, model.flash.bytes_read, time.perf_counter()
+        for _ in range(n):
+            if window == 0:
+                forget_all(model)
+            logits = model.forward([int(logits.argmax())])
+        seconds = (time.perf_counter() - begun) / n
+        nbytes = (model.flash.bytes_read - before) / n
+    return {
+        "step": name,
+        "dram_bytes": peak_rss(),
+        "bytes_per_token": nbytes,
+        "waiting": waited[0] / n,
+        "seconds": seconds,
+    }
+
+
+def measure(path, budget):
+    rows = []
+    for name in tqdm(STEPS, desc="steps", leave=False):
+        command = [sys.executable, "-m", "bench.ablation", "--model", str(path)]
+        command += ["--memory", str(budget), "--step", name]
+        try:
+            run = run_limited(command, budget, capture_output=True, text=True)
+        except NoCgroups as error:
+            print(f"without a memory cgroup: {error}", file=sys.stderr)
+            run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            raise SystemExit(f"{name}: {run.stderr or run.returncode}")
+        rows.append(json.loads(run.stdout))
+    return {"machine": machine(), "model": path.name, "budget": budget, "rows": rows}
+
+
+def print_table(figures):
+    first, second = (row["seconds"] for row in figures["rows"][:2])
+    print(f"{figures['machine']}; {figures['model']}, {format_size(figures['budget'])} of DRAM\n")
+    print("| | DRAM held | read per token | waiting for reads | token | against all read, hybrid |")
+    print("|---|---|---|---|---|---|")
+    for row in figures["rows"]:
+        print(
+            f"| {row['step']} | {row['dram_bytes'] / 1e6:,.0f} MB | "
+            f"{row['bytes_per_token'] / 1e6:,.1f} MB | {1e3 * row['waiting']:.0f} ms | "
+            f"{1e3 * row['seconds']:.0f} ms | {first / row['seconds']:.1f} x, "
+            f"{second / row['seconds']:.1f} x |"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="default: make one and remove it afterwards")
+    parser.add_argument("--memory", type=size, help="default: half the model's file")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE", help="a PNG (needs the plot extra)")
+    args = parser.parse_args()
+    if args.step:
+        print(json.dumps(run_step(args.model, args.memory, args.step)))
+        return
+    path = args.model or Path("bench-opt-1.3b-f16.flash")
+    made = not path.exists()
+    try:
+        if made:
+            with byte_bar("synth") as progress:
+                synthesize(path, opt_config(*OPT_SHAPES["opt-1.3b"]), progress=progress)
+        with Bundle(path) as bundle:
+            half = bundle.file.size // 2 // 4096 * 4096
+        figures = measure(path, args.memory or half)
+    finally:
+        if made and not args.model and path.exists():
+            os.unlink(path)
+    print_table(figures)
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    if args.plot:
+        from bench.plots import plot_ablation
+
+        plot_ablation(figures, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Profiles, the cost model and the commands that show them."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from flashinfer import Model, cost, memory, probe, profile
+from flashinfer.formats.errors import FormatError, UserError
+
+SLOW = "rpi5-sd"
+
+
+@pytest.mark.parametrize("name", profile.boards())
+def test_boards_are_said_to_be_estimates_and_go_up_with_size(name, tmp_path):
+    board = profile.find(name, tmp_path)
+    assert board.note.startswith("estimated: ")
+    sizes = sorted(board.reads)
+    times = [board.read_seconds(size) for size in sizes]
+    speeds = [board.reads[size] for size in sizes]
+    assert times == sorted(times) and speeds == sorted(speeds)
+    assert speeds[-1] <= board.sequential <= board.dram
+
+
+def test_a_profile_is_kept_and_read_again(tmp_path):
+    board = profile.find(SLOW, tmp_path)
+    profile.save(board, tmp_path / "new" / "x.json")
+    assert profile.load(tmp_path / "new" / "x.json") == board
+    assert profile.find(tmp_path / "new" / "x.json", tmp_path) == board
+    assert profile.find(None, tmp_path) is None  # nothing was measured here
+    profile.save(board, profile.cache_path(tmp_path))
+    assert profile.find(None, tmp_path) == board
+    profile.cache_path(tmp_path).unlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", "[[" * 9999, '{"reads": {"x": 1}}', '{"reads": {}}']
+)
+def test_a_wrong_profile_is_one_line(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(FormatError, match="is not a profile; flashinfer probe makes one"):
+        profile.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("key, value", [("latency", -1), ("layer", "x"), ("reads", {"4096": 0})])
+def test_a_profile_of_nonsense_is_one_line(tmp_path, key, value):
+    raw = {**asdict(profile.find(SLOW, tmp_path)), key: value}
+    (tmp_path / "x.json").write_text(json.dumps(raw))
+    with pytest.raises(FormatError, match="is not a profile"):
+        profile.load(tmp_path / "x.json")
+
+
+def test_gaps_are_worth_reading_where_requests_are_dear(tmp_path):
+    board = profile.find(SLOW, tmp_path)
+    free = replace(board, reads={4096: 1e9, 1 << 20: 1e9})  # a request costs its bytes only
+    held = free.held(90e6, 2000)  # 2000 requests of up to 45 kB cost the same
+    assert free.gap_bytes(8192) == 0
+    assert 12_000 <= held.gap_bytes(8192) <= 60_000
+    assert held.read_seconds(4096) == pytest.approx(1 / 2000)
+    assert held.read_seconds(1 << 20) == pytest.approx((1 << 20) / 90e6)
+
+
+@pytest.mark.parametrize("row_bytes, gap", [(8192, 0), (8192, 20_000), (2304, 4096), (512, 9000)])
+def test_merged_reads_are_counted_as_they_come(row_bytes, gap):
+    """Against rows drawn at random and merged one by one."""
+    random, neurons, block, share = np.random.default_rng(0), 8192, 512, 0.05
+    found = []
+    for _ in range(20):
+        rows = np.flatnonzero(random.random(neurons) < share)
+        starts = rows * row_bytes // block * block
+        ends = -(-(rows + 1) * row_bytes // block) * block
+        joined = starts[1:] - ends[:-1] <= gap
+        requests = len(rows) - np.count_nonzero(joined)
+        between = np.where(joined, starts[1:] - ends[:-1], 0).sum()
+        found.append(((ends - starts).sum() + between, requests))
+    nbytes, requests = cost.merged(share * neurons, neurons, row_bytes, gap, block)
+    assert (nbytes, requests) == pytest.approx(np.mean(found, axis=0), rel=0.06)
+
+
+@pytest.mark.parametrize("extra, options", [(1, {}), (2, {}), (4, {}), (9, {"window": 3})])
+def test_the_bytes_expected_are_those_read(synthetic, extra, options):
+    """At budgets between the least and plenty, after the cache has warmed up."""
+    device = profile.find("laptop-nvme", synthetic)
+    with pytest.raises(memory.BudgetError) as caught:
+        Model.open(synthetic, memory=1, context=256)
+    budget = caught.value.least + (extra << 20)
+    with Model.open(synthetic, memory=budget, context=256, device=device, **options) as model:
+        prompt = [5 + 7 * i % 2900 for i in range(120)]
+        list(model.generate(prompt, 100, temperature=0, stop_at_eos=False))
+        figures = model.stats.as_dict()
+    expected = figures["expected_flash_bytes_per_token"]
+    assert expected > 0
+    assert figures["flash_bytes_per_token"] == pytest.approx(expected, rel=0.25)
+
+
+def test_dense_and_whole_models(synthetic):
+    """Everything streamed, or nothing."""
+    device = profile.find("laptop-nvme", synthetic)
+    with Model.open(synthetic, context=64, device=device) as model:
+        ffn = sum(layer.feed_forward.bundles.nbytes for layer in model.layers)
+        assert model.expected.bytes == model.expected.reading == 0
+        whole = model.expected.total
+    with pytest.raises(memory.BudgetError) as caught:
+        Model.open(synthetic, memory=1, context=64, neurons="dense")
+    budget = caught.value.least
+    with Model.open(synthetic, memory=budget, context=64, neurons="dense", device=device) as model:
+        assert model.expected.read["neurons"] == ffn and model.expected.requests == 0
+        assert model.expected.total > whole
+
+
+def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch):
+    for name, value in {
+        "FILE_BYTES": 16 << 20, "LEAST_FILE_BYTES": 1 << 20, "READ_SECONDS": 0.01,
+        "BATCH_BYTES": 1 << 20, "BATCH_READS": 16, "WEIGHT_BYTES": 1 << 20,
+        "SHAPE": (64, 2, 2, 128),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(probe, name, value)
+    steps = []
+    found = probe.probe(
+        tmp_path, threads=1, progress=lambda done, total: steps.append(done / total)
+    )
+    assert list(tmp_path.iterdir()) == [] and steps == sorted(steps) and steps[-1] == 1
+    profile.save(found, tmp_path / "x.json")
+    assert profile.load(tmp_path / "x.json") == found
+    assert found.threads == 1 and "measured" in found.note
+    with pytest.raises(UserError, match=r"none: cannot be probed: No such file"):
+        probe.probe(tmp_path / "none")
+
+
+def test_plan_and_run_tell_what_to_expect(cli, synthetic):
+    code, out, err = cli("plan", synthetic, "--memory", "2G")
+    assert code == 1 and err.count("\n") == 1 and "flashinfer probe DIR" in err
+    code, out, err = cli("plan", synthetic, "--device", "rpi6")
+    assert code == 1 and err.count("\n") == 1 and "'rpi6' is no file and not one of" in err
+    code, out, _ = cli("plan", synthetic, "--memory", "2G", "--device", SLOW)
+    assert code == 0 and "key/value cache" in out and "tokens/s" in out and "estimated" in out
+    figures = json.loads(
+        cli("plan", synthetic, "--memory", "2G", "--device", SLOW, "--json", "-")[1]
+    )
+    assert figures["cost"]["total"] > 0 and figures["plan"]["budget"] == 2 << 30
+    code, out, err = cli("run", synthetic, "--tokens", "5", "-n", 3, "--device", SLOW)
+    assert code == 0 and "expected " in err
+    code, out, err = cli("run", synthetic, "--tokens", "5", "-n", 3)
+    assert code == 0 and "expected " not in err
+
+
+def test_probe_from_the_command_line(cli, tmp_path, monkeypatch):
+    board = profile.find(SLOW, tmp_path)
+    monkeypatch.setattr("flashinfer.cli.probe.probe", lambda *args: board)
+    code, out, _ = cli("probe", tmp_path, "-o", tmp_path / "p" / "x.json")
+    assert code == 0 and "MB/s" in out and profile.load(tmp_path / "p" / "x.json") == board
+    code, out, err = cli("probe", tmp_path / "none")
+    assert code == 1 and err.count("\n") == 1
