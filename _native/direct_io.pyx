@@ -3,6 +3,8 @@
 
 import os
 
+import numpy as np
+
 cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t
@@ -134,3 +136,35 @@ cdef class Reader:
             else:
                 read_pool_submit(self.pool, batch)
         return ticket
+
+
+def merge_reads(const int64_t[::1] offsets, const int64_t[::1] lengths,
+                const int64_t[::1] destinations, int64_t gap_bytes, int64_t most_bytes,
+                int64_t room):
+    """Join reads of neighbours on flash; see flashinfer/kernels.py."""
+    cdef Py_ssize_t n = offsets.shape[0], i, k, reads = 0
+    cdef int64_t used = 0, begin = 0, end = 0, span, place
+    cdef bint straight
+    if lengths.shape[0] != n or destinations.shape[0] != n:
+        raise ValueError(f"{n} offsets, {lengths.shape[0]} lengths, {destinations.shape[0]} destinations")
+    firsts, all_spans, all_places = (np.empty(n, dtype=np.int64) for _ in range(3))
+    all_sources = np.full(n, -1, dtype=np.int64)
+    cdef int64_t[::1] first = firsts, spans = all_spans, places = all_places, sources = all_sources
+    for i in range(n):
+        span = offsets[i] + lengths[i] - begin
+        if (i > 0 and offsets[i] >= offsets[i - 1] and offsets[i] - end <= gap_bytes
+                and span <= most_bytes):
+            straight = (places[reads - 1] < 0 and offsets[i] == end
+                        and destinations[i] == destinations[i - 1] + lengths[i - 1])
+            place = places[reads - 1] if places[reads - 1] >= 0 else used
+            if straight or place + span <= room:
+                if not straight:
+                    for k in range(first[reads - 1] if places[reads - 1] < 0 else i, i + 1):
+                        sources[k] = place + offsets[k] - begin
+                    places[reads - 1], used = place, place + span
+                spans[reads - 1], end = span, offsets[i] + lengths[i]
+                continue
+        first[reads], spans[reads], places[reads] = i, lengths[i], -1
+        reads += 1
+        begin, end = offsets[i], offsets[i] + lengths[i]
+    return firsts[:reads], all_spans[:reads], all_places[:reads], all_sources

@@ -188,6 +188,28 @@ static const vector_unit *best_unit(void) {
     return chosen = &units[sizeof units / sizeof *units - 1];
 }
 
+/* Additions in 32 lanes, folded in halves: the same bits for any vector width. */
+static float sum_in_lanes(const float *x, int64_t n, int squares) {
+    float lanes[32] = {0};
+    int64_t j = 0;
+    for (; j + 32 <= n; j += 32)
+        for (int i = 0; i < 32; i++) lanes[i] += squares ? x[j + i] * x[j + i] : x[j + i];
+    for (int i = 0; j < n; i++, j++) lanes[i] += squares ? x[j] * x[j] : x[j];
+    for (int m = 16; m; m /= 2)
+        for (int i = 0; i < m; i++) lanes[i] += lanes[i + m];
+    return lanes[0];
+}
+
+/* y = (x - mean) / sqrt(variance + epsilon), times weight, plus bias (NULL: neither), of one row */
+static void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
+                           int64_t n, float *y) {
+    float mean = sum_in_lanes(x, n, 0) / n;
+    for (int64_t j = 0; j < n; j++) y[j] = x[j] - mean;
+    float spread = sqrtf(sum_in_lanes(y, n, 1) / n + epsilon);
+    for (int64_t j = 0; j < n; j++) y[j] /= spread;
+    for (int64_t j = 0; weight && j < n; j++) y[j] = y[j] * weight[j] + bias[j];
+}
+
 /* Split begin..end among threads in steps of `grain`; small jobs stay on this thread. */
 #define SPLIT(threads, n, grain, call)                                                          \
     do {                                                                                        \

@@ -38,6 +38,8 @@ cdef extern from "kernels.h" nogil:
     void run_up(const up_task *task, int64_t products, int threads)
     void run_down(const down_task *task, int64_t products, int threads)
     const vector_unit_t *best_unit()
+    void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
+                        int64_t n, float *y)
 
 
 cdef int n_threads = 1
@@ -149,3 +151,21 @@ def sparse_down(const uint8_t[::1] memory, const int64_t[::1] rows, format,
         task.indptr, task.tokens = &starts[0], &token_view[0]
     with nogil:
         run_down(&task, products, n_threads)
+
+
+def layer_norm(const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float epsilon):
+    """x (T, d) -> normalised (T, d) float32; see flashinfer/kernels.py."""
+    cdef Py_ssize_t t, n = x.shape[0], d = x.shape[1]
+    if (weight is None) != (bias is None):
+        raise ValueError("weight and bias must both be given, or neither")
+    if weight is not None and (weight.shape[0] != d or bias.shape[0] != d):
+        raise ValueError(f"weight and bias must have {d} values")
+    cdef const float *w = NULL if weight is None or not d else &weight[0]
+    cdef const float *b = NULL if bias is None or not d else &bias[0]
+    out = np.empty((n, d), dtype=np.float32)
+    cdef float[:, ::1] y = out
+    if n and d:
+        with nogil:
+            for t in range(n):
+                layer_norm_row(&x[t, 0], w, b, epsilon, d, &y[t, 0])
+    return out

@@ -27,6 +27,7 @@ class FeedForward:
         self.format = bundles.format
         self.d_model = bundles.columns // 2
         self.down_at = self.format.row_bytes(self.d_model)  # where down_i begins in a bundle
+        self.whole_rows = None  # where each neuron begins in the cache, once all are there for good
         self.ahead = None  # reads begun before their token, and the neurons they are for
 
     def __call__(self, x, token):
@@ -36,9 +37,13 @@ class FeedForward:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
             selection = Selection.of_scores(self.predictor.scores(x))
-            self.cache.priority.note(selection, token)
+            if self.whole_rows is None:
+                self.cache.priority.note(selection, token)
         y = np.zeros_like(x)
-        if self._streams(selection, len(x)):
+        if self.whole_rows is not None:
+            self.cache.hits += len(selection.neurons)
+            self._add(self.cache.memory, self.whole_rows[selection.neurons], x, selection, y)
+        elif self._streams(selection, len(x)):
             self._compute_streamed(x, selection, token, y)
         else:
             self._compute_cached(x, selection, token, y)
@@ -60,6 +65,8 @@ class FeedForward:
             neurons = np.arange(first, min(first + step, self.bundles.rows))
             self.flash.wait(self._submit(neurons, slots[neurons]))
             progress(len(neurons) * self.bundles.row_bytes)
+        _, _, skips = self._spans(np.arange(self.bundles.rows))
+        self.whole_rows = slots * np.int64(self.cache.stride) + skips
 
     def read_ahead(self, x, token):
         """Begin to read what the token will probably need (beyond the paper).
@@ -68,7 +75,7 @@ class FeedForward:
         added nothing. The guess costs bandwidth where it is wrong, and never changes a result.
         """
         cache = self.cache
-        if self.predictor is None or self.stays_whole or not cache.guesses_pay:
+        if self.predictor is None or self.whole_rows is not None or not cache.guesses_pay:
             return
         neurons = Selection.of_scores(self.predictor.scores(x)).neurons
         if len(neurons) > cache.capacity:
@@ -95,8 +102,6 @@ class FeedForward:
         )
 
     def _streams(self, selection, n_tokens):
-        if self.stays_whole:
-            return False
         if self.predictor is None:
             return True
         missing = np.count_nonzero(self.cache.slot_of[selection.neurons] < 0)
@@ -136,6 +141,14 @@ class FeedForward:
             a[misses] = self._up(memory, rows, x, bias, misses)
         return np.maximum(a, 0, out=a)
 
+    def _add(self, memory, rows, x, part, y):
+        """y += down relu(up x + bias) for rows that are all in memory."""
+        indptr, tokens = part.indptr, part.tokens
+        bias = self._bias(part.neurons)
+        a = kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
+        np.maximum(a, 0, out=a)
+        kernels.sparse_down(memory, rows + self.down_at, self.format, a, y, indptr, tokens)
+
     def _up(self, memory, rows, x, bias, chosen):
         bias = None if bias is None else bias[chosen]
         return kernels.sparse_up(memory, rows[chosen], self.format, x, bias)
@@ -153,13 +166,7 @@ class FeedForward:
         for first, stop, memory, starts in self.flash.stream(self.bundles, self.buffer):
             begin, end = np.searchsorted(selection.neurons, (first, stop))
             part = selection.part(begin, end)
-            rows = starts[part.neurons - first]
-            bias = self._bias(part.neurons)
-            a = kernels.sparse_up(memory, rows, self.format, x, bias, part.indptr, part.tokens)
-            np.maximum(a, 0, out=a)
-            kernels.sparse_down(
-                memory, rows + self.down_at, self.format, a, y, part.indptr, part.tokens
-            )
+            self._add(memory, starts[part.neurons - first], x, part, y)
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
     def _keep(self, selection, now, token):

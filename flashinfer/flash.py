@@ -18,7 +18,7 @@ from flashinfer.formats.errors import FormatError, UserError
 IO = ("auto", "io_uring", "threads", "buffered")
 IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
-MERGED_BYTES = 256 << 10  # about the most that neighbours merge to
+MERGED_BYTES = 256 << 10  # the most that neighbours merge to
 GAP_BYTES = 4096  # of another neuron are cheaper to read than another request is
 HUGE_PAGE = 2 << 20
 STAGING_BYTES, STAGINGS = 2 << 20, 2  # one layer's reads, and the next one's
@@ -154,36 +154,20 @@ class Flash:
         become one read, as do those at most ``gap_bytes`` apart. Where they do not lie side by
         side in memory too, that read goes to a staging buffer, and ``wait`` copies the rows.
         """
-        n = len(offsets)
-        if n < 2:
-            return Submitted([self._start(offsets, lengths, memory, destinations)])
-        gaps = offsets[1:] - offsets[:-1] - lengths[:-1]
-        straight = (gaps == 0) & (destinations[1:] == destinations[:-1] + lengths[:-1])
-        joined = (gaps <= self.gap_bytes) & (offsets[1:] >= offsets[:-1])
-        staging = self.staging.pop() if self.staging and (joined & ~straight).any() else None
-        # Reads stay below about MERGED_BYTES, and all that are staged within the buffer.
-        gap = np.concatenate([[0], np.where(joined, gaps, 0)])
-        alone = ~(np.append(joined, False) | np.insert(joined, 0, False))
-        at = np.cumsum(np.where(alone, 0, lengths + gap))
-        short = at[1:] // MERGED_BYTES == at[:-1] // MERGED_BYTES
-        room = STAGING_BYTES if staging is not None else 0
-        joined &= short & (straight | (at[1:] <= room))
-        first = np.flatnonzero(np.concatenate([[True], ~joined]))  # rows that begin a read
-        stop = np.append(first[1:], n)
-        spans = offsets[stop - 1] + lengths[stop - 1] - offsets[first]
-        crooked = np.add.reduceat(np.concatenate([[0], joined & ~straight]), first) > 0
-        one = first[~crooked]
-        parts = [self._start(offsets[one], spans[~crooked], memory, destinations[one])]
-        if staging is None:
+        staging = self.staging.pop() if self.staging else None
+        first, spans, places, sources = kernels.merge_reads(
+            offsets, lengths, destinations, self.gap_bytes, MERGED_BYTES,
+            0 if staging is None else STAGING_BYTES,
+        )  # fmt: skip
+        staged = places >= 0
+        straight = first[~staged]
+        parts = [self._start(offsets[straight], spans[~staged], memory, destinations[straight])]
+        if not staged.any():
+            self.staging += [staging] if staging is not None else []
             return Submitted(parts)
-        places = np.cumsum(spans[crooked]) - spans[crooked]
-        parts.append(self._start(offsets[first[crooked]], spans[crooked], staging, places))
-        group = np.repeat(np.arange(len(first)), stop - first)
-        rows = np.flatnonzero(crooked[group])
-        shift = np.zeros(len(first), dtype=np.int64)
-        shift[crooked] = places - offsets[first[crooked]]
-        sources = offsets[rows] + shift[group[rows]]
-        return Submitted(parts, memory, staging, destinations[rows], sources, lengths[rows])
+        parts.append(self._start(offsets[first[staged]], spans[staged], staging, places[staged]))
+        rows = np.flatnonzero(sources >= 0)
+        return Submitted(parts, memory, staging, destinations[rows], sources[rows], lengths[rows])
 
     def _start(self, offsets, lengths, memory, destinations):
         self.bytes_read += int(lengths.sum())

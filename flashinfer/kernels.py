@@ -91,6 +91,17 @@ def attention(q, keys, values, start):
     return out
 
 
+def layer_norm(x, weight, bias, epsilon):
+    """x (T, d) float32 -> (x - mean) / sqrt(variance + epsilon), times weight, plus bias (d,).
+
+    weight and bias are both None where the norm has none. Token by token: T changes no bit.
+    """
+    centred = x - x.mean(axis=1, keepdims=True)
+    variance = np.square(centred).mean(axis=1, keepdims=True)
+    y = centred / np.sqrt(variance + np.float32(epsilon))
+    return y if weight is None else y * weight + bias
+
+
 def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
     """Give each of ``neurons`` a row of a layer's cache: the paper's section 3.3.
 
@@ -143,6 +154,38 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
     slot_of[neuron_at[moved_to]] = moved_to
     neuron_at[moved_from] = -1
     return slot_of[neurons], misses, moved_from, moved_to, used
+
+
+def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
+    """Join reads of neighbours on flash; all arrays int64, in order of ``offsets`` to be of use.
+
+    Reads at most ``gap_bytes`` apart become one of at most ``most_bytes``. Where they lie side by
+    side in memory too it goes straight there; else to a staging buffer, as far as its ``room``
+    allows. Returns (first, spans, places, sources): of each read the index of the first it was
+    made of, its bytes, and its place in the staging buffer or -1; and for each of the old reads
+    where its bytes then lie in the staging buffer, or -1.
+    """
+    first, spans, places, sources = [], [], [], [-1] * len(offsets)
+    used = begin = end = 0
+    for i, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+        span = offset + length - begin
+        near = i > 0 and offset >= offsets[i - 1] and offset - end <= gap_bytes
+        if near and span <= most_bytes:
+            straight = places[-1] < 0 and offset == end
+            straight = straight and destinations[i] == destinations[i - 1] + lengths[i - 1]
+            place = places[-1] if places[-1] >= 0 else used
+            if straight or place + span <= room:
+                if not straight:
+                    for k in range(first[-1], i + 1):
+                        sources[k] = place + int(offsets[k]) - begin
+                    places[-1], used = place, place + span
+                spans[-1], end = span, offset + length
+                continue
+        first.append(i)
+        spans.append(length)
+        places.append(-1)
+        begin, end = offset, offset + length
+    return tuple(np.array(values, dtype=np.int64) for values in (first, spans, places, sources))
 
 
 class Reader:
@@ -207,7 +250,10 @@ def _row_of_pair(indptr):
     return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
 
 
-NAMES = ("linear", "sparse_up", "sparse_down", "attention", "place", "Reader")
+NAMES = (
+    "linear", "sparse_up", "sparse_down", "attention", "layer_norm", "place", "merge_reads",
+    "Reader",
+)  # fmt: skip
 TWINS = {"numpy": {name: globals()[name] for name in NAMES}}
 try:
     from flashinfer._native import attention as _attention
@@ -222,7 +268,9 @@ else:
         "sparse_up": _sparse_matmul.sparse_up,
         "sparse_down": _sparse_matmul.sparse_down,
         "attention": _attention.attention,
+        "layer_norm": _sparse_matmul.layer_norm,
         "place": _neuron_cache.place,
+        "merge_reads": _direct_io.merge_reads,
         "Reader": _direct_io.Reader,
     }
 

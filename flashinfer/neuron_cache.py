@@ -41,6 +41,7 @@ class NeuronCache:
         self.last_used = np.zeros(self.capacity, dtype=np.int64)
         self.priority = Priority(neurons, policy)
         self.guessed = np.empty(0, dtype=np.int32)  # read ahead, not yet asked for
+        self.asked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
 
     def place(self, neurons, token):
@@ -52,13 +53,16 @@ class NeuronCache:
         slots, misses = self._place(neurons, token)
         read = len(misses)
         if len(self.guessed):
-            right = self.guessed[np.isin(self.guessed, neurons, assume_unique=True)]
-            wrong = np.setdiff1d(self.guessed, right, assume_unique=True)
-            self.last_used[self.slot_of[wrong]] = -UNLIMITED
-            self.guesses += len(self.guessed)
-            self.right_guesses += len(right)
+            self.asked[neurons] = True
+            right = self.asked[self.guessed]
+            self.asked[neurons] = False
+            wrong = self.slot_of[self.guessed[~right]]
+            self.last_used[wrong[wrong >= 0]] = -UNLIMITED
+            n_right = np.count_nonzero(right)
+            self.guesses += len(right)
+            self.right_guesses += n_right
             self.guessed = self.guessed[:0]
-            read += len(right)
+            read += n_right
         self.hits += len(neurons) - read
         self.misses += read
         return slots, misses

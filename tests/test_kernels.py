@@ -211,6 +211,58 @@ def test_every_vector_unit_gives_the_same_bits(tmp_path):
     assert len(set(found.values())) == 1, found.keys()
 
 
+@pytest.mark.parametrize("d", [1, 31, 64, 100, 2048])
+def test_layer_norm(twin, d):
+    x = (RANDOM.standard_normal((5, d)) * 3 + 1).astype(np.float32)
+    weight, bias = RANDOM.standard_normal((2, d)).astype(np.float32)
+    exact = x.astype(float)
+    exact = exact - exact.mean(axis=1, keepdims=True)
+    exact /= np.sqrt(np.square(exact).mean(axis=1, keepdims=True) + 1e-5)
+    plain = kernels.layer_norm(x, None, None, 1e-5)
+    np.testing.assert_allclose(plain, exact, atol=1e-5)
+    found = kernels.layer_norm(x, weight, bias, 1e-5)
+    np.testing.assert_allclose(found, exact * weight + bias, atol=3e-5)
+    for t in range(5):
+        assert np.array_equal(kernels.layer_norm(x[t : t + 1], weight, bias, 1e-5)[0], found[t])
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_reads_are_merged_like_by_its_twin(data):
+    """Both twins do the same, and what is promised of the reads holds."""
+    n, unit = data.draw(st.integers(0, 12)), 4
+    gaps = data.draw(st.lists(st.integers(-2, 6), min_size=n, max_size=n))
+    lengths = np.array(data.draw(st.lists(st.integers(1, 5), min_size=n, max_size=n)), np.int64)
+    steps = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    ends = np.cumsum(lengths + np.array(gaps, np.int64) + 2)
+    offsets, lengths = (ends - lengths) * unit, lengths * unit
+    destinations = np.cumsum(lengths + np.array(steps, np.int64) * unit) - lengths
+    gap, most, room = (data.draw(st.integers(0, top)) * unit for top in (5, 30, 40))
+    results = [
+        twin["merge_reads"](offsets, lengths, destinations, gap, most, room)
+        for twin in kernels.TWINS.values()
+    ]
+    for found in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(found, results[0], strict=True))
+    first, spans, places, sources = results[0]
+    assert first.tolist() == sorted(set(first.tolist())) and (n == 0 or first[0] == 0)
+    staged = np.zeros(room, dtype=int)
+    for read, (begin, span, place) in enumerate(zip(first, spans, places, strict=True)):
+        rows = range(begin, first[read + 1] if read + 1 < len(first) else n)
+        assert span <= max(most, lengths[begin]) and (place < 0 or place + span <= room)
+        for row in rows:
+            within = offsets[row] - offsets[begin]
+            assert within >= 0 and within + lengths[row] <= span
+            if place < 0:  # straight to its destination
+                assert sources[row] == -1 and destinations[row] - destinations[begin] == within
+            else:
+                assert sources[row] == place + within
+        if place >= 0:
+            staged[place : place + span] += 1
+            assert len(rows) > 1
+    assert staged.max(initial=0) <= 1  # no two reads to one place
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_place_keeps_the_books_like_its_twin(data):
