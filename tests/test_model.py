@@ -138,6 +138,7 @@ def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
 def keep_rows(ffn, n, window):
     """Give a layer's cache n rows, and nothing in them."""
     old = ffn.cache
+    ffn.whole_rows = None
     ffn.cache = NeuronCache(
         len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
     )
