@@ -2,7 +2,8 @@
  *
  * Order of additions (the bits contract): a dot product adds into 32 lanes along the row and
  * then folds the lanes in halves; the down projection adds neurons one after the other. Neither
- * depends on how many rows, tokens or threads there are.
+ * depends on how many rows, tokens or threads there are. Products with blocks of 4 or 8 bits
+ * take activations of 8 bits, see blocks.h.
  */
 
 /* 32 values of a row of weights from column j on, as float32. */
@@ -59,6 +60,12 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
         const int32_t *tokens = task->indptr ? task->tokens + first : NULL;
         float *result = task->indptr ? task->out + first : task->out + i * task->out_row;
         float bias = task->bias ? task->bias[i] : 0.0f;
+        if (format >= Q8_0) {
+            for (int64_t k = 0; k < count; k++)
+                result[k * task->out_token] = bias + NAME(dot_blocks)(
+                    format, row, coming, task->quantised, tokens ? tokens[k] : k);
+            continue;
+        }
         for (int64_t k = 0; k < count;) {
             int block = count - k >= TOKEN_BLOCK ? TOKEN_BLOCK : 1;
             for (int b = 0; b < block; b++)

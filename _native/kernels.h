@@ -1,7 +1,8 @@
 /* Dense and sparse products and attention, for the best vector unit that the CPU has.
  *
  * kernel_bodies.h is compiled once for each unit; the choice is made at the first call.
- * FLASHINFER_VECTOR_UNIT={avx512,avx2,plain} forces one, to compare them.
+ * FLASHINFER_VECTOR_UNIT={avx512vnni,avx512,avx2,neon_dotprod,neon,plain} forces one, to compare
+ * them.
  */
 #pragma once
 
@@ -16,6 +17,10 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -25,6 +30,14 @@
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
+
+/* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
+typedef struct {
+    int64_t d;
+    int8_t *q;      /* (n_tokens, d) */
+    int32_t *fours; /* (n_tokens, d / 4): sums of four q */
+    float *scales;  /* (n_tokens, d / 32) */
+} activations;
 
 /* rows[i] . x[t] + bias[i], for all tokens or, with indptr, for tokens[indptr[i]:indptr[i+1]] */
 typedef struct {
@@ -36,6 +49,7 @@ typedef struct {
     const int32_t *indptr, *tokens;
     float *out; /* row i, token k at i * out_row + k * out_token; with indptr at indptr[i] + k */
     int64_t out_row, out_token;
+    const activations *quantised; /* of x, where format is of blocks; run_up makes them */
 } up_task;
 
 /* y[t] += a[i, t] * rows[i], i ascending */
@@ -120,6 +134,7 @@ INLINE float hardware_scale(const uint8_t *block) {
 #define UNIT_AVX2
 #define NAME(x) PASTE(x, avx2)
 #include "vectors.h"
+#include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
 #undef UNIT_AVX2
@@ -132,8 +147,22 @@ INLINE float hardware_scale(const uint8_t *block) {
 #define UNIT_AVX512
 #define NAME(x) PASTE(x, avx512)
 #include "vectors.h"
+#include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512vnni,avx2,fma,f16c")
+#endif
+#define UNIT_VNNI
+#define NAME(x) PASTE(x, avx512vnni)
+#include "vectors.h"
+#include "blocks.h"
+#include "kernel_bodies.h"
+#undef NAME
+#undef UNIT_VNNI
 #undef UNIT_AVX512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -145,13 +174,33 @@ INLINE float hardware_scale(const uint8_t *block) {
 #define UNIT_NEON
 #define NAME(x) PASTE(x, neon)
 #include "vectors.h"
+#include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+#define UNIT_DOTPROD
+#define NAME(x) PASTE(x, neon_dotprod)
+#include "vectors.h"
+#include "blocks.h"
+#include "kernel_bodies.h"
+#undef NAME
+#undef UNIT_DOTPROD
 #undef UNIT_NEON
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
 #endif
 
 #define NAME(x) PASTE(x, plain)
 #include "vectors.h"
+#include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
 
@@ -167,9 +216,9 @@ typedef struct {
 static const vector_unit *best_unit(void) {
     static const vector_unit units[] = {
 #if defined(__x86_64__)
-        UNIT(avx512), UNIT(avx2),
+        UNIT(avx512vnni), UNIT(avx512), UNIT(avx2),
 #elif defined(__aarch64__)
-        UNIT(neon),
+        UNIT(neon_dotprod), UNIT(neon),
 #endif
         UNIT(plain)};
     static const vector_unit *chosen = NULL;
@@ -178,9 +227,14 @@ static const vector_unit *best_unit(void) {
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
         int runs = 1;
 #if defined(__x86_64__)
-        if (!strcmp(units[i].name, "avx512")) runs = __builtin_cpu_supports("avx512f");
+        if (!strncmp(units[i].name, "avx512", 6)) runs = __builtin_cpu_supports("avx512f");
+        if (!strcmp(units[i].name, "avx512vnni"))
+            runs = runs && __builtin_cpu_supports("avx512vnni");
         if (strcmp(units[i].name, "plain"))
             runs = runs && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__) && defined(__linux__)
+        if (!strcmp(units[i].name, "neon_dotprod"))
+            runs = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
         if (!runs || (forced && *forced && strcmp(forced, units[i].name))) continue;
         return chosen = &units[i];
@@ -226,10 +280,47 @@ static void layer_norm_row(const float *x, const float *weight, const float *bia
 
 #define SMALL_WORK 20000 /* multiply-adds below which waking another thread costs more */
 
-static void run_up(const up_task *task, int64_t products, int threads) {
+/* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
+static void quantise(const float *x, int64_t d, int8_t *q, int32_t *fours, float *scales) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, fours += BLOCK / 4) {
+        float largest = 0;
+        for (int i = 0; i < BLOCK; i++) {
+            float size = fabsf(x[i]);
+            largest = size > largest ? size : largest;
+        }
+        float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        for (int i = 0; i < BLOCK; i++) {
+            float value = x[i] * inverse;
+            value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
+            value = value <= 127.0f ? value : 127.0f;
+            q[i] = (int8_t)((value + magic) - magic);
+        }
+        for (int i = 0; i < BLOCK / 4; i++)
+            fours[i] = q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3];
+        scales[b] = largest / 127.0f;
+    }
+}
+
+/* Returns 0, or -1 where there is no memory for the activations. */
+static int run_up(up_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();
+    activations x = {task->d, NULL, NULL, NULL};
     if (products * task->d < SMALL_WORK) threads = 1;
+    if (task->format >= Q8_0) {
+        int64_t n = task->n_tokens * task->d;
+        x.fours = malloc(n + n / 8 + n + 64); /* the three lie behind each other */
+        if (!x.fours) return -1;
+        x.scales = (float *)(x.fours + n / 4);
+        x.q = (int8_t *)(x.scales + n / BLOCK);
+        for (int64_t t = 0; t < task->n_tokens; t++)
+            quantise(task->x + t * task->d, task->d, x.q + t * task->d, x.fours + t * task->d / 4,
+                     x.scales + t * task->d / BLOCK);
+        task->quantised = &x;
+    }
     SPLIT(threads, task->n_rows, 1, unit->up(task, begin, end));
+    free(x.fours);
+    return 0;
 }
 
 static void run_down(const down_task *task, int64_t products, int threads) {

@@ -35,7 +35,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct vector_unit_t "vector_unit":
         const char *name
 
-    void run_up(const up_task *task, int64_t products, int threads)
+    int run_up(up_task *task, int64_t products, int threads)
     void run_down(const down_task *task, int64_t products, int threads)
     const vector_unit_t *best_unit()
     void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
@@ -63,6 +63,7 @@ def linear(const float[:, ::1] x, weight, bias=None):
     cdef const uint8_t[:, ::1] data = weight.data
     cdef const float[::1] bias_view
     cdef up_task task
+    cdef int failed
     if x.shape[1] != weight.columns:
         raise ValueError(f"x is {x.shape[0], x.shape[1]}, weight ({data.shape[0]}, {weight.columns})")
     out = np.empty((x.shape[0], data.shape[0]), dtype=np.float32)
@@ -79,7 +80,9 @@ def linear(const float[:, ::1] x, weight, bias=None):
             raise ValueError(f"bias is ({bias_view.shape[0]},), weight has {data.shape[0]} rows")
         task.bias = &bias_view[0]
     with nogil:
-        run_up(&task, task.n_rows * task.n_tokens, n_threads)
+        failed = run_up(&task, task.n_rows * task.n_tokens, n_threads)
+    if failed:
+        raise MemoryError("no memory for the activations")
     return out
 
 
@@ -111,6 +114,7 @@ def sparse_up(const uint8_t[::1] memory, const int64_t[::1] rows, format,
     cdef const float[::1] bias_view
     cdef const int32_t[::1] starts, token_view
     cdef up_task task
+    cdef int failed
     cdef int64_t products = check(memory, rows, format.row_bytes(x.shape[1]), indptr, tokens, x.shape[0])
     out = np.empty(products, dtype=np.float32)
     cdef float[::1] out_view = out
@@ -128,7 +132,9 @@ def sparse_up(const uint8_t[::1] memory, const int64_t[::1] rows, format,
             starts, token_view = indptr, tokens
             task.indptr, task.tokens = &starts[0], &token_view[0]
         with nogil:
-            run_up(&task, products, n_threads)
+            failed = run_up(&task, products, n_threads)
+        if failed:
+            raise MemoryError("no memory for the activations")
     return out if indptr is not None else out.reshape(rows.shape[0], x.shape[0])
 
 

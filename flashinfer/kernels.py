@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer.formats.number_formats import NumberFormat
+from flashinfer.formats.number_formats import BlockFormat, NumberFormat
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
 
@@ -28,11 +28,14 @@ class Matrix:
 
 
 def linear(x, weight, bias=None):
-    """x (T, d) float32, weight Matrix (n, d), bias (n,) -> (T, n) float32."""
+    """x (T, d) float32, weight Matrix (n, d), bias (n,) -> (T, n) float32.
+
+    Weights in blocks of 4 or 8 bits are multiplied with ``quantise(x)``, as in GGML.
+    """
     out = np.empty((x.shape[0], weight.data.shape[0]), dtype=np.float32)
     for start in range(0, out.shape[1], BLOCK_ROWS):
-        rows = weight.format.decode(weight.data[start : start + BLOCK_ROWS])
-        out[:, start : start + BLOCK_ROWS] = _dots(x, rows)
+        raw = weight.data[start : start + BLOCK_ROWS]
+        out[:, start : start + BLOCK_ROWS] = _dots(x, raw, weight.format)
     if bias is not None:
         out += bias
     return out
@@ -48,8 +51,8 @@ def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
     """
     out = np.empty((len(rows), x.shape[0]), dtype=np.float32)
     for start in range(0, len(rows), BLOCK_ROWS):
-        weights = _gather(memory, rows[start : start + BLOCK_ROWS], format, x.shape[1])
-        out[start : start + BLOCK_ROWS] = _dots(x, weights).T
+        raw = _gather(memory, rows[start : start + BLOCK_ROWS], format, x.shape[1])
+        out[start : start + BLOCK_ROWS] = _dots(x, raw, format).T
     if bias is not None:
         out += bias[:, None]
     if indptr is None:
@@ -68,7 +71,8 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
         dense[_row_of_pair(indptr), tokens] = a
         a = dense
     for start in range(0, len(rows), BLOCK_ROWS):
-        weights = _gather(memory, rows[start : start + BLOCK_ROWS], format, y.shape[1])
+        raw = _gather(memory, rows[start : start + BLOCK_ROWS], format, y.shape[1])
+        weights = format.decode(raw)
         for row, factors in zip(weights, a[start : start + BLOCK_ROWS], strict=True):
             used = np.flatnonzero(factors)
             if used.size:
@@ -234,16 +238,34 @@ class Ticket:
             raise OSError(failure.errno, failure.strerror, index)
 
 
-def _dots(x, rows):
-    """x (T, d), rows (n, d) -> (T, n). einsum adds each dot product in an order of its own,
-    the same for any T and n; a BLAS product would not."""
-    return np.einsum("td,nd->tn", x, rows, optimize=False)
+def quantise(x):
+    """Activations of 8 bits: x (T, d) -> scales (T, blocks, 1) float32, q (T, blocks, 32) int8.
+
+    x is about q * scale; in each block of 32 the largest becomes 127 or -127.
+    """
+    blocks = x.reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    q = np.fmin(np.fmax(np.rint(blocks * inverse), -127), 127)  # a NaN becomes -127
+    return largest / np.float32(127), q.astype(np.int8)
+
+
+def _dots(x, raw, format):
+    """x (T, d), rows raw (n, row_bytes) -> (T, n). einsum adds each dot product in an order of
+    its own, the same for any T and n; a BLAS product would not."""
+    if not isinstance(format, BlockFormat):
+        return np.einsum("td,nd->tn", x, format.decode(raw), optimize=False)
+    scales, quants = format.quants(raw)  # (n, blocks, 1), (n, blocks, 32)
+    out = np.empty((len(x), len(raw)), dtype=np.float32)
+    for t, (x_scales, q) in enumerate(zip(*quantise(x), strict=True)):
+        whole = np.einsum("nbk,bk->nb", quants, q, dtype=np.int32)  # exact
+        out[t] = (whole * (scales * x_scales)[..., 0]).sum(axis=1, dtype=np.float32)
+    return out
 
 
 def _gather(memory, rows, format, columns):
-    """Decode the rows that begin at these bytes of memory -> (n, columns) float32."""
-    width = format.row_bytes(columns)
-    return format.decode(memory[rows[:, None] + np.arange(width)])
+    """The bytes of the rows that begin at these bytes of memory (n, row_bytes)."""
+    return memory[rows[:, None] + np.arange(format.row_bytes(columns))]
 
 
 def _row_of_pair(indptr):

@@ -2,7 +2,7 @@
 
 A row is a run of blocks. f32, f16 and bf16 have blocks of one value; q8_0 and q4_0 are GGML's:
 32 values that share a float16 scale. Adding a format is one subclass here and one loader for each
-vector unit in ``_native/vectors.h``.
+vector unit in ``_native/vectors.h``, or for blocks in ``_native/blocks.h``.
 """
 
 import numpy as np
@@ -75,15 +75,28 @@ class BF16(NumberFormat):
         return rounded.astype("<u2").view(np.uint8)
 
 
-class Q8_0(NumberFormat):
-    """GGML's q8_0: a float16 scale, then 32 int8; value = scale * q."""
+class BlockFormat(NumberFormat):
+    """Blocks of 32 whole numbers that share a scale."""
 
-    name, safetensors, code, block, block_bytes = "q8_0", "U8", 3, 32, 34
+    safetensors, block = "U8", 32
+
+    def quants(self, raw):
+        """raw (..., row_bytes) -> scales (..., blocks, 1) float32, (..., blocks, 32) int8."""
+        raise NotImplementedError
 
     def decode(self, raw):
+        scales, quants = self.quants(raw)
+        return (quants * scales).reshape(*raw.shape[:-1], -1)
+
+
+class Q8_0(BlockFormat):
+    """GGML's q8_0: a float16 scale, then 32 int8; value = scale * q."""
+
+    name, code, block_bytes = "q8_0", 3, 34
+
+    def quants(self, raw):
         scales, quants = _blocks(raw, self)
-        values = quants.view(np.int8) * scales
-        return values.reshape(*raw.shape[:-1], -1)
+        return scales, quants.view(np.int8)
 
     def encode(self, values):
         x = _in_blocks(values, self)
@@ -93,18 +106,17 @@ class Q8_0(NumberFormat):
         return _pack(scales, quants.astype(np.int8).view(np.uint8), values)
 
 
-class Q4_0(NumberFormat):
+class Q4_0(BlockFormat):
     """GGML's q4_0: a float16 scale, then 32 values of 4 bits; value = scale * (q - 8).
 
     Byte j holds value j in its low and value j + 16 in its high half.
     """
 
-    name, safetensors, code, block, block_bytes = "q4_0", "U8", 4, 32, 18
+    name, code, block_bytes = "q4_0", 4, 18
 
-    def decode(self, raw):
+    def quants(self, raw):
         scales, packed = _blocks(raw, self)
-        quants = np.concatenate([packed & 15, packed >> 4], axis=-1).view(np.int8) - np.int8(8)
-        return (quants * scales).reshape(*raw.shape[:-1], -1)
+        return scales, np.concatenate([packed & 15, packed >> 4], -1).view(np.int8) - np.int8(8)
 
     def encode(self, values):
         x = _in_blocks(values, self)

@@ -79,8 +79,9 @@ def test_merged_reads_are_counted_as_they_come(row_bytes, gap):
 
 
 @pytest.mark.parametrize("extra, options", [(0, {}), (1, {}), (2, {}), (9, {"window": 3})])
-def test_the_bytes_expected_are_those_read(synthetic, extra, options):
+def test_the_bytes_expected_are_those_read(synthetic, monkeypatch, extra, options):
     """At budgets between the least and plenty, after the cache has warmed up."""
+    monkeypatch.setattr(memory, "rss", lambda: 60 << 20)
     device = profile.find("laptop-nvme", synthetic)
     with pytest.raises(memory.BudgetError) as caught:
         Model.open(synthetic, memory=1, context=256)

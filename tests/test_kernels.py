@@ -45,6 +45,14 @@ def close(found, expected, columns):
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.sqrt(columns) * 4 + 1e-6)
 
 
+def seen(x, format):
+    """x as a product with weights of this format takes it, in float64."""
+    if format.block == 1:
+        return x.astype(np.float64)
+    scales, q = kernels.quantise(x)
+    return (scales.astype(np.float64) * q).reshape(x.shape)
+
+
 def pairs(random, rows, n_tokens, share=0.4):
     """A random choice of (row, token) pairs: (mask (rows, tokens), indptr, tokens)."""
     mask = random.random((rows, n_tokens)) < share
@@ -58,8 +66,33 @@ def test_linear(twin, name, columns):
     bias = RANDOM.standard_normal(70).astype(np.float32)
     for n_tokens in (1, 3, 4, 9):
         x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
-        close(kernels.linear(x, matrix, bias), x @ values.T + bias, columns)
-        close(kernels.linear(x, matrix), x @ values.T, columns)
+        expected = seen(x, matrix.format) @ values.T
+        close(kernels.linear(x, matrix, bias), expected + bias, columns)
+        close(kernels.linear(x, matrix), expected, columns)
+
+
+def test_activations_of_8_bits():
+    """Each block's largest is exact, the others within half a step; zeros and NaN do no harm."""
+    x = RANDOM.standard_normal((5, 96)).astype(np.float32)
+    x[2, 32:64] = 0
+    scales, q = kernels.quantise(x)
+    blocks = x.reshape(5, 3, 32)
+    assert scales.shape == (5, 3, 1) and q.dtype == np.int8
+    assert np.abs(scales * q - blocks).max() <= 0.5001 * scales.max()
+    assert (np.abs(q).max(axis=-1) == 127).sum() == 14 and not q[2, 1].any()
+    matrix, values = weights(9, 96, "q8_0")
+    exact, found = x @ values.T, kernels.linear(x, matrix)
+    assert np.abs(found - exact).max() < 0.01 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_nonsense_activations_crash_nothing(bad):
+    x = np.ones((1, 64), dtype=np.float32)
+    x[0, 40] = bad
+    matrix, _ = weights(3, 64, "q4_0")
+    for name, twin in kernels.TWINS.items():
+        with np.errstate(all="ignore"):
+            assert twin["linear"](x, matrix).shape == (1, 3), name
 
 
 @pytest.mark.parametrize("name, columns", WIDTHS)
@@ -68,7 +101,7 @@ def test_sparse_up_and_down(twin, name, columns):
     bias = RANDOM.standard_normal(37).astype(np.float32)
     for n_tokens in (1, 2, 7):
         x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
-        expected = values @ x.T + bias[:, None]
+        expected = values @ seen(x, format).T + bias[:, None]
         close(kernels.sparse_up(memory, starts, format, x, bias), expected, columns)
         mask, indptr, tokens = pairs(RANDOM, 37, n_tokens)
         found = kernels.sparse_up(memory, starts, format, x, bias, indptr, tokens)
@@ -200,7 +233,7 @@ with Model.open({target!r}) as model:
 def test_every_vector_unit_gives_the_same_bits(tmp_path):
     """The portable C and each vector unit that this CPU has."""
     found = {}
-    for unit in ("plain", "avx2", "avx512", "neon"):
+    for unit in ("plain", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod"):
         code = RUN.format(source=str(DATA / "opt-plain"), target=str(tmp_path / "x.flash"))
         run = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True,

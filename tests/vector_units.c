@@ -33,8 +33,8 @@ static void products(int format, int64_t d) {
     for (int64_t i = 0; i < ROWS * row_bytes; i += step)
         weights[i + (format == F32 ? 3 : 1)] &= 0xBF;
     float *x = uniforms(TOKENS * d), *a = malloc(4 * ROWS * TOKENS), *y = calloc(TOKENS * d, 4);
-    up_task up = {weights, rows, 0, ROWS, d, TOKENS, format, x, NULL, NULL, NULL, a, TOKENS, 1};
-    run_up(&up, ROWS * TOKENS, 2);
+    up_task up = {weights, rows, 0, ROWS, d, TOKENS, format, x, NULL, NULL, NULL, a, TOKENS, 1, NULL};
+    if (run_up(&up, ROWS * TOKENS, 2)) exit(1);
     down_task down = {weights, rows, ROWS, d, TOKENS, format, a, NULL, NULL, y};
     run_down(&down, ROWS * TOKENS, 2);
     down.n_tokens = 1;
@@ -42,6 +42,15 @@ static void products(int format, int64_t d) {
     add_to_hash(a, 4 * ROWS * TOKENS);
     add_to_hash(y, 4 * TOKENS * d);
     free(weights), free(x), free(a), free(y);
+}
+
+static void norms(void) {
+    float *x = uniforms(300), *weight = uniforms(300), *bias = uniforms(300), y[300];
+    for (int64_t n = 1; n <= 300; n += 37) {
+        layer_norm_row(x, weight, bias, 1e-5f, n, y);
+        add_to_hash(y, 4 * n);
+    }
+    free(x), free(weight), free(bias);
 }
 
 static void attention(void) {
@@ -59,6 +68,7 @@ int main(void) {
         for (int64_t d = 37; d <= 200; d += 54) products(format, d);
     for (int format = Q8_0; format <= Q4_0; format++)
         for (int64_t d = 32; d <= 320; d += 96) products(format, d);
+    norms();
     attention();
     printf("%s %016" PRIx64 "\n", best_unit()->name, hash);
     return 0;
