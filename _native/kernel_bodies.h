@@ -25,55 +25,77 @@ INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
     return NAME(load)(format, (const uint8_t *)padded, 0);
 }
 
-/* out[k] = row . x[k] for `count` tokens. Meanwhile the row at `coming` is fetched into the cache:
- * rows are too short and too far apart for the CPU to foresee it. */
-INLINE void NAME(dots)(int format, int count, const uint8_t *row, const uint8_t *coming,
-                       const float *const *x, int64_t d, float *out) {
-    V sums[TOKEN_BLOCK];
+/* out[r][k] = row[r] . x[k] for `rows` rows and `count` tokens. Meanwhile the rows `coming` are
+ * fetched into the cache: rows are too short and too far apart for the CPU to foresee them. */
+INLINE void NAME(dots)(int format, int rows, int count, const uint8_t *const *row,
+                       const uint8_t *const *coming, const float *const *x, int64_t d,
+                       float out[ROW_BLOCK][TOKEN_BLOCK]) {
+    V sums[ROW_BLOCK][TOKEN_BLOCK], w[ROW_BLOCK];
     int64_t j = 0;
-    for (int k = 0; k < count; k++) sums[k] = NAME(set)(0);
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < count; k++) sums[r][k] = NAME(set)(0);
     for (; j + 32 <= d; j += 32) {
-        V w = NAME(load)(format, row, j);
-        __builtin_prefetch(coming + j / 32 * bytes_of_32(format), 0, 2);
-        for (int k = 0; k < count; k++) sums[k] = NAME(fma)(w, NAME(load_f32)(x[k] + j), sums[k]);
+        for (int r = 0; r < rows; r++) {
+            w[r] = NAME(load)(format, row[r], j);
+            __builtin_prefetch(coming[r] + j / 32 * bytes_of_32(format), 0, 2);
+        }
+        for (int k = 0; k < count; k++) {
+            V values = NAME(load_f32)(x[k] + j);
+            for (int r = 0; r < rows; r++) sums[r][k] = NAME(fma)(w[r], values, sums[r][k]);
+        }
     }
     if (j < d) {
-        V w = NAME(load_tail)(format, row, j, d - j);
-        for (int k = 0; k < count; k++)
-            sums[k] = NAME(fma)(w, NAME(load_tail)(F32, (const uint8_t *)x[k], j, d - j), sums[k]);
+        for (int r = 0; r < rows; r++) w[r] = NAME(load_tail)(format, row[r], j, d - j);
+        for (int k = 0; k < count; k++) {
+            V values = NAME(load_tail)(F32, (const uint8_t *)x[k], j, d - j);
+            for (int r = 0; r < rows; r++) sums[r][k] = NAME(fma)(w[r], values, sums[r][k]);
+        }
     }
-    for (int k = 0; k < count; k++) out[k] = NAME(sum)(sums[k]);
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < count; k++) out[r][k] = NAME(sum)(sums[r][k]);
 }
 
-/* Rows begin..end of weights . x, each row for the tokens that ask for it. */
+/* Rows begin..end of weights . x, each row for the tokens that ask for it. Where all tokens ask
+ * for all rows, a block of both is in the registers at a time. */
 INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int64_t end) {
     const float *x[TOKEN_BLOCK];
-    float out[TOKEN_BLOCK];
+    const uint8_t *row[ROW_BLOCK], *coming[ROW_BLOCK];
+    float out[ROW_BLOCK][TOKEN_BLOCK];
     int64_t ahead = 1 + PREFETCH_BYTES / (task->d * bytes_of_32(format) / 32 + 1);
-    for (int64_t i = begin; i < end; i++) {
-        int64_t later = i + ahead < end ? i + ahead : end - 1;
-        const uint8_t *row = task->memory + (task->rows ? task->rows[i] : i * task->row_bytes);
-        const uint8_t *coming =
-            task->memory + (task->rows ? task->rows[later] : later * task->row_bytes);
+    int together = !task->indptr && task->n_tokens >= TOKEN_BLOCK && format < Q8_0;
+    for (int64_t i = begin; i < end;) {
+        int rows = together && end - i >= ROW_BLOCK ? ROW_BLOCK : 1;
+        for (int r = 0; r < rows; r++) {
+            int64_t now = i + r, later = now + ahead < end ? now + ahead : end - 1;
+            row[r] = task->memory + (task->rows ? task->rows[now] : now * task->row_bytes);
+            coming[r] = task->memory + (task->rows ? task->rows[later] : later * task->row_bytes);
+        }
         int64_t first = task->indptr ? task->indptr[i] : 0;
         int64_t count = task->indptr ? task->indptr[i + 1] - first : task->n_tokens;
         const int32_t *tokens = task->indptr ? task->tokens + first : NULL;
         float *result = task->indptr ? task->out + first : task->out + i * task->out_row;
-        float bias = task->bias ? task->bias[i] : 0.0f;
-        if (format >= Q8_0) {
-            for (int64_t k = 0; k < count; k++)
-                result[k * task->out_token] = bias + NAME(dot_blocks)(
-                    format, row, coming, task->quantised, tokens ? tokens[k] : k);
-            continue;
-        }
         for (int64_t k = 0; k < count;) {
-            int block = count - k >= TOKEN_BLOCK ? TOKEN_BLOCK : 1;
+            int block = count - k >= TOKEN_BLOCK && format < Q8_0 ? TOKEN_BLOCK : 1;
             for (int b = 0; b < block; b++)
                 x[b] = task->x + (tokens ? tokens[k + b] : k + b) * task->d;
-            if (block == 1) NAME(dots)(format, 1, row, coming, x, task->d, out);
-            else NAME(dots)(format, TOKEN_BLOCK, row, coming, x, task->d, out);
-            for (int b = 0; b < block; b++, k++) result[k * task->out_token] = out[b] + bias;
+            if (format >= Q8_0)
+                out[0][0] = NAME(dot_blocks)(format, row[0], coming[0], task->quantised,
+                                             tokens ? tokens[k] : k);
+            else if (rows == ROW_BLOCK && block == TOKEN_BLOCK)
+                NAME(dots)(format, ROW_BLOCK, TOKEN_BLOCK, row, coming, x, task->d, out);
+            else if (rows == ROW_BLOCK)
+                NAME(dots)(format, ROW_BLOCK, 1, row, coming, x, task->d, out);
+            else if (block == TOKEN_BLOCK)
+                NAME(dots)(format, 1, TOKEN_BLOCK, row, coming, x, task->d, out);
+            else
+                NAME(dots)(format, 1, 1, row, coming, x, task->d, out);
+            for (int r = 0; r < rows; r++)
+                for (int b = 0; b < block; b++)
+                    result[r * task->out_row + (k + b) * task->out_token] =
+                        out[r][b] + (task->bias ? task->bias[i + r] : 0.0f);
+            k += block;
         }
+        i += rows;
     }
 }
 
@@ -185,9 +207,11 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
     int64_t width = task->width, row_bytes = width * (format == F32 ? 4 : 2);
     float largest = -INFINITY;
     const float *x[1] = {q};
+    float score[ROW_BLOCK][TOKEN_BLOCK];
     for (int64_t p = 0; p < n; p++) {
-        const uint8_t *key = keys + p * row_bytes;
-        NAME(dots)(format, 1, key, key + 8 * row_bytes, x, width, scores + p);
+        const uint8_t *key[1] = {keys + p * row_bytes}, *coming[1] = {key[0] + 8 * row_bytes};
+        NAME(dots)(format, 1, 1, key, coming, x, width, score);
+        scores[p] = score[0][0];
         if (scores[p] > largest) largest = scores[p];
     }
     V lanes = NAME(set)(0), one = NAME(set)(1);
@@ -223,3 +247,4 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
 
 #undef V
 #undef EACH
+#undef ROW_BLOCK

@@ -10,6 +10,7 @@
 typedef struct { __m512 q[2]; } NAME(v32);
 #define V NAME(v32)
 #define EACH for (int i = 0; i < 2; i++)
+#define ROW_BLOCK 2 /* rows that share a loading of the tokens, as the registers allow */
 
 INLINE V NAME(set)(float value) { V v; EACH v.q[i] = _mm512_set1_ps(value); return v; }
 INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = _mm512_loadu_ps(p + 16 * i); return v; }
@@ -44,6 +45,7 @@ INLINE float NAME(sum)(V v) {
 typedef struct { __m256 q[4]; } NAME(v32);
 #define V NAME(v32)
 #define EACH for (int i = 0; i < 4; i++)
+#define ROW_BLOCK 1
 
 INLINE V NAME(set)(float value) { V v; EACH v.q[i] = _mm256_set1_ps(value); return v; }
 INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = _mm256_loadu_ps(p + 8 * i); return v; }
@@ -77,6 +79,7 @@ INLINE float NAME(sum)(V v) {
 typedef struct { float32x4_t q[8]; } NAME(v32);
 #define V NAME(v32)
 #define EACH for (int i = 0; i < 8; i++)
+#define ROW_BLOCK 1
 
 INLINE V NAME(set)(float value) { V v; EACH v.q[i] = vdupq_n_f32(value); return v; }
 INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = vld1q_f32(p + 4 * i); return v; }
@@ -128,6 +131,7 @@ INLINE float NAME(sum)(V v) {
 typedef struct { float q[32]; } NAME(v32);
 #define V NAME(v32)
 #define EACH for (int i = 0; i < 32; i++)
+#define ROW_BLOCK 1
 
 INLINE V NAME(set)(float value) { V v; EACH v.q[i] = value; return v; }
 INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = p[i]; return v; }

@@ -4,9 +4,9 @@
 
 As root, with cgroups. Each configuration runs in a memory cgroup of a share of the model's file,
 the disk as it is or held to an eMMC's or an SD card's speed. Two floors: the bytes read per token
-over what the disk gives for reads of that size (fio), and the bytes touched in DRAM over its
-bandwidth (a plain sum). Beside the measured speed stands what the cost model expected from a
-profile that is measured first. ``--full`` takes the shape of OPT-6.7B, else OPT-1.3B.
+over what the disk gives for reads of the size they came in (fio), and the bytes touched in DRAM
+over its bandwidth (a plain sum). Beside the measured speed stands what the cost model expected
+from a profile that is measured first. ``--full`` takes the shape of OPT-6.7B, else OPT-1.3B.
 """
 
 import argparse
@@ -56,13 +56,29 @@ def run(model, limit, disk, tokens, profile):
         return json.loads(figures.read_text())
 
 
+class Limits:
+    """What the hardware gives: fio's bytes/s by block size, a plain sum's over DRAM."""
+
+    def __init__(self, path):
+        self.path, self.dram, self.known = path, dram_bandwidth(), {}
+
+    def reads(self, block_bytes):
+        """Bytes/s of random reads of about this size (to the next power of two's quarter)."""
+        step = max(512, 1 << max(0, int(block_bytes).bit_length() - 3))
+        block = max(512, round(block_bytes / step) * step)
+        if block not in self.known:
+            self.known[block] = random_read_bandwidth(self.path, block)
+        return self.known[block]
+
+
 def floors(figures, bundle, disk, limits):
-    """(seconds a token by reads, by DRAM): the least that the bytes of this run can take."""
-    row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
-    streamed = figures["streamed_bytes_per_token"]
+    """(seconds a token by reads, by DRAM): the least that this run's bytes can take, in as many
+    reads as it made of them."""
+    streamed, reads = figures["streamed_bytes_per_token"], figures["reads_per_token"]
     scattered = figures["flash_bytes_per_token"] - streamed
-    read = scattered / disk.bandwidth(limits["random"][row_bytes], row_bytes)
-    read += streamed / disk.bandwidth(limits["sequential"], 1 << 20)
+    size = scattered / max(1, reads)
+    seconds = scattered / disk.bandwidth(limits.reads(size), size)
+    seconds += streamed / disk.bandwidth(limits.reads(1 << 20), 1 << 20)
     touched = sum(
         bundle.tensors[spec.name].nbytes
         for spec in bundle.specs
@@ -70,22 +86,18 @@ def floors(figures, bundle, disk, limits):
     )
     share = bundle.calibration["layers"][0]["predicted"]
     touched += share * sum(bundle.tensors[s.name].nbytes for s in bundle.specs if s.role == "ffn")
-    return read, touched / limits["dram"]
+    return seconds, touched / limits.dram
 
 
 def measure(models, tokens):
     profile = probe(models[0].resolve().parent)
-    limits = {"dram": dram_bandwidth(), "random": {}, "sequential": 0.0}
-    rows = []
+    limits, rows = Limits(models[0]), []
     for model in models:
         with Bundle(model) as bundle:
-            row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
-            limits["random"][row_bytes] = random_read_bandwidth(model, row_bytes)
-            limits["sequential"] = random_read_bandwidth(model, 1 << 20)
             cases = [(share, disk) for share in SHARES for disk in DISKS]
             for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
                 limit = int(bundle.file.size * share) // 4096 * 4096
-                n = tokens if disk is DISKS[0] else max(4, tokens // 4)
+                n = tokens if disk is DISKS[0] else max(4, tokens // 6)
                 figures = run(model, limit, disk, n, profile)
                 row = {"format": bundle.ffn_format.name, "share": share, "disk": disk.name}
                 if isinstance(figures, str):
@@ -104,11 +116,17 @@ def measure(models, tokens):
                         **{k: v for k, v in figures.items() if k != "token_ids"},
                     }
                 )
-    return {"machine": machine(), "limits": limits, "profile": asdict(profile), "rows": rows}
+    return {
+        "machine": machine(),
+        "dram": limits.dram,
+        "fio": limits.known,
+        "profile": asdict(profile),
+        "rows": rows,
+    }
 
 
 def print_table(figures):
-    print(f"{figures['machine']}; DRAM {figures['limits']['dram'] / 1e9:.0f} GB/s\n")
+    print(f"{figures['machine']}; DRAM {figures['dram'] / 1e9:.0f} GB/s\n")
     print(
         "| format | memory | disk | tokens/s | expected | read/token | in DRAM | peak RSS | "
         "floor: reads | floor: DRAM | time/floor |"
@@ -132,9 +150,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the shape of OPT-6.7B: 13.4 GB")
     parser.add_argument("--dir", default=".", help="where to make the models, on the disk to test")
-    parser.add_argument("--tokens", type=int, default=48, help="to write, a quarter on slow disks")
+    parser.add_argument("--tokens", type=int, default=48, help="to write, a sixth on slow disks")
     parser.add_argument("--keep", action="store_true", help="do not remove the models")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE", help="a PNG (needs the plot extra)")
     args = parser.parse_args()
     like = "opt-6.7b" if args.full else "opt-1.3b"
     models = [Path(args.dir) / f"bench-{like}-{dtype}.flash" for dtype in DTYPES]
@@ -152,6 +171,10 @@ def main():
     print_table(figures)
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    if args.plot:
+        from bench.plots import plot_end_to_end
+
+        plot_end_to_end(figures, args.plot)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class FeedForward:
         self.format = bundles.format
         self.d_model = bundles.columns // 2
         self.down_at = self.format.row_bytes(self.d_model)  # where down_i begins in a bundle
+        self.following = None  # the StoredTensor that is streamed next, where this one always is
         self.whole_rows = None  # where each neuron begins in the cache, once all are there for good
         self.ahead = None  # reads begun before their token, and the neurons they are for
 
@@ -163,7 +164,8 @@ class FeedForward:
             raise
 
     def _compute_tiles(self, x, selection, y, kept, slots):
-        for first, stop, memory, starts in self.flash.stream(self.bundles, self.buffer):
+        tiles = self.flash.stream(self.bundles, self.buffer, self.following)
+        for first, stop, memory, starts in tiles:
             begin, end = np.searchsorted(selection.neurons, (first, stop))
             part = selection.part(begin, end)
             self._add(memory, starts[part.neurons - first], x, part, y)

@@ -73,13 +73,17 @@ class Flash:
                 Afterwards, the way that was taken.
     gap_bytes   reads no further apart than this are merged into one
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
-    bytes_read  so far, alignment's widening included; bytes_streamed, those of large reads
+    bytes_read  so far, alignment's widening included; of them, bytes_streamed in ``submit_range``,
+                and the others in ``reads`` reads
     """
 
     def __init__(self, path, io="auto", gap_bytes=GAP_BYTES):
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
-        self.path, self.bytes_read, self.bytes_streamed = path, 0, 0
+        self.path, self.bytes_read, self.bytes_streamed, self.reads = path, 0, 0, 0
+        self.early = (
+            None  # (StoredTensor, half of the buffer, its first tile): read before its turn
+        )
         self.fd, self.alignment = self._open(io)
         try:
             self.io, self.reader = self._reader(io)
@@ -171,6 +175,7 @@ class Flash:
 
     def _start(self, offsets, lengths, memory, destinations):
         self.bytes_read += int(lengths.sum())
+        self.reads += len(lengths)
         return self.reader.submit(offsets, lengths, memory, destinations), offsets, lengths
 
     def wait(self, submitted):
@@ -208,6 +213,7 @@ class Flash:
 
         As many rows at a time as ``buffer`` holds, each by a read of its own.
         """
+        self._drop_early()
         stride = self.row_stride(tensor.row_bytes)
         room = len(buffer) // stride
         for position in range(0, len(rows), room):
@@ -224,35 +230,47 @@ class Flash:
         ends = -(-(begin + tensor.row_bytes) // self.alignment) * self.alignment
         return offsets, ends - offsets, begin - offsets
 
-    def stream(self, tensor, buffer):
+    def stream(self, tensor, buffer, following=None):
         """Yield (first, stop, memory, row_starts), tile by tile, through a whole StoredTensor.
 
-        Two halves of ``buffer``: while the caller computes on one tile the next one is read.
+        Two halves of ``buffer``: while the caller computes on one tile the next one is read, and
+        during the last one the first of ``following``, the StoredTensor that will be streamed next.
         row_starts (n,) int64 are the bytes of memory where the rows begin.
         """
+        if self.early is not None and self.early[0] is tensor:
+            (_, side, pending), self.early = self.early, None
+        else:
+            self._drop_early()
+            side, pending = 0, self._read_tile(tensor, 0, buffer, 0)
+        while pending is not None:
+            first, stop, starts, submitted = pending
+            side, pending = 1 - side, None
+            if stop < tensor.rows:
+                pending = self._read_tile(tensor, stop, buffer, side)
+            elif following is not None:
+                self.early = following, side, self._read_tile(following, 0, buffer, side)
+            self.wait(submitted)
+            yield first, stop, buffer, starts
+
+    def _read_tile(self, tensor, first, buffer, side):
+        """Start to read rows from ``first`` on into a half of buffer; what ``stream`` works on."""
         half = len(buffer) // 2 // self.alignment * self.alignment
-        tile = max(1, (half - self.alignment) // tensor.row_bytes)
-        pending = None
-        for number, first in enumerate([*range(0, tensor.rows, tile), None]):
-            if first is None:
-                following = None
-            else:
-                stop = min(first + tile, tensor.rows)
-                offset, length, skip = self.span(
-                    tensor.offset + first * tensor.row_bytes, (stop - first) * tensor.row_bytes
-                )
-                at = number % 2 * half
-                starts = at + skip + np.arange(stop - first, dtype=np.int64) * tensor.row_bytes
-                following = first, stop, starts, self.submit_range(offset, length, buffer, at)
-            if pending is not None:
-                first, stop, starts, ticket = pending
-                self.wait(ticket)
-                yield first, stop, buffer, starts
-            pending = following
+        stop = min(first + max(1, (half - self.alignment) // tensor.row_bytes), tensor.rows)
+        offset, length, skip = self.span(
+            tensor.offset + first * tensor.row_bytes, (stop - first) * tensor.row_bytes
+        )
+        starts = side * half + skip + np.arange(stop - first, dtype=np.int64) * tensor.row_bytes
+        return first, stop, starts, self.submit_range(offset, length, buffer, side * half)
+
+    def _drop_early(self):
+        """The buffer is wanted for something else than what was read into it early."""
+        if self.early is not None:
+            (*_, submitted), self.early = self.early[2], None
+            self.wait(submitted)
 
     def close(self):
         """Close the file; reads in flight are finished first."""
         if self.fd >= 0:
-            self.reader = None
+            self.reader = self.early = None
             os.close(self.fd)
             self.fd = -1

@@ -1,5 +1,6 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -164,6 +165,7 @@ class Model:
         self.project_out = self.weights.get("project_out.weight")
         self.final_norm = self._norm("final_norm") if config.final_norm else None
         self.head = self.weights[head_name(config)]
+        self._chain_streams()
 
     def _fill_whole_layers(self):
         """Read the FFNs that stay whole now, in large pieces."""
@@ -177,6 +179,18 @@ class Model:
 
         for ffn in whole:
             ffn.fill(progress)
+
+    def _chain_streams(self):
+        """Tell each part that streams at every token which one comes after it."""
+        parts = []
+        for layer in self.layers:
+            attention, ffn = layer.attention, layer.feed_forward
+            parts += [attention.q, attention.k, attention.v, attention.o]
+            if self.plan.neurons == "dense" and ffn.whole_rows is None:
+                parts.append(ffn)
+        streamed = [part for part in [*parts, self.head] if hasattr(part, "following")]
+        for part, after in itertools.pairwise(streamed):
+            part.following = after.bundles if isinstance(after, FeedForward) else after.tensor
 
     def _make_layer(self, i, cache_memory, stride):
         name, weights = f"layers.{i}", self.weights
@@ -351,11 +365,12 @@ class Model:
         return _Measured(self, phase, n_tokens)
 
     def counters(self):
-        """(bytes read, of them streamed, hits, misses) since the model was opened."""
+        """(bytes read, of them streamed, reads of the others, hits, misses) since the opening."""
         caches = [layer.feed_forward.cache for layer in self.layers]
         return (
             self.flash.bytes_read,
             self.flash.bytes_streamed,
+            self.flash.reads,
             sum(cache.hits for cache in caches),
             sum(cache.misses for cache in caches),
         )

@@ -14,14 +14,16 @@ class Phase:
     seconds: float = 0.0
     flash_bytes: int = 0
     streamed_bytes: int = 0  # of these, in large sequential reads
+    reads: int = 0  # in which the others came
     hits: int = 0
     misses: int = 0
 
-    def add(self, tokens, seconds, flash_bytes, streamed_bytes, hits, misses):
+    def add(self, tokens, seconds, flash_bytes, streamed_bytes, reads, hits, misses):
         self.tokens += tokens
         self.seconds += seconds
         self.flash_bytes += flash_bytes
         self.streamed_bytes += streamed_bytes
+        self.reads += reads
         self.hits += hits
         self.misses += misses
 
@@ -64,6 +66,7 @@ class Stats:
             "flash_bytes_per_token": self.generation.bytes_per_token,
             "streamed_bytes_per_token": self.generation.streamed_bytes
             / max(1, self.generation.tokens),
+            "reads_per_token": self.generation.reads / max(1, self.generation.tokens),
             "prompt_flash_bytes_per_token": self.prompt.bytes_per_token,
             "cache_hit_rate": self.generation.hit_rate,
             "peak_rss_bytes": peak_rss(),

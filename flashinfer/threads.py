@@ -3,25 +3,42 @@
 import os
 from pathlib import Path
 
+CPUS = Path("/sys/devices/system/cpu")
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 def default_threads():
-    """The cores that this process may use: its affinity, and its cgroup's share of CPU time."""
+    """The physical cores that this process may use: by its affinity, and by its cgroup's share.
+
+    Two threads of one core share the units and the bandwidth that the products live on.
+    """
     try:
-        cores = len(os.sched_getaffinity(0))
+        cores = physical_cores(os.sched_getaffinity(0))
     except AttributeError:
         cores = os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = cgroup_quota()
     return max(1, min(cores, quota) if quota else cores)
 
 
-def _cgroup_quota(root=Path("/sys/fs/cgroup")):
+def physical_cores(cpus, folder=CPUS):
+    """How many cores these CPUs, as the kernel counts them, are threads of."""
+    cores = set()
+    for cpu in cpus:
+        try:
+            cores.add((folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
+        except OSError:
+            cores.add(cpu)
+    return len(cores)
+
+
+def cgroup_quota(folder=CGROUPS):
     """Whole cores of the CPU quota, v1 or v2, or None where there is none."""
     for name, read in (
         ("cpu.max", lambda text: text.split()),
         ("cpu/cpu.cfs_quota_us", lambda text: [text, "100000"]),
     ):
         try:
-            quota, period = read((root / name).read_text())[:2]
+            quota, period = read((folder / name).read_text())[:2]
         except (OSError, ValueError):
             continue
         if quota.strip().isdigit() and int(quota):

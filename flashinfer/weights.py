@@ -24,16 +24,19 @@ class Resident:
 
 
 class Streamed:
-    """Weights on flash, brought through ``buffer`` whenever they are needed."""
+    """Weights on flash, brought through ``buffer`` whenever they are needed.
+
+    following  the StoredTensor that will be streamed next, as far as is known
+    """
 
     def __init__(self, tensor, flash, buffer):
-        self.tensor, self.flash, self.buffer = tensor, flash, buffer
+        self.tensor, self.flash, self.buffer, self.following = tensor, flash, buffer, None
 
     def linear(self, x, bias=None):
         """x (T, columns) -> (T, rows) float32."""
         tensor = self.tensor
         out = np.empty((x.shape[0], tensor.rows), dtype=np.float32)
-        for first, stop, memory, starts in self.flash.stream(tensor, self.buffer):
+        for first, stop, memory, starts in self.flash.stream(tensor, self.buffer, self.following):
             begin = int(starts[0])
             tile = memory[begin : begin + (stop - first) * tensor.row_bytes]
             matrix = kernels.Matrix(
