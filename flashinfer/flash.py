@@ -29,7 +29,7 @@ def aligned_bytes(nbytes):
 
     Huge pages spare the kernel a thousand small ones to pin for each large read.
     """
-    if not hasattr(mmap, "MADV_HUGEPAGE") or nbytes < 2 * HUGE_PAGE:
+    if not hasattr(mmap, "MADV_HUGEPAGE") or nbytes < HUGE_PAGE:
         return np.frombuffer(_anonymous(max(nbytes, mmap.PAGESIZE)), dtype=np.uint8)[:nbytes]
     block = _anonymous(nbytes + HUGE_PAGE)
     memory = np.frombuffer(block, dtype=np.uint8)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.attention import padded_width
-from flashinfer.flash import STAGING_BYTES, STAGINGS
+from flashinfer.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.formats.bundle import CAPACITIES
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
@@ -221,7 +221,9 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     one_token = min(max(0, pages(one_token) - least_cache), spare * 3 // 4)
     spare -= one_token
     least_cache += one_token
-    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 16 // PAGE * PAGE)
+    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
+    if buffers > HUGE_PAGE:
+        buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
     chunk = min(MAX_CHUNK, context, 16 + spare // 16 // sizes.per_token)
     working = sizes.per_token * max(16, chunk) + sizes.logits + staging
     left = budget - fixed - buffers - working - least_cache
