@@ -11,7 +11,9 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.model import Model
 from flashinfer.profile import Profile
@@ -47,9 +49,10 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
             try:
                 latency = _latency(flash, size)
                 sequential = _sequential(flash, size)
-                reads = {}
+                reads, submits = {}, []
                 for block in BLOCKS:
-                    reads[block] = _random(flash, size, block)
+                    reads[block], submit = _random(flash, size, block)
+                    submits.append(submit)
                     progress(3 + len(reads), steps)
                 name = flash.io
             finally:
@@ -60,7 +63,8 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
                 progress(4 + len(BLOCKS) + number, steps)
             path.unlink()
             dram = dram_bandwidth(threads)
-            layer = _layer(Path(folder) / "probe.flash", threads, linear, sparse)
+            submit = statistics.median(submits[:4])
+            layer, cached = _layer(Path(folder) / "probe.flash", threads, linear, sparse, submit)
             progress(steps, steps)
     except OSError as error:
         raise UserError(f"{directory}: cannot be probed: {error.strerror}") from None
@@ -68,7 +72,7 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
         name=f"{os.uname().nodename}:{os.path.abspath(directory)}",
         note=f"measured; kernels: {kernels.describe()}, reads: {name}",
         threads=threads, latency=latency, reads=reads, sequential=sequential, dram=dram,
-        linear=linear, sparse=sparse, layer=layer,
+        linear=linear, sparse=sparse, layer=layer, cached=cached, submit=submit,
     )  # fmt: skip
 
 
@@ -103,18 +107,22 @@ def _latency(flash, size):
 
 
 def _random(flash, size, block):
-    """Bytes/s of random reads of one size, as the engine submits a layer's misses."""
+    """(bytes/s of random reads of one size, as the engine submits a layer's misses; seconds of
+    CPU that submitting one takes)."""
     count = int(np.clip(BATCH_BYTES // block, BATCH_READS, size // block // 2))
     memory, random = aligned_bytes(count * block), np.random.default_rng(block)
     lengths = np.full(count, block, dtype=np.int64)
     destinations = np.arange(count, dtype=np.int64) * block
-    flash.gap_bytes, speeds, until = 0, [], time.perf_counter() + READ_SECONDS
+    flash.gap_bytes, speeds, submits = 0, [], []
+    until = time.perf_counter() + READ_SECONDS
     while len(speeds) < 2 or time.perf_counter() < until:
         blocks = np.sort(random.choice(size // block // 2, count, replace=False)) * 2
-        begun = time.perf_counter()
-        flash.wait(flash.submit(blocks * block, lengths, memory, destinations))
+        begun, busy = time.perf_counter(), time.thread_time()
+        submitted = flash.submit(blocks * block, lengths, memory, destinations)
+        submits.append((time.thread_time() - busy) / count)
+        flash.wait(submitted)
         speeds.append(count * block / (time.perf_counter() - begun))
-    return statistics.median(speeds)
+    return statistics.median(speeds), statistics.median(submits)
 
 
 def _sequential(flash, size):
@@ -179,25 +187,29 @@ def _median(call, repeats=7):
     return statistics.median(times)
 
 
-def _layer(path, threads, linear, sparse):
-    """Seconds that a layer takes a token besides its products, from a small model in DRAM."""
+def _layer(path, threads, linear, sparse, submit):
+    """Seconds that a layer takes a token besides its products and reads, from a small model: where
+    it stays in DRAM, and where it has a neuron cache."""
     config = opt_config(*SHAPE, vocab_size=512, positions=256)
-    calibration = synthesize(path, config, "f16", fresh=0.01)
-    used = calibration["layers"][0]["predicted"]
-    with Model.open(path, context=64, threads=threads) as model:
-        tokens = iter(range(5, 69))
-        times = []
-        for token in tokens:
-            begun = time.perf_counter()
-            model.forward([token])
-            times.append(time.perf_counter() - begun)
-        tensors = model.bundle.tensors
-        products = sum(
-            tensors[spec.name].nbytes / linear[tensors[spec.name].format.name]
-            for spec in model.bundle.specs
-            if model.plan.stays(spec) and len(spec.shape) == 2
+    used = synthesize(path, config, "f16", fresh=0.01)["layers"][0]["predicted"]
+    with Bundle(path) as bundle:
+        products = {spec.name: bundle.tensors[spec.name] for spec in bundle.specs}
+        rows = SHAPE[3] * used
+        ffn = rows * products["layers.0.ffn.bundles"].row_bytes / sparse["f16"]
+        others = sum(
+            products[spec.name].nbytes / linear[products[spec.name].format.name]
+            for spec in bundle.specs
+            if spec.role in (ATTENTION, PREDICTOR, HEAD) and len(spec.shape) == 2
         )
-        ffn = tensors["layers.0.ffn.bundles"]
-        layers = model.config.num_hidden_layers
-        products += layers * used * ffn.nbytes / sparse["f16"]
-    return max(1e-6, (statistics.median(times[8:]) - products) / layers)
+    found = []
+    for window in (None, 1):
+        with Model.open(path, context=64, threads=threads, window=window) as model:
+            times = []
+            for token in range(5, 69):
+                begun, reads = time.thread_time(), model.flash.reads
+                model.forward([token])
+                busy = time.thread_time() - begun
+                times.append(busy - submit * (model.flash.reads - reads))
+            layers = len(model.layers)
+        found.append(max(1e-6, (statistics.median(times[8:]) - others) / layers - ffn))
+    return found

@@ -27,7 +27,8 @@ class Profile:
     sequential  bytes/s of a stream in pieces of a MiB
     dram        bytes/s of a plain sum over memory
     linear, sparse  {number format: bytes/s of weights} of the products with one token
-    layer       what a layer costs a token besides reads and products
+    layer       what a layer costs a token besides reads and products, where it stays in DRAM
+    cached      and where it has a neuron cache; submit: what the CPU spends on one read
     """
 
     name: str
@@ -40,6 +41,8 @@ class Profile:
     linear: dict
     sparse: dict
     layer: float
+    cached: float
+    submit: float
 
     def read_seconds(self, nbytes):
         """What one read of this size takes of the flash's time, when many are in flight."""
@@ -85,7 +88,8 @@ def load(path):
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         raw["reads"] = {int(size): speed for size, speed in raw["reads"].items()}
         found = Profile(**{field.name: raw[field.name] for field in fields(Profile)})
-        speeds = [found.latency, found.sequential, found.dram, found.layer, found.threads]
+        speeds = [found.latency, found.sequential, found.dram, found.threads]
+        speeds += [found.layer, found.cached, found.submit]
         speeds += [*found.reads, *found.reads.values()]
         speeds += [table[name] for table in (found.linear, found.sparse) for name in FORMATS]
         if not found.reads or not all(0 < speed < math.inf for speed in speeds):

@@ -102,5 +102,5 @@ def print_cost(cost, figures, profile):
         print(f"  {name:<18}{nbytes / 1e6:12.2f} MB {1e3 * seconds:9.2f} ms")
     print(
         f"  {'in all':<18}{cost.bytes / 1e6:12.2f} MB {1e3 * cost.total:9.2f} ms: "
-        f"{cost.tokens_per_second:.1f} tokens/s (neurons are read while the rest computes)"
+        f"{cost.tokens_per_second:.1f} tokens/s (most reads overlap the rest)"
     )

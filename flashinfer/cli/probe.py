@@ -52,4 +52,7 @@ def print_profile(profile):
     print("products, GB/s of weights  " + "".join(f"{name:>8}" for name in profile.linear))
     for what, speeds in (("all rows", profile.linear), ("some rows", profile.sparse)):
         print(f"  {what:<25}" + "".join(f"{speed / 1e9:8.1f}" for speed in speeds.values()))
-    print(f"a layer's remainder  {1e6 * profile.layer:.0f} us a token")
+    print(
+        f"\na layer besides these  {1e6 * profile.layer:.0f} us a token, with a neuron cache "
+        f"{1e6 * profile.cached:.0f} us; submitting a read {1e6 * profile.submit:.1f} us"
+    )
