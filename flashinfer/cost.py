@@ -69,9 +69,9 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
     cached = layers - whole if plan.neurons == "predicted" else 0
     seconds["the rest"] = (layers - cached) * profile.layer + cached * profile.cached
     seconds["submitting reads"] = requests * profile.submit
-    # Reads ahead and computing overlap, but not wholly: the first layer has no reads ahead, the head
-    # none at all, and small batches do not fill the flash's queue. The longer one rules; where they
-    # are alike, a half more. (bench.end_to_end holds this against measurements.)
+    # Reads and computing overlap, but not wholly: the first layer has no reads ahead, the head none
+    # at all, and small batches do not fill the flash's queue. The longer one rules; where they are
+    # alike, a half more. (bench.end_to_end holds this against measurements.)
     total = streaming + math.hypot(reading, sum(seconds.values()))
     return Cost(read, requests, seconds, reading, streaming, total)
 
