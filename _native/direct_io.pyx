@@ -9,6 +9,7 @@ cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 
 cdef extern from "read_batch.h" nogil:
@@ -168,3 +169,19 @@ def merge_reads(const int64_t[::1] offsets, const int64_t[::1] lengths,
         reads += 1
         begin, end = offsets[i], offsets[i] + lengths[i]
     return firsts[:reads], all_spans[:reads], all_places[:reads], all_sources
+
+
+def copy_rows(const uint8_t[::1] source, const int64_t[::1] starts, uint8_t[::1] target,
+              const int64_t[::1] places, const int64_t[::1] lengths):
+    """Copy rows from one memory to another; see flashinfer/kernels.py."""
+    cdef Py_ssize_t n = starts.shape[0], i
+    if places.shape[0] != n or lengths.shape[0] != n:
+        raise ValueError(f"{n} starts, {places.shape[0]} places, {lengths.shape[0]} lengths")
+    for i in range(n):
+        if (lengths[i] < 0 or starts[i] < 0 or starts[i] + lengths[i] > source.shape[0]
+                or places[i] < 0 or places[i] + lengths[i] > target.shape[0]):
+            raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
+    with nogil:
+        for i in range(n):
+            if lengths[i]:
+                memcpy(&target[places[i]], &source[starts[i]], lengths[i])

@@ -39,7 +39,7 @@ class Recorder:
 
 def record(path, text, n_tokens):
     """Run the model along the text; return [layer][token] Selection, and d_ffn."""
-    with Model.open(path, context=min(1024, n_tokens)) as model:
+    with Model.open(path) as model:
         ids = token_ids(model, text, n_tokens)
         recorders = [Recorder(layer.feed_forward.predictor) for layer in model.layers]
         for layer, recorder in zip(model.layers, recorders, strict=True):

@@ -111,8 +111,9 @@ class FeedForward:
     def _compute_cached(self, x, selection, token, y):
         """Through the neuron cache, in waves where it holds fewer rows than are needed."""
         capacity = self.cache.capacity
+        waves = len(selection.neurons) > capacity
         for first in range(0, len(selection.neurons), capacity):
-            part = selection.part(first, first + capacity)
+            part = selection.part(first, first + capacity) if waves else selection
             slots, misses = self.cache.place(part.neurons, token + len(x) - 1)
             _, _, skips = self._spans(part.neurons)
             rows = slots * np.int64(self.cache.stride) + skips

@@ -57,13 +57,6 @@ class Submitted:
     sources: np.ndarray | None = None
     lengths: np.ndarray | None = None
 
-    def copy(self):
-        rows = zip(
-            self.destinations.tolist(), self.sources.tolist(), self.lengths.tolist(), strict=True
-        )
-        for to, source, length in rows:
-            self.memory[to : to + length] = self.staging[source : source + length]
-
 
 class Flash:
     """A bundle's file, open for reading.
@@ -194,7 +187,10 @@ class Flash:
                 f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
             )
         if submitted.staging is not None:
-            submitted.copy()
+            kernels.copy_rows(
+                submitted.staging, submitted.sources, submitted.memory, submitted.destinations,
+                submitted.lengths,
+            )  # fmt: skip
             self.staging.append(submitted.staging)
         if failure:
             raise FormatError(failure)
@@ -226,6 +222,8 @@ class Flash:
     def row_spans(self, tensor, rows):
         """(offsets, lengths, skips) of the aligned reads of single rows; rows int64."""
         begin = tensor.offset + rows * tensor.row_bytes
+        if tensor.row_bytes % self.alignment == 0:  # nothing to widen: tensors begin on a page
+            return begin, np.full(len(rows), tensor.row_bytes), np.zeros(len(rows), dtype=np.int64)
         offsets = begin // self.alignment * self.alignment
         ends = -(-(begin + tensor.row_bytes) // self.alignment) * self.alignment
         return offsets, ends - offsets, begin - offsets

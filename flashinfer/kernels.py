@@ -192,6 +192,14 @@ def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
     return tuple(np.array(values, dtype=np.int64) for values in (first, spans, places, sources))
 
 
+def copy_rows(source, starts, target, places, lengths):
+    """target[places[i]:] = source[starts[i]:], ``lengths[i]`` bytes each; all uint8, int64."""
+    for start, place, length in zip(
+        starts.tolist(), places.tolist(), lengths.tolist(), strict=True
+    ):
+        target[place : place + length] = source[start : start + length]
+
+
 class Reader:
     """Many reads of one file in flight, from a pool of threads (paper section 3.2).
 
@@ -274,7 +282,7 @@ def _row_of_pair(indptr):
 
 NAMES = (
     "linear", "sparse_up", "sparse_down", "attention", "layer_norm", "place", "merge_reads",
-    "Reader",
+    "copy_rows", "Reader",
 )  # fmt: skip
 TWINS = {"numpy": {name: globals()[name] for name in NAMES}}
 try:
@@ -293,6 +301,7 @@ else:
         "layer_norm": _sparse_matmul.layer_norm,
         "place": _neuron_cache.place,
         "merge_reads": _direct_io.merge_reads,
+        "copy_rows": _direct_io.copy_rows,
         "Reader": _direct_io.Reader,
     }
 

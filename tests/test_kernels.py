@@ -259,6 +259,20 @@ def test_layer_norm(twin, d):
         assert np.array_equal(kernels.layer_norm(x[t : t + 1], weight, bias, 1e-5)[0], found[t])
 
 
+def test_copy_rows(twin):
+    source = RANDOM.integers(0, 256, 5000, dtype=np.uint8)
+    starts, lengths = np.array([0, 4000, 700, 9]), np.array([700, 1000, 1, 0])
+    places, target = np.array([300, 1100, 0, 50]), np.zeros(2200, np.uint8)
+    kernels.copy_rows(source, starts, target, places, lengths)
+    expected = np.zeros(2200, np.uint8)
+    expected[300:1000], expected[1100:2100], expected[0] = source[:700], source[4000:], source[700]
+    assert np.array_equal(target, expected)
+    if twin == "native":
+        for wrong in (-1, 1300):
+            with pytest.raises(ValueError, match="row 1 of 1000 bytes does not fit"):
+                kernels.copy_rows(source, starts, target, places + [0, wrong - 1100, 0, 0], lengths)
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_reads_are_merged_like_by_its_twin(data):
