@@ -168,6 +168,7 @@ INLINE float NAME(dot_blocks)(int format, const uint8_t *row, const uint8_t *com
     for (; b + 2 <= blocks; b += 2) {
         const uint8_t *block = row + b * size;
         __builtin_prefetch(coming + b * size, 0, 2);
+        __builtin_prefetch(coming + (b + 1) * size, 0, 2);
         NAME(ints) p = NAME(products)(format, block, q + b * BLOCK, fours + b * 8);
         sums = NAME(add)(sums, p, SCALE(block) * scales[b], SCALE(block + size) * scales[b + 1]);
     }
