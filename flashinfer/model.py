@@ -1,7 +1,6 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
 import itertools
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from flashinfer.loading import allocate_kv_cache, load_weights
 from flashinfer.neuron_cache import POLICIES, NeuronCache, default_policy
 from flashinfer.predictor import Predictor
 from flashinfer.sampling import Sampler
-from flashinfer.stats import Stats
+from flashinfer.stats import Stats, measured
 from flashinfer.threads import default_threads
 
 NEURONS = ("predicted", "dense")
@@ -337,7 +336,7 @@ class Model:
         ids = self._checked_prompt(token_ids, max_new_tokens)
         self.reset()
         self.stats = Stats(self.plan, self.expected)
-        with self._measured(self.stats.prompt, len(ids)):
+        with measured(self.stats.prompt, len(ids), self.counters):
             logits = self.forward(ids)
         for number in range(max_new_tokens):
             token = sampler(logits)
@@ -345,7 +344,7 @@ class Model:
             yield token
             if number + 1 == max_new_tokens or (stop_at_eos and token in self.config.eos_token_ids):
                 return
-            with self._measured(self.stats.generation, 1):
+            with measured(self.stats.generation, 1, self.counters):
                 logits = self.forward([token])
 
     def _checked_prompt(self, token_ids, max_new_tokens):
@@ -360,9 +359,6 @@ class Model:
                 f"{self.config.max_position_embeddings}"
             )
         return ids
-
-    def _measured(self, phase, n_tokens):
-        return _Measured(self, phase, n_tokens)
 
     def counters(self):
         """(bytes read, of them streamed, reads of the others, hits, misses) since the opening."""
@@ -386,20 +382,3 @@ class Model:
 
     def __exit__(self, *exception):
         self.close()
-
-
-class _Measured:
-    """Adds the time, bytes, hits and misses of a block to a stats.Phase."""
-
-    def __init__(self, model, phase, n_tokens):
-        self.model, self.phase, self.n_tokens = model, phase, n_tokens
-
-    def __enter__(self):
-        self.before = self.model.counters()
-        self.begun = time.perf_counter()
-
-    def __exit__(self, kind, *exception):
-        if kind is None:
-            seconds = time.perf_counter() - self.begun
-            counts = zip(self.model.counters(), self.before, strict=True)
-            self.phase.add(self.n_tokens, seconds, *(now - then for now, then in counts))

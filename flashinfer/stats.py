@@ -1,5 +1,7 @@
 """What a generation took: the figures that ``run`` prints and ``Model.stats`` holds."""
 
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flashinfer.cost import Cost
@@ -40,6 +42,16 @@ class Phase:
         """Share of the neurons used that were in DRAM; 1 where none was looked up."""
         looked_up = self.hits + self.misses
         return self.hits / looked_up if looked_up else 1.0
+
+
+@contextmanager
+def measured(phase, n_tokens, counters):
+    """Add to a Phase what a block takes, if it succeeds; counters() gives add's other terms."""
+    before, begun = counters(), time.perf_counter()
+    yield
+    seconds = time.perf_counter() - begun
+    changes = (now - then for now, then in zip(counters(), before, strict=True))
+    phase.add(n_tokens, seconds, *changes)
 
 
 @dataclass
