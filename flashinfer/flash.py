@@ -74,9 +74,7 @@ class Flash:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
         self.path, self.bytes_read, self.bytes_streamed, self.reads = path, 0, 0, 0
-        self.early = (
-            None  # (StoredTensor, half of the buffer, its first tile): read before its turn
-        )
+        self.early = None  # (StoredTensor, half of the buffer, first tile), read before its turn
         self.fd, self.alignment = self._open(io)
         try:
             self.io, self.reader = self._reader(io)

@@ -5,22 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer import kernels, memory, profile
+from flashinfer import kernels
 from flashinfer.attention import Attention
-from flashinfer.cost import predict
 from flashinfer.feedforward import FeedForward
-from flashinfer.flash import GAP_BYTES, IO, Flash, aligned_bytes
+from flashinfer.flash import aligned_bytes
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import head_name
 from flashinfer.loading import allocate_kv_cache, load_weights
-from flashinfer.neuron_cache import POLICIES, NeuronCache, default_policy
+from flashinfer.neuron_cache import NeuronCache
+from flashinfer.planning import prepare
 from flashinfer.predictor import Predictor
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats, measured
 from flashinfer.threads import default_threads
 
-NEURONS = ("predicted", "dense")
 NORM_EPSILON = 1e-5
 
 
@@ -97,52 +96,19 @@ class Model:
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash = None
         try:
-            self._check(window, neurons, context, threads, io, cache)
-            neurons = neurons or ("predicted" if bundle.has_predictors else "dense")
-            context = context or min(self.config.max_position_embeddings, 1024)
-            budget = (
-                memory.default_budget()
-                if memory_budget is None
-                else memory.parse_size(memory_budget)
+            setup = prepare(
+                bundle, memory_budget, window, neurons, context, threads, io, cache, device
             )
+            self.flash, self.plan = setup.flash, setup.plan
+            self.profile, self.expected = setup.profile, setup.expected
             kernels.set_threads(threads or default_threads())
-            row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
-            self.profile = profile.find(device, bundle.path)
-            gap = self.profile.gap_bytes(row_bytes) if self.profile else GAP_BYTES
-            self.flash = Flash(bundle.path, io, gap)
-            stride = self.flash.row_stride(row_bytes)
-            policy = cache or default_policy(window)
-            self.plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride)
-            self.expected = None
-            if self.profile:
-                self.expected = predict(bundle, self.plan, self.profile, gap, self.flash.alignment)
             self.stats = Stats(self.plan, self.expected)
-            self._load(stride)
+            self._load(setup.stride)
         except BaseException:
             self.close()
             raise
         self.position = 0  # tokens in the key/value cache
         self.token = 0  # tokens ever processed; the neuron cache counts by these
-
-    def _check(self, window, neurons, context, threads, io, cache):
-        most = self.config.max_position_embeddings
-        if neurons not in (None, *NEURONS):
-            raise UserError(f"neurons {neurons!r} is not one of {', '.join(NEURONS)}")
-        if io not in IO:
-            raise UserError(f"io {io!r} is not one of {', '.join(IO)}")
-        if cache not in (None, *POLICIES):
-            raise UserError(f"cache {cache!r} is not one of {', '.join(POLICIES)}")
-        if neurons == "predicted" and not self.bundle.has_predictors:
-            raise UserError(
-                f"{self.bundle.path}: has no predictors; make them with flashinfer calibrate, "
-                "or use --neurons dense"
-            )
-        if window is not None and window < 1:
-            raise UserError(f"window {window} is not 1 token or more")
-        if context is not None and not 1 <= context <= most:
-            raise UserError(f"context {context} is not within the model's 1 to {most} tokens")
-        if threads is not None and not 1 <= threads <= 1024:
-            raise UserError(f"threads {threads} is not within 1 to 1024")
 
     # ------------------------------------------------------------------ loading
 

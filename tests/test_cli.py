@@ -70,6 +70,18 @@ def test_inspect_and_verify_tell_the_same_as_json(cli, calibrated):
     assert json.loads(cli("verify", calibrated, "--json", "-")[1])["sound"]
 
 
+@pytest.mark.parametrize("name", ["run", "plan", "inspect"])
+def test_what_run_refuses_plan_and_inspect_refuse(cli, plain, name):
+    tokens = ["--tokens", "5"] if name == "run" else []
+    for options, says in (
+        (["--neurons", "predicted"], "has no predictors"),
+        (["-c", 9999], "context 9999 is not within"),
+        (["--device", "rpi6"], "'rpi6' is no file"),
+    ):
+        code, out, err = cli(name, plain, *tokens, *options)
+        assert code == 1 and says in err and err.count("\n") == 1 and out == ""
+
+
 def test_calibrate_and_synth(cli, tmp_path):
     path = tmp_path / "x.flash"
     code, _, err = cli("synth", path, "--hidden-size", 64, "--layers", 2, "--vocab-size", 300,

@@ -13,6 +13,7 @@ FLOORS = (
     ("probe",),
     ("calibrate", "synth"),
     ("model",),
+    ("planning",),
     ("stats", "threads", "loading"),
     ("memory", "cost", "profile", "feedforward", "predictor_training"),
     ("attention", "predictor", "weights", "sampling", "tokenizer"),

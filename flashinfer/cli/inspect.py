@@ -2,23 +2,17 @@
 
 from dataclasses import asdict
 
-from flashinfer.cli.common import add_json, positive, write_json
-from flashinfer.cli.plan import bytes_by_role, plan_of, print_memory
-from flashinfer.cli.run import add_model_arguments
+from flashinfer.cli.common import write_json
+from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
 from flashinfer.formats.bundle import Bundle
 
-
-def add_arguments(parser):
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens (up to 1024)")
-    add_model_arguments(parser)
-    add_json(parser)
+__all__ = ["add_arguments", "main"]  # the arguments are those of plan
 
 
 def main(args):
     with Bundle(args.model) as bundle:
         figures = describe(bundle)
-        plan, _ = plan_of(bundle, args)
+        plan = prepared(bundle, args).plan
         figures["plan"] = asdict(plan)
         if args.json != "-":
             print_description(figures, plan)

@@ -4,14 +4,11 @@ from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.cli.run import add_model_arguments
-from flashinfer.cost import predict
-from flashinfer.flash import Flash
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
-from flashinfer.memory import default_budget, format_size, make_plan
-from flashinfer.neuron_cache import default_policy
-from flashinfer.profile import find
+from flashinfer.memory import format_size
+from flashinfer.planning import prepare
 
 ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 
@@ -24,19 +21,17 @@ def add_arguments(parser):
 
 
 def main(args):
-    profile = find(args.device, args.model)
-    if profile is None:
-        raise UserError(
-            "nothing is known of this device; measure it: flashinfer probe DIR, or name one with "
-            "--device"
-        )
     with Bundle(args.model) as bundle:
-        plan, alignment = plan_of(bundle, args)
-        gap = profile.gap_bytes(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
-        cost = predict(bundle, plan, profile, gap, alignment)
+        setup = prepared(bundle, args)
+        plan, profile, cost = setup.plan, setup.profile, setup.expected
+        if profile is None:
+            raise UserError(
+                "nothing is known of this device; measure it: flashinfer probe DIR, or name one "
+                "with --device"
+            )
         figures = {
             "model": str(bundle.path), "device": profile.name, "plan": asdict(plan),
-            "gap_bytes": gap, "threads": args.threads or profile.threads,
+            "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
             "cost": {**asdict(cost), "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
@@ -45,17 +40,14 @@ def main(args):
     write_json(args.json, figures)
 
 
-def plan_of(bundle, args):
-    """(Plan, alignment) of a bundle for the arguments of add_model_arguments and --ctx-size."""
-    neurons = args.neurons or ("predicted" if bundle.has_predictors else "dense")
-    context = args.ctx_size or min(bundle.config.max_position_embeddings, 1024)
-    flash = Flash(bundle.path, args.io)
-    stride = flash.row_stride(bundle.tensors["layers.0.ffn.bundles"].row_bytes)
-    flash.close()
-    policy = args.cache or default_policy(args.window)
-    budget = args.memory or default_budget()
-    plan = make_plan(bundle, budget, context, neurons, policy, args.window, stride)
-    return plan, flash.alignment
+def prepared(bundle, args):
+    """The Setup of a bundle for the arguments of ``add_arguments``; its file is closed again."""
+    setup = prepare(
+        bundle, args.memory, args.window, args.neurons, args.ctx_size, args.threads, args.io,
+        args.cache, args.device,
+    )  # fmt: skip
+    setup.flash.close()
+    return setup
 
 
 def bytes_by_role(bundle):

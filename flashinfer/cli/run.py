@@ -13,8 +13,9 @@ from flashinfer.flash import IO
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.memory import format_size
-from flashinfer.model import NEURONS, Model
+from flashinfer.model import Model
 from flashinfer.neuron_cache import POLICIES
+from flashinfer.planning import NEURONS
 from flashinfer.profile import boards
 from flashinfer.tokenizer import TextStream, Tokenizer
 

@@ -1,0 +1,72 @@
+"""What is asked for -> how it will run: the checks, the open file, the plan, what to expect."""
+
+from dataclasses import dataclass
+
+from flashinfer import memory, profile
+from flashinfer.cost import Cost, predict
+from flashinfer.flash import GAP_BYTES, IO, Flash
+from flashinfer.formats.errors import UserError
+from flashinfer.memory import Plan
+from flashinfer.neuron_cache import POLICIES, default_policy
+from flashinfer.profile import Profile
+
+NEURONS = ("predicted", "dense")
+
+
+@dataclass
+class Setup:
+    """flash: open; stride: bytes of a row of the neuron caches; profile and expected (of a token)
+    are None where nothing is known of the device."""
+
+    flash: Flash
+    stride: int
+    plan: Plan
+    profile: Profile | None
+    expected: Cost | None
+
+
+def prepare(
+    bundle, budget=None, window=None, neurons=None, context=None, threads=None, io="auto",
+    cache=None, device=None,
+):  # fmt: skip
+    """The Setup of a bundle for the options of ``Model.open``, which see."""
+    check(bundle, window, neurons, context, threads, io, cache)
+    neurons = neurons or ("predicted" if bundle.has_predictors else "dense")
+    context = context or min(bundle.config.max_position_embeddings, 1024)
+    budget = memory.default_budget() if budget is None else memory.parse_size(budget)
+    row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
+    known = profile.find(device, bundle.path)
+    flash = Flash(bundle.path, io, known.gap_bytes(row_bytes) if known else GAP_BYTES)
+    try:
+        stride = flash.row_stride(row_bytes)
+        policy = cache or default_policy(window)
+        plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride)
+        expected = None
+        if known:
+            expected = predict(bundle, plan, known, flash.gap_bytes, flash.alignment)
+    except BaseException:
+        flash.close()
+        raise
+    return Setup(flash, stride, plan, known, expected)
+
+
+def check(bundle, window, neurons, context, threads, io, cache):
+    """Raise UserError where an option is not one that this bundle can be run with."""
+    most = bundle.config.max_position_embeddings
+    if neurons not in (None, *NEURONS):
+        raise UserError(f"neurons {neurons!r} is not one of {', '.join(NEURONS)}")
+    if io not in IO:
+        raise UserError(f"io {io!r} is not one of {', '.join(IO)}")
+    if cache not in (None, *POLICIES):
+        raise UserError(f"cache {cache!r} is not one of {', '.join(POLICIES)}")
+    if neurons == "predicted" and not bundle.has_predictors:
+        raise UserError(
+            f"{bundle.path}: has no predictors; make them with flashinfer calibrate, "
+            "or use --neurons dense"
+        )
+    if window is not None and window < 1:
+        raise UserError(f"window {window} is not 1 token or more")
+    if context is not None and not 1 <= context <= most:
+        raise UserError(f"context {context} is not within the model's 1 to {most} tokens")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UserError(f"threads {threads} is not within 1 to 1024")
