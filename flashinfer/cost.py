@@ -65,7 +65,7 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
         seconds["feed-forward"] += layer.seconds
         reading += layer.reading
         streaming += layer.streaming
-    whole = sum(rows == bundle.config.d_ffn for rows in plan.cache_rows)
+    whole = sum(_stays_whole(plan, rows, bundle.config.d_ffn) for rows in plan.cache_rows)
     cached = layers - whole if plan.neurons == "predicted" else 0
     seconds["the rest"] = (layers - cached) * profile.layer + cached * profile.cached
     seconds["submitting reads"] = requests * profile.submit
@@ -74,6 +74,10 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
     # alike, a half more. (bench.end_to_end holds this against measurements.)
     total = streaming + math.hypot(reading, sum(seconds.values()))
     return Cost(read, requests, seconds, reading, streaming, total)
+
+
+def _stays_whole(plan, rows, neurons):
+    return rows == neurons and plan.window is None
 
 
 @dataclass
@@ -89,7 +93,7 @@ def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
     tensor = bundle.tensors[f"layers.{number}.ffn.bundles"]
     if plan.neurons == "dense":
         compute = tensor.nbytes / profile.linear[tensor.format.name]
-        if rows == tensor.rows:
+        if _stays_whole(plan, rows, tensor.rows):
             return _Layer(seconds=compute)
         time = max(compute, tensor.nbytes / profile.sequential) + profile.latency
         return _Layer(read=tensor.nbytes, streaming=time)
@@ -97,7 +101,7 @@ def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
     used = tensor.rows * (calibrated["predicted"] if calibrated else 1.0)
     seconds = used * tensor.row_bytes / profile.sparse[tensor.format.name]
     missing = misses(calibrated, plan, rows, tensor.rows) if calibrated else used
-    if rows == tensor.rows:
+    if _stays_whole(plan, rows, tensor.rows):
         missing = 0.0
     nbytes, requests = merged(missing, tensor.rows, tensor.row_bytes, gap_bytes, block)
     reading = requests * profile.read_seconds(nbytes / requests) if requests else 0.0

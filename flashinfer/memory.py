@@ -261,11 +261,12 @@ def _cache_rows(bundle, sizes, room, policy, window, least_rows):
     layers, d_ffn = sizes.layers, sizes.d_ffn
     if sizes.neurons == "dense":  # whole layers, as many as fit
         whole = min(layers, room // d_ffn)
-        return (d_ffn,) * whole + (0,) * (layers - whole), window, None
+        return (d_ffn,) * whole + (0,) * (layers - whole), None, None
     needs = window_needs(bundle)  # [layer][k - 1]: the most rows that k tokens used
-    by_window = [[_rows_for(need, k + 1, d_ffn) for need in needs] for k in range(len(needs[0]))]
     if policy == "window" and window is None:
-        window = max((k for k, rows in enumerate(by_window, 1) if sum(rows) <= room), default=1)
+        windows = range(1, len(needs[0]) + 1)
+        fitting = (k for k in windows if sum(_rows_for(n, k, d_ffn) for n in needs) <= room)
+        window = max(fitting, default=1)
     if window is None and room >= layers * d_ffn:
         return (d_ffn,) * layers, None, None
     if window is not None:

@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from bench.cgroup import NoCgroups, run_limited
-from flashinfer import memory
+from flashinfer import Model, memory
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.memory import MIB, make_plan, parse_size
@@ -52,6 +53,15 @@ def test_the_window_bounds_the_cache(synthetic):
     rows = [sum(plan(synthetic, 2 << 30, window=k).cache_rows) for k in (1, 2, 5, 8, 12, 200)]
     assert rows == sorted(rows) and rows[0] < rows[3] < rows[5] <= 4 * 1024
     assert plan(synthetic, 2 << 30).cache_rows == (1024,) * 4
+
+
+def test_a_window_takes_nothing_from_dense(synthetic):
+    """All neurons are used by every token, so layers that fit stay, whatever the window."""
+    assert plan(synthetic, 2 << 30, "dense", window=5) == replace(
+        plan(synthetic, 2 << 30, "dense"), policy="window"
+    )
+    with Model.open(synthetic, neurons="dense", window=5, context=16) as model:
+        assert all(layer.feed_forward.whole_rows is not None for layer in model.layers)
 
 
 def test_the_window_that_the_budget_affords(synthetic):
