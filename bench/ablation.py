@@ -8,7 +8,6 @@ half the model's file, or of --memory. Makes a model of the shape of OPT-1.3B wh
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,13 +19,13 @@ from tqdm import tqdm
 
 from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine
+from bench.models import synthetic_model
 from flashinfer import Model, kernels, memory
-from flashinfer.cli.common import byte_bar, size
+from flashinfer.cli.common import add_json, size, write_json
 from flashinfer.feedforward import FeedForward
 from flashinfer.flash import Flash
 from flashinfer.formats.bundle import Bundle
 from flashinfer.memory import format_size, peak_rss
-from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 
 STEPS = {  # name: what is on; a window of 0 forgets every token
     "everything read": {"neurons": "dense", "resident": False},
@@ -161,27 +160,17 @@ def main():
     parser.add_argument("--model", type=Path, help="default: make one and remove it afterwards")
     parser.add_argument("--memory", type=size, help="default: half the model's file")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--json", metavar="FILE")
+    add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="a PNG (needs the plot extra)")
     args = parser.parse_args()
     if args.step:
         print(json.dumps(run_step(args.model, args.memory, args.step)))
         return
     path = args.model or Path("bench-opt-1.3b-f16.flash")
-    made = not path.exists()
-    try:
-        if made:
-            with byte_bar("synth") as progress:
-                synthesize(path, opt_config(*OPT_SHAPES["opt-1.3b"]), progress=progress)
-        with Bundle(path) as bundle:
-            half = bundle.file.size // 2 // 4096 * 4096
-        figures = measure(path, args.memory or half)
-    finally:
-        if made and not args.model and path.exists():
-            os.unlink(path)
+    with synthetic_model(path, "opt-1.3b", keep=args.model is not None), Bundle(path) as bundle:
+        figures = measure(path, args.memory or bundle.file.size // 2 // 4096 * 4096)
     print_table(figures)
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
     if args.plot:
         from bench.plots import plot_ablation
 

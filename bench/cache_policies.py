@@ -8,13 +8,13 @@ know it beforehand. Misses are counted in the second half; the first warms the c
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from flashinfer import Model
+from flashinfer.cli.common import add_json, write_json
 from flashinfer.cli.run import demo_model
 from flashinfer.neuron_cache import NeuronCache
 from flashinfer.predictor import Selection
@@ -121,7 +121,7 @@ def main():
     parser.add_argument("model", nargs="?", help="default: the demo model")
     parser.add_argument("--text", metavar="FILE", help="default: token ids counted up")
     parser.add_argument("--tokens", type=int, default=1500)
-    parser.add_argument("--json", metavar="FILE")
+    add_json(parser)
     args = parser.parse_args()
     traces, neurons = record(args.model or demo_model(), args.text, args.tokens)
     figures = measure(traces, neurons)
@@ -131,8 +131,7 @@ def main():
         cells = (f"{100 * row[p]:.1f} %" if row["layers"] else "" for p in POLICIES)
         print(f"| {100 * row['share']:g} % | {row['layers']} | " + " | ".join(cells) + " |")
     print("\nShare of the neurons used that had to be read; layers whose every token fits.")
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from tqdm import tqdm
 
 from bench.cgroup import Disk, NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
+from bench.models import synthetic_model
+from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.bundle import Bundle
 from flashinfer.probe import dram_bandwidth, probe
 from flashinfer.profile import save
-from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 
 DISKS = (
     Disk("as it is"),
@@ -152,25 +154,20 @@ def main():
     parser.add_argument("--dir", default=".", help="where to make the models, on the disk to test")
     parser.add_argument("--tokens", type=int, default=48, help="to write, a sixth on slow disks")
     parser.add_argument("--keep", action="store_true", help="do not remove the models")
-    parser.add_argument("--json", metavar="FILE")
+    add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="a PNG (needs the plot extra)")
     args = parser.parse_args()
     like = "opt-6.7b" if args.full else "opt-1.3b"
     models = [Path(args.dir) / f"bench-{like}-{dtype}.flash" for dtype in DTYPES]
-    made = [model for model in models if not model.exists()]
     try:
-        for model, dtype in zip(models, DTYPES, strict=True):
-            if model in made:
-                synthesize(model, opt_config(*OPT_SHAPES[like]), dtype)
-        figures = measure(models, args.tokens)
+        with ExitStack() as stack:
+            for model, dtype in zip(models, DTYPES, strict=True):
+                stack.enter_context(synthetic_model(model, like, dtype, args.keep))
+            figures = measure(models, args.tokens)
     except NoCgroups as error:
         raise SystemExit(f"skipped: {error}") from None
-    finally:
-        for model in made if not args.keep else ():
-            model.unlink(missing_ok=True)
     print_table(figures)
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
     if args.plot:
         from bench.plots import plot_end_to_end
 

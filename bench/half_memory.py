@@ -9,7 +9,6 @@ bundle's size. Skips with a message where cgroups cannot be made.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,10 +19,11 @@ from tqdm import tqdm
 
 from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
-from flashinfer.cli.common import byte_bar
+from bench.models import synthetic_model
+from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+from flashinfer.synth import OPT_SHAPES
 
 MODES = ("dense", "predicted")
 TOKENS = {"dense": 12, "predicted": 48}
@@ -118,23 +118,16 @@ def main():
     parser.add_argument("--dir", default=".", help="where to make it (on the disk to measure)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-t", "--threads", type=int)
-    parser.add_argument("--json", metavar="FILE")
+    add_json(parser)
     args = parser.parse_args()
     model = Path(args.model or Path(args.dir) / f"bench-{args.like}-{args.dtype}.flash")
-    made = not model.exists()
     try:
-        if made:
-            with byte_bar("synth") as progress:
-                synthesize(model, opt_config(*OPT_SHAPES[args.like]), args.dtype, progress=progress)
-        figures = measure(model, args.repeats, args.threads)
+        with synthetic_model(model, args.like, args.dtype, keep=args.model is not None):
+            figures = measure(model, args.repeats, args.threads)
     except NoCgroups as error:
         raise SystemExit(f"skipped: {error}") from None
-    finally:
-        if made and not args.model and model.exists():
-            os.unlink(model)
     print_table(figures)
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ OPT of 1.3 B parameters (llama.cpp has no OPT), same threads, same machine, in t
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from bench.limits import machine
 from flashinfer import Model
+from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
 from flashinfer.threads import default_threads
@@ -161,7 +161,7 @@ def main():
     parser.add_argument("--dir", default=".", type=Path, help="room for two models of 2.7 GB")
     parser.add_argument("--formats", default="f16,q8_0,q4_0")
     parser.add_argument("-t", "--threads", type=int, default=default_threads())
-    parser.add_argument("--json", metavar="FILE")
+    add_json(parser)
     args = parser.parse_args()
     try:
         import gguf
@@ -182,8 +182,7 @@ def main():
             f"{f'{speed / 1e9:.1f} GB/s' if speed else ''} | "
             f"{row['prompt_tokens_per_second']:.0f} |"
         )
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
 
 
 if __name__ == "__main__":

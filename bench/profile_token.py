@@ -6,14 +6,12 @@ Every kernel and every call into the reader is timed where the engine calls it.
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
-from pathlib import Path
 
 from bench.limits import machine
 from flashinfer import Model, kernels
-from flashinfer.cli.common import size
+from flashinfer.cli.common import add_json, size, write_json
 
 KERNELS = [name for name in kernels.NAMES if name != "Reader"]
 
@@ -80,7 +78,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--memory", type=size)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--json", metavar="FILE")
+    add_json(parser)
     args = parser.parse_args()
     figures = measure(args.model, args.memory, max(20, args.tokens))
     print(f"{figures['machine']}: {1e3 * figures['seconds']:.1f} ms a token\n")
@@ -89,8 +87,7 @@ def main():
         calls = "" if row["calls"] is None else f"{row['calls']:.0f}"
         share = 100 * row["seconds"] / figures["seconds"]
         print(f"| {row['part']} | {1e3 * row['seconds']:.2f} | {share:.1f} % | {calls} |")
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,20 @@
+"""The synthetic models that benches run on."""
+
+from contextlib import contextmanager
+
+from flashinfer.cli.common import byte_bar
+from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+
+
+@contextmanager
+def synthetic_model(path, like, dtype="f16", keep=False):
+    """The bundle at ``path``, made where it is not there yet; unless ``keep``, removed again."""
+    made = not path.exists()
+    try:
+        if made:
+            with byte_bar("synth") as progress:
+                synthesize(path, opt_config(*OPT_SHAPES[like]), dtype, progress=progress)
+        yield path
+    finally:
+        if made and not keep:
+            path.unlink(missing_ok=True)
