@@ -11,10 +11,11 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.flash import Flash, aligned_bytes
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle import Bundle, StoredTensor
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.memory import MAX_BUFFER
 from flashinfer.model import Model
 from flashinfer.profile import Profile
 from flashinfer.synth import opt_config, synthesize
@@ -126,21 +127,14 @@ def _random(flash, size, block):
 
 
 def _sequential(flash, size):
-    """Bytes/s of a stream in two halves of a buffer, as what does not fit is read."""
-    half, begun, speeds = 4 << 20, time.perf_counter(), []
-    memory, pending = aligned_bytes(2 * half), None
-    for number, offset in enumerate(range(0, size - half, half)):
-        ticket = flash.submit_range(offset, half, memory, number % 2 * half)
-        if pending:
-            flash.wait(pending)
-            now = time.perf_counter()
-            speeds.append(half / (now - begun))
-            begun = now
-        pending = ticket
-        if sum(half / speed for speed in speeds) > 2 * READ_SECONDS:
+    """Bytes/s of a stream through a buffer, as what does not fit is read."""
+    tensor = StoredTensor("probe", 0, size // 4096, 2048, FORMATS["f16"])
+    begun = time.perf_counter()
+    for _, stop, _, _ in flash.stream(tensor, aligned_bytes(MAX_BUFFER)):
+        seconds, nbytes = time.perf_counter() - begun, stop * tensor.row_bytes
+        if seconds > 2 * READ_SECONDS:
             break
-    flash.wait(pending)
-    return len(speeds) / sum(1 / speed for speed in speeds)
+    return nbytes / seconds
 
 
 def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
