@@ -5,33 +5,42 @@
  * lanes in the same order: the same bits.
  */
 
+#define Q_BYTES(format) ((format) == Q8_0 ? Q8_0_BYTES : Q4_0_BYTES)
+
 #if defined(UNIT_VNNI)
 
 typedef struct { __m512 q; } NAME(lanes);
 typedef struct { __m512i q; } NAME(ints);
+typedef NAME(ints) NAME(weights);
+typedef struct { __m512 q; } NAME(scales);
+#define ROW_BLOCK_8BIT 4
 
 INLINE NAME(lanes) NAME(no_lanes)(void) { return (NAME(lanes)){_mm512_setzero_ps()}; }
-INLINE NAME(ints) NAME(products)(int format, const uint8_t *block, const int8_t *q, const int32_t *fours) {
-    __m512i x = _mm512_loadu_si512(q), sums = _mm512_loadu_si512(fours);
-    if (format == Q8_0) { /* unsigned w + 128, so 128 x is taken away */
+INLINE NAME(scales) NAME(two)(float first, float second) {
+    return (NAME(scales)){
+        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second))};
+}
+INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) { /* unsigned: w + 128 or w + 8 */
+    if (format == Q8_0) {
         __m512i w = _mm512_inserti64x4(
             _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(block + 2))),
             _mm256_loadu_si256((const __m256i *)(block + Q8_0_BYTES + 2)), 1);
-        __m512i less = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 7));
-        w = _mm512_xor_si512(w, _mm512_set1_epi8((char)128));
-        return (NAME(ints)){_mm512_dpbusd_epi32(less, w, x)};
+        return (NAME(weights)){_mm512_xor_si512(w, _mm512_set1_epi8((char)128))};
     }
     __m256i packed = _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(block + Q4_0_BYTES + 2)),
                                       _mm_loadu_si128((const __m128i *)(block + 2)));
     __m256i low = _mm256_set1_epi8(15);
     __m512i w = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(packed, low)),
                                    _mm256_and_si256(_mm256_srli_epi16(packed, 4), low), 1);
-    w = _mm512_shuffle_i64x2(w, w, 0xd8); /* halves of block 0, then of block 1 */
-    __m512i less = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 3));
-    return (NAME(ints)){_mm512_dpbusd_epi32(less, w, x)};
+    return (NAME(weights)){_mm512_shuffle_i64x2(w, w, 0xd8)}; /* halves of block 0, then of block 1 */
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, float scale0, float scale1) {
-    __m512 scales = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(scale0), _mm512_set1_ps(scale1));
+INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
+    (void)format;
+    return (NAME(ints)){
+        _mm512_dpbusd_epi32(_mm512_loadu_si512(less), w.q, _mm512_loadu_si512(q))};
+}
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+    __m512 scales = _mm512_mul_ps(w.q, x.q);
     return (NAME(lanes)){_mm512_fmadd_ps(_mm512_cvtepi32_ps(p.q), scales, sums.q)};
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
@@ -44,32 +53,48 @@ INLINE float NAME(total)(NAME(lanes) sums) {
 
 typedef struct { __m256 q[2]; } NAME(lanes);
 typedef struct { __m256i q[2]; } NAME(ints);
+typedef NAME(ints) NAME(weights);
+typedef struct { float q[2]; } NAME(scales);
+#define ROW_BLOCK_8BIT 1
 
 INLINE NAME(lanes) NAME(no_lanes)(void) {
     return (NAME(lanes)){{_mm256_setzero_ps(), _mm256_setzero_ps()}};
 }
-INLINE __m256i NAME(block_products)(int format, const uint8_t *block, const int8_t *q, const int32_t *fours) {
-    __m256i x = _mm256_loadu_si256((const __m256i *)q), one = _mm256_set1_epi16(1);
-    if (format == Q8_0) { /* |w| times x with w's sign: pairs stay within 16 bits */
-        __m256i w = _mm256_loadu_si256((const __m256i *)(block + 2));
-        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-        return _mm256_madd_epi16(pairs, one);
+INLINE NAME(scales) NAME(two)(float first, float second) {
+    return (NAME(scales)){{first, second}};
+}
+INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) { /* q4_0 unsigned: w + 8 */
+    NAME(weights) w;
+    for (int b = 0; b < 2; b++, block += Q_BYTES(format)) {
+        if (format == Q8_0) {
+            w.q[b] = _mm256_loadu_si256((const __m256i *)(block + 2));
+        } else {
+            __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2)), low = _mm_set1_epi8(15);
+            w.q[b] = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(packed, 4), low),
+                                      _mm_and_si128(packed, low));
+        }
     }
-    __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2)), low = _mm_set1_epi8(15);
-    __m256i w = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(packed, 4), low),
-                                 _mm_and_si128(packed, low));
-    __m256i sums = _mm256_loadu_si256((const __m256i *)fours);
-    return _mm256_sub_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one),
-                            _mm256_slli_epi32(sums, 3));
+    return w;
 }
-INLINE NAME(ints) NAME(products)(int format, const uint8_t *block, const int8_t *q, const int32_t *fours) {
-    int64_t size = format == Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
-    return (NAME(ints)){{NAME(block_products)(format, block, q, fours),
-                         NAME(block_products)(format, block + size, q + BLOCK, fours + 8)}};
+INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
+    __m256i one = _mm256_set1_epi16(1);
+    NAME(ints) p;
+    for (int b = 0; b < 2; b++) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(q + b * BLOCK));
+        if (format == Q8_0) { /* |w| times x with w's sign: pairs stay within 16 bits */
+            __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w.q[b]), _mm256_sign_epi8(x, w.q[b]));
+            p.q[b] = _mm256_madd_epi16(pairs, one);
+        } else {
+            p.q[b] = _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(w.q[b], x), one),
+                                      _mm256_loadu_si256((const __m256i *)(less + 8 * b)));
+        }
+    }
+    return p;
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, float scale0, float scale1) {
-    sums.q[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p.q[0]), _mm256_set1_ps(scale0), sums.q[0]);
-    sums.q[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p.q[1]), _mm256_set1_ps(scale1), sums.q[1]);
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+    for (int b = 0; b < 2; b++)
+        sums.q[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p.q[b]), _mm256_set1_ps(w.q[b] * x.q[b]),
+                                    sums.q[b]);
     return sums;
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
@@ -81,10 +106,33 @@ INLINE float NAME(total)(NAME(lanes) sums) {
 
 typedef struct { float32x4_t q[4]; } NAME(lanes);
 typedef struct { int32x4_t q[4]; } NAME(ints);
+typedef NAME(ints) NAME(weights);
+typedef struct { float q[2]; } NAME(scales);
+#define ROW_BLOCK_8BIT 1
 
 INLINE NAME(lanes) NAME(no_lanes)(void) {
     float32x4_t zero = vdupq_n_f32(0);
     return (NAME(lanes)){{zero, zero, zero, zero}};
+}
+INLINE NAME(scales) NAME(two)(float first, float second) {
+    return (NAME(scales)){{first, second}};
+}
+INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) {
+    NAME(weights) w;
+    for (int b = 0; b < 2; b++, block += Q_BYTES(format)) {
+        if (format == Q8_0) {
+            for (int i = 0; i < 2; i++)
+                w.q[2 * b + i] = vreinterpretq_s32_s8(vld1q_s8((const int8_t *)block + 2 + 16 * i));
+        } else {
+            uint8x16_t packed = vld1q_u8(block + 2);
+            int8x16_t eight = vdupq_n_s8(8);
+            w.q[2 * b] = vreinterpretq_s32_s8(
+                vsubq_s8(vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), eight));
+            w.q[2 * b + 1] = vreinterpretq_s32_s8(
+                vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), eight));
+        }
+    }
+    return w;
 }
 INLINE int32x4_t NAME(fours)(int8x16_t w, int8x16_t x) { /* sums of four products */
 #if defined(UNIT_DOTPROD)
@@ -95,28 +143,15 @@ INLINE int32x4_t NAME(fours)(int8x16_t w, int8x16_t x) { /* sums of four product
     return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
 #endif
 }
-INLINE NAME(ints) NAME(products)(int format, const uint8_t *block, const int8_t *q, const int32_t *fours) {
-    NAME(ints) p;
-    (void)fours;
-    for (int b = 0; b < 2; b++) {
-        int8x16_t w[2];
-        if (format == Q8_0) {
-            const int8_t *values = (const int8_t *)block + b * Q8_0_BYTES + 2;
-            w[0] = vld1q_s8(values), w[1] = vld1q_s8(values + 16);
-        } else {
-            uint8x16_t packed = vld1q_u8(block + b * Q4_0_BYTES + 2);
-            int8x16_t eight = vdupq_n_s8(8);
-            w[0] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), eight);
-            w[1] = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), eight);
-        }
-        for (int i = 0; i < 2; i++)
-            p.q[2 * b + i] = NAME(fours)(w[i], vld1q_s8(q + 32 * b + 16 * i));
-    }
-    return p;
-}
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, float scale0, float scale1) {
+INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
+    (void)format, (void)less;
     for (int i = 0; i < 4; i++)
-        sums.q[i] = vfmaq_n_f32(sums.q[i], vcvtq_f32_s32(p.q[i]), i < 2 ? scale0 : scale1);
+        w.q[i] = NAME(fours)(vreinterpretq_s8_s32(w.q[i]), vld1q_s8(q + 16 * i));
+    return w;
+}
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+    for (int i = 0; i < 4; i++)
+        sums.q[i] = vfmaq_n_f32(sums.q[i], vcvtq_f32_s32(p.q[i]), w.q[i / 2] * x.q[i / 2]);
     return sums;
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
@@ -130,22 +165,32 @@ INLINE float NAME(total)(NAME(lanes) sums) {
 
 typedef struct { float q[16]; } NAME(lanes);
 typedef struct { int32_t q[16]; } NAME(ints);
+typedef struct { int8_t q[2 * BLOCK]; } NAME(weights);
+typedef struct { float q[2]; } NAME(scales);
+#define ROW_BLOCK_8BIT 1
 
 INLINE NAME(lanes) NAME(no_lanes)(void) { return (NAME(lanes)){{0}}; }
-INLINE NAME(ints) NAME(products)(int format, const uint8_t *block, const int8_t *q, const int32_t *fours) {
-    NAME(ints) p = {{0}};
-    (void)fours;
+INLINE NAME(scales) NAME(two)(float first, float second) {
+    return (NAME(scales)){{first, second}};
+}
+INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) {
+    NAME(weights) w;
     for (int i = 0; i < 2 * BLOCK; i++) {
-        const uint8_t *values = block + i / BLOCK * (format == Q8_0 ? Q8_0_BYTES : Q4_0_BYTES) + 2;
+        const uint8_t *values = block + i / BLOCK * Q_BYTES(format) + 2;
         int j = i % BLOCK;
-        int w = format == Q8_0 ? (int8_t)values[j] : (j < 16 ? values[j] & 15 : values[j - 16] >> 4) - 8;
-        p.q[i / 4] += w * q[i];
+        w.q[i] = format == Q8_0 ? (int8_t)values[j] : (j < 16 ? values[j] & 15 : values[j - 16] >> 4) - 8;
     }
+    return w;
+}
+INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
+    NAME(ints) p = {{0}};
+    (void)format, (void)less;
+    for (int i = 0; i < 2 * BLOCK; i++) p.q[i / 4] += w.q[i] * q[i];
     return p;
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, float scale0, float scale1) {
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
     for (int i = 0; i < 16; i++)
-        sums.q[i] = __builtin_fmaf((float)p.q[i], i < 8 ? scale0 : scale1, sums.q[i]);
+        sums.q[i] = __builtin_fmaf((float)p.q[i], w.q[i / 8] * x.q[i / 8], sums.q[i]);
     return sums;
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
@@ -157,32 +202,70 @@ INLINE float NAME(total)(NAME(lanes) sums) {
 
 #endif
 
-/* A row of blocks . the activations of one token; `coming` is fetched meanwhile. */
-INLINE float NAME(dot_blocks)(int format, const uint8_t *row, const uint8_t *coming,
-                              const activations *x, int64_t token) {
-    int64_t size = format == Q8_0 ? Q8_0_BYTES : Q4_0_BYTES, blocks = x->d / BLOCK, b = 0;
-    const int8_t *q = x->q + token * x->d;
-    const int32_t *fours = x->fours + token * x->d / 4;
-    const float *scales = x->scales + token * blocks;
-    NAME(lanes) sums = NAME(no_lanes)();
+/* What dots_8bit does at two blocks of each row, from block b on; rows and tokens point there. */
+INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const *block,
+                          const int8_t *const *q, const int32_t *const *less,
+                          const float *const *scales,
+                          NAME(lanes) sums[ROW_BLOCK_8BIT][TOKEN_BLOCK]) {
+    NAME(weights) w[ROW_BLOCK_8BIT];
+    NAME(scales) w_scales[ROW_BLOCK_8BIT];
+    for (int r = 0; r < rows; r++) {
+        w[r] = NAME(quants)(format, block[r]);
+        w_scales[r] = NAME(two)(SCALE(block[r]), SCALE(block[r] + Q_BYTES(format)));
+    }
+    for (int k = 0; k < count; k++) {
+        NAME(scales) x_scales = NAME(two)(scales[k][0], scales[k][1]);
+        for (int r = 0; r < rows; r++)
+            sums[r][k] = NAME(add)(sums[r][k], NAME(products)(format, w[r], q[k], less[k]),
+                                   w_scales[r], x_scales);
+    }
+}
+
+/* out[r][k] = row[r] . activations of token[k], as `dots` for rows of blocks. */
+INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *const *row,
+                            const uint8_t *const *coming, const activations *x,
+                            const int64_t *token, float out[MOST_ROWS][TOKEN_BLOCK]) {
+    int64_t size = Q_BYTES(format), blocks = x->d / BLOCK, b = 0;
+    NAME(lanes) sums[ROW_BLOCK_8BIT][TOKEN_BLOCK];
+    const uint8_t *block[ROW_BLOCK_8BIT];
+    const int8_t *q[TOKEN_BLOCK];
+    const int32_t *less[TOKEN_BLOCK];
+    const float *scales[TOKEN_BLOCK];
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < count; k++) sums[r][k] = NAME(no_lanes)();
     for (; b + 2 <= blocks; b += 2) {
-        const uint8_t *block = row + b * size;
-        __builtin_prefetch(coming + b * size, 0, 2);
-        __builtin_prefetch(coming + (b + 1) * size, 0, 2);
-        NAME(ints) p = NAME(products)(format, block, q + b * BLOCK, fours + b * 8);
-        sums = NAME(add)(sums, p, SCALE(block) * scales[b], SCALE(block + size) * scales[b + 1]);
+        for (int r = 0; r < rows; r++) {
+            block[r] = row[r] + b * size;
+            __builtin_prefetch(coming[r] + b * size, 0, 2);
+            __builtin_prefetch(coming[r] + (b + 1) * size, 0, 2);
+        }
+        for (int k = 0; k < count; k++) {
+            q[k] = x->q + token[k] * x->d + b * BLOCK;
+            less[k] = x->less + token[k] * x->d / 4 + b * 8;
+            scales[k] = x->scales + token[k] * blocks + b;
+        }
+        NAME(add_two)(format, rows, count, block, q, less, scales, sums);
     }
     if (b < blocks) { /* the last one by itself, and zeros beside it */
-        uint8_t padded[2 * Q8_0_BYTES] = {0};
-        int8_t last[2 * BLOCK] = {0};
-        int32_t its[16] = {0};
-        memcpy(padded, row + b * size, size);
-        memcpy(last, q + b * BLOCK, BLOCK);
-        memcpy(its, fours + b * 8, 32);
-        NAME(ints) p = NAME(products)(format, padded, last, its);
-        sums = NAME(add)(sums, p, SCALE(padded) * scales[b], 0.0f);
+        uint8_t padded[ROW_BLOCK_8BIT][2 * Q8_0_BYTES] = {{0}};
+        int8_t last_q[TOKEN_BLOCK][2 * BLOCK] = {{0}};
+        int32_t last_less[TOKEN_BLOCK][16] = {{0}};
+        float last_scales[TOKEN_BLOCK][2] = {{0}};
+        for (int r = 0; r < rows; r++) {
+            memcpy(padded[r], row[r] + b * size, size);
+            block[r] = padded[r];
+        }
+        for (int k = 0; k < count; k++) {
+            memcpy(last_q[k], x->q + token[k] * x->d + b * BLOCK, BLOCK);
+            memcpy(last_less[k], x->less + token[k] * x->d / 4 + b * 8, 32);
+            last_scales[k][0] = x->scales[token[k] * blocks + b];
+            q[k] = last_q[k], less[k] = last_less[k], scales[k] = last_scales[k];
+        }
+        NAME(add_two)(format, rows, count, block, q, less, scales, sums);
     }
-    return NAME(total)(sums);
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < count; k++) out[r][k] = NAME(total)(sums[r][k]);
 }
 
 #undef SCALE
+#undef Q_BYTES

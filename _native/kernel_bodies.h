@@ -25,11 +25,11 @@ INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
     return NAME(load)(format, (const uint8_t *)padded, 0);
 }
 
-/* out[r][k] = row[r] . x[k] for `rows` rows and `count` tokens. Meanwhile the rows `coming` are
- * fetched into the cache: rows are too short and too far apart for the CPU to foresee them. */
+/* out[r][k] = row[r] . x[token[k]] for `rows` rows and `count` tokens. Meanwhile the rows `coming`
+ * are fetched into the cache: rows are too short and too far apart for the CPU to foresee them. */
 INLINE void NAME(dots)(int format, int rows, int count, const uint8_t *const *row,
-                       const uint8_t *const *coming, const float *const *x, int64_t d,
-                       float out[ROW_BLOCK][TOKEN_BLOCK]) {
+                       const uint8_t *const *coming, const float *x, const int64_t *token,
+                       int64_t d, float out[MOST_ROWS][TOKEN_BLOCK]) {
     V sums[ROW_BLOCK][TOKEN_BLOCK], w[ROW_BLOCK];
     int64_t j = 0;
     for (int r = 0; r < rows; r++)
@@ -40,14 +40,14 @@ INLINE void NAME(dots)(int format, int rows, int count, const uint8_t *const *ro
             __builtin_prefetch(coming[r] + j / 32 * bytes_of_32(format), 0, 2);
         }
         for (int k = 0; k < count; k++) {
-            V values = NAME(load_f32)(x[k] + j);
+            V values = NAME(load_f32)(x + token[k] * d + j);
             for (int r = 0; r < rows; r++) sums[r][k] = NAME(fma)(w[r], values, sums[r][k]);
         }
     }
     if (j < d) {
         for (int r = 0; r < rows; r++) w[r] = NAME(load_tail)(format, row[r], j, d - j);
         for (int k = 0; k < count; k++) {
-            V values = NAME(load_tail)(F32, (const uint8_t *)x[k], j, d - j);
+            V values = NAME(load_tail)(F32, (const uint8_t *)(x + token[k] * d), j, d - j);
             for (int r = 0; r < rows; r++) sums[r][k] = NAME(fma)(w[r], values, sums[r][k]);
         }
     }
@@ -55,47 +55,53 @@ INLINE void NAME(dots)(int format, int rows, int count, const uint8_t *const *ro
         for (int k = 0; k < count; k++) out[r][k] = NAME(sum)(sums[r][k]);
 }
 
+/* The products of `rows` neighbouring rows, from row i on, with `count` tokens, from the k-th of
+ * row i's on. Both counts are known to the compiler. */
+INLINE void NAME(up_block)(const up_task *task, int format, int rows, int count,
+                           const uint8_t *const *row, const uint8_t *const *coming, int64_t i,
+                           int64_t k) {
+    float out[MOST_ROWS][TOKEN_BLOCK], *result = task->out + i * task->out_row;
+    int64_t token[TOKEN_BLOCK];
+    for (int b = 0; b < count; b++) token[b] = k + b;
+    if (task->indptr) {
+        result = task->out + task->indptr[i];
+        for (int b = 0; b < count; b++) token[b] = task->tokens[task->indptr[i] + k + b];
+    }
+    if (format >= Q8_0)
+        NAME(dots_8bit)(format, rows, count, row, coming, task->quantised, token, out);
+    else
+        NAME(dots)(format, rows, count, row, coming, task->x, token, task->d, out);
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < count; b++)
+            result[r * task->out_row + (k + b) * task->out_token] =
+                out[r][b] + (task->bias ? task->bias[i + r] : 0.0f);
+}
+
 /* Rows begin..end of weights . x, each row for the tokens that ask for it. Where all tokens ask
- * for all rows, a block of both is in the registers at a time. */
+ * for all rows, a panel of rows meets a block of tokens after the other, and so each is read from
+ * the nearest cache. */
 INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int64_t end) {
-    const float *x[TOKEN_BLOCK];
-    const uint8_t *row[ROW_BLOCK], *coming[ROW_BLOCK];
-    float out[ROW_BLOCK][TOKEN_BLOCK];
+    const uint8_t *row[ROW_PANEL], *coming[ROW_PANEL];
+    const int most = format >= Q8_0 ? ROW_BLOCK_8BIT : ROW_BLOCK;
     int64_t ahead = 1 + PREFETCH_BYTES / (task->d * bytes_of_32(format) / 32 + 1);
-    int together = !task->indptr && task->n_tokens >= TOKEN_BLOCK && format < Q8_0;
-    for (int64_t i = begin; i < end;) {
-        int rows = together && end - i >= ROW_BLOCK ? ROW_BLOCK : 1;
+    int64_t panel = !task->indptr && task->n_tokens >= TOKEN_BLOCK ? ROW_PANEL : 1;
+    for (int64_t i = begin; i < end; i += panel) {
+        int64_t rows = end - i < panel ? end - i : panel;
+        int64_t count = task->indptr ? task->indptr[i + 1] - task->indptr[i] : task->n_tokens;
         for (int r = 0; r < rows; r++) {
             int64_t now = i + r, later = now + ahead < end ? now + ahead : end - 1;
             row[r] = task->memory + (task->rows ? task->rows[now] : now * task->row_bytes);
             coming[r] = task->memory + (task->rows ? task->rows[later] : later * task->row_bytes);
         }
-        int64_t first = task->indptr ? task->indptr[i] : 0;
-        int64_t count = task->indptr ? task->indptr[i + 1] - first : task->n_tokens;
-        const int32_t *tokens = task->indptr ? task->tokens + first : NULL;
-        float *result = task->indptr ? task->out + first : task->out + i * task->out_row;
-        for (int64_t k = 0; k < count;) {
-            int block = count - k >= TOKEN_BLOCK && format < Q8_0 ? TOKEN_BLOCK : 1;
-            for (int b = 0; b < block; b++)
-                x[b] = task->x + (tokens ? tokens[k + b] : k + b) * task->d;
-            if (format >= Q8_0)
-                out[0][0] = NAME(dot_blocks)(format, row[0], coming[0], task->quantised,
-                                             tokens ? tokens[k] : k);
-            else if (rows == ROW_BLOCK && block == TOKEN_BLOCK)
-                NAME(dots)(format, ROW_BLOCK, TOKEN_BLOCK, row, coming, x, task->d, out);
-            else if (rows == ROW_BLOCK)
-                NAME(dots)(format, ROW_BLOCK, 1, row, coming, x, task->d, out);
-            else if (block == TOKEN_BLOCK)
-                NAME(dots)(format, 1, TOKEN_BLOCK, row, coming, x, task->d, out);
-            else
-                NAME(dots)(format, 1, 1, row, coming, x, task->d, out);
-            for (int r = 0; r < rows; r++)
-                for (int b = 0; b < block; b++)
-                    result[r * task->out_row + (k + b) * task->out_token] =
-                        out[r][b] + (task->bias ? task->bias[i + r] : 0.0f);
-            k += block;
-        }
-        i += rows;
+#define UP(rows, count) NAME(up_block)(task, format, rows, count, row + r, coming + r, i + r, k)
+        for (int64_t k = 0; k < count; k += count - k >= TOKEN_BLOCK ? TOKEN_BLOCK : 1)
+            for (int64_t r = 0; r < rows; r += rows - r >= most ? most : 1) {
+                if (count - k >= TOKEN_BLOCK && rows - r >= most) UP(most, TOKEN_BLOCK);
+                else if (count - k >= TOKEN_BLOCK) UP(1, TOKEN_BLOCK);
+                else if (rows - r >= most) UP(most, 1);
+                else UP(1, 1);
+            }
+#undef UP
     }
 }
 
@@ -141,54 +147,71 @@ INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int
     }
 }
 
-/* The same for many tokens: a block of columns of four rows is decoded once and used by all. */
-INLINE void NAME(down_many)(const down_task *task, int format, int64_t begin, int64_t end) {
-    float w[4][COLUMN_BLOCK];
-    int group = task->indptr ? 1 : 4; /* sparse: each row has its own tokens */
-    for (int64_t c = begin; c < end; c += COLUMN_BLOCK) {
-        int64_t width = end - c < COLUMN_BLOCK ? end - c : COLUMN_BLOCK;
-        for (int64_t i = 0; i < task->n_rows; i += group) {
-            int rows = task->n_rows - i < group ? (int)(task->n_rows - i) : group;
-            for (int r = 0; r < rows; r++) {
-                const uint8_t *row = task->memory + task->rows[i + r];
-                for (int64_t j = 0; j < width; j += 32)
-                    NAME(store)(w[r] + j, width - j >= 32
-                                              ? NAME(load)(format, row, c + j)
-                                              : NAME(load_tail)(format, row, c + j, width - j));
-            }
-            int64_t first = task->indptr ? task->indptr[i] : 0;
-            int64_t count = task->indptr ? task->indptr[i + 1] - first : task->n_tokens;
-            for (int64_t k = 0; k < count; k++) {
-                int64_t token = task->indptr ? task->tokens[first + k] : k;
-                float a[4] = {0}, *y = task->y + token * task->d + c, any = 0;
-                for (int r = 0; r < rows; r++) {
-                    a[r] = task->indptr ? task->a[first + k] : task->a[(i + r) * task->n_tokens + k];
-                    if (a[r] != 0) any = 1;
+/* The factors of the rows from i on, at most DOWN_ROWS, by token; returns how many rows. */
+static int64_t NAME(down_factors)(const down_task *task, int64_t i, down_panel *panel) {
+    int64_t rows = task->n_rows - i < DOWN_ROWS ? task->n_rows - i : DOWN_ROWS;
+    for (int64_t t = 0; t < task->n_tokens; t++) panel[t].used = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t first = task->indptr ? task->indptr[i + r] : (i + r) * task->n_tokens;
+        int64_t count = task->indptr ? task->indptr[i + r + 1] - first : task->n_tokens;
+        for (int64_t k = 0; k < count; k++) {
+            down_panel *token = panel + (task->indptr ? task->tokens[first + k] : k);
+            token->a[r] = task->a[first + k];
+            token->used |= (uint64_t)(token->a[r] != 0) << r;
+        }
+    }
+    return rows;
+}
+
+/* y[0:DOWN_COLUMNS] += the rows that a token uses, which are decoded in w. */
+INLINE void NAME(down_token)(const down_panel *token, const float w[DOWN_ROWS][DOWN_COLUMNS],
+                             float *y) {
+    V sums[DOWN_COLUMNS / 32];
+    for (int c = 0; c < DOWN_COLUMNS / 32; c++) sums[c] = NAME(load_f32)(y + 32 * c);
+    for (uint64_t left = token->used; left; left &= left - 1) {
+        int r = __builtin_ctzll(left);
+        V a = NAME(set)(token->a[r]);
+        for (int c = 0; c < DOWN_COLUMNS / 32; c++)
+            sums[c] = NAME(fma)(a, NAME(load_f32)(w[r] + 32 * c), sums[c]);
+    }
+    for (int c = 0; c < DOWN_COLUMNS / 32; c++) NAME(store)(y + 32 * c, sums[c]);
+}
+
+/* The same for many tokens: a panel of rows is decoded, some columns of it at a time, and each
+ * token adds those that it uses. `panel` has room for every token. */
+INLINE void NAME(down_many)(const down_task *task, int format, int64_t begin, int64_t end,
+                            down_panel *panel) {
+    float w[DOWN_ROWS][DOWN_COLUMNS], padded[DOWN_COLUMNS];
+    for (int64_t i = 0; i < task->n_rows; i += DOWN_ROWS) {
+        int64_t rows = NAME(down_factors)(task, i, panel);
+        for (int64_t c = begin; c < end; c += DOWN_COLUMNS) {
+            int64_t width = end - c < DOWN_COLUMNS ? end - c : DOWN_COLUMNS;
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t j = 0; j < DOWN_COLUMNS; j += 32) {
+                    const uint8_t *row = task->memory + task->rows[i + r];
+                    NAME(store)(w[r] + j, width - j >= 32  ? NAME(load)(format, row, c + j)
+                                          : width - j > 0 ? NAME(load_tail)(format, row, c + j, width - j)
+                                                          : NAME(set)(0));
                 }
-                if (!any) continue;
-                for (int64_t j = 0; j < width; j += 32) {
-                    int64_t n = width - j < 32 ? width - j : 32;
-                    V sum = n == 32 ? NAME(load_f32)(y + j)
-                                    : NAME(load_tail)(F32, (const uint8_t *)y, j, n);
-                    for (int r = 0; r < rows; r++)
-                        if (a[r] != 0)
-                            sum = NAME(fma)(NAME(set)(a[r]), NAME(load_f32)(w[r] + j), sum);
-                    if (n == 32) NAME(store)(y + j, sum);
-                    else {
-                        float padded[32];
-                        NAME(store)(padded, sum);
-                        memcpy(y + j, padded, 4 * n);
-                    }
+            for (int64_t t = 0; t < task->n_tokens; t++) {
+                float *y = task->y + t * task->d + c;
+                if (!panel[t].used) continue;
+                if (width == DOWN_COLUMNS) {
+                    NAME(down_token)(panel + t, w, y);
+                } else {
+                    memcpy(padded, y, 4 * width);
+                    NAME(down_token)(panel + t, w, padded);
+                    memcpy(y, padded, 4 * width);
                 }
             }
         }
     }
 }
 
-static void NAME(down)(const down_task *task, int64_t begin, int64_t end) {
+static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_panel *panel) {
 #define DOWN(format) \
     if (task->n_tokens == 1 && !task->indptr) NAME(down_one)(task, format, begin, end); \
-    else NAME(down_many)(task, format, begin, end)
+    else NAME(down_many)(task, format, begin, end, panel)
     switch (task->format) {
     case F32: DOWN(F32); break;
     case F16: DOWN(F16); break;
@@ -206,11 +229,11 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
                                 float *scores, float *out) {
     int64_t width = task->width, row_bytes = width * (format == F32 ? 4 : 2);
     float largest = -INFINITY;
-    const float *x[1] = {q};
-    float score[ROW_BLOCK][TOKEN_BLOCK];
+    const int64_t only[1] = {0};
+    float score[MOST_ROWS][TOKEN_BLOCK];
     for (int64_t p = 0; p < n; p++) {
         const uint8_t *key[1] = {keys + p * row_bytes}, *coming[1] = {key[0] + 8 * row_bytes};
-        NAME(dots)(format, 1, 1, key, coming, x, width, score);
+        NAME(dots)(format, 1, 1, key, coming, q, only, width, score);
         scores[p] = score[0][0];
         if (scores[p] > largest) largest = scores[p];
     }
@@ -248,3 +271,4 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
 #undef V
 #undef EACH
 #undef ROW_BLOCK
+#undef ROW_BLOCK_8BIT

@@ -25,8 +25,11 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
+#define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
+#define ROW_PANEL 24    /* rows that meet a block of tokens while that is in the nearest cache */
 #define PREFETCH_BYTES 12288 /* how far ahead of its use a row is fetched into the cache */
-#define COLUMN_BLOCK 256 /* columns of the down projection decoded at a time; a multiple of 32 */
+#define DOWN_COLUMNS 128 /* columns, and rows, of the down projection decoded at a time */
+#define DOWN_ROWS 64
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
@@ -35,7 +38,7 @@ enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float
 typedef struct {
     int64_t d;
     int8_t *q;      /* (n_tokens, d) */
-    int32_t *fours; /* (n_tokens, d / 4): sums of four q */
+    int32_t *less;  /* (n_tokens, d / 4): what four q add too much where w is taken unsigned */
     float *scales;  /* (n_tokens, d / 32) */
 } activations;
 
@@ -62,6 +65,11 @@ typedef struct {
     const int32_t *indptr, *tokens;
     float *y;
 } down_task;
+
+typedef struct { /* of one token: its factors of DOWN_ROWS rows, and a bit for each not zero */
+    uint64_t used;
+    float a[DOWN_ROWS];
+} down_panel;
 
 typedef struct {
     const float *q; /* (n_tokens, n_heads, width), scaled */
@@ -207,7 +215,7 @@ INLINE float hardware_scale(const uint8_t *block) {
 typedef struct {
     const char *name;
     void (*up)(const up_task *, int64_t, int64_t);
-    void (*down)(const down_task *, int64_t, int64_t);
+    void (*down)(const down_task *, int64_t, int64_t, down_panel *);
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
 } vector_unit;
 
@@ -281,9 +289,10 @@ static void layer_norm_row(const float *x, const float *weight, const float *bia
 #define SMALL_WORK 20000 /* multiply-adds below which waking another thread costs more */
 
 /* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
-static void quantise(const float *x, int64_t d, int8_t *q, int32_t *fours, float *scales) {
+static void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less, float *scales) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, fours += BLOCK / 4) {
+    const int32_t excess = format == Q8_0 ? 128 : 8;
+    for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, less += BLOCK / 4) {
         float largest = 0;
         for (int i = 0; i < BLOCK; i++) {
             float size = fabsf(x[i]);
@@ -297,7 +306,7 @@ static void quantise(const float *x, int64_t d, int8_t *q, int32_t *fours, float
             q[i] = (int8_t)((value + magic) - magic);
         }
         for (int i = 0; i < BLOCK / 4; i++)
-            fours[i] = q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3];
+            less[i] = -excess * (q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3]);
         scales[b] = largest / 127.0f;
     }
 }
@@ -309,24 +318,30 @@ static int run_up(up_task *task, int64_t products, int threads) {
     if (products * task->d < SMALL_WORK) threads = 1;
     if (task->format >= Q8_0) {
         int64_t n = task->n_tokens * task->d;
-        x.fours = malloc(n + n / 8 + n + 64); /* the three lie behind each other */
-        if (!x.fours) return -1;
-        x.scales = (float *)(x.fours + n / 4);
+        x.less = malloc(n + n / 8 + n + 64); /* the three lie behind each other */
+        if (!x.less) return -1;
+        x.scales = (float *)(x.less + n / 4);
         x.q = (int8_t *)(x.scales + n / BLOCK);
         for (int64_t t = 0; t < task->n_tokens; t++)
-            quantise(task->x + t * task->d, task->d, x.q + t * task->d, x.fours + t * task->d / 4,
-                     x.scales + t * task->d / BLOCK);
+            quantise(task->x + t * task->d, task->d, task->format, x.q + t * task->d,
+                     x.less + t * task->d / 4, x.scales + t * task->d / BLOCK);
         task->quantised = &x;
     }
     SPLIT(threads, task->n_rows, 1, unit->up(task, begin, end));
-    free(x.fours);
+    free(x.less);
     return 0;
 }
 
-static void run_down(const down_task *task, int64_t products, int threads) {
+/* Returns 0, or -1 where there is no memory for a panel's factors. */
+static int run_down(const down_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();
     if (products * task->d < SMALL_WORK) threads = 1;
-    SPLIT(threads, task->d, 64, unit->down(task, begin, end));
+    int64_t room = task->n_tokens > 1 || task->indptr ? task->n_tokens : 0;
+    down_panel *panels = malloc(sizeof *panels * threads * room + 1);
+    if (!panels) return -1;
+    SPLIT(threads, task->d, 64, unit->down(task, begin, end, panels + part * room));
+    free(panels);
+    return 0;
 }
 
 /* Returns 0, or -1 where there is no memory for the scores. */

@@ -36,7 +36,7 @@ cdef extern from "kernels.h" nogil:
         const char *name
 
     int run_up(up_task *task, int64_t products, int threads)
-    void run_down(const down_task *task, int64_t products, int threads)
+    int run_down(const down_task *task, int64_t products, int threads)
     const vector_unit_t *best_unit()
     void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
                         int64_t n, float *y)
@@ -144,6 +144,7 @@ def sparse_down(const uint8_t[::1] memory, const int64_t[::1] rows, format,
     cdef const int32_t[::1] starts, token_view
     cdef const float[::1] values = a.reshape(-1)
     cdef down_task task
+    cdef int failed
     cdef int64_t products = check(memory, rows, format.row_bytes(y.shape[1]), indptr, tokens, y.shape[0])
     if values.shape[0] != products:
         raise ValueError(f"a has {values.shape[0]} values, not {products}")
@@ -156,7 +157,9 @@ def sparse_down(const uint8_t[::1] memory, const int64_t[::1] rows, format,
         starts, token_view = indptr, tokens
         task.indptr, task.tokens = &starts[0], &token_view[0]
     with nogil:
-        run_down(&task, products, n_threads)
+        failed = run_down(&task, products, n_threads)
+    if failed:
+        raise MemoryError("no memory for the factors")
 
 
 def layer_norm(const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float epsilon):

@@ -10,7 +10,7 @@
 typedef struct { __m512 q[2]; } NAME(v32);
 #define V NAME(v32)
 #define EACH for (int i = 0; i < 2; i++)
-#define ROW_BLOCK 2 /* rows that share a loading of the tokens, as the registers allow */
+#define ROW_BLOCK 3 /* rows that share a loading of the tokens, as the registers allow */
 
 INLINE V NAME(set)(float value) { V v; EACH v.q[i] = _mm512_set1_ps(value); return v; }
 INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = _mm512_loadu_ps(p + 16 * i); return v; }

@@ -38,12 +38,12 @@ class Selection:
         if len(scores) == 1:
             neurons = np.flatnonzero(scores[0] > 0).astype(np.int32)
             return cls(neurons, None, None, np.zeros(len(neurons), dtype=np.int32))
-        ids, tokens = np.nonzero((scores > 0).T)
-        counts = np.bincount(ids, minlength=scores.shape[1])
+        active = np.ascontiguousarray((scores > 0).T)  # (d_ffn, T)
+        counts = np.count_nonzero(active, axis=1)
         neurons = np.flatnonzero(counts).astype(np.int32)
         indptr = np.zeros(len(neurons) + 1, dtype=np.int32)
         np.cumsum(counts[neurons], out=indptr[1:])
-        tokens = tokens.astype(np.int32)
+        tokens = (np.flatnonzero(active) % len(scores)).astype(np.int32)
         return cls(neurons, indptr, tokens, tokens[indptr[1:] - 1])
 
     @classmethod
