@@ -43,7 +43,7 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
     layers = bundle.config.num_hidden_layers
     seconds = {"attention": 0.0, "feed-forward": 0.0, "predictors": 0.0, "output head": 0.0}
     parts = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
-    read, streaming = {"neurons": 0.0, "attention": 0.0, "output head": 0.0}, 0.0
+    read, streaming = {"neurons": 0.0, **dict.fromkeys(parts.values(), 0.0)}, 0.0
     for spec in bundle.specs:
         tensor = bundle.tensors[spec.name]
         if spec.role not in parts or len(spec.shape) == 1:
@@ -53,7 +53,7 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
         part, compute = parts[spec.role], tensor.nbytes / profile.linear[tensor.format.name]
         if not plan.stays(spec):
             read[part] += tensor.nbytes
-            streaming += max(compute, tensor.nbytes / profile.sequential) + profile.latency
+            streaming += _stream_seconds(tensor.nbytes, compute, plan, profile)
         else:
             seconds[part] += compute
     seconds["attention"] += plan.kv_cache / 2 / profile.dram
@@ -95,7 +95,7 @@ def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
         compute = tensor.nbytes / profile.linear[tensor.format.name]
         if _stays_whole(plan, rows, tensor.rows):
             return _Layer(seconds=compute)
-        time = max(compute, tensor.nbytes / profile.sequential) + profile.latency
+        time = _stream_seconds(tensor.nbytes, compute, plan, profile)
         return _Layer(read=tensor.nbytes, streaming=time)
     calibrated = bundle.calibration["layers"][number] if bundle.calibration else None
     used = tensor.rows * (calibrated["predicted"] if calibrated else 1.0)
@@ -105,7 +105,17 @@ def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
         missing = 0.0
     nbytes, requests = merged(missing, tensor.rows, tensor.row_bytes, gap_bytes, block)
     reading = requests * profile.read_seconds(nbytes / requests) if requests else 0.0
+    if rows < used:  # it comes in waves, each read and then used
+        waves = math.ceil(used / rows)
+        waiting = waves * (profile.latency + profile.cached)
+        return _Layer(nbytes, requests, streaming=reading + seconds + waiting)
     return _Layer(nbytes, requests, seconds, reading)
+
+
+def _stream_seconds(nbytes, compute, plan, profile):
+    """Of a tensor in tiles of half the buffer: one is read while the one before is used."""
+    tiles = math.ceil(nbytes / (plan.buffers / 2))
+    return max(compute, nbytes / profile.sequential + tiles * profile.latency)
 
 
 def misses(calibrated, plan, rows, neurons):

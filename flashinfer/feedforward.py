@@ -1,8 +1,11 @@
 """The paper: predict -> look up -> read -> compute."""
 
+from contextlib import suppress
+
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.errors import UserError
 from flashinfer.neuron_cache import UNLIMITED
 from flashinfer.predictor import Selection
 
@@ -78,6 +81,8 @@ class FeedForward:
         cache = self.cache
         if self.predictor is None or self.whole_rows is not None or not cache.guesses_pay:
             return
+        if not self.predictor.in_dram:  # it is streamed in its turn, and not twice
+            return
         neurons = Selection.of_scores(self.predictor.scores(x)).neurons
         if len(neurons) > cache.capacity:
             return
@@ -94,6 +99,15 @@ class FeedForward:
         except BaseException:
             self.cache.forget(neurons)  # no half-read row is ever used
             raise
+
+    def forget_ahead(self):
+        """Drop what was read ahead for a token that will not come."""
+        if self.ahead is None:
+            return
+        (reads, neurons), self.ahead = self.ahead, None
+        with suppress(UserError):
+            self.flash.wait(reads)
+        self.cache.forget(neurons)
 
     def _submit(self, neurons, slots):
         """Begin to read neurons into their rows of the cache."""

@@ -20,6 +20,7 @@ PAGE = 4096
 RESERVE = 10 * MIB  # threads' stacks, the kernel's own pages, what Python allocates on the way
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
+LEAST_CHUNK = 8
 LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -107,7 +108,7 @@ class Plan:
     """What a budget affords; every figure in bytes unless it says otherwise.
 
     base              the process as it was: interpreter, NumPy, tokenizer
-    small, predictor  always in DRAM; attention, head: what of them stays there
+    small             always in DRAM; predictor, attention, head, embeddings: what of them stays
     attention_layers  layers whose attention stays; the others' is streamed
     kv_cache          for ``context`` tokens
     buffers           tiles of the stream; working: activations of ``chunk`` tokens,
@@ -128,6 +129,7 @@ class Plan:
     attention: int
     attention_layers: int
     head: int
+    embeddings: int
     kv_cache: int
     buffers: int
     working: int
@@ -139,16 +141,19 @@ class Plan:
 
     @property
     def resident(self):
-        return self.small + self.predictor + self.attention + self.head
+        return self.small + self.predictor + self.attention + self.head + self.embeddings
 
     def stays(self, spec):
         """Whether a TensorSpec's tensor is kept whole in DRAM."""
         if spec.role == ATTENTION:
             return int(spec.name.split(".")[1]) < self.attention_layers
+        if spec.role == PREDICTOR:
+            vector = len(spec.shape) == 1  # the biases always stay
+            return self.neurons == "predicted" and (vector or self.predictor > 0)
         return (
             spec.role == SMALL
-            or (spec.role == PREDICTOR and self.neurons == "predicted")
             or (spec.role == HEAD and self.head > 0)
+            or (spec.role == EMBEDDING and self.embeddings > 0)
         )
 
 
@@ -161,10 +166,11 @@ class Sizes:
         self.layers, self.d_ffn = config.num_hidden_layers, config.d_ffn
         by_role = dict.fromkeys((SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN), 0)
         for spec in bundle.specs:
-            by_role[spec.role] += pages(bundle.tensors[spec.name].nbytes)
+            if spec.role == PREDICTOR and neurons == "dense":
+                continue
+            role = SMALL if len(spec.shape) == 1 else spec.role
+            by_role[role] += pages(bundle.tensors[spec.name].nbytes)
         self.by_role = by_role
-        if neurons == "dense":
-            by_role[PREDICTOR] = 0
         self.attention_layer = by_role[ATTENTION] // self.layers
         item = kv_dtype(bundle).itemsize
         width = padded_width(config.head_dim) * config.num_attention_heads
@@ -201,9 +207,9 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.d_ffn)
     least_cache = pages(sizes.layers * least_rows * stride)
     small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
-    fixed = base + small + predictor + sizes.kv_cache
+    fixed = base + small + sizes.kv_cache
     staging = STAGINGS * STAGING_BYTES
-    least = fixed + sizes.least_buffer + sizes.per_token * 16 + sizes.logits + least_cache
+    least = fixed + sizes.least_buffer + sizes.per_token * LEAST_CHUNK + sizes.logits + least_cache
     least += staging
     if budget < least:
         # The next process may be a little larger than this one, and its page tables too.
@@ -213,7 +219,10 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
             f"of {context} tokens is {named}M",
             named * MIB,
         )
-    spare = budget - least
+    if budget < least + predictor:  # streamed, as attention is then
+        predictor = 0
+    fixed += predictor
+    spare = budget - least - predictor
     # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
     one_token = 0
     if neurons != "dense":
@@ -224,8 +233,8 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
-    chunk = min(MAX_CHUNK, context, 16 + spare // 16 // sizes.per_token)
-    working = sizes.per_token * max(16, chunk) + sizes.logits + staging
+    chunk = min(MAX_CHUNK, context, LEAST_CHUNK + spare // 16 // sizes.per_token)
+    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + staging
     left = budget - fixed - buffers - working - least_cache
     attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
     attention = attention_layers * sizes.attention_layer
@@ -234,6 +243,9 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     left -= head
     room = (left + least_cache) // stride
     rows, window, affords = _cache_rows(bundle, sizes, room, policy, window, least_rows)
+    embeddings = sizes.by_role[EMBEDDING]
+    if embeddings > left + least_cache - sum(rows) * stride:
+        embeddings = 0
     return Plan(
         budget=budget,
         neurons=neurons,
@@ -245,6 +257,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
         attention=attention,
         attention_layers=attention_layers,
         head=head,
+        embeddings=embeddings,
         kv_cache=sizes.kv_cache,
         buffers=buffers,
         working=working,

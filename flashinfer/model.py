@@ -151,6 +151,8 @@ class Model:
         for layer in self.layers:
             attention, ffn = layer.attention, layer.feed_forward
             parts += [attention.q, attention.k, attention.v, attention.o]
+            if ffn.predictor is not None:
+                parts += [ffn.predictor.a, ffn.predictor.b]
             if self.plan.neurons == "dense" and ffn.whole_rows is None:
                 parts.append(ffn)
         streamed = [part for part in [*parts, self.head] if hasattr(part, "following")]
@@ -169,8 +171,8 @@ class Model:
         predictor = None
         if self.plan.neurons == "predicted":
             predictor = Predictor(
-                weights[f"{name}.predictor.a"].matrix,
-                weights[f"{name}.predictor.b"].matrix,
+                weights[f"{name}.predictor.a"],
+                weights[f"{name}.predictor.b"],
                 weights[f"{name}.predictor.bias"],
             )
         feed_forward = FeedForward(
@@ -231,16 +233,25 @@ class Model:
 
         They are ``share`` of a prompt of which the share ``begun`` is done.
         """
-        h = self.embed(ids)
-        for number, layer in enumerate(self.layers):
-            h, x = self.attend(layer, h)
-            if len(ids) == 1 and number + 1 < len(self.layers):
-                self._read_ahead(self.layers[number + 1], h)
-            h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
-            if len(ids) > 1:
-                self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
+        try:
+            h = self._through_layers(self.embed(ids), begun, share)
+        except BaseException:
+            for layer in self.layers:
+                layer.feed_forward.forget_ahead()
+            raise
         self.position += len(ids)
         self.token += len(ids)
+        return h
+
+    def _through_layers(self, h, begun, share):
+        """h (T, d_model), embedded -> (T, d_model)."""
+        for number, layer in enumerate(self.layers):
+            h, x = self.attend(layer, h)
+            if len(h) == 1 and number + 1 < len(self.layers):
+                self._read_ahead(self.layers[number + 1], h)
+            h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
+            if len(h) > 1:
+                self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         return h
 
     def embed(self, ids):

@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from flashinfer import kernels
-
 
 class Predictor:
     """Low rank: scores = B (A x) + bias; a neuron is predicted active where its score is > 0.
 
-    a (rank, d_model) and b (d_ffn, rank) are Matrices, bias (d_ffn,) float32. The paper's sigmoid
-    and threshold are folded into the bias: sigmoid(s) > t is s > log(t / (1 - t)).
+    a (rank, d_model) and b (d_ffn, rank) are weights.Resident or weights.Streamed, bias (d_ffn,)
+    float32. The paper's sigmoid and threshold are folded into the bias: sigmoid(s) > t is
+    s > log(t / (1 - t)).
     """
 
     def __init__(self, a, b, bias):
@@ -17,7 +16,11 @@ class Predictor:
 
     def scores(self, x):
         """x (T, d_model), the FFN's normalised input -> (T, d_ffn) float32."""
-        return kernels.linear(kernels.linear(x, self.a), self.b, self.bias)
+        return self.b.linear(self.a.linear(x), self.bias)
+
+    @property
+    def in_dram(self):
+        return self.a.in_dram and self.b.in_dram
 
 
 class Selection:

@@ -11,6 +11,8 @@ from flashinfer import kernels
 class Resident:
     """Weights in DRAM: ``data`` (rows, row_bytes) uint8, as they lie in the file."""
 
+    in_dram = True
+
     def __init__(self, tensor, data):
         self.matrix = kernels.Matrix(data, tensor.columns, tensor.format)
 
@@ -28,6 +30,8 @@ class Streamed:
 
     following  the StoredTensor that will be streamed next, as far as is known
     """
+
+    in_dram = False
 
     def __init__(self, tensor, flash, buffer):
         self.tensor, self.flash, self.buffer, self.following = tensor, flash, buffer, None

@@ -47,6 +47,11 @@ def test_a_plan_never_exceeds_its_budget(synthetic, neurons, window):
             assert p.attention_layers >= before.attention_layers
         before = p
     assert before.attention_layers == 4 and before.head > 0
+    if neurons == "predicted":
+        with pytest.raises(BudgetError):  # the least that is named has some MiB to spare
+            for budget in range(least, 0, -MIB // 16):
+                tightest = plan(synthetic, budget, neurons, window)
+        assert tightest.predictor == 0 < before.predictor
 
 
 def test_the_window_bounds_the_cache(synthetic):

@@ -3,15 +3,15 @@
 import argparse
 import os
 import sys
+from importlib import import_module
 
 from flashinfer import __version__
-from flashinfer.cli import calibrate, convert, inspect, plan, probe, run, synth, verify
 from flashinfer.formats.errors import UserError
 
-COMMANDS = (run, convert, calibrate, plan, probe, inspect, verify, synth)
+COMMANDS = ("run", "convert", "calibrate", "plan", "probe", "inspect", "verify", "synth")
 
 
-def make_parser():
+def make_parser(commands=COMMANDS):
     """The argparse parser, with a subparser of each command."""
     parser = argparse.ArgumentParser(
         prog="flashinfer",
@@ -19,8 +19,8 @@ def make_parser():
     )
     parser.add_argument("--version", action="version", version=f"flashinfer {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+    for name in commands:
+        module = import_module(f"flashinfer.cli.{name}")
         help = module.__doc__.splitlines()[0]
         subparser = subparsers.add_parser(name, help=help, description=help)
         module.add_arguments(subparser)
@@ -31,7 +31,10 @@ def make_parser():
 def main(argv=None):
     """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C."""
     try:
-        args = make_parser().parse_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        # Only what is asked for is imported: modules take memory, too.
+        commands = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
+        args = make_parser(commands).parse_args(argv)
         code = args.main(args)
         sys.stdout.flush()
         return code or 0

@@ -65,7 +65,7 @@ def print_memory(plan, sizes):
         "predictors": (plan.predictor, sizes[PREDICTOR]),
         "attention": (plan.attention, sizes[ATTENTION]),
         "output head": (plan.head, sizes[HEAD]),
-        "input embeddings": (0, sizes[EMBEDDING]),
+        "input embeddings": (plan.embeddings, sizes[EMBEDDING]),
         "feed-forward": (plan.cache, sizes[FFN]),
     }
     print(f"with a budget of {format_size(plan.budget)}   in DRAM     in the file")
