@@ -222,11 +222,25 @@ static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_p
 #undef DOWN
 }
 
-/* One head of one token over the positions 0..n-1: softmax(q . keys) values. The head's width is
+/* x[begin:end] through an activation, in place. */
+static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float threshold) {
+    for (int64_t i = begin; i < end; i++) {
+        float v = x[i];
+        switch (kind) {
+        case RELU: x[i] = v > threshold ? v : 0.0f; break;
+        case RELU2: x[i] = v > threshold ? v * v : 0.0f; break;
+        case GELU: x[i] = v * (0.5f * (1.0f + erf_f32(v * 0.70710678f))); break;
+        case GELU_TANH: x[i] = v * sigmoid_f32(1.5957691216f * (v + 0.044715f * v * v * v)); break;
+        default: x[i] = v * sigmoid_f32(v); break;
+        }
+    }
+}
+
+/* One head of one token over n positions: softmax(q . keys + bias) values. The head's width is
  * padded to whole blocks of 32; `scores` has room for n rounded up to 32. */
 INLINE void NAME(attend_format)(const attention_task *task, int format, const float *q,
-                                const uint8_t *keys, const uint8_t *values, int64_t n,
-                                float *scores, float *out) {
+                                const uint8_t *keys, const uint8_t *values, const float *bias,
+                                int64_t n, float *scores, float *out) {
     int64_t width = task->width, row_bytes = width * (format == F32 ? 4 : 2);
     float largest = -INFINITY;
     const int64_t only[1] = {0};
@@ -234,7 +248,7 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
     for (int64_t p = 0; p < n; p++) {
         const uint8_t *key[1] = {keys + p * row_bytes}, *coming[1] = {key[0] + 8 * row_bytes};
         NAME(dots)(format, 1, 1, key, coming, q, only, width, score);
-        scores[p] = score[0][0];
+        scores[p] = score[0][0] + (bias ? bias[p] : 0.0f);
         if (scores[p] > largest) largest = scores[p];
     }
     V lanes = NAME(set)(0), one = NAME(set)(1);
@@ -257,14 +271,18 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
     int64_t size = task->format == F32 ? 4 : 2;
     for (int64_t item = begin; item < end; item++) {
         int64_t token = item / task->n_heads, head = item % task->n_heads;
-        int64_t offset = head * task->context * task->width * size;
+        int64_t n = task->start + token + 1;
+        int64_t first = task->window && n > task->window ? n - task->window : 0;
+        int64_t group = head / (task->n_heads / task->n_groups);
+        int64_t offset = (group * task->context + first) * task->width * size;
+        const uint8_t *keys = task->keys + offset, *values = task->values + offset;
+        const float *bias = task->bias ? task->bias + head * task->context + first : NULL;
         const float *q = task->q + item * task->width;
         float *out = task->out + item * task->width;
-        int64_t n = task->start + token + 1;
         if (task->format == F32)
-            NAME(attend_format)(task, F32, q, task->keys + offset, task->values + offset, n, scores, out);
+            NAME(attend_format)(task, F32, q, keys, values, bias, n - first, scores, out);
         else
-            NAME(attend_format)(task, F16, q, task->keys + offset, task->values + offset, n, scores, out);
+            NAME(attend_format)(task, F16, q, keys, values, bias, n - first, scores, out);
     }
 }
 

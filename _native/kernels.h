@@ -32,6 +32,7 @@
 #define DOWN_ROWS 64
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
+enum { RELU = 0, RELU2 = 1, SILU = 2, GELU = 3, GELU_TANH = 4 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
@@ -73,9 +74,10 @@ typedef struct { /* of one token: its factors of DOWN_ROWS rows, and a bit for e
 
 typedef struct {
     const float *q; /* (n_tokens, n_heads, width), scaled */
-    const uint8_t *keys, *values; /* (n_heads, context, width) */
-    int64_t n_tokens, n_heads, width, context, start;
+    const uint8_t *keys, *values; /* (n_groups, context, width); n_heads / n_groups share one */
+    int64_t n_tokens, n_heads, n_groups, width, context, start, window; /* window 0: all */
     int format;
+    const float *bias; /* (n_heads, context), added to the scores, or NULL */
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 
@@ -116,6 +118,22 @@ INLINE float exp_f32(float x) {
     p = __builtin_fmaf(p, r, 5.0000001201e-1f);
     p = __builtin_fmaf(p, r * r, r + 1.0f);
     return p * float_of_bits((uint32_t)((int32_t)k + 127) << 23);
+}
+
+INLINE float sigmoid_f32(float x) {
+    float e = exp_f32(x < 0 ? x : -x);
+    return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+
+/* Within 1.5e-7 (Abramowitz and Stegun 7.1.26). */
+INLINE float erf_f32(float x) {
+    float size = fabsf(x), t = 1.0f / (1.0f + 0.3275911f * size);
+    float p = 1.061405429f * t;
+    p = (p - 1.453152027f) * t;
+    p = (p + 1.421413741f) * t;
+    p = (p - 0.284496736f) * t;
+    p = (p + 0.254829592f) * t;
+    return copysignf(1.0f - p * exp_f32(-size * size), x);
 }
 
 #define PASTE2(a, b) a##_##b
@@ -217,9 +235,10 @@ typedef struct {
     void (*up)(const up_task *, int64_t, int64_t);
     void (*down)(const down_task *, int64_t, int64_t, down_panel *);
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
+    void (*activate)(float *, int64_t, int64_t, int, float);
 } vector_unit;
 
-#define UNIT(u) {#u, PASTE(up, u), PASTE(down, u), PASTE(attend, u)}
+#define UNIT(u) {#u, PASTE(up, u), PASTE(down, u), PASTE(attend, u), PASTE(activate, u)}
 
 static const vector_unit *best_unit(void) {
     static const vector_unit units[] = {
@@ -270,6 +289,22 @@ static void layer_norm_row(const float *x, const float *weight, const float *bia
     float spread = sqrtf(sum_in_lanes(y, n, 1) / n + epsilon);
     for (int64_t j = 0; j < n; j++) y[j] /= spread;
     for (int64_t j = 0; weight && j < n; j++) y[j] = y[j] * weight[j] + bias[j];
+}
+
+/* y = x / sqrt(mean of squares + epsilon), times weight (NULL: not), of one row */
+static void rms_norm_row(const float *x, const float *weight, float epsilon, int64_t n, float *y) {
+    float spread = sqrtf(sum_in_lanes(x, n, 1) / n + epsilon);
+    for (int64_t j = 0; j < n; j++) y[j] = x[j] / spread;
+    for (int64_t j = 0; weight && j < n; j++) y[j] *= weight[j];
+}
+
+/* Turn the pairs (i, i + half) of a head by the angles whose cos and sin are given. */
+static void rotate_row(float *x, const float *cos, const float *sin, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        float first = x[i], second = x[i + half];
+        x[i] = first * cos[i] - second * sin[i];
+        x[i + half] = second * cos[i] + first * sin[i];
+    }
 }
 
 /* Split begin..end among threads in steps of `grain`; small jobs stay on this thread. */
@@ -342,6 +377,12 @@ static int run_down(const down_task *task, int64_t products, int threads) {
     SPLIT(threads, task->d, 64, unit->down(task, begin, end, panels + part * room));
     free(panels);
     return 0;
+}
+
+static void run_activate(float *x, int64_t n, int kind, float threshold, int threads) {
+    const vector_unit *unit = best_unit();
+    if (n * 8 < SMALL_WORK) threads = 1;
+    SPLIT(threads, n, 64, unit->activate(x, begin, end, kind, threshold));
 }
 
 /* Returns 0, or -1 where there is no memory for the scores. */

@@ -40,6 +40,8 @@ cdef extern from "kernels.h" nogil:
     const vector_unit_t *best_unit()
     void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
                         int64_t n, float *y)
+    void rms_norm_row(const float *x, const float *weight, float epsilon, int64_t n, float *y)
+    void run_activate(float *x, int64_t n, int kind, float threshold, int threads)
 
 
 cdef int n_threads = 1
@@ -178,3 +180,32 @@ def layer_norm(const float[:, ::1] x, const float[::1] weight, const float[::1] 
             for t in range(n):
                 layer_norm_row(&x[t, 0], w, b, epsilon, d, &y[t, 0])
     return out
+
+
+def rms_norm(const float[:, ::1] x, const float[::1] weight, float epsilon):
+    """x (T, d) -> normalised (T, d) float32; see flashinfer/kernels.py."""
+    cdef Py_ssize_t t, n = x.shape[0], d = x.shape[1]
+    if weight is not None and weight.shape[0] != d:
+        raise ValueError(f"weight must have {d} values")
+    cdef const float *w = NULL if weight is None or not d else &weight[0]
+    out = np.empty((n, d), dtype=np.float32)
+    cdef float[:, ::1] y = out
+    if n and d:
+        with nogil:
+            for t in range(n):
+                rms_norm_row(&x[t, 0], w, epsilon, d, &y[t, 0])
+    return out
+
+
+KINDS = {"relu": 0, "relu2": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
+
+
+def activate(x, kind, float threshold=0.0):
+    """An activation of x, float32 and contiguous, in place; see flashinfer/kernels.py."""
+    if not x.flags.c_contiguous:
+        raise ValueError("x is not contiguous")
+    cdef float[::1] values = x.reshape(-1)
+    cdef int code = KINDS[kind]
+    if values.shape[0]:
+        with nogil:
+            run_activate(&values[0], values.shape[0], code, threshold, n_threads)

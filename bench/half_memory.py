@@ -23,7 +23,7 @@ from bench.models import synthetic_model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.synth import OPT_SHAPES
+from flashinfer.shapes import NAMES
 
 MODES = ("dense", "predicted")
 TOKENS = {"dense": 12, "predicted": 48}
@@ -113,7 +113,7 @@ def print_table(figures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a bundle; default: make one and remove it afterwards")
-    parser.add_argument("--like", choices=OPT_SHAPES, default="opt-1.3b")
+    parser.add_argument("--like", choices=NAMES, default="opt-1.3b")
     parser.add_argument("--dtype", choices=FORMATS, default="f16")
     parser.add_argument("--dir", default=".", help="where to make it (on the disk to measure)")
     parser.add_argument("--repeats", type=int, default=3)

@@ -22,7 +22,8 @@ from bench.limits import machine
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+from flashinfer.shapes import config_like
+from flashinfer.synth import synthesize
 from flashinfer.threads import default_threads
 
 LAYERS, WIDTH, FFN, HEADS, KV_HEADS, VOCABULARY = 22, 2048, 5632, 32, 4, 32000
@@ -134,7 +135,7 @@ def measure(directory, formats, threads):
         theirs, ours = directory / f"bench-llama-{name}.gguf", directory / f"bench-opt-{name}.flash"
         try:
             write_gguf(theirs, name)
-            synthesize(ours, opt_config(*OPT_SHAPES["opt-1.3b"]), name)
+            synthesize(ours, config_like("opt-1.3b"), name)
             runs = {"llama.cpp": [], "ours, dense": [], "ours, predicted": []}
             for _ in range(ROUNDS):
                 runs["llama.cpp"].append(run_llama_cpp(theirs, threads))

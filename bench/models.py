@@ -3,7 +3,8 @@
 from contextlib import contextmanager
 
 from flashinfer.cli.common import byte_bar
-from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+from flashinfer.shapes import config_like
+from flashinfer.synth import synthesize
 
 
 @contextmanager
@@ -13,7 +14,7 @@ def synthetic_model(path, like, dtype="f16", keep=False):
     try:
         if made:
             with byte_bar("synth") as progress:
-                synthesize(path, opt_config(*OPT_SHAPES[like]), dtype, progress=progress)
+                synthesize(path, config_like(like), dtype, progress=progress)
         yield path
     finally:
         if made and not keep:

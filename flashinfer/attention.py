@@ -12,29 +12,46 @@ def padded_width(head_dim):
 
 
 class Attention:
-    """A layer's attention: project, remember, attend, project.
+    """A layer's attention: project, turn, remember, attend, project.
 
-    q, k, v, o     weights.Resident or weights.Streamed, (d_model, d_model)
-    biases         {"q": (d_model,) float32, ...} or None for each
-    keys, values   (heads, context, padded head_dim), float16 or float32
+    config         ModelConfig
+    q, k, v, o     weights.Resident or weights.Streamed, see layout.projection_shapes
+    biases         {"q": (rows,) float32, ...} or None for each
+    norms          {"q": a norm over each head's values, "k": ...} or None for each
+    keys, values   (key/value heads, context, padded head_dim), float16 or float32
+    rotary         positions.RotaryPositions, or None
+    score_bias     (heads, context) float32, added to the scores (alibi), or None
+    window         tokens that each sees; 0: all
     """
 
-    def __init__(self, n_heads, q, k, v, o, biases, keys, values):
-        self.n_heads, self.q, self.k, self.v, self.o = n_heads, q, k, v, o
-        self.biases, self.keys, self.values = biases, keys, values
+    def __init__(
+        self, config, q, k, v, o, biases, norms, keys, values, rotary, score_bias, window
+    ):  # fmt: skip
+        self.config, self.q, self.k, self.v, self.o = config, q, k, v, o
+        self.biases, self.norms, self.keys, self.values = biases, norms, keys, values
+        self.rotary, self.score_bias, self.window = rotary, score_bias, window
 
     def __call__(self, x, start):
         """x (T, d_model), the tokens at positions start.. -> (T, d_model)."""
-        n, head_dim = len(x), x.shape[1] // self.n_heads
-        shape = (n, self.n_heads, head_dim)
-        q = self.q.linear(x, self.biases["q"]).reshape(shape)
-        k = self.k.linear(x, self.biases["k"]).reshape(shape)
-        v = self.v.linear(x, self.biases["v"]).reshape(shape)
+        n, head_dim = len(x), self.config.head_dim
+        q, k = self._heads("q", x), self._heads("k", x)
+        v = self.v.linear(x, self.biases["v"]).reshape(n, -1, head_dim)
+        if self.rotary is not None:
+            turns = self.rotary(start, n)
+            kernels.rotate(q, *turns)
+            kernels.rotate(k, *turns)
         self.keys[:, start : start + n, :head_dim] = k.transpose(1, 0, 2)
         self.values[:, start : start + n, :head_dim] = v.transpose(1, 0, 2)
-        width = self.keys.shape[2]
-        padded = np.zeros((n, self.n_heads, width), dtype=np.float32)
+        padded = np.zeros((n, q.shape[1], self.keys.shape[2]), dtype=np.float32)
         padded[:, :, :head_dim] = q * np.float32(head_dim**-0.5)
-        out = kernels.attention(padded, self.keys, self.values, start)  # (T, heads, width)
+        out = kernels.attention(
+            padded, self.keys, self.values, start, self.window, self.score_bias
+        )  # (T, heads, width)
         out = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         return self.o.linear(out, self.biases["o"])
+
+    def _heads(self, part, x):
+        """Queries or keys, normalised where the model does so: (T, heads, head_dim)."""
+        projection, norm = getattr(self, part), self.norms[part]
+        y = projection.linear(x, self.biases[part]).reshape(len(x), -1, self.config.head_dim)
+        return y if norm is None else norm(y.reshape(-1, y.shape[2])).reshape(y.shape)

@@ -46,6 +46,11 @@ def calibrate(
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
     with Bundle(path, calibrated=False) as bundle:
+        if not bundle.config.sparse:
+            raise UserError(
+                f"{path}: its activation, {bundle.config.activation}, leaves no neuron silent; "
+                "there is nothing to predict"
+            )
         tokens = min(tokens, len(token_ids), _tokens_that_fit(bundle.config, budget))
         sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens
@@ -121,7 +126,7 @@ def _layers(model, ids, sequence, missed, steps, progress):
 
 def _feed_forward(ffn, observed):
     """The exact FFN over observed.x (N, d_model) -> (N, d_model); notes which neurons fired."""
-    x, bias = observed.x, ffn.up_bias
+    x = observed.x
     y = np.zeros_like(x)
     observed.fired = np.zeros((ffn.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
     for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
@@ -130,25 +135,25 @@ def _feed_forward(ffn, observed):
         for begin in range(first, stop, step):
             end = min(begin + step, stop)
             rows = starts[begin - first : end - first]
-            part = None if bias is None else bias[begin:end]
-            a = kernels.sparse_up(tile, rows, ffn.format, x, part)
-            observed.fired[begin:end] = np.packbits(a > 0, axis=1)
-            np.maximum(a, 0, out=a)
+            a = ffn.activations(tile, rows, x, np.arange(begin, end))
+            observed.fired[begin:end] = np.packbits(a != 0, axis=1)
             kernels.sparse_down(tile, rows + ffn.down_at, ffn.format, a, y)
-    return y if ffn.down_bias is None else y + ffn.down_bias
+    return y if ffn.biases["down"] is None else y + ffn.biases["down"]
 
 
 def _predictor(ffn, observed, missed, steps):
-    d_ffn, width = ffn.bundles.rows, np.arange(ffn.down_at)
+    d_ffn, width = ffn.bundles.rows, np.arange(ffn.width)
 
-    def up_tiles():
+    def up_tiles():  # or the gate's, which decides where there is one
         for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
             for begin in range(first, stop, 512):
                 end = min(begin + 512, stop)
                 raw = tile[starts[begin - first : end - first, None] + width]
                 yield begin, ffn.format.decode(raw)
 
-    up_bias = np.zeros(d_ffn, np.float32) if ffn.up_bias is None else ffn.up_bias.copy()
+    up_bias = ffn.biases["gate" if ffn.config.gated else "up"]
+    up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
+    up_bias -= np.float32(ffn.config.threshold)
     return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps)
 
 

@@ -16,20 +16,25 @@ FILL_BYTES = 32 << 20  # read at a time where a whole layer is brought into the 
 
 
 class FeedForward:
-    """A layer's FFN, y = down(relu(up x + up_bias)) + down_bias, its bundles on flash.
+    """A layer's FFN, its bundles on flash: y = down(a) + down_bias, where a neuron's
 
-    bundles    StoredTensor, a row a neuron: [up_i | down_i]
+        a_i = activation(up_i . x + up_bias_i), or where the model is gated
+        a_i = activation(gate_i . x + gate_bias_i) * (up_i . x + up_bias_i)
+
+    config     ModelConfig
+    bundles    StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
+    biases     {"gate", "up": (d_ffn,), "down": (d_model,) float32, or None}
     predictor  which neurons to use; None: all of them
     cache      NeuronCache for the rows kept in DRAM
     buffer     uint8 memory that tiles are streamed through
     """
 
-    def __init__(self, bundles, up_bias, down_bias, predictor, cache, flash, buffer):
-        self.bundles, self.up_bias, self.down_bias = bundles, up_bias, down_bias
+    def __init__(self, config, bundles, biases, predictor, cache, flash, buffer):
+        self.config, self.bundles, self.biases = config, bundles, biases
         self.predictor, self.cache, self.flash, self.buffer = predictor, cache, flash, buffer
         self.format = bundles.format
-        self.d_model = bundles.columns // 2
-        self.down_at = self.format.row_bytes(self.d_model)  # where down_i begins in a bundle
+        self.width = self.format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
+        self.down_at = self.width * (config.parts - 1)
         self.following = None  # the StoredTensor that is streamed next, where this one always is
         self.whole_rows = None  # where each neuron begins in the cache, once all are there for good
         self.ahead = None  # reads begun before their token, and the neurons they are for
@@ -51,8 +56,8 @@ class FeedForward:
             self._compute_streamed(x, selection, token, y)
         else:
             self._compute_cached(x, selection, token, y)
-        if self.down_bias is not None:
-            y += self.down_bias
+        if self.biases["down"] is not None:
+            y += self.biases["down"]
         return y
 
     @property
@@ -143,31 +148,51 @@ class FeedForward:
             self.cache.used_at(slots, token + part.last)
 
     def _activations(self, x, part, rows, misses, reads):
-        """relu(up x + bias); rows already in DRAM are computed while the others are read."""
-        memory, bias = self.cache.memory, self._bias(part.neurons)
+        """``activations``; of rows already in DRAM while the others are being read."""
+        memory, neurons = self.cache.memory, part.neurons
         if part.indptr is not None or not len(misses) or len(misses) == len(rows):
             self.flash.wait(reads)
-            a = kernels.sparse_up(memory, rows, self.format, x, bias, part.indptr, part.tokens)
-        else:
-            a = np.empty((len(rows), len(x)), dtype=np.float32)
-            hits = np.ones(len(rows), dtype=bool)
-            hits[misses] = False
-            a[hits] = self._up(memory, rows, x, bias, hits)
-            self.flash.wait(reads)
-            a[misses] = self._up(memory, rows, x, bias, misses)
-        return np.maximum(a, 0, out=a)
+            return self.activations(memory, rows, x, neurons, part.indptr, part.tokens)
+        a = np.empty((len(rows), len(x)), dtype=np.float32)
+        hits = np.ones(len(rows), dtype=bool)
+        hits[misses] = False
+        a[hits] = self.activations(memory, rows[hits], x, neurons[hits])
+        self.flash.wait(reads)
+        a[misses] = self.activations(memory, rows[misses], x, neurons[misses])
+        return a
 
     def _add(self, memory, rows, x, part, y):
-        """y += down relu(up x + bias) for rows that are all in memory."""
+        """y += down(activations) for rows that are all in memory."""
         indptr, tokens = part.indptr, part.tokens
-        bias = self._bias(part.neurons)
-        a = kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
-        np.maximum(a, 0, out=a)
+        a = self.activations(memory, rows, x, part.neurons, indptr, tokens)
         kernels.sparse_down(memory, rows + self.down_at, self.format, a, y, indptr, tokens)
 
-    def _up(self, memory, rows, x, bias, chosen):
-        bias = None if bias is None else bias[chosen]
-        return kernels.sparse_up(memory, rows[chosen], self.format, x, bias)
+    def activations(self, memory, rows, x, neurons, indptr=None, tokens=None):
+        """What ``neurons``, whose bundles begin at ``rows`` of memory, give the down projection.
+
+        x (T, d_model) -> (n, T), or with indptr and tokens as ``kernels.sparse_up``.
+        """
+        config, first = self.config, "gate" if self.config.gated else "up"
+        a = self._products(first, memory, rows, x, neurons, indptr, tokens)
+        kernels.activate(a, config.activation, config.threshold)
+        if not config.gated:
+            return a
+        rows = rows + self.width
+        if len(x) == 1 and config.sparse:  # a gate that is shut needs no up
+            open_ = np.flatnonzero(a)
+            up = self._products("up", memory, rows[open_], x, neurons[open_])
+            a[open_] *= self._relu(up)
+        else:
+            a *= self._relu(self._products("up", memory, rows, x, neurons, indptr, tokens))
+        return a
+
+    def _products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
+        bias = self.biases[part]
+        bias = None if bias is None else bias[neurons]
+        return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
+
+    def _relu(self, up):
+        return np.maximum(up, 0, out=up) if self.config.up_relu else up
 
     def _compute_streamed(self, x, selection, token, y):
         """The whole layer once, in large sequential reads; the last tokens' neurons are kept."""
@@ -214,6 +239,3 @@ class FeedForward:
 
     def _spans(self, neurons):
         return self.flash.row_spans(self.bundles, neurons.astype(np.int64))
-
-    def _bias(self, neurons):
-        return None if self.up_bias is None else self.up_bias[neurons]

@@ -79,20 +79,57 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
                 y[used] += factors[used, None] * row
 
 
-def attention(q, keys, values, start):
+def attention(q, keys, values, start, window=0, bias=None):
     """Causal attention of tokens start.. over the key/value cache.
 
-    q (T, H, w) float32, scaled; keys, values (H, context, w) f32 or f16, filled up to
-    start + T. Returns (T, H, w) float32. Token by token, so that T does not change a bit.
+    q       (T, H, w) float32, scaled; keys, values (G, context, w) f32 or f16, filled up to
+            start + T. Each of the G is shared by H / G neighbouring heads of q.
+    window  tokens that each sees, itself included; 0: all
+    bias    (H, context) float32, added to the scores of each position, or None
+    Returns (T, H, w) float32. Token by token, so that T does not change a bit.
     """
+    tokens, heads, width = q.shape
     out = np.empty(q.shape, dtype=np.float32)
-    for t in range(q.shape[0]):
+    groups = q.reshape(tokens, len(keys), heads // len(keys), width)
+    for t in range(tokens):
         n = start + t + 1
-        scores = np.einsum("hw,hpw->hp", q[t], keys[:, :n].astype(np.float32))
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        weighted = np.einsum("hp,hpw->hw", scores, values[:, :n].astype(np.float32))
-        out[t] = weighted / scores.sum(axis=1, keepdims=True)
+        first = max(0, n - window) if window else 0
+        scores = np.einsum("ghw,gpw->ghp", groups[t], keys[:, first:n].astype(np.float32))
+        if bias is not None:
+            scores += bias[:, first:n].reshape(*scores.shape)
+        scores = np.exp(scores - scores.max(axis=2, keepdims=True))
+        weighted = np.einsum("ghp,gpw->ghw", scores, values[:, first:n].astype(np.float32))
+        out[t] = (weighted / scores.sum(axis=2, keepdims=True)).reshape(heads, width)
     return out
+
+
+def rotate(x, cos, sin):
+    """Turn pairs (i, i + m) of the first 2 m values of each head, in place (rotary positions).
+
+    x (T, H, w) float32; cos, sin (T, m) float32.
+    """
+    half = cos.shape[1]
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x[:, :, :half].copy(), x[:, :, half : 2 * half].copy()
+    x[:, :, :half] = first * cos - second * sin
+    x[:, :, half : 2 * half] = second * cos + first * sin
+
+
+def activate(x, kind, threshold=0.0):
+    """The activation named ``kind`` (config.ACTIVATIONS) of x, float32, in place.
+
+    relu keeps what is above ``threshold`` (FATReLU), relu2 squares it.
+    """
+    if kind in ("relu", "relu2"):
+        x[~(x > threshold)] = 0
+        if kind == "relu2":
+            x *= x
+    elif kind == "gelu":
+        x *= np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5)))
+    elif kind == "gelu_tanh":
+        x *= _sigmoid(np.float32(1.5957691216) * (x + np.float32(0.044715) * x * x * x))
+    else:
+        x *= _sigmoid(x)
 
 
 def layer_norm(x, weight, bias, epsilon):
@@ -104,6 +141,12 @@ def layer_norm(x, weight, bias, epsilon):
     variance = np.square(centred).mean(axis=1, keepdims=True)
     y = centred / np.sqrt(variance + np.float32(epsilon))
     return y if weight is None else y * weight + bias
+
+
+def rms_norm(x, weight, epsilon):
+    """x (T, d) float32 -> x / sqrt(mean of squares + epsilon), times weight (d,) or None."""
+    y = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.float32(epsilon))
+    return y if weight is None else y * weight
 
 
 def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
@@ -271,6 +314,22 @@ def _dots(x, raw, format):
     return out
 
 
+def _sigmoid(x):
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def _erf(x):
+    """Within 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+    size = np.abs(x)
+    t = 1 / (1 + np.float32(0.3275911) * size)
+    terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    p = np.zeros_like(t)
+    for term in terms:
+        p = (p + np.float32(term)) * t
+    return np.copysign(1 - p * np.exp(-size * size), x)
+
+
 def _gather(memory, rows, format, columns):
     """The bytes of the rows that begin at these bytes of memory (n, row_bytes)."""
     return memory[rows[:, None] + np.arange(format.row_bytes(columns))]
@@ -281,8 +340,8 @@ def _row_of_pair(indptr):
 
 
 NAMES = (
-    "linear", "sparse_up", "sparse_down", "attention", "layer_norm", "place", "merge_reads",
-    "copy_rows", "Reader",
+    "linear", "sparse_up", "sparse_down", "attention", "rotate", "activate", "layer_norm",
+    "rms_norm", "place", "merge_reads", "copy_rows", "Reader",
 )  # fmt: skip
 TWINS = {"numpy": {name: globals()[name] for name in NAMES}}
 # A thread that has nothing to do spins this often before it sleeps: long enough to be there
@@ -303,7 +362,10 @@ else:
         "sparse_up": _sparse_matmul.sparse_up,
         "sparse_down": _sparse_matmul.sparse_down,
         "attention": _attention.attention,
+        "rotate": _attention.rotate,
+        "activate": _sparse_matmul.activate,
         "layer_norm": _sparse_matmul.layer_norm,
+        "rms_norm": _sparse_matmul.rms_norm,
         "place": _neuron_cache.place,
         "merge_reads": _direct_io.merge_reads,
         "copy_rows": _direct_io.copy_rows,

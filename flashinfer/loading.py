@@ -51,7 +51,7 @@ def load_weights(bundle, plan, flash, buffer, progress):
 def allocate_kv_cache(bundle, plan):
     """Keys and values of each layer: two lists of (heads, context, padded head_dim) arrays."""
     config, item = bundle.config, kv_dtype(bundle)
-    shape = (config.num_attention_heads, plan.context, padded_width(config.head_dim))
+    shape = (config.num_key_value_heads, plan.context, padded_width(config.head_dim))
     nbytes = int(np.prod(shape)) * item.itemsize
     block = aligned_bytes(2 * config.num_hidden_layers * pages(nbytes))
     views = [

@@ -173,12 +173,16 @@ class Sizes:
         self.by_role = by_role
         self.attention_layer = by_role[ATTENTION] // self.layers
         item = kv_dtype(bundle).itemsize
-        width = padded_width(config.head_dim) * config.num_attention_heads
-        self.kv_cache = 2 * self.layers * pages(context * width * item)
+        padded = padded_width(config.head_dim)
+        keys = padded * config.num_key_value_heads
+        self.kv_cache = 2 * self.layers * pages(context * keys * item)
+        width = padded * config.num_attention_heads
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
-        per_neuron, per_feature = 16, 64
+        if config.positions == "alibi":
+            self.kv_cache += pages(context * config.num_attention_heads * 4)
+        per_neuron, per_feature = 24 if config.gated else 16, 64
         self.per_token = per_neuron * config.d_ffn + per_feature * config.hidden_size
         self.per_token += 8 * width
         self.logits = 24 * config.vocab_size  # and what sampling sorts

@@ -15,31 +15,37 @@ from flashinfer.formats.layout import head_name
 from flashinfer.loading import allocate_kv_cache, load_weights
 from flashinfer.neuron_cache import NeuronCache
 from flashinfer.planning import prepare
+from flashinfer.positions import RotaryPositions, alibi_table
 from flashinfer.predictor import Predictor
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats, measured
 from flashinfer.threads import default_threads
 
-NORM_EPSILON = 1e-5
-
 
 @dataclass
 class Norm:
-    """Layer normalisation; weight and bias (d_model,) float32, or None."""
+    """Normalisation of the mean and the variance ("layer") or of the mean square ("rms").
 
+    weight and bias (n,) float32, or None
+    """
+
+    kind: str
+    epsilon: float
     weight: np.ndarray | None
     bias: np.ndarray | None
 
     def __call__(self, x):
-        """x (T, d_model) -> (T, d_model)."""
-        return kernels.layer_norm(x, self.weight, self.bias, NORM_EPSILON)
+        """x (T, n) -> (T, n)."""
+        if self.kind == "rms":
+            return kernels.rms_norm(x, self.weight, self.epsilon)
+        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
 @dataclass
 class Layer:
     attention_norm: Norm
     attention: Attention
-    ffn_norm: Norm
+    ffn_norm: Norm | None  # None: the FFN reads what attention reads
     feed_forward: FeedForward
 
 
@@ -117,6 +123,12 @@ class Model:
         self.buffer = aligned_bytes(plan.buffers)
         self.weights = load_weights(self.bundle, plan, self.flash, self.buffer, self.progress)
         self.keys, self.values = allocate_kv_cache(self.bundle, plan)
+        self.rotary = self.score_bias = None
+        if config.positions == "rotary":
+            self.rotary = RotaryPositions(config.rotary, plan.context)
+        elif config.positions == "alibi":
+            heads, head_dim = config.num_attention_heads, config.head_dim
+            self.score_bias = alibi_table(heads, head_dim, plan.context)
         region = aligned_bytes(plan.cache)
         begins = np.cumsum([0, *plan.cache_rows]) * stride
         self.layers = [
@@ -125,11 +137,12 @@ class Model:
         ]
         self._fill_whole_layers()
         self.embed_tokens = self.weights["embed_tokens.weight"]
-        self.embed_positions = self.weights["embed_positions.weight"]
+        self.embed_positions = self.weights.get("embed_positions.weight")
         self.project_in = self.weights.get("project_in.weight")
         self.project_out = self.weights.get("project_out.weight")
         self.final_norm = self._norm("final_norm") if config.final_norm else None
         self.head = self.weights[head_name(config)]
+        self.head_bias = self.weights.get("lm_head.bias")
         self._chain_streams()
 
     def _fill_whole_layers(self):
@@ -160,13 +173,17 @@ class Model:
             part.following = after.bundles if isinstance(after, FeedForward) else after.tensor
 
     def _make_layer(self, i, cache_memory, stride):
-        name, weights = f"layers.{i}", self.weights
+        name, weights, config = f"layers.{i}", self.weights, self.config
         attention = Attention(
-            self.config.num_attention_heads,
+            config,
             *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
             {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
+            {p: self._norm(f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"},
             self.keys[i],
             self.values[i],
+            self.rotary,
+            self.score_bias,
+            config.sliding_windows[i] if config.sliding_windows else 0,
         )
         predictor = None
         if self.plan.neurons == "predicted":
@@ -176,23 +193,20 @@ class Model:
                 weights[f"{name}.predictor.bias"],
             )
         feed_forward = FeedForward(
+            config,
             self.bundle.tensors[f"{name}.ffn.bundles"],
-            weights.get(f"{name}.ffn.up_bias"),
-            weights.get(f"{name}.ffn.down_bias"),
+            {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")},
             predictor,
-            NeuronCache(
-                self.config.d_ffn, cache_memory, stride, self.plan.policy, self.plan.window
-            ),
+            NeuronCache(config.d_ffn, cache_memory, stride, self.plan.policy, self.plan.window),
             self.flash,
             self.buffer,
         )
-        return Layer(
-            self._norm(f"{name}.attention_norm"), attention,
-            self._norm(f"{name}.ffn_norm"), feed_forward,
-        )  # fmt: skip
+        ffn_norm = None if config.shared_norm else self._norm(f"{name}.ffn_norm")
+        return Layer(self._norm(f"{name}.attention_norm"), attention, ffn_norm, feed_forward)
 
     def _norm(self, name):
-        return Norm(self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias"))
+        weight, bias = self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias")
+        return Norm(self.config.norm, self.config.norm_epsilon, weight, bias)
 
     # ------------------------------------------------------------------ computing
 
@@ -256,23 +270,31 @@ class Model:
 
     def embed(self, ids):
         """ids (T,), at the positions that come next -> (T, d_model)."""
-        positions = self.position + np.arange(len(ids)) + self.config.position_offset
         h = self.embed_tokens.rows(ids)  # (T, embedding_size)
+        if self.config.embedding_scale != 1:
+            h = h * np.float32(self.config.embedding_scale)
         if self.project_in is not None:
             h = self.project_in.linear(h)
+        if self.embed_positions is None:
+            return h
+        positions = self.position + np.arange(len(ids)) + self.config.position_offset
         return h + self.embed_positions.rows(positions)
 
     def attend(self, layer, h):
         """h (T, d_model) -> (h after attention, the FFN's normalised input), each (T, d_model)."""
-        if self.config.norm_before:
-            h = h + layer.attention(layer.attention_norm(h), self.position)
-            return h, layer.ffn_norm(h)
-        h = layer.attention_norm(h + layer.attention(h, self.position))
-        return h, h
+        if not self.config.norm_before:
+            h = layer.attention_norm(h + layer.attention(h, self.position))
+            return h, h
+        x = layer.attention_norm(h)
+        after = h + layer.attention(x, self.position)
+        if layer.ffn_norm is None:
+            return after, x
+        return after, layer.ffn_norm(h if self.config.parallel else after)
 
     def _read_ahead(self, following, h):
         """Guess from h, the layer before it unfinished, what the following layer's FFN will use."""
-        x = following.ffn_norm(h) if self.config.norm_before else h
+        norm = following.ffn_norm or following.attention_norm
+        x = norm(h) if self.config.norm_before else h
         following.feed_forward.read_ahead(x, self.token)
 
     def add_feed_forward(self, layer, h, y):
@@ -285,7 +307,7 @@ class Model:
             h = self.final_norm(h)
         if self.project_out is not None:
             h = self.project_out.linear(h)
-        return self.head.linear(h)
+        return self.head.linear(h, self.head_bias)
 
     # ------------------------------------------------------------------ using
 

@@ -18,7 +18,8 @@ from flashinfer.formats.number_formats import FORMATS
 from flashinfer.memory import MAX_BUFFER
 from flashinfer.model import Model
 from flashinfer.profile import Profile
-from flashinfer.synth import opt_config, synthesize
+from flashinfer.shapes import opt_config
+from flashinfer.synth import synthesize
 from flashinfer.threads import default_threads
 
 FILE_BYTES, LEAST_FILE_BYTES = 768 << 20, 64 << 20

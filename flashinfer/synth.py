@@ -3,11 +3,15 @@
 Random weights, but a consistent model: its FFN fires for a given share of neurons, a given share
 is new at each token, its predictor is right, and dense and predicted runs give the same tokens.
 
-How: the learned positions carry a code c_t, |c_t| = 1, that turns along the sequence, in a
-subspace Q of the hidden states that nothing else writes to. Each neuron's up row looks at that
-subspace through a random direction b_i (and, faintly, at everything else), so its pre-activation
-is about b_i . c_t - threshold; Q^T is the predictor's first map and the rows b_i its second. How
-fast the code turns steers how many neurons are new at a token.
+How: the hidden states carry a code c_t, |c_t| = 1, that turns along the sequence, in a subspace
+Q that nothing else writes to. Each neuron's first row (up, or gate) looks at that subspace
+through a random direction b_i (and, faintly, at everything else), so its pre-activation is about
+b_i . c_t - threshold; Q^T is the predictor's first map and the rows b_i its second. How fast the
+code turns steers how many neurons are new at a token.
+
+Learned positions bring the code; where there are none the tokens do, and the output head makes
+token t + 1 follow token t. The threshold is a bias; where there is none, every token also brings
+a constant, in one direction more.
 """
 
 from dataclasses import dataclass
@@ -23,15 +27,6 @@ from flashinfer.formats.writing import new_tensor, write_bundle
 from flashinfer.neuron_cache import miss_curve
 from flashinfer.predictor import Selection
 
-# Published shapes: hidden_size, layers, heads, ffn_dim.
-OPT_SHAPES = {
-    "opt-125m": (768, 12, 12, 3072),
-    "opt-350m": (1024, 24, 16, 4096),  # here pre-norm and without projections
-    "opt-1.3b": (2048, 24, 32, 8192),
-    "opt-2.7b": (2560, 32, 32, 10240),
-    "opt-6.7b": (4096, 32, 32, 16384),
-    "opt-13b": (5120, 40, 40, 20480),
-}
 NOISE = 0.004  # spread of a pre-activation that the predictor does not see, of its own spread
 MARGIN = 0.024  # by which the predictor's threshold lies lower: six times the noise
 BLOCK = 0.02  # size of what a block adds to the hidden state, of the state's own
@@ -61,23 +56,11 @@ def directions(random, n, width):
     return b * (np.sqrt(width) / np.linalg.norm(b, axis=1, keepdims=True))
 
 
-def opt_config(hidden_size, layers, heads, ffn_dim, vocab_size=50272, positions=2048):
-    """A Hugging Face OPT config (a dict) of this shape."""
-    return {
-        "model_type": "opt", "hidden_size": hidden_size, "word_embed_proj_dim": hidden_size,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": ffn_dim,
-        "vocab_size": vocab_size, "max_position_embeddings": positions,
-        "activation_function": "relu", "do_layer_norm_before": True, "enable_bias": True,
-        "layer_norm_elementwise_affine": True, "tie_word_embeddings": True,
-        "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1,
-    }  # fmt: skip
-
-
 def synthesize(
     destination, config, dtype="f16", active=0.03, fresh=0.024, seed=0, progress=None,
     dense_dtype=None,
 ):  # fmt: skip
-    """Write a synthetic bundle of a Hugging Face OPT config; return its calibration.
+    """Write a synthetic bundle of a Hugging Face config; return its calibration.
 
     active    share of a layer's neurons that fire for a token
     fresh     share of the layer that fires and did not for the last five tokens
@@ -85,9 +68,13 @@ def synthesize(
     dense_dtype  number format of what is not FFN, where it is to be another than ``dtype``
 
     Memory: some tens of MB and one square matrix of hidden_size. Raises UserError where the
-    shares cannot be had.
+    shares cannot be had, or the model's activation leaves no neuron silent.
     """
     model = model_config(config)
+    if not model.sparse or (model.tied and model.positions != "learned"):
+        raise UserError(
+            "a synthetic model needs a ReLU and, without learned positions, an untied output head"
+        )
     ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
     maker = _Maker(model, active, fresh, seed)
     calibration = {
@@ -161,16 +148,20 @@ class _Maker:
         self.width = min(64, d // 4 * 2)
         random = np.random.default_rng([seed, 0])
         self.code = find_code(active, fresh, self.width, random)
-        q = random.standard_normal((d, self.width))
+        constant = 0 if model.ffn_bias else 1
+        q = random.standard_normal((d, self.width + constant))
         q -= q.mean(axis=0)  # the layer norm's centring leaves the subspace alone
-        self.q = np.linalg.qr(q)[0].astype(np.float32)  # (d, width)
+        self.reserved = np.linalg.qr(q)[0].astype(np.float32)  # (d, width + constant)
+        self.q, self.constant = self.reserved[:, : self.width], self.reserved[:, self.width :]
         self.record = self._record(random)
-        # |h|^2 = |token|^2 + |code|^2 = 2, so the norm brings the code to length sqrt(d / 2).
-        self.code_length = np.sqrt(d / 2)
-        # What a block adds shall be BLOCK of |h| = sqrt(2): the spread of its weights' values.
-        self.attention_spread = BLOCK * np.sqrt(2) / d
+        # |h|^2 = |token|^2 + |code|^2 + |constant|^2 = 2 or 3, so the norm brings each to this:
+        self.code_length = np.sqrt(d / (2 + constant))
+        # What a block adds shall be BLOCK of |h|: the spread of its weights' values.
+        size = BLOCK * np.sqrt(2 + constant)
+        self.attention_spread = size / d
         firing = active * model.d_ffn
-        self.down_spread = BLOCK * np.sqrt(2) / np.sqrt(max(1, firing) * d) / 0.4
+        self.down_spread = size / np.sqrt(max(1, firing) * d) / 0.4
+        self.tokens_bring_code = model.positions != "learned"
 
     def _record(self, random):
         """What a calibration would find, by simulating one layer."""
@@ -208,33 +199,43 @@ class _Maker:
         elif name == "predictor.b":
             for _, b in self._directions(int(layer)):
                 yield b
-        elif name in ("predictor.bias", "ffn.up_bias"):
+        elif name in ("predictor.bias", "ffn.gate_bias" if self.model.gated else "ffn.up_bias"):
             margin = MARGIN if name == "predictor.bias" else 0.0
             yield np.full(spec.shape, margin - self.code.threshold, dtype=np.float32)
         elif name == "embed_positions.weight":
             yield self.code.at(np.arange(spec.shape[0])) @ self.q.T
         elif name == "embed_tokens.weight":
-            for rows in self._normal(spec.shape, random, 1 / np.sqrt(self.d - self.width)):
-                yield rows - rows @ self.q @ self.q.T
-        elif name == "final_norm.weight":
+            yield from self._embeddings(spec.shape, random)
+        elif name == "lm_head.weight" and self.tokens_bring_code:
+            for first, n in _steps(spec.shape):  # the token before each
+                yield self.code.at(np.arange(first, first + n) - 1) @ self.q.T
+        elif name == "final_norm.weight" and not self.tokens_bring_code:
             # Random signs: else a tied head would only repeat the token it was given.
             yield random.choice(np.float32([-1, 1]), spec.shape)
         else:
             yield np.full(spec.shape, float(name.endswith("norm.weight")), dtype=np.float32)
 
+    def _embeddings(self, shape, random):
+        first = 0
+        for rows in self._normal(shape, random, 1 / np.sqrt(self.d - self.reserved.shape[1])):
+            rows -= rows @ self.reserved @ self.reserved.T
+            rows += self.constant.sum(axis=1)
+            if self.tokens_bring_code:
+                rows += self.code.at(np.arange(first, first + len(rows))) @ self.q.T
+            first += len(rows)
+            yield rows / np.float32(self.model.embedding_scale)
+
     def _normal(self, shape, random, spread):
-        step = max(1, CHUNK_VALUES // shape[1])
-        for first in range(0, shape[0], step):
-            rows = min(step, shape[0] - first)
+        for _, rows in _steps(shape):
             yield random.standard_normal((rows, shape[1]), dtype=np.float32) * np.float32(spread)
 
     def _projection(self, name, shape, random):
         if name != "o_proj.weight":
             yield from self._normal(shape, random, 1 / np.sqrt(self.d))
             return
-        # Its outputs must stay out of the code's subspace: (1 - Q Q^T) O.
+        # Its outputs must stay out of the reserved subspace: (1 - Q Q^T) O.
         o = random.standard_normal(shape, dtype=np.float32) * np.float32(self.attention_spread)
-        yield o - self.q @ (self.q.T @ o)
+        yield o - self.reserved @ (self.reserved.T @ o)
 
     def _directions(self, layer):
         """Yield (first, b_i (n, width)): the same for the bundles and for the predictor."""
@@ -248,9 +249,19 @@ class _Maker:
         noise = NOISE / np.sqrt(self.d)
         for _, b in self._directions(layer):
             rows = random.standard_normal((len(b), shape[1]), dtype=np.float32)
-            up, down = rows[:, : self.d], rows[:, self.d :]
-            up *= np.float32(noise)
-            up += (b / self.code_length) @ self.q.T
+            first, down = rows[:, : self.d], rows[:, -self.d :]
+            first *= np.float32(noise)
+            first += (b / self.code_length) @ self.q.T
+            first -= self.code.threshold / self.code_length * self.constant.sum(axis=1)
+            if self.model.gated:
+                rows[:, self.d : -self.d] /= np.float32(np.sqrt(self.d))
             down *= np.float32(self.down_spread)
-            down -= down @ self.q @ self.q.T
+            down -= down @ self.reserved @ self.reserved.T
             yield rows
+
+
+def _steps(shape):
+    """Yield (first, rows) of the chunks of a matrix."""
+    step = max(1, CHUNK_VALUES // shape[1])
+    for first in range(0, shape[0], step):
+        yield first, min(step, shape[0] - first)

@@ -1,24 +1,54 @@
 """What a model is, in the engine's terms: a few options, whatever the architecture's name."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from .errors import FormatError
 
-ACTIVATIONS = ("relu",)
+ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh")
+SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
+ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 LARGEST = 1 << 31  # no honest dimension is larger; keeps hostile configs from huge allocations
+MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021): the first ``dim`` values of a head are turned in pairs
+    (i, i + dim / 2), by position times base^(-2 i / dim).
+
+    kind        one of ROTARY: how the frequencies are changed for long texts
+    parameters  of that kind, under Hugging Face's names, with
+                ``original_max_position_embeddings`` and ``max_position_embeddings``
+    """
+
+    dim: int
+    base: float
+    kind: str = "default"
+    parameters: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The options that the engine knows. Dimensions keep Hugging Face's names.
 
     d_ffn            neurons of a feed-forward layer
     embedding_size   width of the token embeddings; project_in/out where it is not hidden_size
+    embedding_scale  what token embeddings are multiplied with
     position_offset  row of ``embed_positions`` that position 0 uses
-    norm_before      layer norm before each block (pre-norm), else after its residual (post-norm)
-    final_norm       a last layer norm before the output head
-    norm_affine      the norms have weights and biases
-    bias             the linear layers have biases
+    positions        "learned" (a row of ``embed_positions`` is added), "rotary" or "alibi"
+    norm             "layer" (mean and variance, with biases) or "rms"
+    norm_before      a norm before each block (pre-norm), else after its residual (post-norm)
+    norm_affine      the norms have weights
+    final_norm       a last norm before the output head
+    parallel         attention and FFN read the same hidden state, and both are added to it
+    shared_norm      with ``parallel``: the FFN reads what attention reads
+    qk_norm          each head's queries and keys are normalised, before they are turned
+    qkv_bias, o_bias, ffn_bias, head_bias  these linear layers have biases
+    gated            the FFN is down(activation(gate x) * (up x)), else down(activation(up x))
+    activation       one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
+    up_relu          with ``gated``: up x passes a ReLU, too (dReLU)
+    sliding_windows  per layer, how many tokens back attention sees; 0: all
     tied             the output head is the embedding matrix
     """
 
@@ -27,46 +57,85 @@ class ModelConfig:
     d_ffn: int
     num_hidden_layers: int
     num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
     max_position_embeddings: int
     embedding_size: int
-    position_offset: int
-    norm_before: bool
-    final_norm: bool
-    norm_affine: bool
-    bias: bool
-    activation: str
-    tied: bool
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    embedding_scale: float = 1.0
+    position_offset: int = 0
+    positions: str = "rotary"
+    rotary: Rotary | None = None
+    norm: str = "rms"
+    norm_epsilon: float = 1e-5
+    norm_before: bool = True
+    norm_affine: bool = True
+    final_norm: bool = True
+    parallel: bool = False
+    shared_norm: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    ffn_bias: bool = False
+    head_bias: bool = False
+    gated: bool = True
+    activation: str = "silu"
+    threshold: float = 0.0
+    up_relu: bool = False
+    sliding_windows: tuple[int, ...] = ()
+    tied: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads % self.num_key_value_heads:
             raise FormatError(
-                f"config: hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
+                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.activation not in ACTIVATIONS:
             raise FormatError(
                 f"config: activation {self.activation!r} is not supported; "
                 f"supported: {', '.join(ACTIVATIONS)}"
             )
+        rotary = self.rotary
+        if rotary and (rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim):
+            raise FormatError(
+                f"config: {rotary.dim} values of each head of {self.head_dim} cannot be rotary"
+            )
 
     @property
-    def head_dim(self):
-        return self.hidden_size // self.num_attention_heads
+    def sparse(self):
+        """Whether most neurons may be silent: what a predictor needs."""
+        return self.activation in SPARSE
+
+    @property
+    def parts(self):
+        """Rows of a bundle, each hidden_size wide: [up | down], or [gate | up | down]."""
+        return 3 if self.gated else 2
 
 
-def dimension(config, key, default=None):
+def dimension(config, key, default=None, most=LARGEST):
     """The positive integer ``config[key]``. Raises FormatError where it is not one."""
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < most:
         raise FormatError(f"config: {key} is {str(value)[:40]!r}, not a positive whole number")
     return value
 
 
+def number(config, key, default=None):
+    """The positive finite number ``config[key]``. Raises FormatError where it is not one."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise FormatError(f"config: {key} is {str(value)[:40]!r}, not a positive number")
+    return float(value)
+
+
 def flag(config, key, default):
     """The boolean ``config[key]``. Raises FormatError where it is not one."""
-    value = config.get(key, default)
+    value = config.get(key)
+    value = default if value is None else value
     if not isinstance(value, bool):
         raise FormatError(f"config: {key} is {str(value)[:40]!r}, not true or false")
     return value

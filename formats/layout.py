@@ -37,28 +37,56 @@ def layout(config):
         specs.append(TensorSpec("project_in.weight", (d, config.embedding_size), SMALL))
         specs.append(TensorSpec("project_out.weight", (config.embedding_size, d), SMALL))
     if config.final_norm:
-        specs += _norm("final_norm", config)
+        specs += _norm("final_norm", d, config)
+    if config.head_bias:
+        specs.append(_vector("lm_head.bias", config.vocab_size))
+    projections = projection_shapes(config)
     for layer in layers:
-        specs += _norm(f"layers.{layer}.attention_norm", config)
-        specs += _norm(f"layers.{layer}.ffn_norm", config)
-        if config.bias:
-            specs += [_bias(f"layers.{layer}.{p}_proj.bias", d) for p in "qkvo"]
-            specs.append(_bias(f"layers.{layer}.ffn.up_bias", config.d_ffn))
-            specs.append(_bias(f"layers.{layer}.ffn.down_bias", d))
+        specs += _small(f"layers.{layer}", config, projections)
     for layer in layers:
-        specs += [TensorSpec(f"layers.{layer}.{p}_proj.weight", (d, d), ATTENTION) for p in "qkvo"]
+        specs += [
+            TensorSpec(f"layers.{layer}.{p}_proj.weight", shape, ATTENTION)
+            for p, shape in projections.items()
+        ]
     vocabulary = (config.vocab_size, config.embedding_size)
     if config.tied:
         specs.append(TensorSpec("embed_tokens.weight", vocabulary, HEAD))
     else:
         specs.append(TensorSpec("lm_head.weight", vocabulary, HEAD))
         specs.append(TensorSpec("embed_tokens.weight", vocabulary, EMBEDDING))
-    positions = (config.max_position_embeddings + config.position_offset, d)
-    specs.append(TensorSpec("embed_positions.weight", positions, EMBEDDING))
-    # One row a neuron: [up_i | down_i] (paper section 3.2, row-column bundling).
-    specs += [
-        TensorSpec(f"layers.{layer}.ffn.bundles", (config.d_ffn, 2 * d), FFN) for layer in layers
-    ]
+    if config.positions == "learned":
+        positions = (config.max_position_embeddings + config.position_offset, d)
+        specs.append(TensorSpec("embed_positions.weight", positions, EMBEDDING))
+    # One row a neuron: [up_i | down_i] or [gate_i | up_i | down_i] (paper section 3.2,
+    # row-column bundling).
+    bundles = (config.d_ffn, config.parts * d)
+    specs += [TensorSpec(f"layers.{layer}.ffn.bundles", bundles, FFN) for layer in layers]
+    return specs
+
+
+def projection_shapes(config):
+    """{"q", "k", "v", "o": (rows, columns)} of attention's projections."""
+    d, width = config.hidden_size, config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    return {"q": (width, d), "k": (keys, d), "v": (keys, d), "o": (d, width)}
+
+
+def _small(layer, config, projections):
+    """A layer's norms and biases."""
+    d = config.hidden_size
+    specs = _norm(f"{layer}.attention_norm", d, config)
+    if not config.shared_norm:
+        specs += _norm(f"{layer}.ffn_norm", d, config)
+    if config.qk_norm:
+        specs += _norm(f"{layer}.q_norm", config.head_dim, config)
+        specs += _norm(f"{layer}.k_norm", config.head_dim, config)
+    biased = ("qkv" if config.qkv_bias else "") + ("o" if config.o_bias else "")
+    specs += [_vector(f"{layer}.{p}_proj.bias", projections[p][0]) for p in biased]
+    if config.ffn_bias:
+        if config.gated:
+            specs.append(_vector(f"{layer}.ffn.gate_bias", config.d_ffn))
+        specs.append(_vector(f"{layer}.ffn.up_bias", config.d_ffn))
+        specs.append(_vector(f"{layer}.ffn.down_bias", d))
     return specs
 
 
@@ -92,11 +120,12 @@ def head_name(config):
     return "embed_tokens.weight" if config.tied else "lm_head.weight"
 
 
-def _norm(name, config):
+def _norm(name, size, config):
     if not config.norm_affine:
         return []
-    return [_bias(f"{name}.weight", config.hidden_size), _bias(f"{name}.bias", config.hidden_size)]
+    bias = [_vector(f"{name}.bias", size)] if config.norm == "layer" else []
+    return [_vector(f"{name}.weight", size), *bias]
 
 
-def _bias(name, size):
+def _vector(name, size):
     return TensorSpec(name, (size,), SMALL, exact=True)

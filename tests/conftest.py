@@ -10,7 +10,8 @@ from flashinfer import kernels
 from flashinfer.calibrate import calibrate
 from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
-from flashinfer.synth import opt_config, synthesize
+from flashinfer.shapes import opt_config
+from flashinfer.synth import synthesize
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -124,7 +124,7 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
         def counting(x, token):
             nonlocal tokens, fired
             tokens += len(x)
-            fired += np.count_nonzero(x @ rows[:, :40].T + ffn.up_bias > 0)
+            fired += np.count_nonzero(x @ rows[:, :40].T + ffn.biases["up"] > 0)
             return inner(ffn, x, token)
 
         model.layers[0].feed_forward = counting

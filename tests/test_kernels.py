@@ -1,5 +1,6 @@
 """Each hot path against float64 NumPy, both twins; and the order of sums, by equal bits."""
 
+import math
 import os
 import subprocess
 import sys
@@ -121,8 +122,8 @@ def test_sparse_up_and_down(twin, name, columns):
 def test_no_split_changes_a_bit(twin, name):
     """Rows in pieces, tokens one by one or together, one thread or four: the same bits."""
     columns, n_tokens = 224, 11
-    memory, starts, format, _ = scattered(50, columns, name)
-    matrix, _ = weights(50, columns, name)
+    memory, starts, format, _ = scattered(150, columns, name)  # more than a panel
+    matrix, _ = weights(150, columns, name)
     x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
     a = kernels.sparse_up(memory, starts, format, x)
     whole = kernels.linear(x, matrix)
@@ -132,7 +133,7 @@ def test_no_split_changes_a_bit(twin, name):
         for threads in (1, 2, 4):
             kernels.set_threads(threads)
             assert np.array_equal(whole, kernels.linear(x, matrix))
-            for cut in (1, 17, 49):
+            for cut in (1, 67, 149):
                 parts = [
                     kernels.linear(
                         x, kernels.Matrix(np.ascontiguousarray(d), columns, matrix.format)
@@ -154,7 +155,7 @@ def test_no_split_changes_a_bit(twin, name):
                 again = np.zeros((1, columns), dtype=np.float32)
                 kernels.sparse_down(memory, starts, format, np.maximum(part, 0), again)
                 assert np.array_equal(again[0], y[t])
-            mask, indptr, tokens = pairs(np.random.default_rng(1), 50, n_tokens)
+            mask, indptr, tokens = pairs(np.random.default_rng(1), 150, n_tokens)
             found = kernels.sparse_up(memory, starts, format, x, None, indptr, tokens)
             assert np.array_equal(found, a[mask])
             again = np.zeros_like(x)
@@ -167,20 +168,24 @@ def test_no_split_changes_a_bit(twin, name):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_attention(twin, dtype):
-    heads, context, width, start, n = 3, 50, 64, 9, 12
-    keys = RANDOM.standard_normal((heads, context, width)).astype(dtype)
-    values = RANDOM.standard_normal((heads, context, width)).astype(dtype)
+@pytest.mark.parametrize("groups, window, biased", [(6, 0, False), (2, 0, True), (1, 5, True)])
+def test_attention(twin, dtype, groups, window, biased):
+    heads, context, width, start, n = 6, 50, 64, 9, 12
+    keys = RANDOM.standard_normal((groups, context, width)).astype(dtype)
+    values = RANDOM.standard_normal((groups, context, width)).astype(dtype)
     q = RANDOM.standard_normal((n, heads, width)).astype(np.float32)
-    found = kernels.attention(q, keys, values, start)
+    bias = RANDOM.standard_normal((heads, context)).astype(np.float32) if biased else None
+    found = kernels.attention(q, keys, values, start, window, bias)
     for t in range(n):
-        end = start + t + 1
-        scores = np.einsum("hw,hpw->hp", q[t].astype(float), keys[:, :end].astype(float))
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-        expected = np.einsum("hp,hpw->hw", weights, values[:, :end].astype(float))
-        np.testing.assert_allclose(found[t], expected, atol=1e-5)
-        alone = kernels.attention(q[t : t + 1], keys, values, start + t)
+        seen = slice(max(0, start + t + 1 - window) if window else 0, start + t + 1)
+        for head in range(heads):
+            group = head // (heads // groups)
+            scores = keys[group, seen].astype(float) @ q[t, head].astype(float)
+            scores += bias[head, seen] if biased else 0
+            weights = np.exp(scores - scores.max())
+            expected = weights / weights.sum() @ values[group, seen].astype(float)
+            np.testing.assert_allclose(found[t, head], expected, atol=1e-5)
+        alone = kernels.attention(q[t : t + 1], keys, values, start + t, window, bias)
         assert np.array_equal(alone[0], found[t])
 
 
@@ -215,6 +220,18 @@ def test_wrong_shapes_are_refused_before_a_pointer_is_touched():
         lambda: native["attention"](
             x[None], np.zeros((2, 4, 32), np.float32), np.zeros((2, 4, 32), np.float32), 4
         ),
+        lambda: native["attention"](
+            x[None],
+            np.zeros((2, 4, 32), np.float32),
+            np.zeros((2, 4, 32), np.float32),
+            0,
+            0,
+            np.zeros((2, 3), np.float32),
+        ),
+        lambda: native["rms_norm"](x, np.zeros(31, np.float32), 1e-5),
+        lambda: native["rotate"](x[None], *np.zeros((2, 1, 17), np.float32)),
+        lambda: native["rotate"](x[None], *np.zeros((2, 2, 16), np.float32)),
+        lambda: native["activate"](x[:, ::2], "relu"),
     ):
         with pytest.raises(ValueError):
             call()
@@ -242,6 +259,50 @@ def test_every_vector_unit_gives_the_same_bits(tmp_path):
         kernel, logits = run.stdout.rsplit(" ", 1)
         found[kernel] = logits
     assert len(set(found.values())) == 1, found.keys()
+
+
+@pytest.mark.parametrize("d", [1, 31, 64, 100, 2048])
+def test_rms_norm(twin, d):
+    x = (RANDOM.standard_normal((5, d)) * 3 + 1).astype(np.float32)
+    weight = RANDOM.standard_normal(d).astype(np.float32)
+    exact = x / np.sqrt(np.square(x.astype(float)).mean(axis=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(kernels.rms_norm(x, None, 1e-5), exact, atol=1e-5)
+    found = kernels.rms_norm(x, weight, 1e-5)
+    np.testing.assert_allclose(found, exact * weight, atol=3e-5)
+    for t in range(5):
+        assert np.array_equal(kernels.rms_norm(x[t : t + 1], weight, 1e-5)[0], found[t])
+
+
+def test_rotate(twin):
+    """As multiplying pairs, taken as complex numbers, with e^(i angle); the rest stays."""
+    x = RANDOM.standard_normal((3, 2, 20)).astype(np.float32)
+    angles = RANDOM.uniform(-9, 9, (3, 8))
+    found = x.copy()
+    kernels.rotate(found, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+    turned = (x[..., :8] + 1j * x[..., 8:16]) * np.exp(1j * angles)[:, None]
+    np.testing.assert_allclose(found[..., :8], turned.real, atol=1e-5)
+    np.testing.assert_allclose(found[..., 8:16], turned.imag, atol=1e-5)
+    assert np.array_equal(found[..., 16:], x[..., 16:])
+
+
+EXACT = {
+    "relu": lambda x: np.where(x > 0.3, x, 0),
+    "relu2": lambda x: np.where(x > 0.3, x * x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * [0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x],
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_activate(twin, kind):
+    x = np.concatenate([np.linspace(-30, 30, 5000), [0, -0.0, 80, -80]]).astype(np.float32)
+    found = x.copy()
+    kernels.activate(found, kind, 0.3)
+    np.testing.assert_allclose(found, EXACT[kind](x.astype(float)), rtol=2e-6, atol=2e-6)
+    square = x[:4900].reshape(70, 70).copy()
+    kernels.activate(square, kind, 0.3)
+    assert np.array_equal(square.reshape(-1), found[:4900])
 
 
 @pytest.mark.parametrize("d", [1, 31, 64, 100, 2048])

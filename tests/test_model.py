@@ -10,7 +10,8 @@ from flashinfer.feedforward import FeedForward
 from flashinfer.formats.bundle import verify
 from flashinfer.memory import MIB
 from flashinfer.neuron_cache import UNLIMITED, NeuronCache
-from flashinfer.synth import opt_config, synthesize
+from flashinfer.shapes import opt_config
+from flashinfer.synth import synthesize
 
 IDS = np.random.default_rng(8).integers(3, 96, 40)
 LONG = np.random.default_rng(9).integers(3, 4000, 60)

@@ -17,7 +17,7 @@ BUILDS = {  # compiler, flags of its own, what runs its programs
     "aarch64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64-static"]),
 }
 # A change of this is a change of every logit: the order of sums, or exp, is another.
-HASH = "2dcb447d6b55df60"
+HASHES = ("2dcb447d6b55df60", "f8352027d9d58a12")  # of what OPT needs, and of what others need, too
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -37,6 +37,6 @@ def test_bits(name, tmp_path):
             [*runner, program], capture_output=True, text=True, check=True,
             env={**os.environ, "FLASHINFER_VECTOR_UNIT": unit},
         )  # fmt: skip
-        used, bits = run.stdout.split()
-        found[used] = bits
-    assert set(found.values()) == {HASH}, found
+        used, *bits = run.stdout.split()
+        found[used] = tuple(bits)
+    assert set(found.values()) == {HASHES}, found

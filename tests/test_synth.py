@@ -3,7 +3,8 @@ import pytest
 
 from flashinfer import Model, UserError
 from flashinfer.formats.bundle import Bundle, verify
-from flashinfer.synth import OPT_SHAPES, find_code, opt_config, synthesize
+from flashinfer.shapes import GATED, OPT, PLAIN, config_like, opt_config
+from flashinfer.synth import find_code, synthesize
 
 IDS = np.random.default_rng(2).integers(3, 1000, 120)
 
@@ -22,7 +23,7 @@ def test_neurons_fire_and_change_as_asked(tmp_path, active, fresh):
         model.logits(IDS)
         for number, ffn in enumerate(layer.feed_forward for layer in model.layers):
             rows = model.bundle.read(f"layers.{number}.ffn.bundles")
-            fires = x_of[number] @ rows[:, :256].T + ffn.up_bias > 0
+            fires = x_of[number] @ rows[:, :256].T + ffn.biases["up"] > 0
             recent = sum(np.roll(fires, k, axis=0) for k in range(1, 6)).astype(bool)
             assert fires.mean() == pytest.approx(active, rel=0.15)
             assert (fires & ~recent)[5:].mean() == pytest.approx(fresh, rel=0.2)
@@ -69,8 +70,37 @@ def test_shares_that_cannot_be_had():
         find_code(0.6, 0.02, 64, np.random.default_rng(0))
 
 
+SMALL = {"hidden_size": 128, "num_hidden_layers": 3, "vocab_size": 500, "intermediate_size": 512,
+         "ffn_hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "head_dim": 32}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*GATED, *PLAIN])
+def test_other_architectures_count_up_and_fire_as_asked(name, tmp_path):
+    """Published shapes, made small; neurons counted in the model's own forward."""
+    path, texts, counts = tmp_path / "x.flash", [], []
+
+    def counted(activations):
+        def call(*args):
+            a = activations(*args)
+            counts.append((np.count_nonzero(a), a.size))
+            return a
+
+        return call
+
+    synthesize(path, {**config_like(name, 256), **SMALL}, "f16", active=0.05, fresh=0.02)
+    for neurons in ("predicted", "dense"):
+        with Model.open(path, neurons=neurons, context=64) as model:
+            texts.append(list(model.generate([100], 40, temperature=0, stop_at_eos=False)))
+            if neurons == "dense":
+                for layer in model.layers:
+                    layer.feed_forward.activations = counted(layer.feed_forward.activations)
+                model.logits(range(100, 160))
+    assert texts[0] == texts[1] == list(range(101, 141))
+    fired, used = np.sum(counts, axis=0)
+    assert fired / used == pytest.approx(0.05, rel=0.15)
+
+
 def test_published_shapes():
-    assert OPT_SHAPES["opt-6.7b"] == (4096, 32, 32, 16384)
-    assert all(
-        hidden % heads == 0 and ffn == 4 * hidden for hidden, _, heads, ffn in OPT_SHAPES.values()
-    )
+    assert OPT["opt-6.7b"] == (4096, 32, 32, 16384)
+    assert all(hidden % heads == 0 and ffn == 4 * hidden for hidden, _, heads, ffn in OPT.values())

@@ -3,13 +3,17 @@
 import sys
 
 from flashinfer.cli.common import add_dtypes, add_json, byte_bar, positive, share, write_json
+from flashinfer.formats.architectures import model_config
 from flashinfer.formats.errors import UserError
-from flashinfer.synth import OPT_SHAPES, opt_config, synthesize
+from flashinfer.shapes import NAMES, config_like, opt_config
+from flashinfer.synth import synthesize
 
 
 def add_arguments(parser):
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
-    parser.add_argument("--like", choices=OPT_SHAPES, help="a published shape")
+    parser.add_argument(
+        "--like", choices=NAMES, metavar="NAME", help=f"a published shape: {', '.join(NAMES)}"
+    )
     for name, meaning in (
         ("hidden-size", "width of the hidden states"), ("layers", "how many"),
         ("heads", "attention heads"), ("ffn-dim", "neurons a layer; default: 4 x hidden size"),
@@ -26,13 +30,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    hidden, layers, heads, ffn = OPT_SHAPES.get(args.like, (None,) * 4)
-    hidden, layers = args.hidden_size or hidden, args.layers or layers
-    if hidden is None or layers is None:
-        raise UserError("give --like, or --hidden-size and --layers")
-    heads = args.heads or (heads if not args.hidden_size else max(1, hidden // 64))
-    ffn = args.ffn_dim or (ffn if not args.hidden_size else 4 * hidden)
-    config = opt_config(hidden, layers, heads, ffn, args.vocab_size or 50272, args.context or 2048)
+    config = wanted_config(args)
     with byte_bar("synth") as progress:
         calibration = synthesize(
             args.destination,
@@ -48,7 +46,24 @@ def main(args):
     print(
         f"{args.destination}: {100 * record['active']:.1f} % of the neurons fire for a token, "
         f"{100 * record['predicted']:.1f} % are predicted; five tokens need "
-        f"{record['window_rows'][4]:.0f} of {ffn} rows a layer",
+        f"{record['window_rows'][4]:.0f} of {model_config(config).d_ffn} rows a layer",
         file=sys.stderr,
     )
     write_json(args.json, {"config": config, "calibration": calibration})
+
+
+def wanted_config(args):
+    """A published shape, or an OPT of the dimensions that are given."""
+    given = [args.hidden_size, args.layers, args.heads, args.ffn_dim, args.vocab_size]
+    if args.like:
+        if any(given):
+            raise UserError("--like gives all dimensions but --context; leave the others away")
+        return config_like(args.like, args.context or 2048)
+    if not args.hidden_size or not args.layers:
+        raise UserError("give --like, or --hidden-size and --layers")
+    heads = args.heads or max(1, args.hidden_size // 64)
+    neurons = args.ffn_dim or 4 * args.hidden_size
+    return opt_config(
+        args.hidden_size, args.layers, heads, neurons, args.vocab_size or 50272,
+        args.context or 2048,
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""The published shapes of models, as Hugging Face configs, for ``synth --like``.
+
+Models whose own activation leaves no neuron silent are given a ReLU, as those who made them
+sparse did (ReLULLaMA, ProSparse, Bamboo), and all but OPT an output head of their own.
+"""
+
+from flashinfer.formats.errors import UserError
+
+# hidden size, layers, heads, neurons
+OPT = {
+    "opt-125m": (768, 12, 12, 3072),
+    "opt-350m": (1024, 24, 16, 4096),  # here pre-norm and without projections
+    "opt-1.3b": (2048, 24, 32, 8192),
+    "opt-2.7b": (2560, 32, 32, 10240),
+    "opt-6.7b": (4096, 32, 32, 16384),
+    "opt-13b": (5120, 40, 40, 20480),
+}
+# model_type, hidden size, layers, heads, key/value heads, neurons, vocabulary, what else differs
+GATED = {
+    "tinyllama-1.1b": ("llama", 2048, 22, 32, 4, 5632, 32000, {}),
+    "llama-2-7b": ("llama", 4096, 32, 32, 32, 11008, 32000, {}),
+    "llama-2-13b": ("llama", 5120, 40, 40, 40, 13824, 32000, {}),
+    "llama-3.2-1b": (
+        "llama", 2048, 16, 32, 8, 8192, 128256, {"rope_theta": 5e5},
+    ),
+    "llama-3.1-8b": ("llama", 4096, 32, 32, 8, 14336, 128256, {"rope_theta": 5e5}),
+    "mistral-7b": ("mistral", 4096, 32, 32, 8, 14336, 32000, {"sliding_window": 4096}),
+    "qwen2.5-1.5b": (
+        "qwen2", 1536, 28, 12, 2, 8960, 151936, {"rope_theta": 1e6},
+    ),
+    "qwen3-4b": (
+        "qwen3", 2560, 36, 32, 8, 9728, 151936,
+        {"rope_theta": 1e6, "head_dim": 128},
+    ),
+    "phi-3-mini": ("phi3", 3072, 32, 32, 32, 8192, 32064, {}),
+}  # fmt: skip
+PLAIN = {
+    "falcon-7b": (
+        "falcon", 4544, 32, 71, 1, 18176, 65024,
+        {"parallel_attn": True, "multi_query": True, "activation": "relu"},
+    ),
+    "persimmon-8b": ("persimmon", 4096, 36, 64, 64, 16384, 262144, {"hidden_act": "relu2"}),
+    "phi-2": ("phi", 2560, 32, 32, 32, 10240, 51200, {"partial_rotary_factor": 0.4}),
+    "minitron-4b": (
+        "nemotron", 3072, 32, 24, 8, 9216, 256000, {"hidden_act": "relu2", "head_dim": 128},
+    ),
+}  # fmt: skip
+NAMES = (*OPT, *GATED, *PLAIN)
+
+
+def opt_config(hidden_size, layers, heads, ffn_dim, vocab_size=50272, positions=2048):
+    """A Hugging Face OPT config (a dict) of this shape."""
+    return {
+        "model_type": "opt", "hidden_size": hidden_size, "word_embed_proj_dim": hidden_size,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": ffn_dim,
+        "vocab_size": vocab_size, "max_position_embeddings": positions,
+        "activation_function": "relu", "do_layer_norm_before": True, "enable_bias": True,
+        "layer_norm_elementwise_affine": True, "tie_word_embeddings": True,
+        "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1,
+    }  # fmt: skip
+
+
+def config_like(name, positions=2048):
+    """The Hugging Face config (a dict) of a published shape. Raises UserError where unknown."""
+    if name in OPT:
+        return opt_config(*OPT[name], positions=positions)
+    if name not in NAMES:
+        raise UserError(f"{name!r} is not one of {', '.join(NAMES)}")
+    shape = GATED.get(name) or PLAIN[name]
+    model_type, hidden_size, layers, heads, key_values, neurons, vocabulary, other = shape
+    return {
+        "model_type": model_type, "hidden_size": hidden_size, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": key_values,
+        "intermediate_size": neurons, "ffn_hidden_size": neurons, "vocab_size": vocabulary,
+        "max_position_embeddings": positions, "hidden_act": "relu",
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, **other,
+    }  # fmt: skip

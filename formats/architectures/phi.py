@@ -1,0 +1,45 @@
+"""Phi-1, Phi-1.5 and Phi-2 (Li et al. 2023): attention and FFN read one norm, side by side."""
+
+from ..config import ModelConfig, flag, number
+from .hugging_face import activation, dimensions, rotary
+
+MODEL_TYPES = ("phi",)
+KINDS = ("weight", "bias")
+NAMES = {
+    "embed_tokens.weight": "model.embed_tokens.weight",
+    **{f"final_norm.{k}": f"model.final_layernorm.{k}" for k in KINDS},
+    **{f"layers.{{}}.attention_norm.{k}": f"model.layers.{{}}.input_layernorm.{k}" for k in KINDS},
+    **{
+        f"layers.{{}}.{p}_proj.{k}": f"model.layers.{{}}.self_attn.{name}.{k}"
+        for p, name in zip("qkvo", ("q_proj", "k_proj", "v_proj", "dense"), strict=True)
+        for k in KINDS
+    },
+    **{
+        f"layers.{{}}.{p}_norm.{k}": f"model.layers.{{}}.self_attn.{p}_layernorm.{k}"
+        for p in "qk"
+        for k in KINDS
+    },
+    "layers.{}.ffn.up_bias": "model.layers.{}.mlp.fc1.bias",
+    "layers.{}.ffn.down_bias": "model.layers.{}.mlp.fc2.bias",
+}
+FFN = {"up": "model.layers.{}.mlp.fc1.weight", "down": "model.layers.{}.mlp.fc2.weight"}
+
+
+def model_config(config):
+    """The ModelConfig of a PhiConfig (a dict). Raises FormatError."""
+    common = dimensions(config)
+    return ModelConfig(
+        **common,
+        **activation(config),
+        rotary=rotary(config, common["head_dim"], share=0.5),
+        norm="layer",
+        norm_epsilon=number(config, "layer_norm_eps", 1e-5),
+        parallel=True,
+        shared_norm=True,
+        qk_norm=flag(config, "qk_layernorm", False),
+        gated=False,
+        qkv_bias=True,
+        o_bias=True,
+        ffn_bias=True,
+        head_bias=True,
+    )

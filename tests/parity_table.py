@@ -1,0 +1,67 @@
+"""How far logits are from transformers', for every architecture and option.
+
+    python tests/parity_table.py [--check README.md]
+
+Makes a small random checkpoint of each kind, converts it to f32 and compares 40 tokens' logits.
+Prints the table; exit code 1 where a difference is 1e-4 or more or, with --check, where a row is
+missing from that file. Needs the ``parity`` extra.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from make_checkpoints import COMMON, LLAMA, OPT, TOKENS, VARIANTS, make, reference, save
+
+from flashinfer import Model
+from flashinfer.formats.convert import convert
+
+MOST = 1e-4
+
+
+def difference(options, seed=1):
+    """Largest absolute difference of a logit."""
+    with TemporaryDirectory() as folder:
+        model = make(options, seed)
+        save(model, folder, options)
+        path = Path(folder) / "x.flash"
+        convert(folder, path, "f32")
+        ids = np.random.default_rng(seed).integers(3, COMMON["vocab_size"], TOKENS)
+        with Model.open(path, context=TOKENS) as ours:
+            return float(np.abs(ours.logits(ids) - reference(model, ids)).max())
+
+
+def describe(options):
+    """The options that are not those of every test model, in a few words."""
+    words = []
+    for key, value in options.items():
+        if key == "word_embed_proj_dim" and value == options["hidden_size"]:
+            continue
+        if key in {*COMMON, *LLAMA, *OPT} - {"word_embed_proj_dim"}:
+            continue
+        if key == "rope_parameters":
+            words.append(f"rope {value['rope_type']}" + (", mscale" if "mscale" in value else ""))
+        elif key not in ("ffn_hidden_size", "head_dim", "original_max_position_embeddings"):
+            words.append(key if value is True else f"{key}={value}")
+    return ", ".join(words) or "as it is"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", type=Path, metavar="FILE", help="a file that has the table")
+    args = parser.parse_args()
+    text = args.check.read_text() if args.check else None
+    print("| architecture | options | largest difference |\n|---|---|---|")
+    failed = False
+    for options in VARIANTS.values():
+        row, found = f"| {options['model_type']} | {describe(options)} |", difference(options)
+        print(f"{row} {found:.1e} |", flush=True)
+        failed |= not found < MOST or (text is not None and row not in text)
+    if failed:
+        sys.exit("a difference is too large, or a row is missing")
+
+
+if __name__ == "__main__":
+    main()
