@@ -84,7 +84,7 @@ def synthesize(
     }
     specs = layout(model)
     small = sum(spec.role == SMALL for spec in specs)
-    specs[small:small] = predictor_layout(model, [maker.width] * model.num_hidden_layers)
+    specs[small:small] = predictor_layout(model, [maker.rank] * model.num_hidden_layers)
     tensors = [
         new_tensor(
             spec.name,
@@ -153,6 +153,7 @@ class _Maker:
         q -= q.mean(axis=0)  # the layer norm's centring leaves the subspace alone
         self.reserved = np.linalg.qr(q)[0].astype(np.float32)  # (d, width + constant)
         self.q, self.constant = self.reserved[:, : self.width], self.reserved[:, self.width :]
+        self.rank = self.reserved.shape[1]
         self.record = self._record(random)
         # |h|^2 = |token|^2 + |code|^2 + |constant|^2 = 2 or 3, so the norm brings each to this:
         self.code_length = np.sqrt(d / (2 + constant))
@@ -178,7 +179,7 @@ class _Maker:
             "active": float(fires.mean()),
             "predicted": float(says.mean()),
             "missed": 0.0,
-            "rank": self.width,
+            "rank": self.rank,
             "window_rows": counts.mean(axis=0).tolist(),
             "window_rows_most": counts.max(axis=0).tolist(),
             "misses": miss_curve((Selection.of_scores(row[None]) for row in says), len(b)),
@@ -195,13 +196,16 @@ class _Maker:
         elif name == "ffn.bundles":
             yield from self._bundles(int(layer), spec.shape, random)
         elif name == "predictor.a":
-            yield self.q.T / self.code_length
+            yield self.reserved.T / self.code_length
         elif name == "predictor.b":
             for _, b in self._directions(int(layer)):
-                yield b
+                constant = np.full((len(b), self.constant.shape[1]), self._bias(MARGIN))
+                yield np.concatenate([b, constant], axis=1, dtype=np.float32)
+        elif name == "predictor.bias" and self.constant.size:
+            yield np.zeros(spec.shape, dtype=np.float32)
         elif name in ("predictor.bias", "ffn.gate_bias" if self.model.gated else "ffn.up_bias"):
             margin = MARGIN if name == "predictor.bias" else 0.0
-            yield np.full(spec.shape, margin - self.code.threshold, dtype=np.float32)
+            yield np.full(spec.shape, self._bias(margin), dtype=np.float32)
         elif name == "embed_positions.weight":
             yield self.code.at(np.arange(spec.shape[0])) @ self.q.T
         elif name == "embed_tokens.weight":
@@ -224,6 +228,9 @@ class _Maker:
                 rows += self.code.at(np.arange(first, first + len(rows))) @ self.q.T
             first += len(rows)
             yield rows / np.float32(self.model.embedding_scale)
+
+    def _bias(self, margin):
+        return margin - self.code.threshold
 
     def _normal(self, shape, random, spread):
         for _, rows in _steps(shape):
@@ -252,7 +259,7 @@ class _Maker:
             first, down = rows[:, : self.d], rows[:, -self.d :]
             first *= np.float32(noise)
             first += (b / self.code_length) @ self.q.T
-            first -= self.code.threshold / self.code_length * self.constant.sum(axis=1)
+            first += self._bias(0.0) / self.code_length * self.constant.sum(axis=1)
             if self.model.gated:
                 rows[:, self.d : -self.d] /= np.float32(np.sqrt(self.d))
             down *= np.float32(self.down_spread)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import SHARED
+from conftest import DATA, SHARED
 from flashinfer import Model, UserError
 from flashinfer.calibrate import calibrate
 from flashinfer.formats.bundle import Bundle, verify
@@ -132,6 +132,51 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
             model.logits(ids[start : start + 48])
         share = fired / tokens / 72
         assert share == pytest.approx(model.bundle.calibration["layers"][0]["active"], rel=0.1)
+
+
+FIRES = {
+    "llama-relu-bias": lambda gate, up: gate > 0,
+    "prosparse": lambda gate, up: gate > 0.05,
+    "bamboo": lambda gate, up: (gate > 0) & (up > 0),
+    "persimmon": lambda gate, up: up > 0,
+    "falcon-new": lambda gate, up: up > 0,
+}
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_what_fires_in_other_architectures(name, tmp_path):
+    """Counted from the weights and the inputs that the engine's own forward gives layer 0."""
+    path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
+    convert(DATA / name, path, "f32")
+    ids = np.random.default_rng(5).integers(3, 96, 48 * 16)
+    record = calibrate(path, ids, calibrated, tokens=len(ids), steps=0)["layers"][0]
+    with Model.open(path) as model:
+        ffn, shares = model.layers[0].feed_forward, []
+        d = model.config.hidden_size
+        rows = model.bundle.read("layers.0.ffn.bundles")
+
+        def counting(x, token):
+            up_at = d if model.config.gated else 0
+            up, gate = x @ rows[:, up_at : up_at + d].T, x @ rows[:, :d].T
+            up += 0 if ffn.biases["up"] is None else ffn.biases["up"]
+            gate += 0 if ffn.biases["gate"] is None else ffn.biases["gate"]
+            shares.append(FIRES[name](gate, up).mean())
+            return type(ffn).__call__(ffn, x, token)
+
+        model.layers[0].feed_forward = counting
+        for start in range(0, len(ids), 48):
+            model.logits(ids[start : start + 48])
+    assert np.mean(shares) == pytest.approx(record["active"], rel=0.1)
+    assert record["missed"] <= 0.05
+    with Model.open(calibrated) as model:
+        assert model.plan.neurons == "predicted"
+        assert np.isfinite(model.logits(ids[:40])).all()
+
+
+def test_silu_leaves_nothing_to_predict(tmp_path):
+    convert(DATA / "llama-silu", tmp_path / "x.flash")
+    with pytest.raises(UserError, match="silu, leaves no neuron silent"):
+        calibrate(tmp_path / "x.flash", list(range(3, 96)) * 8)
 
 
 def test_too_short_a_text(plain, tmp_path):

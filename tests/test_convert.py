@@ -29,6 +29,9 @@ def test_logits_are_those_of_transformers(name, tmp_path, twin):
     recorded = np.load(DATA / name / "logits.npz")
     with Model.open(path, context=len(recorded["ids"])) as model:
         logits = model.logits(recorded["ids"])
+        model.reset()
+        single = np.stack([model.forward([token]) for token in recorded["ids"]])
+    assert np.array_equal(single, logits)  # in one piece and token by token
     assert np.abs(logits - recorded["logits"]).max() < 1e-4
 
 

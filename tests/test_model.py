@@ -10,7 +10,7 @@ from flashinfer.feedforward import FeedForward
 from flashinfer.formats.bundle import verify
 from flashinfer.memory import MIB
 from flashinfer.neuron_cache import UNLIMITED, NeuronCache
-from flashinfer.shapes import opt_config
+from flashinfer.shapes import config_like, opt_config
 from flashinfer.synth import synthesize
 
 IDS = np.random.default_rng(8).integers(3, 96, 40)
@@ -111,6 +111,34 @@ def test_blocks_of_odd_length_change_no_bit(tmp_path, twin, dtype, dense_dtype):
     for number, pair in enumerate(found):
         assert np.array_equal(pair[0], pair[1])
         assert np.array_equal(pair[0], found[0][0]) or (number == 2 and not exact)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("tinyllama-1.1b", {}),
+        ("mistral-7b", {"sliding_window": 9, "model_type": "bamboo"}),
+        ("qwen3-4b", {}),
+        ("falcon-7b", {"alibi": True}),
+        ("persimmon-8b", {}),
+    ],
+)
+def test_other_architectures_change_no_bit(tmp_path, twin, name, options):
+    """Windows, budgets from the least, threads and ways to read, as for OPT."""
+    path, ids = tmp_path / "x.flash", np.arange(300, 340)
+    small = {"hidden_size": 96, "num_hidden_layers": 3, "intermediate_size": 400,
+             "ffn_hidden_size": 400, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": 24, "vocab_size": 700}  # fmt: skip
+    synthesize(path, {**config_like(name, 64), **small, **options})
+    choices = [{}, {"window": 1}, {"neurons": "dense"}, {"io": "buffered"}, {"threads": 3}]
+    found = [logits_of(path, ids, **choice) for choice in choices]
+    for neurons in ("predicted", "dense"):
+        with pytest.raises(BudgetError) as caught:
+            Model.open(path, memory=1, context=64, neurons=neurons)
+        for more in (0, 1):
+            memory = caught.value.least + more * MIB
+            found.append(logits_of(path, ids, memory=memory, context=64, neurons=neurons))
+    assert all(np.array_equal(a, found[0][0]) for pair in found for a in pair)
 
 
 @pytest.mark.parametrize("window", [2, None])
