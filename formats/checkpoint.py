@@ -6,6 +6,7 @@ safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alik
 import json
 from pathlib import Path
 
+from .architectures import architecture
 from .errors import FormatError, UserError
 from .number_formats import BY_SAFETENSORS
 from .safetensors import SafetensorsFile
@@ -23,7 +24,8 @@ class Checkpoint:
             raise FormatError(
                 f"{directory}: {what}; give the directory of a Hugging Face checkpoint"
             )
-        self.config = read_json(self.directory / "config.json")
+        self.config_path = self.directory / "config.json"
+        self.config = read_json(self.config_path)
         self.shards = _open_shards(self.directory)
         self.shapes = {}
         self._shard_of = {}
@@ -32,6 +34,18 @@ class Checkpoint:
                 if name in self._shard_of:
                     raise FormatError(f"{directory}: tensor {name} stands in two files")
                 self._shard_of[name], self.shapes[name] = shard, shape
+
+    @property
+    def naming(self):
+        """Where to find what: the architecture's module."""
+        return architecture(self.config)
+
+    def tokenizer_json(self):
+        return tokenizer_json(self.directory)
+
+    def raw_rows(self, name, format, start, stop):
+        """Rows as bytes of this NumberFormat, where that saves decoding them: never, here."""
+        return None
 
     def read_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` of a tensor as float32."""

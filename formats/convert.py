@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint to a flat bundle, a piece at a time."""
+"""From a Hugging Face checkpoint or a GGUF file to a flat bundle, a piece at a time."""
 
 import re
 from pathlib import Path
@@ -6,38 +6,43 @@ from pathlib import Path
 import numpy as np
 
 from .architectures import architecture
-from .checkpoint import COLUMN_CHUNK, Checkpoint, tokenizer_json
-from .errors import FormatError
+from .checkpoint import COLUMN_CHUNK, Checkpoint
+from .errors import FormatError, UserError
+from .gguf_checkpoint import GgufCheckpoint
 from .layout import EMBEDDING, FFN, TOKENIZER, format_of, layout
 from .number_formats import number_format
-from .writing import byte_tensor, new_tensor, write_bundle
+from .writing import byte_tensor, encoded, new_tensor, write_bundle
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
 
 
-def convert(source, destination, dtype="f16", progress=None, dense_dtype=None):
-    """Convert the checkpoint in directory ``source`` to the bundle ``destination``.
+def convert(source, destination, dtype=None, progress=None, dense_dtype=None, activation=None):
+    """Convert a checkpoint to the bundle ``destination``.
 
-    dtype        number format of the weights; norms and biases are always f32
+    source       the directory of a Hugging Face checkpoint, or a GGUF file
+    dtype        number format of the weights; norms and biases are always f32. None: f16; of a
+                 GGUF file, the one that each tensor has there, or the nearest to it
     progress     called as progress(bytes_written, bytes_in_all)
     dense_dtype  number format of what is not FFN, where it is to be another
+    activation   of a GGUF file, which does not say it: the FFN's, such as "relu"
 
     Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
     some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
     """
-    ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
-    with Checkpoint(source) as checkpoint:
+    with open_checkpoint(source, activation) as checkpoint:
         try:
-            module = architecture(checkpoint.config)
-            config = module.model_config(checkpoint.config)
+            config = architecture(checkpoint.config).model_config(checkpoint.config)
         except FormatError as error:
-            raise FormatError(f"{Path(source) / 'config.json'}: {error}") from None
-        names = _Names(checkpoint, module, config)
+            raise FormatError(f"{checkpoint.config_path}: {error}") from None
+        if dtype is None and not isinstance(checkpoint, GgufCheckpoint):
+            dtype = "f16"
+        ffn, dense = (name and number_format(name) for name in (dtype, dense_dtype or dtype))
+        names = _Names(checkpoint, config)
         specs = layout(config)
-        tensors = [names.tensor(spec, format_of(spec, ffn, dense)) for spec in specs]
-        names.refuse_strangers(config)
-        tokenizer = tokenizer_json(source)
+        tensors = [names.tensor(spec, ffn, dense) for spec in specs]
+        names.refuse_strangers()
+        tokenizer = checkpoint.tokenizer_json()
         if tokenizer is not None:
             first = next(i for i, spec in enumerate(specs) if spec.role in (EMBEDDING, FFN))
             tensors.insert(first, byte_tensor(TOKENIZER, tokenizer.encode("utf-8")))
@@ -55,22 +60,38 @@ def convert(source, destination, dtype="f16", progress=None, dense_dtype=None):
         )
 
 
+def open_checkpoint(source, activation=None):
+    """The Checkpoint or GgufCheckpoint at ``source``."""
+    if Path(source).is_file() and Path(source).suffix == ".gguf":
+        return GgufCheckpoint(source, activation)
+    if activation is not None:
+        raise UserError(f"{source}: its config says the activation; only GGUF files do not")
+    return Checkpoint(source)
+
+
 class _Names:
     """Finds a checkpoint's tensors by the architecture's name map, and checks their shapes."""
 
-    def __init__(self, checkpoint, module, config):
-        self.checkpoint, self.module, self.config = checkpoint, module, config
+    def __init__(self, checkpoint, config):
+        self.checkpoint, self.config = checkpoint, config
+        self.naming = naming = checkpoint.naming
         self.names = {
-            **module.NAMES,
-            **{f"layers.{{}}.ffn.{part}": name for part, name in module.FFN.items()},
+            **naming.NAMES,
+            **{f"layers.{{}}.ffn.{part}": name for part, name in naming.FFN.items()},
         }
-        self.packed = getattr(module, "ROWS", {})  # which rows of a packed tensor ours is
-        self.less_one = getattr(module, "NORM_LESS_ONE", False)
+        self.packed = getattr(naming, "ROWS", {})  # which rows of a packed tensor ours is
+        self.heights = {}  # {packed tensor: its rows}
+        for template, name in self.names.items():
+            if rows := self.packed.get(_part(template)):
+                height = int(rows(config).max()) + 1
+                self.heights[name] = max(height, self.heights.get(name, 0))
+        self.less_one = getattr(naming, "NORM_LESS_ONE", False)
         self.used = set()
 
     def find(self, template, layer, shape):
         """The checkpoint's name of a tensor, and which rows of it ours is (None: all)."""
-        names = self.names.get(template, template).format(layer, layer).split("|")
+        named = self.names.get(template, template)
+        names = named.format(layer, layer).split("|")
         # A checkpoint of the bare model, without its head, lacks the first part of the names.
         names += [name.partition(".")[2] for name in names if template not in HEADS]
         name = next((n for n in names if n in self.checkpoint.shapes), None)
@@ -78,26 +99,17 @@ class _Names:
             raise FormatError(f"{self.checkpoint.directory}: tensor {names[0]} is missing")
         rows = self.packed.get(_part(template))
         rows = None if rows is None else rows(self.config)
-        found = self.checkpoint.shapes[name]
-        fits = found == shape
-        if rows is not None:  # as long as the last row of any of the parts
-            packed = max(int(r(self.config)[-1]) + 1 for p, r in self._beside(template))
-            fits = found == (packed, *shape[1:]) and len(rows) == shape[0]
-        if not fits:
+        expected = shape if rows is None else (self.heights[named], *shape[1:])
+        if self.checkpoint.shapes[name] != expected or (rows is not None and len(rows) != shape[0]):
             raise FormatError(
-                f"{self.checkpoint.directory}: tensor {name} has the shape {found}, the config "
-                f"says {shape if rows is None else (packed, *shape[1:])}"
+                f"{self.checkpoint.directory}: tensor {name} has the shape "
+                f"{self.checkpoint.shapes[name]}, the config says {expected}"
             )
         self.used.add(name)
         return name, rows
 
-    def _beside(self, template):
-        """The parts that are packed into one tensor with this one."""
-        ffn = _part(template) in ("gate", "up")
-        return [(p, r) for p, r in self.packed.items() if (p in ("gate", "up")) == ffn]
-
-    def tensor(self, spec, format):
-        """The NewTensor for a TensorSpec."""
+    def tensor(self, spec, ffn, dense):
+        """The NewTensor for a TensorSpec; the number formats are None to keep the checkpoint's."""
         layer, template = None, spec.name
         if match := re.match(r"layers\.(\d+)\.", spec.name):
             layer = match[1]
@@ -107,38 +119,51 @@ class _Names:
             shapes = {"gate": (neurons, width), "up": (neurons, width), "down": (width, neurons)}
             parts = {
                 part: self.find(f"layers.{{}}.ffn.{part}", layer, shapes[part])
-                for part in self.module.FFN
+                for part in self.naming.FFN
             }
-            return new_tensor(spec.name, format, spec.shape, lambda: self.bundles(parts))
+            format = ffn or self.checkpoint.format_of(parts["up"][0])
+            return new_tensor(spec.name, format, spec.shape, lambda: self.bundles(parts, format))
         name, rows = self.find(template, layer, spec.shape)
+        if dense is None and not spec.exact:
+            dense = self.checkpoint.format_of(name)
+        format = format_of(spec, ffn, dense)
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
-        return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, add))
+        return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
 
-    def rows(self, name, rows, add):
+    def rows(self, name, rows, format, add):
+        """Yield a tensor's rows, or those numbered ``rows``: float32, or bytes of ``format``."""
         shape = self.checkpoint.shapes[name]
+        rows = np.arange(shape[0]) if rows is None else rows
         step = max(1, CHUNK_VALUES // int(np.prod(shape[1:])))
-        for start, stop in _runs(rows, shape[0]):
-            for first in range(start, stop, step):
-                values = self.checkpoint.read_rows(name, first, min(first + step, stop))
-                yield values + np.float32(add) if add else values
+        for first in range(0, len(rows), step):
+            runs = [
+                self.read(name, format, start, stop) for start, stop in _runs(rows[first:][:step])
+            ]
+            values = runs[0] if len(runs) == 1 else np.concatenate(runs)
+            yield values + np.float32(add) if add else values
 
-    def bundles(self, parts):
+    def read(self, name, format, start, stop):
+        """Rows ``start:stop`` as they are, where that is in ``format``, else as float32."""
+        raw = self.checkpoint.raw_rows(name, format, start, stop)
+        return self.checkpoint.read_rows(name, start, stop) if raw is None else raw
+
+    def bundles(self, parts, format):
         """Rows [gate_i | up_i | down_i]: rows of gate and up, column i of the down projection."""
         start = 0
         for columns in self.checkpoint.read_columns(parts["down"][0]):
-            above = []
+            bundle = []
             for part in ("gate", "up"):
                 if part in parts:
                     name, rows = parts[part]
                     first = start + (0 if rows is None else int(rows[0]))  # packed ones lie apart
-                    above.append(self.checkpoint.read_rows(name, first, first + len(columns)))
-            yield np.concatenate([*above, columns], axis=1)
+                    bundle.append(self.read(name, format, first, first + len(columns)))
+            yield np.concatenate([encoded(p, format) for p in [*bundle, columns]], axis=1)
             start += COLUMN_CHUNK
 
-    def refuse_strangers(self, config):
+    def refuse_strangers(self):
         """Raise FormatError where the checkpoint holds what the architecture has no use for."""
         strangers = self.checkpoint.shapes.keys() - self.used
-        if config.tied:
+        if self.config.tied:
             strangers -= {"lm_head.weight"}  # a copy of the embeddings
         # Some older checkpoints hold the frequencies of the rotary positions.
         strangers = {name for name in strangers if not name.endswith("rotary_emb.inv_freq")}
@@ -156,11 +181,8 @@ def _part(template):
     return pieces[-1] if "ffn" in pieces else pieces[-2]
 
 
-def _runs(rows, all_rows):
-    """Yield (start, stop) of the runs of neighbours among ascending row ids; None: all rows."""
-    if rows is None:
-        yield 0, all_rows
-        return
+def _runs(rows):
+    """Yield (start, stop) of the runs of neighbours among row ids."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     for part in np.split(rows, breaks):
         yield int(part[0]), int(part[-1]) + 1

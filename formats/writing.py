@@ -11,6 +11,8 @@ from math import prod
 from pathlib import Path
 from tempfile import mkstemp
 
+import numpy as np
+
 from .bundle import CHUNK_BYTES, HEADER_CRC, NO_CRC, PAGE, VERSION
 from .errors import UserError
 
@@ -28,20 +30,25 @@ class NewTensor:
 
 
 def new_tensor(name, format, shape, chunks):
-    """A NewTensor of weights; ``chunks()`` yields float32 arrays of whole rows."""
+    """A NewTensor of weights; ``chunks()`` yields whole rows: float32, or bytes of ``format``."""
 
-    def encoded():
+    def all_encoded():
         try:
             for values in chunks():
-                yield format.encode(values)
+                yield encoded(values, format)
         except UserError as error:
             raise type(error)(f"tensor {name}: {error}") from None
 
     nbytes = prod(shape[:-1]) * format.row_bytes(shape[-1])
     if format.block == 1:
-        return NewTensor(name, format.safetensors, shape, nbytes, encoded)
+        return NewTensor(name, format.safetensors, shape, nbytes, all_encoded)
     shape = (*shape[:-1], format.row_bytes(shape[-1]))
-    return NewTensor(name, format.safetensors, shape, nbytes, encoded, format.name)
+    return NewTensor(name, format.safetensors, shape, nbytes, all_encoded, format.name)
+
+
+def encoded(values, format):
+    """Rows of float32, or of bytes that are in this NumberFormat already, as bytes."""
+    return values if values.dtype == np.uint8 else format.encode(values)
 
 
 def byte_tensor(name, data):

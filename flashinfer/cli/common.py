@@ -46,9 +46,11 @@ def id_list(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not token ids such as 2,10,15") from None
 
 
-def add_dtypes(parser):
+def add_dtypes(parser, default="f16", meaning="f16"):
     """The number formats of a bundle to be written."""
-    parser.add_argument("--dtype", choices=FORMATS, default="f16", help="of the weights (f16)")
+    parser.add_argument(
+        "--dtype", choices=FORMATS, default=default, help=f"of the weights; default: {meaning}"
+    )
     parser.add_argument(
         "--dense-dtype", choices=FORMATS, help="of what is not feed-forward; default: as --dtype"
     )

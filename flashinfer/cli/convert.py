@@ -1,26 +1,44 @@
-"""Make a bundle of a Hugging Face checkpoint."""
+"""Make a bundle of a Hugging Face checkpoint or a GGUF file."""
 
 import sys
 
 from flashinfer.cli.common import add_dtypes, add_json, byte_bar, write_json
 from flashinfer.formats import convert as converter
+from flashinfer.formats.bundle import Bundle
 
 
 def add_arguments(parser):
-    parser.add_argument("source", metavar="SRC", help="the checkpoint's directory")
+    parser.add_argument("source", metavar="SRC", help="the checkpoint's directory, or x.gguf")
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
-    add_dtypes(parser)
+    add_dtypes(parser, None, "f16; of a GGUF file, as they are there")
+    parser.add_argument(
+        "--activation", metavar="NAME", help="of a GGUF file, which does not say it: relu for a "
+        "model that was trained with it; default: what its architecture usually has",
+    )  # fmt: skip
     add_json(parser)
 
 
 def main(args):
     with byte_bar("convert") as progress:
         size = converter.convert(
-            args.source, args.destination, args.dtype, progress, args.dense_dtype
+            args.source, args.destination, args.dtype, progress, args.dense_dtype, args.activation
         )
-    print(
-        f"{args.destination}: {size / 1e6:,.1f} MB. Next: flashinfer calibrate "
-        f"{args.destination} --text FILE",
-        file=sys.stderr,
-    )
-    write_json(args.json, {"model": args.destination, "bytes": size, "number_format": args.dtype})
+    with Bundle(args.destination) as bundle:
+        name, sparse = bundle.ffn_format.name, bundle.config.sparse
+    print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
+    for line in requantised(args):
+        print(line, file=sys.stderr)
+    if sparse:
+        print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)
+    write_json(args.json, {"model": args.destination, "bytes": size, "number_format": name})
+
+
+def requantised(args):
+    """What of a GGUF file could not be kept as it was: lines for people."""
+    if args.dtype or not args.source.endswith(".gguf"):
+        return
+    with converter.open_checkpoint(args.source) as checkpoint:
+        for name in checkpoint.requantised():
+            yield f"{name} is requantised, as no number format here keeps it"
+        if checkpoint.format_of(checkpoint.naming.FFN["down"].format(0)).block > 1:
+            yield "the down projections' blocks lie across neurons there, and were made anew"

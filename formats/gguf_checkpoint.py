@@ -1,0 +1,246 @@
+"""A GGUF file seen as a Hugging Face checkpoint, so that ``convert`` takes either."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from .architectures.hugging_face import behind
+from .checkpoint import COLUMN_CHUNK
+from .errors import FormatError
+from .gguf import GgufFile
+from .number_formats import FORMATS
+
+# GGUF's architecture -> model_type, the activation that llama.cpp gives it, the norms' epsilon
+RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+ARCHITECTURES = {
+    "llama": ("llama", "silu", "rms_norm_eps", RMS),
+    "qwen2": ("qwen2", "silu", "rms_norm_eps", RMS),
+    "qwen3": ("qwen3", "silu", "rms_norm_eps", RMS),
+    "gemma": ("gemma", "gelu_pytorch_tanh", "rms_norm_eps", RMS),
+    "falcon": ("falcon", "gelu", "layer_norm_epsilon", LAYER),
+    "phi2": ("phi", "gelu_new", "layer_norm_eps", LAYER),
+    "phi3": ("phi3", "silu", "rms_norm_eps", RMS),
+    "nemotron": ("nemotron", "relu2", "norm_eps", LAYER),
+}
+BLOCK, KINDS = "blk.{}", ("weight", "bias")
+NAMES = {
+    "embed_tokens.weight": "token_embd.weight",
+    **{f"lm_head.{k}": f"output.{k}" for k in KINDS},
+    **{f"final_norm.{k}": f"output_norm.{k}" for k in KINDS},
+    **{f"layers.{{}}.attention_norm.{k}": f"{BLOCK}.attn_norm.{k}" for k in KINDS},
+    **{f"layers.{{}}.ffn_norm.{k}": f"{BLOCK}.ffn_norm.{k}" for k in KINDS},
+    **{f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_{p}.{k}" for p in "qkv" for k in KINDS},
+    **{f"layers.{{}}.o_proj.{k}": f"{BLOCK}.attn_output.{k}" for k in KINDS},
+    **{f"layers.{{}}.{p}_norm.{k}": f"{BLOCK}.attn_{p}_norm.{k}" for p in "qk" for k in KINDS},
+    **{f"layers.{{}}.ffn.{p}_bias": f"{BLOCK}.ffn_{p}.bias" for p in ("gate", "up", "down")},
+}
+# Not weights of ours: what these say is in the config.
+SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+class GgufCheckpoint:
+    """An open GGUF file with the interface of ``Checkpoint``.
+
+    activation  the FFN's, under Hugging Face's name; None: the one that llama.cpp takes, as GGUF
+                does not say it (ReLU models look like others of their architecture)
+    naming      NAMES, FFN and ROWS as an architecture's module has them
+    """
+
+    def __init__(self, path, activation=None):
+        self.directory = self.config_path = Path(path)
+        self.file = GgufFile(path)
+        try:
+            tensors = self.file.tensors
+            self.shapes = {n: t.shape for n, t in tensors.items() if n not in SCALINGS}
+            self.architecture = self._get("general.architecture", str)
+            if self.architecture not in ARCHITECTURES:
+                raise FormatError(
+                    f"{path}: architecture {self.architecture[:40]!r} is not supported; "
+                    f"supported: {', '.join(ARCHITECTURES)}"
+                )
+            self.config = self._config(activation)
+            self.naming = self._naming()
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------------ what it says of itself
+
+    def _get(self, key, kind, default=None):
+        """metadata[key]. Raises FormatError where it is missing or another kind of thing."""
+        value = self.file.metadata.get(key, default)
+        if kind is float and isinstance(value, int):
+            value = float(value)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise FormatError(f"{self.directory}: metadata {key} is not a {kind.__name__}")
+        if value is None and default is None and kind is str:
+            raise FormatError(f"{self.directory}: metadata {key} is missing")
+        return value
+
+    def _of(self, key, kind=int):
+        return self._get(f"{self.architecture}.{key}", kind)
+
+    def _config(self, activation):
+        """A Hugging Face config (a dict); what is missing is refused when it is read."""
+        model_type, usual, epsilon, epsilon_key = ARCHITECTURES[self.architecture]
+        tensors = self.file.tensors
+        heads, hidden_size = self._of("attention.head_count"), self._of("embedding_length")
+        embeddings = tensors.get("token_embd.weight")
+        head_dim = self._of("attention.key_length")
+        if head_dim is None and heads and hidden_size:
+            head_dim = hidden_size // heads
+        config = {
+            "model_type": model_type,
+            "vocab_size": embeddings.shape[0] if embeddings else None,
+            "hidden_size": hidden_size,
+            "intermediate_size": self._of("feed_forward_length"),
+            "ffn_hidden_size": self._of("feed_forward_length"),
+            "num_hidden_layers": self._of("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._of("attention.head_count_kv"),
+            "head_dim": head_dim,
+            "max_position_embeddings": self._of("context_length"),
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "hidden_act": activation or usual,
+            "hidden_activation": activation or usual,
+            "activation": activation or usual,
+            epsilon: self._of(epsilon_key, float),
+            "attention_bias": "blk.0.attn_output.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
+            "rope_theta": self._of("rope.freq_base", float),
+            "rope_scaling": self._rope_scaling(),
+            "bos_token_id": self._get("tokenizer.ggml.bos_token_id", int),
+            "eos_token_id": self._ends_of_text(),
+        }
+        turned = self._of("rope.dimension_count")
+        if turned and head_dim:
+            config["partial_rotary_factor"] = turned / head_dim
+        window = self._of("attention.sliding_window")
+        if window and model_type in ("llama", "phi3"):
+            config["sliding_window"] = window
+            config["model_type"] = "mistral" if model_type == "llama" else model_type
+        if model_type == "falcon":
+            two = "blk.0.attn_norm_2.weight" in tensors
+            config["new_decoder_architecture"] = True  # how its heads are grouped
+            config["num_kv_heads"] = config["num_key_value_heads"] or 1
+            config["num_ln_in_parallel_attn"] = 2 if two else 1
+        return {key: value for key, value in config.items() if value is not None}
+
+    def _rope_scaling(self):
+        tensors = self.file.tensors
+        if "rope_freqs.weight" in tensors:  # Llama 3's, as factors of each dimension
+            factors = self._vector("rope_freqs.weight")
+            return {
+                "rope_type": "longrope", "short_factor": factors, "long_factor": factors,
+                "attention_factor": 1.0,
+            }  # fmt: skip
+        original = self._of("rope.scaling.original_context_length")
+        if "rope_factors_short.weight" in tensors and "rope_factors_long.weight" in tensors:
+            return {
+                "rope_type": "longrope",
+                "short_factor": self._vector("rope_factors_short.weight"),
+                "long_factor": self._vector("rope_factors_long.weight"),
+                "attention_factor": self._of("rope.scaling.attn_factor", float),
+                "original_max_position_embeddings": original,
+            }
+        kind = self._get(f"{self.architecture}.rope.scaling.type", str, "none")
+        if kind == "none":
+            return None
+        scaling = {"rope_type": kind, "factor": self._of("rope.scaling.factor", float)}
+        if original:
+            scaling["original_max_position_embeddings"] = original
+        return scaling
+
+    def _vector(self, name):
+        tensor = self.file.tensors[name]
+        if len(tensor.shape) != 1 or tensor.type.name != "F32":
+            raise FormatError(f"{self.directory}: tensor {name} is not a row of F32")
+        return [float(value) for value in self.read_rows(name)]
+
+    def _ends_of_text(self):
+        keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+        found = [self._get(f"tokenizer.ggml.{key}", int) for key in keys]
+        return sorted({token for token in found if token is not None})
+
+    def _naming(self):
+        """NAMES, FFN and ROWS for what this file holds."""
+        names, rows, tensors = dict(NAMES), {}, self.file.tensors
+        parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
+        ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
+        if "blk.0.attn_qkv.weight" in tensors:
+            for p in "qkv":
+                names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
+                rows[f"{p}_proj"] = behind(p)
+        if self.architecture == "llama":  # pairs that turn together lie side by side there
+            rows["q_proj"] = lambda config: _unpermuted(config.num_attention_heads, config)
+            rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
+        if self.architecture == "phi3":
+            ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
+            rows["gate"] = lambda config: np.arange(config.d_ffn)
+            rows["up"] = lambda config: np.arange(config.d_ffn, 2 * config.d_ffn)
+        if "blk.0.attn_norm_2.weight" in tensors:  # what attention reads; the other is the FFN's
+            for k in KINDS:
+                names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"
+                names[f"layers.{{}}.ffn_norm.{k}"] = f"{BLOCK}.attn_norm.{k}"
+        return SimpleNamespace(NAMES=names, FFN=ffn, ROWS=rows)
+
+    # ------------------------------------------------------------------ what it holds
+
+    def format_of(self, name):
+        """The NumberFormat that keeps a tensor as it is, or the nearest there is."""
+        kind = self.file.tensors[name].type
+        if kind.format is not None:
+            return kind.format
+        return FORMATS["q4_0" if kind.name[1] in "234" else "q8_0"]
+
+    def requantised(self):
+        """Names of the types in this file that no format keeps as they are."""
+        types = (t.type for n, t in self.file.tensors.items() if n in self.shapes)
+        return sorted({kind.name for kind in types if kind.format is None})
+
+    def read_rows(self, name, start=0, stop=None):
+        """Rows ``start:stop`` of a tensor as float32."""
+        tensor = self.file.tensors[name]
+        if len(tensor.shape) == 2:
+            return self.file.decode(tensor.type, self.file.raw_rows(name, start, stop))
+        return self.file.decode(tensor.type, self.file.raw_rows(name)).reshape(-1)[start:stop]
+
+    def raw_rows(self, name, format, start, stop):
+        """The same as bytes, where the file holds them in this NumberFormat; else None."""
+        tensor = self.file.tensors[name]
+        if tensor.type.format is not format or len(tensor.shape) != 2:
+            return None
+        return self.file.raw_rows(name, start, stop)
+
+    def read_columns(self, name):
+        """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32."""
+        tensor = self.file.tensors[name]
+        raw, kind = self.file.raw_rows(name), tensor.type
+        for start in range(0, tensor.shape[1], COLUMN_CHUNK):
+            stop = min(start + COLUMN_CHUNK, tensor.shape[1])
+            piece = raw[:, start // kind.block * kind.block_bytes :]
+            piece = piece[:, : (stop - start) // kind.block * kind.block_bytes]
+            yield self.file.decode(kind, piece).T
+
+    def generation_config(self):
+        return {}
+
+    def tokenizer_json(self):
+        return None
+
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def _unpermuted(heads, config):
+    """Row of a llama GGUF's q or k for each row of the checkpoint's."""
+    ids = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
+    return ids.swapaxes(1, 2).reshape(-1)

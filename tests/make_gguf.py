@@ -1,0 +1,93 @@
+"""A GGUF file of a small Hugging Face checkpoint, packed and named as llama.cpp does it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from flashinfer.formats.architectures import model_config
+from flashinfer.formats.architectures.hugging_face import interleaved
+
+ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "falcon": "falcon",
+    "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron",
+}  # fmt: skip
+NAMES = {
+    "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
+    "norm": "output_norm", "ln_f": "output_norm", "final_layernorm": "output_norm",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "ln_attn": "attn_norm_2", "ln_mlp": "attn_norm",
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+    "query_key_value": "attn_qkv", "qkv_proj": "attn_qkv", "dense": "attn_output",
+    "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+    "gate_up_proj": "ffn_up", "fc1": "ffn_up", "fc2": "ffn_down",
+    "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf(folder, path, quantise=None, metadata=None):
+    """Write the checkpoint in ``folder`` to ``path``.
+
+    quantise  (name, values) -> a gguf.GGMLQuantizationType, or None for f32
+    metadata  called with the GGUFWriter, to add to it
+    """
+    import gguf
+
+    config = json.loads((Path(folder) / "config.json").read_text())
+    model, architecture = model_config(config), ARCHITECTURES[config["model_type"]]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(model.max_position_embeddings)
+    writer.add_embedding_length(model.hidden_size)
+    writer.add_block_count(model.num_hidden_layers)
+    writer.add_feed_forward_length(model.d_ffn)
+    writer.add_head_count(model.num_attention_heads)
+    writer.add_head_count_kv(model.num_key_value_heads)
+    writer.add_key_length(model.head_dim)
+    if model.norm == "rms":
+        writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    else:
+        writer.add_layer_norm_eps(model.norm_epsilon)
+    writer.add_rope_freq_base(model.rotary.base)
+    writer.add_rope_dimension_count(model.rotary.dim)
+    if any(model.sliding_windows):
+        writer.add_sliding_window(max(model.sliding_windows))
+    if model.rotary.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(model.rotary.kind))
+        writer.add_rope_scaling_factor(model.rotary.parameters["factor"])
+        original = model.rotary.parameters["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+    writer.add_eos_token_id(model.eos_token_ids[0])
+    if metadata:
+        metadata(writer)
+    for name, values in _tensors(folder, config, model):
+        kind = quantise(name, values) if quantise and values.ndim == 2 else None
+        if kind is None:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _tensors(folder, config, model):
+    for name, values in safetensors.numpy.load_file(Path(folder) / "model.safetensors").items():
+        *_, part, kind = name.split(".")
+        if config["model_type"] in ("gemma", "nemotron") and "norm" in part and kind == "weight":
+            values = values + np.float32(1)
+        if config["model_type"] in ("llama", "mistral") and part in ("q_proj", "k_proj"):
+            heads = model.num_attention_heads if part == "q_proj" else model.num_key_value_heads
+            pairs = values.reshape(heads, 2, model.head_dim // 2, -1).swapaxes(1, 2)
+            values = np.ascontiguousarray(pairs.reshape(values.shape))
+        if part == "query_key_value":  # all queries, then all keys, then all values
+            values = np.concatenate([values[interleaved(p)(model)] for p in "qkv"])
+        layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
+        ours = NAMES[part]
+        if part == "post_attention_layernorm" and config["model_type"] == "falcon":
+            ours = "ffn_norm"
+        if not (model.tied and ours == "output"):
+            yield (f"blk.{layer}." if layer else "") + f"{ours}.{kind}", values

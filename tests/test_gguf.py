@@ -1,0 +1,198 @@
+"""GGUF files: the same model from both forms, the bits that are kept, and files that lie."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import DATA
+from flashinfer import Model
+from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.formats.convert import convert
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.gguf import GgufFile
+
+gguf = pytest.importorskip("gguf")
+
+from make_gguf import write_gguf  # noqa: E402
+
+SAME = {  # checkpoint: activation, where GGUF's architecture has another
+    "llama-silu": None, "llama-linear": None, "llama-yarn": None, "mistral": None,
+    "qwen2": None, "qwen3": None, "falcon-7b": None, "falcon-new-one-norm": None,
+    "falcon-new": "relu", "phi": None, "phi3": None, "gemma": None, "nemotron": None,
+}  # fmt: skip
+Q = gguf.GGMLQuantizationType
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_logits_from_both_forms(name, tmp_path):
+    path = write_gguf(DATA / name, tmp_path / "x.gguf")
+    convert(path, tmp_path / "gguf.flash", "f32", activation=SAME[name])
+    convert(DATA / name, tmp_path / "hf.flash", "f32")
+    verify(tmp_path / "gguf.flash")
+    ids = np.load(DATA / name / "logits.npz")["ids"]
+    logits = []
+    for form in ("gguf", "hf"):
+        with Model.open(tmp_path / f"{form}.flash", context=len(ids)) as model:
+            logits.append(model.logits(ids))
+    # Norms that GGUF holds with one added may differ in their last bit.
+    tolerance = 1e-4 if name in ("gemma", "nemotron") else 0
+    assert np.abs(logits[0] - logits[1]).max() <= tolerance
+    with Bundle(tmp_path / "gguf.flash") as bundle:
+        assert bundle.config.eos_token_ids == (2,)
+
+
+def random_qwen2(folder, width=256, ffn=512):
+    """A checkpoint whose rows K-quants can hold."""
+    import json
+
+    import safetensors.numpy
+
+    random = np.random.default_rng(3)
+    layer, tensors = "model.layers.0.", {}
+    shapes = {
+        "model.embed_tokens.weight": (40, width), "model.norm.weight": (width,),
+        f"{layer}input_layernorm.weight": (width,),
+        f"{layer}post_attention_layernorm.weight": (width,),
+        **{f"{layer}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"},
+        **{f"{layer}self_attn.{p}_proj.bias": (width,) for p in "qkv"},
+        f"{layer}mlp.gate_proj.weight": (ffn, width), f"{layer}mlp.up_proj.weight": (ffn, width),
+        f"{layer}mlp.down_proj.weight": (width, ffn),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        tensors[name] = random.standard_normal(shape, dtype=np.float32) / 8
+    folder.mkdir()
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": "qwen2", "hidden_size": width, "intermediate_size": ffn, "vocab_size": 40,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 32,
+        "hidden_act": "silu", "tie_word_embeddings": True, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0])
+def test_what_is_kept_bit_for_bit(kind, tmp_path):
+    """All but the down projection's blocks, which lie across neurons and are made anew."""
+    folder = random_qwen2(tmp_path / "hf")
+    path = write_gguf(folder, tmp_path / "x.gguf", lambda name, values: kind)
+    convert(path, tmp_path / "x.flash")
+    source = GgufFile(path)
+    with Bundle(tmp_path / "x.flash") as bundle:
+        for ours, theirs in (("q_proj", "attn_q"), ("o_proj", "attn_output")):
+            tensor = bundle.tensors[f"layers.0.{ours}.weight"]
+            raw = bundle.file.read_bytes(tensor.offset, tensor.nbytes)
+            assert tensor.format.name == kind.name.lower()
+            assert np.array_equal(raw, source.raw_rows(f"blk.0.{theirs}.weight").reshape(-1))
+        bundles = bundle.tensors["layers.0.ffn.bundles"]
+        raw = bundle.file.read_bytes(bundles.offset, bundles.nbytes).reshape(512, 3, -1)
+        for part, name in enumerate(("gate", "up")):
+            assert np.array_equal(raw[:, part], source.raw_rows(f"blk.0.ffn_{name}.weight"))
+        tensor = source.tensors["blk.0.ffn_down.weight"]
+        down = source.decode(tensor.type, source.raw_rows(tensor.name)).T
+        found = bundles.format.decode(raw[:, 2].copy())
+        step = np.abs(down).max() / (0.5 if kind.name[0] != "Q" else 127 if kind == Q.Q8_0 else 7)
+        assert np.array_equal(found, down) or (kind.name[0] == "Q" and
+                                               np.abs(found - down).max() < step)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, becomes", [(Q.Q6_K, "q8_0"), (Q.Q5_0, "q8_0"), (Q.Q4_K, "q4_0")])
+def test_other_blocks_are_made_anew_and_said(kind, becomes, tmp_path, cli):
+    """Held against gguf's own dequantisation."""
+    folder = random_qwen2(tmp_path / "hf")
+    path, target = tmp_path / "x.gguf", tmp_path / "x.flash"
+    random, block = np.random.default_rng(1), gguf.GGML_QUANT_SIZES[kind]
+    raws = {}
+
+    def tensors(writer):
+        inner = writer.add_tensor
+
+        def add(name, values):
+            if values.ndim != 2:
+                return inner(name, values)
+            rows, columns = values.shape
+            raw = random.integers(0, 255, (rows, columns // block[0], block[1]), dtype=np.uint8)
+            scale = np.frombuffer(np.float16(0.01).tobytes(), dtype=np.uint8)
+            begins = {Q.Q6_K: (208,), Q.Q5_0: (0,), Q.Q4_K: (0, 2)}[kind]
+            for begin in begins:
+                raw[..., begin : begin + 2] = scale
+            raws[name] = raw.reshape(rows, -1)
+            return inner(name, raws[name], raw_dtype=kind)
+
+        writer.add_tensor = add
+
+    write_gguf(folder, path, metadata=tensors)
+    code, _, err = cli("convert", path, target)
+    assert code == 0 and f"{kind.name} is requantised" in err, err
+    values = gguf.quants.dequantize(raws["blk.0.attn_output.weight"], kind)
+    with Bundle(target) as bundle:
+        tensor = bundle.tensors["layers.0.o_proj.weight"]
+        assert tensor.format.name == becomes
+        expected = tensor.format.decode(tensor.format.encode(values))
+        assert np.array_equal(bundle.read("layers.0.o_proj.weight"), expected)
+
+
+def test_an_activation_that_gguf_does_not_say(tmp_path):
+    path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf")
+    convert(path, tmp_path / "x.flash", "f32", activation="relu")
+    with Bundle(tmp_path / "x.flash") as bundle:
+        assert bundle.config.activation == "relu" and bundle.config.sparse
+    with pytest.raises(FormatError, match="'sigmoid' is not supported"):
+        convert(path, tmp_path / "y.flash", activation="sigmoid")
+    with pytest.raises(UserError, match="only GGUF files do not"):
+        convert(DATA / "llama-silu", tmp_path / "y.flash", activation="relu")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "x.gguf"
+    write_gguf(
+        DATA / "llama-silu", path,
+        metadata=lambda writer: writer.add_token_list(["a", "b"] * 40),
+    )  # fmt: skip
+    return path
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_file_that_lies_gives_one_line(small, tmp_path, data):
+    """Bytes of the header changed, the file cut: converted, or refused in one line."""
+    raw = bytearray(small.read_bytes())
+    header = len(raw) - sum(4 * np.prod(t.shape) for t in GgufFile(small).tensors.values())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, int(header) - 1))
+        width = data.draw(st.sampled_from((1, 4, 8)))
+        value = data.draw(st.sampled_from((0, 1, 0x7F, 0xFF)) | st.integers(0, 255))
+        raw[at : at + width] = bytes([value]) * width
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw))) :]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(raw)
+    try:
+        convert(path, tmp_path / "bad.flash", "f32")
+    except UserError as error:
+        assert "\n" not in str(error) and "bad.gguf" in str(error)
+
+
+def test_lies_of_each_kind(small, tmp_path):
+    """Counts and lengths beyond the file are refused before anything is made of them."""
+    raw, path = small.read_bytes(), tmp_path / "bad.gguf"
+    huge = (1 << 60).to_bytes(8, "little")
+    array = raw.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8
+    name = raw.index(b"blk.0.attn_norm.weight")
+    lies = {
+        "do not fit the file": (8, huge), "metadata do not fit": (16, huge),
+        "strings of tokenizer": (array, huge), "bytes of a tensor's name": (name - 8, huge),
+        "dimensions": (name + 22, (9).to_bytes(4, "little")), "is not a GGUF file": (0, b"GGML"),
+        "version 9": (4, b"\x09"),
+    }  # fmt: skip
+    for says, (at, value) in lies.items():
+        path.write_bytes(raw[:at] + value + raw[at + len(value) :])
+        with pytest.raises(FormatError, match=says):
+            GgufFile(path)
+    path.write_bytes(raw[:-100])
+    with pytest.raises(FormatError, match="lies outside the file; is it cut"):
+        GgufFile(path)
