@@ -74,13 +74,15 @@ class Model:
         cache=None,
         device=None,
         progress=lambda what, done, total: None,
+        usual_context=1024,
     ):
         """Open a bundle, by its path or opened already.
 
         memory   budget of the whole process: bytes, "600M"; None: what the machine has free
         window   keep the neurons of the last ``window`` tokens; None: as many as fit
         neurons  "predicted" or "dense"; None: predicted where the bundle has predictors
-        context  tokens that the key/value cache holds; None: the model's most, up to 1024
+        context  tokens that the key/value cache holds; None: the model's most, up to
+                 ``usual_context``
         threads  to compute with; None: one for each core this process may use
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
         cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
@@ -94,6 +96,7 @@ class Model:
         little, UserError where an option is wrong.
         """
         bundle = path if isinstance(path, Bundle) else Bundle(path)
+        context = context or min(bundle.config.max_position_embeddings, usual_context)
         return cls(bundle, memory, window, neurons, context, threads, io, cache, device, progress)
 
     def __init__(
@@ -113,7 +116,7 @@ class Model:
         except BaseException:
             self.close()
             raise
-        self.position = 0  # tokens in the key/value cache
+        self.ids = []  # the tokens in the key/value cache
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
     # ------------------------------------------------------------------ loading
@@ -253,7 +256,7 @@ class Model:
             for layer in self.layers:
                 layer.feed_forward.forget_ahead()
             raise
-        self.position += len(ids)
+        self.ids += ids.tolist()
         self.token += len(ids)
         return h
 
@@ -311,9 +314,15 @@ class Model:
 
     # ------------------------------------------------------------------ using
 
-    def reset(self):
-        """Forget the tokens so far. The neuron cache stays as it is: it changes no result."""
-        self.position = 0
+    @property
+    def position(self):
+        """How many tokens are in the key/value cache."""
+        return len(self.ids)
+
+    def reset(self, kept=0):
+        """Forget the tokens but for the first ``kept``. The neuron cache stays as it is: it
+        changes no result."""
+        del self.ids[kept:]
 
     def logits(self, token_ids):
         """token_ids (T,) from an empty context -> (T, vocab_size) float32, one row a token.
@@ -325,15 +334,18 @@ class Model:
 
     def generate(
         self, token_ids, max_new_tokens=64, temperature=0.8, top_k=40, top_p=0.95, seed=None,
-        stop_at_eos=True,
+        stop_at_eos=True, reuse=False,
     ):  # fmt: skip
         """Yield up to ``max_new_tokens`` token ids that continue ``token_ids``.
 
-        Starts from an empty context. The end-of-text token is yielded, and is the last one.
+        Starts from an empty context or, with ``reuse``, from what of ``token_ids`` is in the
+        key/value cache already: the same tokens, sooner. The end-of-text token is yielded, and
+        is the last one.
         """
         sampler = Sampler(temperature, top_k, top_p, seed)
         ids = self._checked_prompt(token_ids, max_new_tokens)
-        self.reset()
+        self.reset(_in_common(self.ids, ids[:-1]) if reuse else 0)
+        ids = ids[self.position :]
         self.stats = Stats(self.plan, self.expected)
         with measured(self.stats.prompt, len(ids), self.counters):
             logits = self.forward(ids)
@@ -381,3 +393,9 @@ class Model:
 
     def __exit__(self, *exception):
         self.close()
+
+
+def _in_common(a, b):
+    """How many of their first items two lists share."""
+    pairs = zip(a, b)  # noqa: B905 - the shorter one ends it
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

@@ -23,8 +23,13 @@ class Tokenizer:
             reason = str(error).splitlines()[0]
             raise FormatError(f"{bundle.path}: its tokenizer cannot be read: {reason}") from None
 
-    def encode(self, text):
-        return self.inner.encode(text).ids
+    def encode(self, text, special=True):
+        """Token ids; with ``special`` with the tokens that every text begins or ends with."""
+        return self.inner.encode(text, add_special_tokens=special).ids
+
+    def token(self, token_id):
+        """The text of a single token, special ones included, or None."""
+        return None if token_id is None else self.inner.id_to_token(token_id)
 
     def decode(self, ids):
         return self.inner.decode(ids, skip_special_tokens=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from .architectures import model_config
 from .config import ModelConfig
 from .errors import FormatError
-from .layout import TOKENIZER, layout, predictor_layout
+from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
 from .number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from .safetensors import SafetensorsFile
 
@@ -164,13 +164,20 @@ class Bundle:
 
     def tokenizer_json(self):
         """The tokenizer's own file as text, or None where the bundle has none."""
-        info = self.file.tensors.get(TOKENIZER)
+        return self._text(TOKENIZER)
+
+    def chat_template(self):
+        """The jinja template of a conversation, or None where the bundle has none."""
+        return self._text(TEMPLATE)
+
+    def _text(self, name):
+        info = self.file.tensors.get(name)
         if info is None:
             return None
         try:
             return bytes(self.file.read_bytes(info.offset, info.nbytes)).decode("utf-8")
         except UnicodeDecodeError:
-            raise FormatError(f"{self.path}: its tokenizer is damaged") from None
+            raise FormatError(f"{self.path}: its {name} is damaged") from None
 
     def read(self, name):
         """A whole tensor as float32, in its own shape. For small ones."""

@@ -3,13 +3,13 @@
 safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alike from outside.
 """
 
-import json
 from pathlib import Path
 
 from .architectures import architecture
 from .errors import FormatError, UserError
 from .number_formats import BY_SAFETENSORS
 from .safetensors import SafetensorsFile
+from .vocabulary import chat_template, read_json, tokenizer_json
 
 COLUMN_CHUNK = 256
 
@@ -41,7 +41,12 @@ class Checkpoint:
         return architecture(self.config)
 
     def tokenizer_json(self):
+        """The text of ``tokenizer.json``, or one made of the older files, or None."""
         return tokenizer_json(self.directory)
+
+    def chat_template(self):
+        """The jinja template of a conversation, or None."""
+        return chat_template(self.directory)
 
     def raw_rows(self, name, format, start, stop):
         """Rows as bytes of this NumberFormat, where that saves decoding them: never, here."""
@@ -151,90 +156,3 @@ def _shard_paths(index):
     ):
         raise FormatError(f"{index}: weight_map is not a map of file names in this directory")
     return [index.parent / name for name in sorted(set(weight_map.values()))]
-
-
-def read_json(path):
-    """A JSON object from a file. Raises FormatError, naming it, where that is not what it holds."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"{path}: does not exist") from None
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: not a JSON object")
-    return value
-
-
-def tokenizer_json(directory):
-    """The text of ``tokenizer.json``, or one made of ``vocab.json`` and ``merges.txt``, or None."""
-    directory = Path(directory)
-    path = directory / "tokenizer.json"
-    if path.exists():
-        read_json(path)
-        return path.read_text(encoding="utf-8")
-    if not (directory / "vocab.json").exists() or not (directory / "merges.txt").exists():
-        return None
-    vocab = read_json(directory / "vocab.json")
-    lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in merges):
-        raise FormatError(f"{directory / 'merges.txt'}: not one pair of tokens a line")
-    return json.dumps(_byte_level_bpe(vocab, merges, _special_tokens(directory, vocab)))
-
-
-def _special_tokens(directory, vocab):
-    """{role: token} of the tokenizer's special tokens; "add_bos" is there if texts begin so."""
-    path = directory / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    found = {}
-    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        token = settings.get(role)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token in vocab:
-            found[role] = token
-    if settings.get("add_bos_token") and "bos_token" in found:
-        found["add_bos"] = found["bos_token"]
-    return found
-
-
-def _byte_level_bpe(vocab, merges, special):
-    """GPT-2's byte-level BPE, which OPT uses, in the form of ``tokenizer.json``."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    post_processor = {**byte_level, "use_regex": True}
-    if "add_bos" in special:
-        bos = special["add_bos"]
-        first = [{"SpecialToken": {"id": bos, "type_id": 0}}]
-        post_processor = {
-            "type": "TemplateProcessing",
-            "single": [*first, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                *first,
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
-        }
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": vocab[token], "content": token, "single_word": False, "lstrip": False,
-                "rstrip": False, "normalized": False, "special": True,
-            }
-            for token in sorted(set(special.values()), key=vocab.get)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "use_regex": True},
-        "post_processor": post_processor,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
-            "vocab": vocab, "merges": merges,
-        },
-    }  # fmt: skip

@@ -9,7 +9,7 @@ from .architectures import architecture
 from .checkpoint import COLUMN_CHUNK, Checkpoint
 from .errors import FormatError, UserError
 from .gguf_checkpoint import GgufCheckpoint
-from .layout import EMBEDDING, FFN, TOKENIZER, format_of, layout
+from .layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, format_of, layout
 from .number_formats import number_format
 from .writing import byte_tensor, encoded, new_tensor, write_bundle
 
@@ -42,10 +42,11 @@ def convert(source, destination, dtype=None, progress=None, dense_dtype=None, ac
         specs = layout(config)
         tensors = [names.tensor(spec, ffn, dense) for spec in specs]
         names.refuse_strangers()
-        tokenizer = checkpoint.tokenizer_json()
-        if tokenizer is not None:
-            first = next(i for i, spec in enumerate(specs) if spec.role in (EMBEDDING, FFN))
-            tensors.insert(first, byte_tensor(TOKENIZER, tokenizer.encode("utf-8")))
+        first = next(i for i, spec in enumerate(specs) if spec.role in (EMBEDDING, FFN))
+        texts = {TOKENIZER: checkpoint.tokenizer_json(), TEMPLATE: checkpoint.chat_template()}
+        for name, text in texts.items():
+            if text is not None:
+                tensors.insert(first, byte_tensor(name, text.encode("utf-8")))
         hf_config = dict(checkpoint.config)
         generation = checkpoint.generation_config()
         if "eos_token_id" in generation:

@@ -1,5 +1,6 @@
 """A GGUF file seen as a Hugging Face checkpoint, so that ``convert`` takes either."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from .checkpoint import COLUMN_CHUNK
 from .errors import FormatError
 from .gguf import GgufFile
 from .number_formats import FORMATS
+from .vocabulary import gguf_tokenizer
 
 # GGUF's architecture -> model_type, the activation that llama.cpp gives it, the norms' epsilon
 RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -228,7 +230,16 @@ class GgufCheckpoint:
         return {}
 
     def tokenizer_json(self):
-        return None
+        """The text of a ``tokenizer.json`` made of the vocabulary in the file, or None."""
+        try:
+            made = gguf_tokenizer(self.file.metadata)
+        except FormatError as error:
+            raise FormatError(f"{self.directory}: {error}") from None
+        return made and json.dumps(made)
+
+    def chat_template(self):
+        """The jinja template of a conversation, or None."""
+        return self._get("tokenizer.chat_template", str, "") or None
 
     def close(self):
         self.file.close()

@@ -16,7 +16,7 @@ HEAD = "head"  # in DRAM where it fits, else streamed
 EMBEDDING = "embedding"  # read row by row, where the output head does not hold it already
 FFN = "ffn"  # read bundle by bundle
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)

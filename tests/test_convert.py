@@ -13,9 +13,9 @@ import safetensors.numpy
 from conftest import DATA
 from flashinfer import Model
 from flashinfer.formats.bundle import Bundle, verify
-from flashinfer.formats.checkpoint import tokenizer_json
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.vocabulary import tokenizer_json
 
 NAMES = sorted(path.name for path in DATA.iterdir() if path.name != "opt-bin")
 

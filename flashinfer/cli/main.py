@@ -8,7 +8,7 @@ from importlib import import_module
 from flashinfer import __version__
 from flashinfer.formats.errors import UserError
 
-COMMANDS = ("run", "convert", "calibrate", "plan", "probe", "inspect", "verify", "synth")
+COMMANDS = ("run", "chat", "convert", "calibrate", "plan", "probe", "inspect", "verify", "synth")
 
 
 def make_parser(commands=COMMANDS):
@@ -21,8 +21,8 @@ def make_parser(commands=COMMANDS):
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in commands:
         module = import_module(f"flashinfer.cli.{name}")
-        help = module.__doc__.splitlines()[0]
-        subparser = subparsers.add_parser(name, help=help, description=help)
+        help, _, more = module.__doc__.partition("\n")
+        subparser = subparsers.add_parser(name, help=help, description=help, epilog=more.strip())
         module.add_arguments(subparser)
         subparser.set_defaults(main=module.main)
     return parser

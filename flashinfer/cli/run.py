@@ -65,13 +65,18 @@ def add_arguments(parser):
                         help="tokens to write (64)")  # fmt: skip
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
                         help="tokens to have room for; default: prompt and -n")  # fmt: skip
+    add_sampling_arguments(parser)
+    parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
+    add_model_arguments(parser)
+    add_json(parser)
+
+
+def add_sampling_arguments(parser):
+    """How the next token is chosen."""
     parser.add_argument("--temp", type=float, default=0.8, help="temperature; 0: greedy (0.8)")
     parser.add_argument("--top-k", type=int, default=40, help="0: all (40)")
     parser.add_argument("--top-p", type=float, default=0.95, help="1: all (0.95)")
     parser.add_argument("-s", "--seed", type=int, help="repeat the same choices")
-    parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
-    add_model_arguments(parser)
-    add_json(parser)
 
 
 def demo_model():

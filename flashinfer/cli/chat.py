@@ -1,0 +1,90 @@
+"""Talk with a model, by its own chat template.
+
+/system TEXT sets what the model is told first, /reset forgets the conversation, /exit ends it;
+Ctrl-C stops a reply, Ctrl-D ends the program.
+"""
+
+import sys
+
+from flashinfer.chat import Conversation
+from flashinfer.cli.common import model_bars, positive
+from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
+from flashinfer.formats.errors import UserError
+from flashinfer.model import Model
+
+HELP = "/system TEXT, /reset, /exit; Ctrl-C stops a reply"
+CONTEXT = 2048  # tokens, where the model allows as many
+
+
+def add_arguments(parser):
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("-n", "--predict", type=positive, default=512, metavar="N",
+                        help="tokens of a reply, at most (512)")  # fmt: skip
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
+                        help=f"tokens of the whole conversation (up to {CONTEXT})")  # fmt: skip
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+
+
+def main(args):
+    with (
+        model_bars() as progress,
+        Model.open(
+            args.model, memory=args.memory, window=args.window, neurons=args.neurons,
+            context=args.ctx_size, threads=args.threads, io=args.io, cache=args.cache,
+            device=args.device, progress=progress, usual_context=CONTEXT,
+        ) as model,
+    ):  # fmt: skip
+        conversation = Conversation(model, args.system)
+        print(f"{args.model}; {HELP}", file=sys.stderr)
+        while (line := read_line()) is not None:
+            if line == "/exit":
+                break
+            if line.startswith("/"):
+                command(conversation, line)
+            elif line:
+                reply(conversation, line, args)
+
+
+def read_line():
+    """What the user types, or None at its end. Ctrl-C clears the line."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D ends the conversation)", file=sys.stderr)
+
+
+def command(conversation, line):
+    name, _, text = line.partition(" ")
+    if name == "/system":
+        conversation.system = text.strip() or None
+        conversation.reset()
+    elif name == "/reset":
+        conversation.reset()
+    else:
+        print(f"no command {name}; {HELP}", file=sys.stderr)
+
+
+def reply(conversation, line, args):
+    try:
+        pieces = conversation.say(
+            line, args.predict, temperature=args.temp, top_k=args.top_k, top_p=args.top_p,
+            seed=args.seed,
+        )  # fmt: skip
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pieces.close()
+            print(" (stopped)", end="", file=sys.stderr)
+        print(flush=True)
+    except UserError as error:
+        print(f"flashinfer: {error}", file=sys.stderr)
+        return
+    model = conversation.model
+    if model.position >= model.plan.context:
+        print(f"(the context of {model.plan.context} tokens is full)", file=sys.stderr)

@@ -1,0 +1,169 @@
+"""Conversations: only new text is processed, and the result is that of processing all of it."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from flashinfer import FormatError, Model, UserError
+from flashinfer.formats.convert import convert
+from flashinfer.formats.vocabulary import byte_level_bpe
+
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+from flashinfer.chat import Conversation  # noqa: E402
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GREEDY = {"temperature": 0}
+
+
+def checkpoint(folder, template=CHATML, context=400):
+    """A random Qwen2 that speaks bytes, and ends its text with one of two tokens."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate([*alphabet, *special])}
+    random, width, ffn, layer = np.random.default_rng(5), 64, 96, "model.layers.0."
+    shapes = {
+        "model.embed_tokens.weight": (len(vocab), width), "model.norm.weight": (width,),
+        f"{layer}input_layernorm.weight": (width,),
+        f"{layer}post_attention_layernorm.weight": (width,),
+        **{f"{layer}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"},
+        **{f"{layer}self_attn.{p}_proj.bias": (width,) for p in "qkv"},
+        f"{layer}mlp.gate_proj.weight": (ffn, width), f"{layer}mlp.up_proj.weight": (ffn, width),
+        f"{layer}mlp.down_proj.weight": (width, ffn), "lm_head.weight": (len(vocab), width),
+    }  # fmt: skip
+    folder.mkdir()
+    safetensors.numpy.save_file(
+        {n: random.standard_normal(s, dtype=np.float32) / 3 for n, s in shapes.items()},
+        folder / "model.safetensors",
+    )
+    config = {
+        "model_type": "qwen2", "hidden_size": width, "intermediate_size": ffn,
+        "vocab_size": len(vocab), "num_hidden_layers": 1, "num_attention_heads": 4,
+        "max_position_embeddings": context, "hidden_act": "relu", "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    ends = {"eos_token_id": [vocab["<|im_end|>"], vocab["<|endoftext|>"]]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    tokenizer = byte_level_bpe(vocab, [], set(special))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    convert(checkpoint(folder / "hf"), folder / "x.flash")
+    return folder / "x.flash"
+
+
+def test_only_new_text_is_processed_and_the_reply_is_the_same(path):
+    with Model.open(path) as model:
+        talk = Conversation(model, "Be brief.")
+        for turn in range(3):
+            reply = "".join(talk.say(f"Number {turn}?", 20, **GREEDY))
+            processed, ids = model.stats.prompt.tokens, talk.ids()
+            history = talk.messages[:-1]
+            with Model.open(path) as fresh:
+                other = Conversation(fresh, "Be brief.")
+                other.messages = history[:-1]
+                assert "".join(other.say(f"Number {turn}?", 20, **GREEDY)) == reply
+                whole = fresh.stats.prompt.tokens
+            assert processed == whole if turn == 0 else processed < whole - 20
+            assert talk.messages[-1] == {"role": "assistant", "content": reply}
+            assert len(ids) > whole
+
+
+def test_a_reply_that_is_stopped_stays_in_the_conversation(path):
+    with Model.open(path) as model:
+        talk = Conversation(model)
+        pieces = talk.say("Hello", 200, **GREEDY)
+        begun = next(pieces) + next(pieces)
+        pieces.close()
+        assert talk.messages[-1] == {"role": "assistant", "content": begun}
+        assert "".join(talk.say("Go on", 5, **GREEDY))
+        talk.reset()
+        assert talk.messages == []
+
+
+def test_every_end_of_text_ends_a_reply(path):
+    with Model.open(path) as model:
+        assert len(model.config.eos_token_ids) == 2
+        for end in model.config.eos_token_ids:
+            forward = model.forward
+            logits = np.zeros(model.config.vocab_size, dtype=np.float32)
+            logits[end] = 1
+            model.forward = lambda ids, forward=forward, logits=logits: (forward(ids), logits)[1]
+            talk = Conversation(model)
+            assert "".join(talk.say("Hello", 20, **GREEDY)) == ""
+            assert len(model.stats.token_ids) == 1
+            model.forward = forward
+
+
+def test_the_contexts_end(path):
+    with Model.open(path, context=120) as model:
+        talk = Conversation(model)
+        assert "".join(talk.say("a" * 60, 500, **GREEDY))
+        said = list(talk.messages)
+        with pytest.raises(UserError, match=r"do not fit the context of 120; /reset"):
+            list(talk.say("b" * 60, 5))
+        assert talk.messages == said
+
+
+@pytest.mark.parametrize(
+    "template, says, kind",
+    [
+        (None, "has no chat template; use flashinfer run", UserError),
+        ("{% if %}", "its chat template is damaged", FormatError),
+        ("{{ raise_exception('only users') }}", "refuses this conversation: only users", UserError),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses this", UserError),
+        ("{{ messages.append(1) }}", "refuses this", UserError),
+    ],
+)
+def test_templates_that_cannot_be_used(template, says, kind, tmp_path):
+    convert(checkpoint(tmp_path / "hf", template), tmp_path / "x.flash")
+    with Model.open(tmp_path / "x.flash") as model, pytest.raises(kind, match=says):
+        list(Conversation(model).say("Hello", 5))
+
+
+def chat(path, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "flashinfer", "chat", str(path), "--temp", "0", *options],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_commands(path):
+    lines = "Hello\n/reset\nHello\n/system Be brief.\nHello\n/nonsense\n/exit\nnever read\n"
+    out, err = chat(path, "-n", "12").communicate(lines, timeout=60)
+    assert "no command /nonsense; /system TEXT" in err
+    replies = out.split("\n")
+    assert len(replies) >= 3 and out.strip()
+    with Model.open(path) as model:
+        talk = Conversation(model)
+        first = "".join(talk.say("Hello", 12, **GREEDY))
+        talk.system = "Be brief."
+        talk.reset()
+        third = "".join(talk.say("Hello", 12, **GREEDY))
+    assert out == f"{first}\n{first}\n{third}\n"
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(path):
+    process = chat(path, "-n", "390", "-c", "400")
+    process.stdin.write("Hello\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate("/exit\n", timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
