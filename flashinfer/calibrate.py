@@ -18,6 +18,7 @@ from flashinfer.predictor_training import Observations, find_predictor, window_r
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
+SAMPLE = 128  # tokens that thresholds are found on
 CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
 
 
@@ -32,6 +33,9 @@ def calibrate(
     memory_budget=None,
     threads=None,
     progress=lambda done, total: None,
+    target_sparsity=None,
+    method="cats",
+    predictor="better",
 ):
     """Calibrate the bundle at ``path`` on a text; return what was found, as the bundle holds it.
 
@@ -41,16 +45,24 @@ def calibrate(
     missed       share of the active neurons that a predictor may miss on held-out text
     steps        of training after the SVD
     progress     called as progress(layers done, layers in all), done in fractions
+    predictor    "svd", "trained", or the "better" of the two
+    target_sparsity  share of a layer's neurons to take as silent where the activation leaves none
+                 so; in force where ``neurons="predicted"`` is asked for, and not exact
+    method       which: those whose gate, before its activation, is least ("threshold"); whose
+                 gate, after it, is smallest ("cats", Lee et al. 2024); whose contribution to the
+                 down projection is ("teal", Liu et al. 2024, there for each input of a product)
 
     Raises UserError where the text is too short.
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
     with Bundle(path, calibrated=False) as bundle:
-        if not bundle.config.sparse:
+        if bundle.config.sparse == (target_sparsity is not None):
             raise UserError(
-                f"{path}: its activation, {bundle.config.activation}, leaves no neuron silent; "
-                "there is nothing to predict"
-            )
+                f"{path}: its activation, {bundle.config.activation}, leaves "
+                + ("neurons silent by itself; --target-sparsity is for those that do not"
+                   if target_sparsity else
+                   "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
+            )  # fmt: skip
         tokens = min(tokens, len(token_ids), _tokens_that_fit(bundle.config, budget))
         sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens
@@ -69,12 +81,16 @@ def calibrate(
         threads=threads,
     ) as model:
         found, layers = [], []
-        for predictor, record in _layers(
-            model, np.asarray(token_ids[:tokens]), sequence, missed, steps, progress
-        ):
-            found.append(predictor)
+        for one, record in _layers(
+            model, np.asarray(token_ids[:tokens]), sequence, progress,
+            lambda ffn, observed: _predictor(ffn, observed, missed, steps, predictor),
+            target_sparsity and (lambda ffn, x: (method, _cut(ffn, x, method, target_sparsity))),
+        ):  # fmt: skip
+            found.append(one)
             layers.append(record)
         calibration = {"text": text, "tokens": tokens, "layers": layers}
+        if target_sparsity:
+            calibration["sparsity"] = {"method": method, "target": target_sparsity}
         _write(model.bundle, destination or path, found, calibration)
     return calibration
 
@@ -89,7 +105,7 @@ def _model_budget(budget):
     return budget - budget // 3
 
 
-def _layers(model, ids, sequence, missed, steps, progress):
+def _layers(model, ids, sequence, progress, find_predictor, find_cut):
     """Yield (Found, its record) layer by layer."""
     starts = np.arange(0, len(ids), sequence)
     h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
@@ -100,6 +116,8 @@ def _layers(model, ids, sequence, missed, steps, progress):
         for start in starts:
             span = slice(start, start + sequence)
             h[span], x[span] = model.attend(layer, h[span])
+        if find_cut:
+            layer.feed_forward.cut = find_cut(layer.feed_forward, x)
         observed = Observations(x, None, starts)
         y = _feed_forward(layer.feed_forward, observed)
         for start in starts:
@@ -107,7 +125,7 @@ def _layers(model, ids, sequence, missed, steps, progress):
             h[span] = model.add_feed_forward(layer, h[span], y[span])
         del y
         progress(number + 0.3, total)
-        found = _predictor(layer.feed_forward, observed, missed, steps)
+        found = find_predictor(layer.feed_forward, observed)
         means, most = window_rows(found, observed)
         yield (
             found,
@@ -116,6 +134,8 @@ def _layers(model, ids, sequence, missed, steps, progress):
                 "predicted": found.predicted,
                 "missed": found.missed,
                 "rank": len(found.a),
+                "tried": found.tried,
+                **({"threshold": layer.feed_forward.cut[1]} if find_cut else {}),
                 "window_rows": means,
                 "window_rows_most": most,
                 "misses": miss_curve(_trace(found, observed), len(found.b)),
@@ -141,7 +161,24 @@ def _feed_forward(ffn, observed):
     return y if ffn.biases["down"] is None else y + ffn.biases["down"]
 
 
-def _predictor(ffn, observed, missed, steps):
+def _cut(ffn, x, method, target):
+    """The threshold below which the share ``target`` of a layer's neurons lies, on a sample."""
+    x = np.ascontiguousarray(x[:: -(-len(x) // SAMPLE)])
+    found = []
+    for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
+        neurons = np.arange(first, stop)
+        if method == "teal":
+            sizes = np.abs(ffn.activations(tile, starts, x, neurons))
+        else:
+            sizes = ffn.products(ffn.first, tile, starts, x, neurons)
+            if method == "cats":
+                kernels.activate(sizes, ffn.config.activation, ffn.config.threshold)
+                np.abs(sizes, out=sizes)
+        found.append(sizes)
+    return float(np.quantile(np.concatenate(found), target))
+
+
+def _predictor(ffn, observed, missed, steps, kind):
     d_ffn, width = ffn.bundles.rows, np.arange(ffn.width)
 
     def up_tiles():  # or the gate's, which decides where there is one
@@ -151,10 +188,10 @@ def _predictor(ffn, observed, missed, steps):
                 raw = tile[starts[begin - first : end - first, None] + width]
                 yield begin, ffn.format.decode(raw)
 
-    up_bias = ffn.biases["gate" if ffn.config.gated else "up"]
+    up_bias = ffn.biases[ffn.first]
     up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
     up_bias -= np.float32(ffn.config.threshold)
-    return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps)
+    return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)
 
 
 def _trace(found, observed):

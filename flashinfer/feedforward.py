@@ -33,8 +33,10 @@ class FeedForward:
         self.config, self.bundles, self.biases = config, bundles, biases
         self.predictor, self.cache, self.flash, self.buffer = predictor, cache, flash, buffer
         self.format = bundles.format
+        self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = self.format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
+        self.cut = None  # ("cats", 0.1): what a model that has no silent neurons takes as silent
         self.following = None  # the StoredTensor that is streamed next, where this one always is
         self.whole_rows = None  # where each neuron begins in the cache, once all are there for good
         self.ahead = None  # reads begun before their token, and the neurons they are for
@@ -172,21 +174,29 @@ class FeedForward:
 
         x (T, d_model) -> (n, T), or with indptr and tokens as ``kernels.sparse_up``.
         """
-        config, first = self.config, "gate" if self.config.gated else "up"
-        a = self._products(first, memory, rows, x, neurons, indptr, tokens)
+        config, (method, cut) = self.config, self.cut or (None, 0.0)
+        a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
+        shut = a <= cut if method == "threshold" else None
         kernels.activate(a, config.activation, config.threshold)
-        if not config.gated:
-            return a
-        rows = rows + self.width
-        if len(x) == 1 and config.sparse:  # a gate that is shut needs no up
-            open_ = np.flatnonzero(a)
-            up = self._products("up", memory, rows[open_], x, neurons[open_])
-            a[open_] *= self._relu(up)
-        else:
-            a *= self._relu(self._products("up", memory, rows, x, neurons, indptr, tokens))
+        if method == "cats":
+            shut = np.abs(a) <= cut
+        if shut is not None:
+            a[shut] = 0
+        if config.gated:
+            self._multiply_up(a, memory, rows + self.width, x, neurons, indptr, tokens)
+        if method == "teal":
+            a[np.abs(a) <= cut] = 0
         return a
 
-    def _products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
+    def _multiply_up(self, a, memory, rows, x, neurons, indptr, tokens):
+        if len(x) == 1 and (self.config.sparse or self.cut):  # a gate that is shut needs no up
+            open_ = np.flatnonzero(a)
+            a[open_] *= self._relu(self.products("up", memory, rows[open_], x, neurons[open_]))
+        else:
+            a *= self._relu(self.products("up", memory, rows, x, neurons, indptr, tokens))
+
+    def products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
+        """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
         bias = self.biases[part]
         bias = None if bias is None else bias[neurons]
         return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)

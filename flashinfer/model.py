@@ -111,7 +111,7 @@ class Model:
             self.flash, self.plan = setup.flash, setup.plan
             self.profile, self.expected = setup.profile, setup.expected
             kernels.set_threads(threads or default_threads())
-            self.stats = Stats(self.plan, self.expected)
+            self.stats = self._new_stats()
             self._load(setup.stride)
         except BaseException:
             self.close()
@@ -204,6 +204,7 @@ class Model:
             self.flash,
             self.buffer,
         )
+        feed_forward.cut = self.bundle.cut(i) if predictor is not None else None
         ffn_norm = None if config.shared_norm else self._norm(f"{name}.ffn_norm")
         return Layer(self._norm(f"{name}.attention_norm"), attention, ffn_norm, feed_forward)
 
@@ -346,7 +347,7 @@ class Model:
         ids = self._checked_prompt(token_ids, max_new_tokens)
         self.reset(_in_common(self.ids, ids[:-1]) if reuse else 0)
         ids = ids[self.position :]
-        self.stats = Stats(self.plan, self.expected)
+        self.stats = self._new_stats()
         with measured(self.stats.prompt, len(ids), self.counters):
             logits = self.forward(ids)
         for number in range(max_new_tokens):
@@ -357,6 +358,11 @@ class Model:
                 return
             with measured(self.stats.generation, 1, self.counters):
                 logits = self.forward([token])
+
+    def _new_stats(self):
+        in_force = self.plan.neurons == "predicted" and self.bundle.calibration
+        sparsity = in_force.get("sparsity") if in_force else None
+        return Stats(self.plan, self.expected, sparsity=sparsity)
 
     def _checked_prompt(self, token_ids, max_new_tokens):
         if max_new_tokens < 0:

@@ -31,7 +31,8 @@ def prepare(
 ):  # fmt: skip
     """The Setup of a bundle for the options of ``Model.open``, which see."""
     check(bundle, window, neurons, context, threads, io, cache)
-    neurons = neurons or ("predicted" if bundle.has_predictors else "dense")
+    exact = bundle.config.sparse or not bundle.has_predictors  # thresholds must be asked for
+    neurons = neurons or ("predicted" if bundle.has_predictors and exact else "dense")
     context = context or min(bundle.config.max_position_embeddings, 1024)
     budget = memory.default_budget() if budget is None else memory.parse_size(budget)
     row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes

@@ -7,7 +7,7 @@ neurons on held-out tokens is kept; the threshold is the one that misses at most
 those that fire there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Found:
     active: float
     predicted: float
     missed: float
+    tried: dict = field(default_factory=dict)  # {kind: [predicted, missed]} of all that were tried
 
     def scores(self, x, neurons=slice(None)):
         """x (N, d_model) -> (n, N) float32."""
@@ -68,13 +69,16 @@ class Found:
         return weights + FLASH_COST * self.predicted * len(self.b) * bundle_bytes
 
 
-def find_predictor(observed, up_tiles, up_bias, bundle_bytes, missed=0.05, steps=300, seed=0):
+def find_predictor(
+    observed, up_tiles, up_bias, bundle_bytes, missed=0.05, steps=300, kind="better", seed=0
+):
     """Find a layer's predictor; return Found, with float16 weights' values.
 
     up_tiles  a function that yields (first, rows (n, d_model) float32) through the up projection
     up_bias   (d_ffn,) float32
     missed    share of the active neurons that may be missed on either half of the held-out tokens
     steps     of training, after the SVD; 0: none
+    kind      "svd", "trained", or the "better" of the two
     """
     fit, *held_out = observed.split()
     best = None
@@ -83,11 +87,14 @@ def find_predictor(observed, up_tiles, up_bias, bundle_bytes, missed=0.05, steps
         if best is not None and found.cost(bundle_bytes) >= best.cost(bundle_bytes):
             break
         best = found
-    if steps:
+    best.tried = {"svd": [best.predicted, best.missed]}
+    if steps and kind != "svd":
         a, b, bias = train(best, observed, fit, steps, np.random.default_rng(seed))
         found = judge(a, b, bias, observed, held_out, missed)
-        if found.predicted < best.predicted:
-            best = found
+        found.tried = {**best.tried, "trained": [found.predicted, found.missed]}
+        if kind == "trained" or found.predicted < best.predicted:
+            return found
+        best.tried = found.tried
     return best
 
 

@@ -67,6 +67,7 @@ class Stats:
     prompt: Phase = field(default_factory=Phase)
     generation: Phase = field(default_factory=Phase)
     token_ids: list[int] = field(default_factory=list)
+    sparsity: dict | None = None  # the method and target of thresholds that are in force
 
     def as_dict(self):
         """The figures under the keys of ``run --json``."""
@@ -88,6 +89,7 @@ class Stats:
             "cache": self.plan.policy,
             "context": self.plan.context,
             "neurons": self.plan.neurons,
+            "sparsity": self.sparsity,
             "expected_tokens_per_second": self.expected and self.expected.tokens_per_second,
             "expected_flash_bytes_per_token": self.expected and self.expected.bytes,
         }

@@ -8,6 +8,7 @@ how such a file is made.
 """
 
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ CALIBRATED_LISTS = {
     "window_rows_most": WINDOWS,  # and at most
     "misses": len(CAPACITIES),  # neurons to read per token with caches of these sizes
 }
+METHODS = ("threshold", "cats", "teal")  # see calibrate
 NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
@@ -154,6 +156,12 @@ class Bundle:
             raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
         return format
 
+    def cut(self, layer):
+        """(method, threshold) below which a layer's neurons count as silent, or None: see
+        ``calibrate``'s ``target_sparsity``."""
+        sparsity = self.calibration and self.calibration.get("sparsity")
+        return sparsity and (sparsity["method"], self.calibration["layers"][layer]["threshold"])
+
     @property
     def has_predictors(self):
         return "layers.0.predictor.a" in self.tensors
@@ -209,6 +217,13 @@ def checked_calibration(calibration, n_layers):
             values = layer.get(key)
             numbers += values if isinstance(values, list) and len(values) == length else [None]
         if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
+            raise FormatError("its calibration is damaged; calibrate it again")
+    sparsity = calibration.get("sparsity")
+    if sparsity is not None:
+        numbers = [layer.get("threshold") for layer in layers]
+        sound = isinstance(sparsity, dict) and sparsity.get("method") in METHODS
+        numbers.append(sparsity.get("target") if sound else None)
+        if not all(isinstance(n, (int, float)) and abs(n) < math.inf for n in numbers):
             raise FormatError("its calibration is damaged; calibrate it again")
     return calibration
 

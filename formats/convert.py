@@ -9,6 +9,7 @@ from .architectures import architecture
 from .checkpoint import COLUMN_CHUNK, Checkpoint
 from .errors import FormatError, UserError
 from .gguf_checkpoint import GgufCheckpoint
+from .hub import fetch, names_a_repository
 from .layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, format_of, layout
 from .number_formats import number_format
 from .writing import byte_tensor, encoded, new_tensor, write_bundle
@@ -20,7 +21,7 @@ HEADS = ("lm_head.weight", "lm_head.bias")
 def convert(source, destination, dtype=None, progress=None, dense_dtype=None, activation=None):
     """Convert a checkpoint to the bundle ``destination``.
 
-    source       the directory of a Hugging Face checkpoint, or a GGUF file
+    source       the directory of a Hugging Face checkpoint, its name on the Hub, or a GGUF file
     dtype        number format of the weights; norms and biases are always f32. None: f16; of a
                  GGUF file, the one that each tensor has there, or the nearest to it
     progress     called as progress(bytes_written, bytes_in_all)
@@ -56,7 +57,7 @@ def convert(source, destination, dtype=None, progress=None, dense_dtype=None, ac
             destination,
             tensors,
             hf_config,
-            source={"checkpoint": Path(source).resolve().name},
+            source={"checkpoint": Path(source).name or Path(source).resolve().name},
             progress=(lambda nbytes: progress(nbytes, total)) if progress else lambda nbytes: None,
         )
 
@@ -67,7 +68,7 @@ def open_checkpoint(source, activation=None):
         return GgufCheckpoint(source, activation)
     if activation is not None:
         raise UserError(f"{source}: its config says the activation; only GGUF files do not")
-    return Checkpoint(source)
+    return Checkpoint(fetch(source) if names_a_repository(source) else source)
 
 
 class _Names:

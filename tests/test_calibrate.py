@@ -175,8 +175,72 @@ def test_what_fires_in_other_architectures(name, tmp_path):
 
 def test_silu_leaves_nothing_to_predict(tmp_path):
     convert(DATA / "llama-silu", tmp_path / "x.flash")
-    with pytest.raises(UserError, match="silu, leaves no neuron silent"):
+    with pytest.raises(UserError, match="silu, leaves no neuron silent; --target-sparsity"):
         calibrate(tmp_path / "x.flash", list(range(3, 96)) * 8)
+    convert(DATA / "llama-relu-bias", tmp_path / "x.flash")
+    with pytest.raises(UserError, match="relu, leaves neurons silent by itself"):
+        calibrate(tmp_path / "x.flash", list(range(3, 96)) * 8, target_sparsity=0.5)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+SHUT = {  # which neurons are taken as silent, of gate and up
+    "threshold": lambda gate, up, cut: gate <= cut,
+    "cats": lambda gate, up, cut: np.abs(silu(gate)) <= cut,
+    "teal": lambda gate, up, cut: np.abs(silu(gate) * up) <= cut,
+}
+
+
+@pytest.mark.parametrize("method", SHUT)
+@pytest.mark.parametrize("target", [0.3, 0.7])
+def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_path, cli):
+    path, sparse = tmp_path / "x.flash", tmp_path / "sparse.flash"
+    convert(DATA / "llama-silu", path, "f32")
+    ids = np.random.default_rng(5).integers(3, 96, 48 * 20)
+    found = calibrate(
+        path, ids, sparse, tokens=len(ids), steps=0, target_sparsity=target, method=method
+    )
+    verify(sparse)
+    for layer in found["layers"]:
+        assert layer["active"] == pytest.approx(1 - target, abs=0.06)
+        assert layer["missed"] <= 0.05 and set(layer["tried"]) == {"svd"}
+    with Model.open(path) as plain, Model.open(sparse) as default:
+        assert default.plan.neurons == "dense"  # thresholds are off unless asked for
+        assert np.array_equal(plain.logits(ids[:40]), default.logits(ids[:40]))
+    with Model.open(sparse, neurons="predicted") as model:
+        assert model.stats.as_dict()["sparsity"] == {"method": method, "target": target}
+        ffn, d = model.layers[0].feed_forward, model.config.hidden_size
+        rows = model.bundle.read("layers.0.ffn.bundles")
+        x = RANDOM.standard_normal((7, d)).astype(np.float32)
+        gate, up = rows[:, :d] @ x.T, rows[:, d : 2 * d] @ x.T
+        expected = np.where(SHUT[method](gate, up, ffn.cut[1]), 0, silu(gate) * up)
+        a = ffn.activations(ffn.cache.memory, ffn.whole_rows, x, np.arange(len(rows)))
+        np.testing.assert_allclose(a, expected, atol=1e-5)
+        one = ffn.activations(ffn.cache.memory, ffn.whole_rows, x[:1], np.arange(len(rows)))
+        assert np.array_equal(one[:, 0], a[:, 0])
+        assert np.array_equal(model.logits(ids[:40])[7], token_by_token(model, ids[:8])[-1])
+    code, _, err = cli("run", sparse, "--tokens", "5,6", "-n", "3", "--neurons", "predicted")
+    assert code == 0 and f"not exact: {100 * target:.0f} % of the neurons" in err
+
+
+def token_by_token(model, ids):
+    model.reset()
+    return [model.forward([token]) for token in ids]
+
+
+def test_the_predictor_that_is_asked_for(tmp_path):
+    path = tmp_path / "x.flash"
+    convert(DATA / "llama-relu-bias", path)
+    ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
+    for kind, tried in (("svd", {"svd"}), ("trained", {"svd", "trained"}), ("better", None)):
+        found = calibrate(path, ids, tmp_path / "y.flash", tokens=576, steps=5, predictor=kind)
+        for layer in found["layers"]:
+            shares = {name: share for name, (share, missed) in layer["tried"].items()}
+            assert tried is None or set(shares) == tried
+            wanted = min(shares.values()) if kind == "better" else shares[kind]
+            assert layer["predicted"] == wanted
 
 
 def test_too_short_a_text(plain, tmp_path):

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from flashinfer.calibrate import calibrate
 from flashinfer.cli.common import add_json, positive, share, size, write_json
 from flashinfer.cli.inspect import print_calibration
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle import METHODS, Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.tokenizer import Tokenizer
 
@@ -23,6 +23,15 @@ def add_arguments(parser):
                         help="of the active neurons that may be missed (0.05)")  # fmt: skip
     parser.add_argument("--steps", type=int, default=300, metavar="N",
                         help="of training a layer after the SVD (300)")  # fmt: skip
+    parser.add_argument("--predictor", choices=("better", "svd", "trained"), default="better",
+                        help="which to keep; default: the one that predicts fewer neurons, of "
+                        "those that miss no more than --missed")  # fmt: skip
+    parser.add_argument("--target-sparsity", type=share, metavar="SHARE", help="of a layer's "
+                        "neurons to take as silent, for models such as Llama whose activation "
+                        "leaves none so; run --neurons predicted puts it in force")  # fmt: skip
+    parser.add_argument("--method", choices=METHODS, default="cats", help="which are taken as "
+                        "silent: the least gates, the smallest activations, or the smallest "
+                        "contributions (cats)")  # fmt: skip
     parser.add_argument("--memory", type=size, metavar="SIZE", help="budget of the whole process")
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
     add_json(parser)
@@ -41,7 +50,8 @@ def main(args):
 
         found = calibrate(
             args.model, ids, args.output, Path(args.text).name, args.tokens, args.missed,
-            args.steps, args.memory, args.threads, progress,
+            args.steps, args.memory, args.threads, progress, args.target_sparsity, args.method,
+            args.predictor,
         )  # fmt: skip
     if args.json != "-":
         print_calibration(found)

@@ -8,7 +8,8 @@ from flashinfer.formats.bundle import Bundle
 
 
 def add_arguments(parser):
-    parser.add_argument("source", metavar="SRC", help="the checkpoint's directory, or x.gguf")
+    parser.add_argument("source", metavar="SRC", help="the checkpoint's directory, its name "
+                        "on the Hugging Face Hub (org/name), or x.gguf")  # fmt: skip
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
     add_dtypes(parser, None, "f16; of a GGUF file, as they are there")
     parser.add_argument(

@@ -178,6 +178,13 @@ def print_account(model, out):
         f"{kernels.describe()}, reads: {model.flash.io}",
         file=out,
     )
+    if stats.sparsity:
+        share = 100 * stats.sparsity["target"]
+        print(
+            f"sparsity    thresholds in force, not exact: {share:.0f} % of the neurons are "
+            f"taken as silent ({stats.sparsity['method']})",
+            file=out,
+        )
     if model.expected:
         print(
             f"expected    {model.expected.tokens_per_second:.1f} tokens/s, "
