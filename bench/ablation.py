@@ -81,7 +81,7 @@ def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
     if not overlap:
         FeedForward._activations = activations_after_reading
     if not ahead:
-        FeedForward.read_ahead = lambda self, x, token: None
+        FeedForward.read_ahead = lambda self, *inputs: None
 
 
 def forget_all(model):

@@ -31,8 +31,8 @@ class Recorder:
     def __init__(self, predictor):
         self.predictor, self.chosen = predictor, []
 
-    def scores(self, x):
-        scores = self.predictor.scores(x)
+    def scores(self, x, residual):
+        scores = self.predictor.scores(x, residual)
         self.chosen.append(Selection.of_scores(scores))
         return scores
 
@@ -44,7 +44,7 @@ def record(path, text, n_tokens):
         recorders = [Recorder(layer.feed_forward.predictor) for layer in model.layers]
         for layer, recorder in zip(model.layers, recorders, strict=True):
             layer.feed_forward.predictor = recorder
-            layer.feed_forward.read_ahead = lambda x, token: None
+            layer.feed_forward.read_ahead = lambda *inputs: None
         for token in tqdm(ids, desc="trace", leave=False, delay=1):
             if model.position == model.plan.context:
                 model.reset()

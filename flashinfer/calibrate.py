@@ -7,14 +7,16 @@ or thrice and what is kept in DRAM is one layer's inputs, whatever the model's s
 import numpy as np
 
 from flashinfer import kernels, memory
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle import PREDICTOR_FORMS, Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import format_of, layout, predictor_layout
 from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
 from flashinfer.neuron_cache import miss_curve
 from flashinfer.predictor import Selection
-from flashinfer.predictor_training import Observations, find_predictor, window_rows
+from flashinfer.predictor_import import imported
+from flashinfer.predictor_training import Observations, count, window_rows
+from flashinfer.predictor_training import find_predictor as find_own
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
@@ -36,6 +38,7 @@ def calibrate(
     target_sparsity=None,
     method="cats",
     predictor="better",
+    predictor_from=None,
 ):
     """Calibrate the bundle at ``path`` on a text; return what was found, as the bundle holds it.
 
@@ -46,6 +49,7 @@ def calibrate(
     steps        of training after the SVD
     progress     called as progress(layers done, layers in all), done in fractions
     predictor    "svd", "trained", or the "better" of the two
+    predictor_from  a directory with predictors in PowerInfer's form, to be taken as they are
     target_sparsity  share of a layer's neurons to take as silent where the activation leaves none
                  so; in force where ``neurons="predicted"`` is asked for, and not exact
     method       which: those whose gate, before its activation, is least ("threshold"); whose
@@ -81,14 +85,25 @@ def calibrate(
         threads=threads,
     ) as model:
         found, layers = [], []
+
+        def find_predictor(number, ffn, observed):
+            if predictor_from is None:
+                return _predictor(ffn, observed, missed, steps, predictor)
+            threshold = float(model.bundle.hf_config.get("sparse_threshold", 0.0))
+            shape = model.config.hidden_size, model.config.d_ffn
+            one = imported(predictor_from, number, *shape, threshold)
+            return count(one, observed, observed.split()[1:])
+
         for one, record in _layers(
             model, np.asarray(token_ids[:tokens]), sequence, progress,
-            lambda ffn, observed: _predictor(ffn, observed, missed, steps, predictor),
+            find_predictor, predictor_from is not None,
             target_sparsity and (lambda ffn, x: (method, _cut(ffn, x, method, target_sparsity))),
         ):  # fmt: skip
             found.append(one)
             layers.append(record)
         calibration = {"text": text, "tokens": tokens, "layers": layers}
+        if predictor_from is not None:
+            calibration["predictor"] = PREDICTOR_FORMS[1]
         if target_sparsity:
             calibration["sparsity"] = {"method": method, "target": target_sparsity}
         _write(model.bundle, destination or path, found, calibration)
@@ -97,7 +112,7 @@ def calibrate(
 
 def _tokens_that_fit(config, budget):
     """Tokens whose states, inputs, outputs, bits and scores fit a third of the budget."""
-    per_token = 4 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
+    per_token = 5 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
     return max(0, budget // 3 // per_token)
 
 
@@ -105,17 +120,20 @@ def _model_budget(budget):
     return budget - budget // 3
 
 
-def _layers(model, ids, sequence, progress, find_predictor, find_cut):
-    """Yield (Found, its record) layer by layer."""
+def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
+    """Yield (Found, its record) layer by layer; ``residual``: the predictors read that."""
     starts = np.arange(0, len(ids), sequence)
     h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
     total = len(model.layers)
     for number, layer in enumerate(model.layers):
         progress(number, total)
         x = np.empty_like(h)
+        read = np.empty_like(h) if residual else x
         for start in starts:
             span = slice(start, start + sequence)
-            h[span], x[span] = model.attend(layer, h[span])
+            h[span], x[span], before = model.attend(layer, h[span])
+            if residual:
+                read[span] = before
         if find_cut:
             layer.feed_forward.cut = find_cut(layer.feed_forward, x)
         observed = Observations(x, None, starts)
@@ -125,7 +143,8 @@ def _layers(model, ids, sequence, progress, find_predictor, find_cut):
             h[span] = model.add_feed_forward(layer, h[span], y[span])
         del y
         progress(number + 0.3, total)
-        found = find_predictor(layer.feed_forward, observed)
+        observed.x = read
+        found = find_predictor(number, layer.feed_forward, observed)
         means, most = window_rows(found, observed)
         yield (
             found,
@@ -191,7 +210,7 @@ def _predictor(ffn, observed, missed, steps, kind):
     up_bias = ffn.biases[ffn.first]
     up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
     up_bias -= np.float32(ffn.config.threshold)
-    return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)
+    return find_own(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)
 
 
 def _trace(found, observed):

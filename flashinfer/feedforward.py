@@ -41,13 +41,14 @@ class FeedForward:
         self.whole_rows = None  # where each neuron begins in the cache, once all are there for good
         self.ahead = None  # reads begun before their token, and the neurons they are for
 
-    def __call__(self, x, token):
-        """x (T, d_model) float32, normalised; token: number of the first -> (T, d_model)."""
+    def __call__(self, x, token, residual=None):
+        """x (T, d_model) float32, normalised, and before that; token: number of the first ->
+        (T, d_model)."""
         self._finish_reading_ahead()
         if self.predictor is None:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
-            selection = Selection.of_scores(self.predictor.scores(x))
+            selection = Selection.of_scores(self.predictor.scores(x, residual))
             if self.whole_rows is None:
                 self.cache.priority.note(selection, token)
         y = np.zeros_like(x)
@@ -79,18 +80,19 @@ class FeedForward:
         _, _, skips = self._spans(np.arange(self.bundles.rows))
         self.whole_rows = slots * np.int64(self.cache.stride) + skips
 
-    def read_ahead(self, x, token):
+    def read_ahead(self, x, token, residual):
         """Begin to read what the token will probably need (beyond the paper).
 
-        x (1, d_model): this layer's input as it would be if the layers still to come before it
-        added nothing. The guess costs bandwidth where it is wrong, and never changes a result.
+        x, residual (1, d_model): this layer's input, after its norm and before, as it would be if
+        the layers still to come before it added nothing. The guess costs bandwidth where it is
+        wrong, and never changes a result.
         """
         cache = self.cache
         if self.predictor is None or self.whole_rows is not None or not cache.guesses_pay:
             return
         if not self.predictor.in_dram:  # it is streamed in its turn, and not twice
             return
-        neurons = Selection.of_scores(self.predictor.scores(x)).neurons
+        neurons = Selection.of_scores(self.predictor.scores(x, residual)).neurons
         if len(neurons) > cache.capacity:
             return
         slots, misses = cache.place_ahead(neurons, token)

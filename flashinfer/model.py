@@ -194,6 +194,7 @@ class Model:
                 weights[f"{name}.predictor.a"],
                 weights[f"{name}.predictor.b"],
                 weights[f"{name}.predictor.bias"],
+                **self.bundle.predictor_form,
             )
         feed_forward = FeedForward(
             config,
@@ -264,10 +265,10 @@ class Model:
     def _through_layers(self, h, begun, share):
         """h (T, d_model), embedded -> (T, d_model)."""
         for number, layer in enumerate(self.layers):
-            h, x = self.attend(layer, h)
+            h, x, residual = self.attend(layer, h)
             if len(h) == 1 and number + 1 < len(self.layers):
                 self._read_ahead(self.layers[number + 1], h)
-            h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token))
+            h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token, residual))
             if len(h) > 1:
                 self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         return h
@@ -285,21 +286,21 @@ class Model:
         return h + self.embed_positions.rows(positions)
 
     def attend(self, layer, h):
-        """h (T, d_model) -> (h after attention, the FFN's normalised input), each (T, d_model)."""
+        """h (T, d_model) -> (h after attention, the FFN's input, that before its norm), each
+        (T, d_model)."""
         if not self.config.norm_before:
             h = layer.attention_norm(h + layer.attention(h, self.position))
-            return h, h
+            return h, h, h
         x = layer.attention_norm(h)
         after = h + layer.attention(x, self.position)
-        if layer.ffn_norm is None:
-            return after, x
-        return after, layer.ffn_norm(h if self.config.parallel else after)
+        residual = h if self.config.parallel else after
+        return after, x if layer.ffn_norm is None else layer.ffn_norm(residual), residual
 
     def _read_ahead(self, following, h):
         """Guess from h, the layer before it unfinished, what the following layer's FFN will use."""
         norm = following.ffn_norm or following.attention_norm
         x = norm(h) if self.config.norm_before else h
-        following.feed_forward.read_ahead(x, self.token)
+        following.feed_forward.read_ahead(x, self.token, h)
 
     def add_feed_forward(self, layer, h, y):
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""

@@ -4,19 +4,26 @@ import numpy as np
 
 
 class Predictor:
-    """Low rank: scores = B (A x) + bias; a neuron is predicted active where its score is > 0.
+    """Low rank: scores = B f(A x) + bias; a neuron is predicted active where its score is > 0.
 
     a (rank, d_model) and b (d_ffn, rank) are weights.Resident or weights.Streamed, bias (d_ffn,)
     float32. The paper's sigmoid and threshold are folded into the bias: sigmoid(s) > t is
     s > log(t / (1 - t)).
+
+    between  f: "" for none, or "relu"
+    reads    x: "normed", what the FFN reads, or "residual", what its norm reads
     """
 
-    def __init__(self, a, b, bias):
+    def __init__(self, a, b, bias, between="", reads="normed"):
         self.a, self.b, self.bias = a, b, bias
+        self.between, self.reads = between, reads
 
-    def scores(self, x):
-        """x (T, d_model), the FFN's normalised input -> (T, d_ffn) float32."""
-        return self.b.linear(self.a.linear(x), self.bias)
+    def scores(self, x, residual):
+        """The FFN's input after and before its norm, each (T, d_model) -> (T, d_ffn) float32."""
+        inner = self.a.linear(residual if self.reads == "residual" else x)
+        if self.between == "relu":
+            np.maximum(inner, 0, out=inner)
+        return self.b.linear(inner, self.bias)
 
     @property
     def in_dram(self):

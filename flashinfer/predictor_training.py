@@ -59,9 +59,13 @@ class Found:
     missed: float
     tried: dict = field(default_factory=dict)  # {kind: [predicted, missed]} of all that were tried
 
+    between: str = ""  # "relu": that stands between a and b
+
     def scores(self, x, neurons=slice(None)):
         """x (N, d_model) -> (n, N) float32."""
-        return self.b[neurons] @ (self.a @ x.T) + self.bias[neurons, None]
+        inner = self.a @ x.T
+        inner = np.maximum(inner, 0) if self.between == "relu" else inner
+        return self.b[neurons] @ inner + self.bias[neurons, None]
 
     def cost(self, bundle_bytes):
         """Bytes that a token costs, those from flash weighted."""
@@ -178,6 +182,12 @@ def judge(a, b, bias, observed, held_out, missed):
             spread = max(spread, float(np.abs(scores).max()))
     # A little below, so that the score at the threshold itself is above it however it is rounded.
     found.bias -= np.float32(min(thresholds, default=0.0) - 1e-5 * spread)
+    return count(found, observed, held_out)
+
+
+def count(found, observed, held_out):
+    """Fill in what a Found predicts and misses on the held-out tokens; returns it."""
+    b = found.b
     tokens = np.concatenate(held_out)
     active = predicted = both = 0
     for neurons in _blocks(b):

@@ -32,6 +32,10 @@ CALIBRATED_LISTS = {
     "misses": len(CAPACITIES),  # neurons to read per token with caches of these sizes
 }
 METHODS = ("threshold", "cats", "teal")  # see calibrate
+PREDICTOR_FORMS = (  # ours, PowerInfer's
+    {"between": "", "reads": "normed"},
+    {"between": "relu", "reads": "residual"},
+)
 NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
@@ -156,6 +160,11 @@ class Bundle:
             raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
         return format
 
+    @property
+    def predictor_form(self):
+        """What stands between a predictor's two maps, and what it reads."""
+        return (self.calibration or {}).get("predictor", PREDICTOR_FORMS[0])
+
     def cut(self, layer):
         """(method, threshold) below which a layer's neurons count as silent, or None: see
         ``calibrate``'s ``target_sparsity``."""
@@ -218,6 +227,8 @@ def checked_calibration(calibration, n_layers):
             numbers += values if isinstance(values, list) and len(values) == length else [None]
         if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
             raise FormatError("its calibration is damaged; calibrate it again")
+    if calibration.get("predictor", PREDICTOR_FORMS[0]) not in PREDICTOR_FORMS:
+        raise FormatError("its predictors are of a form that is not known; calibrate it again")
     sparsity = calibration.get("sparsity")
     if sparsity is not None:
         numbers = [layer.get("threshold") for layer in layers]

@@ -1,4 +1,6 @@
 import argparse
+import json
+import shutil
 import typing
 from pathlib import Path
 
@@ -121,11 +123,11 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
         rows = model.bundle.read("layers.0.ffn.bundles")
         inner = type(ffn).__call__
 
-        def counting(x, token):
+        def counting(x, token, residual):
             nonlocal tokens, fired
             tokens += len(x)
             fired += np.count_nonzero(x @ rows[:, :40].T + ffn.biases["up"] > 0)
-            return inner(ffn, x, token)
+            return inner(ffn, x, token, residual)
 
         model.layers[0].feed_forward = counting
         for start in range(0, 48 * 25, 48):
@@ -155,13 +157,13 @@ def test_what_fires_in_other_architectures(name, tmp_path):
         d = model.config.hidden_size
         rows = model.bundle.read("layers.0.ffn.bundles")
 
-        def counting(x, token):
+        def counting(x, token, residual):
             up_at = d if model.config.gated else 0
             up, gate = x @ rows[:, up_at : up_at + d].T, x @ rows[:, :d].T
             up += 0 if ffn.biases["up"] is None else ffn.biases["up"]
             gate += 0 if ffn.biases["gate"] is None else ffn.biases["gate"]
             shares.append(FIRES[name](gate, up).mean())
-            return type(ffn).__call__(ffn, x, token)
+            return type(ffn).__call__(ffn, x, token, residual)
 
         model.layers[0].feed_forward = counting
         for start in range(0, len(ids), 48):
@@ -228,6 +230,47 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
 def token_by_token(model, ids):
     model.reset()
     return [model.forward([token]) for token in ids]
+
+
+@pytest.mark.parametrize("name", ["llama-relu-bias", "falcon-new"])
+def test_predictors_that_others_trained(name, tmp_path):
+    """In PowerInfer's form: a ReLU between, reading what the FFN's norm reads, a threshold."""
+    torch = pytest.importorskip("torch")
+    path, target, folder = tmp_path / "x.flash", tmp_path / "y.flash", tmp_path / "predictors"
+    shutil.copytree(DATA / name, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "sparse_threshold": 0.25}))
+    convert(tmp_path / "hf", path, "f32")
+    ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
+    with pytest.raises(FormatError, match=r"model_0\.pt: does not exist"):
+        calibrate(path, ids, target, tokens=576, predictor_from=folder)
+    folder.mkdir()
+    fcs = []
+    for layer in range(2):
+        fc1, fc2 = (RANDOM.standard_normal(s).astype(np.float32) for s in ((8, 40), (72, 8)))
+        fcs.append((fc1.astype(np.float16), fc2.astype(np.float16)))
+        tensors = {"fc1.weight": torch.tensor(fc1), "fc2.weight": torch.tensor(fc2)}
+        torch.save(tensors, folder / f"model_{layer}.pt")
+    found = calibrate(path, ids, target, tokens=576, predictor_from=folder)
+    assert found["predictor"] == {"between": "relu", "reads": "residual"}
+    with Model.open(target) as model:
+        assert model.plan.neurons == "predicted"
+        for layer, (fc1, fc2), record in zip(model.layers, fcs, found["layers"], strict=True):
+            residual = RANDOM.standard_normal((5, 40)).astype(np.float32)
+            inner = np.maximum(residual @ fc1.astype(np.float32).T, 0)
+            expected = inner @ fc2.astype(np.float32).T - 0.25
+            scores = layer.feed_forward.predictor.scores(None, residual)
+            np.testing.assert_allclose(scores, expected, atol=1e-3)
+            assert 0.1 < record["predicted"] < 0.9 and record["missed"] > 0
+        whole = model.logits(ids[:30])
+        assert np.array_equal(token_by_token(model, ids[:30]), whole)
+    (folder / "model_1.pt").write_bytes(b"nonsense")
+    with pytest.raises(FormatError, match=r"model_1\.pt: is not a predictor"):
+        calibrate(path, ids, target, tokens=576, predictor_from=folder)
+    torch.save({"fc1.weight": torch.zeros(8, 41), "fc2.weight": torch.zeros(72, 8)},
+               folder / "model_1.pt")  # fmt: skip
+    with pytest.raises(FormatError, match="the model has hidden size 40 and 72 neurons"):
+        calibrate(path, ids, target, tokens=576, predictor_from=folder)
 
 
 def test_the_predictor_that_is_asked_for(tmp_path):

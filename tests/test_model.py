@@ -147,8 +147,8 @@ def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
     right = FeedForward.read_ahead
     guesses = {
         "right": right,
-        "wrong": lambda self, x, token: right(self, -x, token),
-        "none": lambda self, x, token: None,
+        "wrong": lambda self, x, token, residual: right(self, -x, token, -residual),
+        "none": lambda self, x, token, residual: None,
     }
     monkeypatch.setattr(NeuronCache, "guesses_pay", True)
     found, read = {}, {}

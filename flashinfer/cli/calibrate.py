@@ -26,6 +26,8 @@ def add_arguments(parser):
     parser.add_argument("--predictor", choices=("better", "svd", "trained"), default="better",
                         help="which to keep; default: the one that predicts fewer neurons, of "
                         "those that miss no more than --missed")  # fmt: skip
+    parser.add_argument("--predictor-from", metavar="DIR", help="take the predictors there, as "
+                        "PowerInfer has them: one model_N.pt a layer")  # fmt: skip
     parser.add_argument("--target-sparsity", type=share, metavar="SHARE", help="of a layer's "
                         "neurons to take as silent, for models such as Llama whose activation "
                         "leaves none so; run --neurons predicted puts it in force")  # fmt: skip
@@ -51,7 +53,7 @@ def main(args):
         found = calibrate(
             args.model, ids, args.output, Path(args.text).name, args.tokens, args.missed,
             args.steps, args.memory, args.threads, progress, args.target_sparsity, args.method,
-            args.predictor,
+            args.predictor, args.predictor_from,
         )  # fmt: skip
     if args.json != "-":
         print_calibration(found)
