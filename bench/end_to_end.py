@@ -1,12 +1,12 @@
 """Whole tokens against the hardware's limits: number formats, memory sizes and disk speeds.
 
-    python -m bench.end_to_end [--full] [--dir DIR] [--json FILE]
+    python -m bench.end_to_end [--like NAME] [--quick] [--dir DIR] [--json FILE]
 
 As root, with cgroups. Each configuration runs in a memory cgroup of a share of the model's file,
 the disk as it is or held to an eMMC's or an SD card's speed. Two floors: the bytes read per token
 over what the disk gives for reads of the size they came in (fio), and the bytes touched in DRAM
 over its bandwidth (a plain sum). Beside the measured speed stands what the cost model expected
-from a profile that is measured first. ``--full`` takes the shape of OPT-6.7B, else OPT-1.3B.
+from a profile that is measured first.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.bundle import Bundle
 from flashinfer.probe import dram_bandwidth, probe
 from flashinfer.profile import save
+from flashinfer.shapes import NAMES
 
 DISKS = (
     Disk("as it is"),
@@ -91,12 +92,12 @@ def floors(figures, bundle, disk, limits):
     return seconds, touched / limits.dram
 
 
-def measure(models, tokens):
+def measure(models, tokens, disks):
     profile = probe(models[0].resolve().parent)
     limits, rows = Limits(models[0]), []
     for model in models:
         with Bundle(model) as bundle:
-            cases = [(share, disk) for share in SHARES for disk in DISKS]
+            cases = [(share, disk) for share in SHARES for disk in disks]
             for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
                 limit = int(bundle.file.size * share) // 4096 * 4096
                 n = tokens if disk is DISKS[0] else max(4, tokens // 6)
@@ -150,20 +151,23 @@ def print_table(figures):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="the shape of OPT-6.7B: 13.4 GB")
+    parser.add_argument("--like", choices=NAMES, default="opt-1.3b", metavar="NAME",
+                        help="a published shape (opt-1.3b); see flashinfer synth")  # fmt: skip
+    parser.add_argument("--full", action="store_true", help="as --like opt-6.7b: 13.4 GB")
+    parser.add_argument("--quick", action="store_true", help="only with the disk as it is")
     parser.add_argument("--dir", default=".", help="where to make the models, on the disk to test")
     parser.add_argument("--tokens", type=int, default=48, help="to write, a sixth on slow disks")
     parser.add_argument("--keep", action="store_true", help="do not remove the models")
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="a PNG (needs the plot extra)")
     args = parser.parse_args()
-    like = "opt-6.7b" if args.full else "opt-1.3b"
+    like = "opt-6.7b" if args.full else args.like
     models = [Path(args.dir) / f"bench-{like}-{dtype}.flash" for dtype in DTYPES]
     try:
         with ExitStack() as stack:
             for model, dtype in zip(models, DTYPES, strict=True):
                 stack.enter_context(synthetic_model(model, like, dtype, args.keep))
-            figures = measure(models, args.tokens)
+            figures = measure(models, args.tokens, DISKS[:1] if args.quick else DISKS)
     except NoCgroups as error:
         raise SystemExit(f"skipped: {error}") from None
     print_table(figures)

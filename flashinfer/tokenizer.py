@@ -9,7 +9,7 @@ class Tokenizer:
     def __init__(self, bundle):
         text = bundle.tokenizer_json()
         if text is None:
-            raise UserError(f"{bundle.path}: has no tokenizer; give token ids with --tokens")
+            raise UserError(f"{bundle.path}: has no tokenizer; flashinfer run --tokens takes ids")
         try:
             import tokenizers
         except ImportError:

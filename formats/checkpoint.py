@@ -22,7 +22,8 @@ class Checkpoint:
         if not self.directory.is_dir():
             what = "is a file" if self.directory.exists() else "does not exist"
             raise FormatError(
-                f"{directory}: {what}; give the directory of a Hugging Face checkpoint"
+                f"{directory}: {what}; give the directory of a Hugging Face checkpoint, or a "
+                "GGUF file"
             )
         self.config_path = self.directory / "config.json"
         self.config = read_json(self.config_path)

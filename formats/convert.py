@@ -8,6 +8,7 @@ import numpy as np
 from .architectures import architecture
 from .checkpoint import COLUMN_CHUNK, Checkpoint
 from .errors import FormatError, UserError
+from .gguf import is_gguf
 from .gguf_checkpoint import GgufCheckpoint
 from .hub import fetch, names_a_repository
 from .layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, format_of, layout
@@ -64,7 +65,7 @@ def convert(source, destination, dtype=None, progress=None, dense_dtype=None, ac
 
 def open_checkpoint(source, activation=None):
     """The Checkpoint or GgufCheckpoint at ``source``."""
-    if Path(source).is_file() and Path(source).suffix == ".gguf":
+    if is_gguf(source):
         return GgufCheckpoint(source, activation)
     if activation is not None:
         raise UserError(f"{source}: its config says the activation; only GGUF files do not")

@@ -66,6 +66,14 @@ class GgufTensor:
         return self.shape[-1] // self.type.block * self.type.block_bytes
 
 
+def is_gguf(path):
+    """Whether a file is one of GGUF's, by its name or its first bytes."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return Path(path).suffix == ".gguf" or file.read(4) == MAGIC
+
+
 class GgufFile:
     """An open GGUF file: ``metadata`` {key: value} and ``tensors`` {name: GgufTensor}.
 

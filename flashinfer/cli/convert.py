@@ -5,6 +5,7 @@ import sys
 from flashinfer.cli.common import add_dtypes, add_json, byte_bar, write_json
 from flashinfer.formats import convert as converter
 from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.gguf import is_gguf
 
 
 def add_arguments(parser):
@@ -36,7 +37,7 @@ def main(args):
 
 def requantised(args):
     """What of a GGUF file could not be kept as it was: lines for people."""
-    if args.dtype or not args.source.endswith(".gguf"):
+    if args.dtype or not is_gguf(args.source):
         return
     with converter.open_checkpoint(args.source) as checkpoint:
         for name in checkpoint.requantised():

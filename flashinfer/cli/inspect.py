@@ -15,7 +15,7 @@ def main(args):
         plan = prepared(bundle, args).plan
         figures["plan"] = asdict(plan)
         if args.json != "-":
-            print_description(figures, plan)
+            print_description(figures, plan, bundle)
     write_json(args.json, figures)
 
 
@@ -33,7 +33,7 @@ def describe(bundle):
     }
 
 
-def print_description(figures, plan):
+def print_description(figures, plan, bundle):
     config = figures["config"]
     print(
         f"{figures['model']}: {figures['bytes'] / 1e6:,.1f} MB, {figures['number_format']}\n"
@@ -48,7 +48,12 @@ def print_description(figures, plan):
         f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
     )
     calibration = figures["calibration"]
-    if calibration is None:
+    if calibration is None and not bundle.config.sparse:
+        print(
+            f"calibration: none; {bundle.config.activation} leaves no neuron silent, calibrate "
+            "--target-sparsity takes some so"
+        )
+    elif calibration is None:
         print("calibration: none; flashinfer calibrate finds which neurons fire")
     else:
         print_calibration(calibration)
@@ -56,6 +61,11 @@ def print_description(figures, plan):
 
 def print_calibration(calibration):
     """The table of ``calibrate``: one line a layer."""
+    if sparsity := calibration.get("sparsity"):
+        print(
+            f"\nthresholds, in force with --neurons predicted: {100 * sparsity['target']:.0f} % of "
+            f"the neurons taken as silent ({sparsity['method']})"
+        )
     print(
         f"\ncalibrated on {calibration.get('text')}: {calibration.get('tokens')} tokens\n"
         "layer   active %  predicted %  missed %   rank   window of 5: rows"

@@ -37,7 +37,8 @@ def add_model_arguments(parser):
     )  # fmt: skip
     parser.add_argument(
         "--neurons", choices=NEURONS, help="which neurons to use: those predicted to fire, or all "
-        "(exact, and slow); default: predicted where the model is calibrated",
+        "(exact, and slow); default: predicted where the model is calibrated, and trained to have "
+        "silent neurons",
     )  # fmt: skip
     parser.add_argument(
         "--io", choices=IO, default="auto",
