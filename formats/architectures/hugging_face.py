@@ -71,6 +71,20 @@ def dimensions(config, d_ffn="intermediate_size", tied=False):
     }
 
 
+def usual_options(config, epsilon, share=1.0):
+    """``dimensions``, ``activation``, ``rotary`` and the norms' epsilon, in one.
+
+    epsilon  the key it has, and its default; share: of each head that is rotary
+    """
+    common = dimensions(config)
+    return {
+        **common,
+        **activation(config),
+        "rotary": rotary(config, common["head_dim"], share),
+        "norm_epsilon": number(config, *epsilon),
+    }
+
+
 def activation(config, key="hidden_act"):
     """ModelConfig's ``activation`` and ``threshold``. Raises FormatError where it is unknown."""
     name = config.get(key)
@@ -112,14 +126,14 @@ def rotary(config, head_dim, share=1.0):
         scaling, "original_max_position_embeddings", original
     )
     scaling["max_position_embeddings"] = most
+    if base <= 1 or scaling["original_max_position_embeddings"] < 2:
+        raise FormatError(f"config: rotary positions of base {base} are not angles")
     dim = int(min(share, 1.0) * head_dim)
     return Rotary(dim, base, kind, _checked(kind, scaling, dim))
 
 
 def _checked(kind, scaling, dim):
     """The parameters that a kind of rotary positions needs. Raises FormatError."""
-    if kind in ("linear", "dynamic", "llama3"):
-        number(scaling, "factor")
     if kind == "llama3":
         low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
         if high <= low:
@@ -136,6 +150,8 @@ def _checked(kind, scaling, dim):
     if kind in ("yarn", "longrope") and scaling.get("factor") is None:
         known = scaling["max_position_embeddings"] / scaling["original_max_position_embeddings"]
         scaling["factor"] = known
+    if kind != "default":
+        number(scaling, "factor")
     return scaling
 
 

@@ -1,8 +1,8 @@
 """Mistral (Jiang et al. 2023) with its sliding window; Bamboo and TurboSparse, whose gate and up
 both pass a ReLU (dReLU, Song et al. 2024)."""
 
-from ..config import ModelConfig, number
-from .hugging_face import FFN, NAMES, activation, dimensions, rotary, sliding_windows
+from ..config import ModelConfig
+from .hugging_face import FFN, NAMES, sliding_windows, usual_options
 
 __all__ = ["FFN", "MODEL_TYPES", "NAMES", "model_config"]
 DOUBLE_RELU = ("bamboo", "turbosparsemistral")
@@ -11,12 +11,9 @@ MODEL_TYPES = ("mistral", *DOUBLE_RELU)
 
 def model_config(config):
     """The ModelConfig of a MistralConfig (a dict). Raises FormatError."""
-    common = dimensions(config)
+    options = usual_options(config, ("rms_norm_eps", 1e-6))
     return ModelConfig(
-        **common,
-        **activation(config),
-        rotary=rotary(config, common["head_dim"]),
-        norm_epsilon=number(config, "rms_norm_eps", 1e-6),
-        sliding_windows=sliding_windows(config, common["num_hidden_layers"]),
+        **options,
+        sliding_windows=sliding_windows(config, options["num_hidden_layers"]),
         up_relu=config["model_type"] in DOUBLE_RELU,
     )

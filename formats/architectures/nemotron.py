@@ -1,8 +1,8 @@
 """Nemotron and Minitron (Parmar et al. 2024): squared ReLU, no gate, partly rotary."""
 
-from ..config import ModelConfig, flag, number
+from ..config import ModelConfig, flag
 from .hugging_face import NAMES as LLAMA
-from .hugging_face import activation, dimensions, rotary
+from .hugging_face import usual_options
 
 MODEL_TYPES = ("nemotron",)
 NORM_LESS_ONE = True
@@ -17,13 +17,9 @@ FFN = {p: f"model.layers.{{}}.mlp.{p}_proj.weight" for p in ("up", "down")}
 
 def model_config(config):
     """The ModelConfig of a NemotronConfig (a dict). Raises FormatError."""
-    common = dimensions(config)
     return ModelConfig(
-        **common,
-        **activation(config),
-        rotary=rotary(config, common["head_dim"], share=0.5),
+        **usual_options(config, ("norm_eps", 1e-5), share=0.5),
         norm="layer",
-        norm_epsilon=number(config, "norm_eps", 1e-5),
         gated=False,
         qkv_bias=flag(config, "attention_bias", False),
         o_bias=flag(config, "attention_bias", False),

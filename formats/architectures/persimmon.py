@@ -1,7 +1,7 @@
 """Persimmon (Adept 2023): squared ReLU, normalised queries and keys, half rotary."""
 
-from ..config import ModelConfig, flag, number
-from .hugging_face import activation, dimensions, interleaved, rotary
+from ..config import ModelConfig, flag
+from .hugging_face import interleaved, usual_options
 
 MODEL_TYPES = ("persimmon",)
 KINDS = ("weight", "bias")
@@ -30,13 +30,10 @@ ROWS = {f"{p}_proj": interleaved(p) for p in "qkv"}
 
 def model_config(config):
     """The ModelConfig of a PersimmonConfig (a dict). Raises FormatError."""
-    common = dimensions({**config, "num_key_value_heads": None})  # it has no shared ones
+    config = {**config, "num_key_value_heads": None}  # it has no shared ones
     return ModelConfig(
-        **common,
-        **activation(config),
-        rotary=rotary(config, common["head_dim"], share=0.5),
+        **usual_options(config, ("layer_norm_eps", 1e-5), share=0.5),
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_eps", 1e-5),
         qk_norm=flag(config, "qk_layernorm", True),
         gated=False,
         qkv_bias=True,

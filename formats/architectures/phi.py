@@ -1,7 +1,7 @@
 """Phi-1, Phi-1.5 and Phi-2 (Li et al. 2023): attention and FFN read one norm, side by side."""
 
-from ..config import ModelConfig, flag, number
-from .hugging_face import activation, dimensions, rotary
+from ..config import ModelConfig, flag
+from .hugging_face import usual_options
 
 MODEL_TYPES = ("phi",)
 KINDS = ("weight", "bias")
@@ -27,13 +27,9 @@ FFN = {"up": "model.layers.{}.mlp.fc1.weight", "down": "model.layers.{}.mlp.fc2.
 
 def model_config(config):
     """The ModelConfig of a PhiConfig (a dict). Raises FormatError."""
-    common = dimensions(config)
     return ModelConfig(
-        **common,
-        **activation(config),
-        rotary=rotary(config, common["head_dim"], share=0.5),
+        **usual_options(config, ("layer_norm_eps", 1e-5), share=0.5),
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_eps", 1e-5),
         parallel=True,
         shared_norm=True,
         qk_norm=flag(config, "qk_layernorm", False),

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..config import ModelConfig, number
+from ..config import ModelConfig
 from .hugging_face import NAMES as LLAMA
-from .hugging_face import activation, behind, dimensions, rotary, sliding_windows
+from .hugging_face import behind, sliding_windows, usual_options
 
 MODEL_TYPES = ("phi3",)
 NAMES = {
@@ -22,11 +22,8 @@ ROWS = {
 
 def model_config(config):
     """The ModelConfig of a Phi3Config (a dict). Raises FormatError."""
-    common = dimensions(config)
+    options = usual_options(config, ("rms_norm_eps", 1e-5))
     return ModelConfig(
-        **common,
-        **activation(config),
-        rotary=rotary(config, common["head_dim"]),
-        norm_epsilon=number(config, "rms_norm_eps", 1e-5),
-        sliding_windows=sliding_windows(config, common["num_hidden_layers"]),
+        **options,
+        sliding_windows=sliding_windows(config, options["num_hidden_layers"]),
     )
