@@ -1,8 +1,9 @@
 """Predictors that others trained, in PowerInfer's form (Song et al. 2023).
 
 A directory with one ``model_N.pt`` a layer: fc1.weight (rank, d_model) and fc2.weight (d_ffn,
-rank), a ReLU between them. They read the residual stream before the FFN's norm, and a neuron counts
-as active where its score is above the config's ``sparse_threshold``.
+rank), a ReLU between them; or a GGUF file of PowerInfer's, which holds them beside the model. They
+read the residual stream before the FFN's norm, and a neuron counts as active where its score is
+above ``sparse_threshold``: of the model's config, or of the GGUF file.
 """
 
 from pathlib import Path
@@ -10,12 +11,43 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.gguf import GgufFile, is_gguf
 from flashinfer.predictor_training import Found
 
 
-def imported(folder, layer, d_model, d_ffn, threshold):
-    """The Found of one layer, its shares not measured yet. Raises FormatError, UserError."""
-    path = Path(folder) / f"model_{layer}.pt"
+def imported(source, layer, d_model, d_ffn, threshold):
+    """The Found of one layer, its shares not measured yet.
+
+    threshold  the config's, for a directory. Raises FormatError, UserError.
+    """
+    if is_gguf(source):
+        path, a, b, threshold = _from_gguf(source, layer)
+    else:
+        path = Path(source) / f"model_{layer}.pt"
+        a, b = _from_torch(path)
+    if a.ndim != 2 or a.shape[1] != d_model or b.shape != (d_ffn, a.shape[0]):
+        raise FormatError(
+            f"{path}: fc1 is {a.shape} and fc2 {b.shape}; the model has hidden size {d_model} and "
+            f"{d_ffn} neurons"
+        )
+    bias = np.full(d_ffn, -threshold, dtype=np.float32)
+    return Found(a, b, bias, 0.0, 0.0, 0.0, between="relu")
+
+
+def _from_gguf(path, layer):
+    file = GgufFile(path)
+    names = [f"blk.{layer}.fc{i}.weight" for i in (1, 2)]
+    for name in names:
+        if name not in file.tensors:
+            raise FormatError(f"{path}: tensor {name} is missing; it has no such predictor")
+    a, b = (file.decode(file.tensors[name].type, file.raw_rows(name)) for name in names)
+    threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
+    if not isinstance(threshold, (int, float)):
+        raise FormatError(f"{path}: powerinfer.sparse_threshold is not a number")
+    return path, a, b, threshold
+
+
+def _from_torch(path):
     try:
         import torch
     except ImportError:
@@ -24,14 +56,7 @@ def imported(folder, layer, d_model, d_ffn, threshold):
         raise FormatError(f"{path}: does not exist; a predictor for each layer is needed")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-        a, b = (tensors[f"fc{i}.weight"].float().numpy() for i in (1, 2))
+        return [tensors[f"fc{i}.weight"].float().numpy() for i in (1, 2)]
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise FormatError(f"{path}: is not a predictor: {reason}") from None
-    if a.ndim != 2 or a.shape[1] != d_model or b.shape != (d_ffn, a.shape[0]):
-        raise FormatError(
-            f"{path}: fc1 is {a.shape} and fc2 {b.shape}; the model has hidden size {d_model} and "
-            f"{d_ffn} neurons"
-        )
-    bias = np.full(d_ffn, -threshold, dtype=np.float32)
-    return Found(a, b, bias, 0.0, 0.0, 0.0, between="relu")

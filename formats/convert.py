@@ -119,7 +119,8 @@ class _Names:
             template = spec.name.replace(match[0], "layers.{}.", 1)
         if spec.role == FFN:
             neurons, width = spec.shape[0], spec.shape[1] // self.config.parts
-            shapes = {"gate": (neurons, width), "up": (neurons, width), "down": (width, neurons)}
+            shapes = {part: (neurons, width) for part in ("gate", "up", "down_t")}
+            shapes["down"] = (width, neurons)
             parts = {
                 part: self.find(f"layers.{{}}.ffn.{part}", layer, shapes[part])
                 for part in self.naming.FFN
@@ -151,17 +152,18 @@ class _Names:
         return self.checkpoint.read_rows(name, start, stop) if raw is None else raw
 
     def bundles(self, parts, format):
-        """Rows [gate_i | up_i | down_i]: rows of gate and up, column i of the down projection."""
-        start = 0
-        for columns in self.checkpoint.read_columns(parts["down"][0]):
-            bundle = []
-            for part in ("gate", "up"):
+        """Rows [gate_i | up_i | down_i]: rows of gate and up, column i of the down projection, or
+        row i where the checkpoint has it transposed ("down_t")."""
+        columns = self.checkpoint.read_columns(parts["down"][0]) if "down" in parts else None
+        for start in range(0, self.config.d_ffn, COLUMN_CHUNK):
+            n, bundle = min(COLUMN_CHUNK, self.config.d_ffn - start), []
+            for part in ("gate", "up", "down_t"):
                 if part in parts:
                     name, rows = parts[part]
                     first = start + (0 if rows is None else int(rows[0]))  # packed ones lie apart
-                    bundle.append(self.read(name, format, first, first + len(columns)))
-            yield np.concatenate([encoded(p, format) for p in [*bundle, columns]], axis=1)
-            start += COLUMN_CHUNK
+                    bundle.append(self.read(name, format, first, first + n))
+            bundle += [next(columns)] if columns else []
+            yield np.concatenate([encoded(p, format) for p in bundle], axis=1)
 
     def refuse_strangers(self):
         """Raise FormatError where the checkpoint holds what the architecture has no use for."""

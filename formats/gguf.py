@@ -14,7 +14,8 @@ import numpy as np
 from .errors import FormatError, UserError
 from .number_formats import FORMATS
 
-MAGIC, VERSIONS, ALIGNMENT, MOST_DIMENSIONS = b"GGUF", (2, 3), 32, 4
+MAGICS = (b"GGUF", b"PWRI")  # the other is PowerInfer's
+VERSIONS, ALIGNMENT, MOST_DIMENSIONS = (2, 3), 32, 4
 SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1",
     10: "<u8", 11: "<i8", 12: "<f8",
@@ -71,7 +72,7 @@ def is_gguf(path):
     if not Path(path).is_file():
         return False
     with open(path, "rb") as file:
-        return Path(path).suffix == ".gguf" or file.read(4) == MAGIC
+        return Path(path).suffix == ".gguf" or file.read(4) in MAGICS
 
 
 class GgufFile:
@@ -99,7 +100,7 @@ class GgufFile:
 
     def _read_header(self):
         self.at = 0
-        if self._take(4) != MAGIC:
+        if self._take(4) not in MAGICS:
             raise FormatError(f"{self.path}: is not a GGUF file")
         version = self._scalar("<u4")
         if version not in VERSIONS:

@@ -17,6 +17,7 @@ from .vocabulary import gguf_tokenizer
 RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 ARCHITECTURES = {
     "llama": ("llama", "silu", "rms_norm_eps", RMS),
+    "bamboo": ("bamboo", "relu", "rms_norm_eps", RMS),
     "qwen2": ("qwen2", "silu", "rms_norm_eps", RMS),
     "qwen3": ("qwen3", "silu", "rms_norm_eps", RMS),
     "gemma": ("gemma", "gelu_pytorch_tanh", "rms_norm_eps", RMS),
@@ -37,8 +38,10 @@ NAMES = {
     **{f"layers.{{}}.{p}_norm.{k}": f"{BLOCK}.attn_{p}_norm.{k}" for p in "qk" for k in KINDS},
     **{f"layers.{{}}.ffn.{p}_bias": f"{BLOCK}.ffn_{p}.bias" for p in ("gate", "up", "down")},
 }
-# Not weights of ours: what these say is in the config.
+# Not weights of the model: what the first say is in the config, the others are PowerInfer's
+# predictors, which calibrate takes.
 SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+PREDICTORS = (".fc1.weight", ".fc2.weight")
 
 
 class GgufCheckpoint:
@@ -54,7 +57,11 @@ class GgufCheckpoint:
         self.file = GgufFile(path)
         try:
             tensors = self.file.tensors
-            self.shapes = {n: t.shape for n, t in tensors.items() if n not in SCALINGS}
+            self.shapes = {
+                name: tensor.shape
+                for name, tensor in tensors.items()
+                if name not in SCALINGS and not name.endswith(PREDICTORS)
+            }
             self.architecture = self._get("general.architecture", str)
             if self.architecture not in ARCHITECTURES:
                 raise FormatError(
@@ -87,6 +94,8 @@ class GgufCheckpoint:
         """A Hugging Face config (a dict); what is missing is refused when it is read."""
         model_type, usual, epsilon, epsilon_key = ARCHITECTURES[self.architecture]
         tensors = self.file.tensors
+        if "blk.0.fc1.weight" in tensors:  # PowerInfer's models have a ReLU
+            usual = "relu"
         heads, hidden_size = self._of("attention.head_count"), self._of("embedding_length")
         embeddings = tensors.get("token_embd.weight")
         head_dim = self._of("attention.key_length")
@@ -175,7 +184,13 @@ class GgufCheckpoint:
             for p in "qkv":
                 names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
                 rows[f"{p}_proj"] = behind(p)
-        if self.architecture == "llama":  # pairs that turn together lie side by side there
+        if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: a row a neuron
+            ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
+            del ffn["down"]
+        if self.architecture in (
+            "llama",
+            "bamboo",
+        ):  # pairs that turn together lie side by side there
             rows["q_proj"] = lambda config: _unpermuted(config.num_attention_heads, config)
             rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
         if self.architecture == "phi3":

@@ -10,7 +10,7 @@ from flashinfer.formats.architectures import model_config
 from flashinfer.formats.architectures.hugging_face import interleaved
 
 ARCHITECTURES = {
-    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "falcon": "falcon",
+    "llama": "llama", "mistral": "llama", "bamboo": "bamboo", "qwen2": "qwen2", "qwen3": "qwen3", "falcon": "falcon",
     "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron",
 }  # fmt: skip
 NAMES = {
@@ -27,8 +27,10 @@ NAMES = {
 }  # fmt: skip
 
 
-def write_gguf(folder, path, quantise=None, metadata=None):
+def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     """Write the checkpoint in ``folder`` to ``path``.
+
+    predictors  (fc1, fc2) a layer: as PowerInfer writes it, its down projections transposed
 
     quantise  (name, values) -> a gguf.GGMLQuantizationType, or None for f32
     metadata  called with the GGUFWriter, to add to it
@@ -61,7 +63,12 @@ def write_gguf(folder, path, quantise=None, metadata=None):
     writer.add_eos_token_id(model.eos_token_ids[0])
     if metadata:
         metadata(writer)
+    for layer, maps in enumerate(predictors):
+        for number, values in enumerate(maps, 1):
+            writer.add_tensor(f"blk.{layer}.fc{number}.weight", values)
     for name, values in _tensors(folder, config, model):
+        if predictors and "ffn_down" in name:
+            name, values = name.replace("ffn_down", "ffn_down_t"), np.ascontiguousarray(values.T)
         kind = quantise(name, values) if quantise and values.ndim == 2 else None
         if kind is None:
             writer.add_tensor(name, values)
@@ -71,6 +78,9 @@ def write_gguf(folder, path, quantise=None, metadata=None):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if predictors:
+        with open(path, "r+b") as file:
+            file.write(b"PWRI")
     return path
 
 
@@ -79,7 +89,7 @@ def _tensors(folder, config, model):
         *_, part, kind = name.split(".")
         if config["model_type"] in ("gemma", "nemotron") and "norm" in part and kind == "weight":
             values = values + np.float32(1)
-        if config["model_type"] in ("llama", "mistral") and part in ("q_proj", "k_proj"):
+        if config["model_type"] in ("llama", "mistral", "bamboo") and part in ("q_proj", "k_proj"):
             heads = model.num_attention_heads if part == "q_proj" else model.num_key_value_heads
             pairs = values.reshape(heads, 2, model.head_dim // 2, -1).swapaxes(1, 2)
             values = np.ascontiguousarray(pairs.reshape(values.shape))

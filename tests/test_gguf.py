@@ -1,12 +1,17 @@
 """GGUF files: the same model from both forms, the bits that are kept, and files that lie."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import DATA
 from flashinfer import Model
+from flashinfer.calibrate import calibrate
 from flashinfer.formats.bundle import Bundle, verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError, UserError
@@ -44,10 +49,6 @@ def test_the_same_logits_from_both_forms(name, tmp_path):
 
 def random_qwen2(folder, width=256, ffn=512):
     """A checkpoint whose rows K-quants can hold."""
-    import json
-
-    import safetensors.numpy
-
     random = np.random.default_rng(3)
     layer, tensors = "model.layers.0.", {}
     shapes = {
@@ -131,6 +132,40 @@ def test_other_blocks_are_made_anew_and_said(kind, becomes, tmp_path, cli):
         assert tensor.format.name == becomes
         expected = tensor.format.decode(tensor.format.encode(values))
         assert np.array_equal(bundle.read("layers.0.o_proj.weight"), expected)
+
+
+@pytest.mark.parametrize("name", ["llama-silu", "bamboo"])
+def test_powerinfers_files(name, tmp_path):
+    """Transposed down projections, a ReLU, and predictors that calibrate takes from there."""
+    random = np.random.default_rng(2)
+    maps = [[random.standard_normal(s, dtype=np.float32) for s in ((8, 40), (72, 8))]
+            for _ in range(2)]  # fmt: skip
+    path = write_gguf(
+        DATA / name, tmp_path / "x.powerinfer.gguf", predictors=maps,
+        metadata=lambda writer: writer.add_float32("powerinfer.sparse_threshold", 0.5),
+    )  # fmt: skip
+    convert(path, tmp_path / "x.flash", "f32")
+    shutil.copytree(DATA / name, tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "relu"}))
+    convert(tmp_path / "hf", tmp_path / "hf.flash", "f32")
+    ids = random.integers(3, 96, 40)
+    logits = []
+    for bundle in ("x.flash", "hf.flash"):
+        with Model.open(tmp_path / bundle) as model:
+            logits.append(model.logits(ids))
+    assert np.array_equal(*logits)
+    text = random.integers(3, 96, 600)
+    found = calibrate(tmp_path / "x.flash", text, predictor_from=path)
+    assert found["predictor"] == {"between": "relu", "reads": "residual"}
+    with Model.open(tmp_path / "x.flash") as model:
+        h = random.standard_normal((3, 40)).astype(np.float32)
+        scores = model.layers[1].feed_forward.predictor.scores(None, h)
+    expected = np.maximum(h @ maps[1][0].T, 0) @ maps[1][1].T - 0.5
+    np.testing.assert_allclose(scores, expected, atol=0.05)  # rounded to f16
+    with pytest.raises(FormatError, match=r"blk\.0\.fc1\.weight is missing"):
+        plain = write_gguf(DATA / name, tmp_path / "plain.gguf")
+        calibrate(tmp_path / "x.flash", text, predictor_from=plain)
 
 
 def test_an_activation_that_gguf_does_not_say(tmp_path):

@@ -26,8 +26,8 @@ def add_arguments(parser):
     parser.add_argument("--predictor", choices=("better", "svd", "trained"), default="better",
                         help="which to keep; default: the one that predicts fewer neurons, of "
                         "those that miss no more than --missed")  # fmt: skip
-    parser.add_argument("--predictor-from", metavar="DIR", help="take the predictors there, as "
-                        "PowerInfer has them: one model_N.pt a layer")  # fmt: skip
+    parser.add_argument("--predictor-from", metavar="SRC", help="take PowerInfer's: a "
+                        "directory with one model_N.pt a layer, or its GGUF file")  # fmt: skip
     parser.add_argument("--target-sparsity", type=share, metavar="SHARE", help="of a layer's "
                         "neurons to take as silent, for models such as Llama whose activation "
                         "leaves none so; run --neurons predicted puts it in force")  # fmt: skip

@@ -42,5 +42,6 @@ def requantised(args):
     with converter.open_checkpoint(args.source) as checkpoint:
         for name in checkpoint.requantised():
             yield f"{name} is requantised, as no number format here keeps it"
-        if checkpoint.format_of(checkpoint.naming.FFN["down"].format(0)).block > 1:
+        down = checkpoint.naming.FFN.get("down")  # there is none where it is transposed already
+        if down and checkpoint.format_of(down.format(0)).block > 1:
             yield "the down projections' blocks lie across neurons there, and were made anew"
