@@ -10,7 +10,8 @@ from flashinfer.formats.architectures import model_config
 from flashinfer.formats.architectures.hugging_face import interleaved
 
 ARCHITECTURES = {
-    "llama": "llama", "mistral": "llama", "bamboo": "bamboo", "qwen2": "qwen2", "qwen3": "qwen3", "falcon": "falcon",
+    "llama": "llama", "mistral": "llama", "bamboo": "bamboo", "qwen2": "qwen2",
+    "qwen3": "qwen3", "falcon": "falcon",
     "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron",
 }  # fmt: skip
 NAMES = {
