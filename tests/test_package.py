@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("cli",),
-    ("probe", "chat"),
+    ("probe", "chat", "evaluate"),
     ("calibrate", "synth"),
     ("shapes",),
     ("model",),

@@ -8,7 +8,18 @@ from importlib import import_module
 from flashinfer import __version__
 from flashinfer.formats.errors import UserError
 
-COMMANDS = ("run", "chat", "convert", "calibrate", "plan", "probe", "inspect", "verify", "synth")
+COMMANDS = (
+    "run",
+    "chat",
+    "convert",
+    "calibrate",
+    "evaluate",
+    "plan",
+    "probe",
+    "inspect",
+    "verify",
+    "synth",
+)
 
 
 def make_parser(commands=COMMANDS):

@@ -1,0 +1,57 @@
+"""Say how well a model foretells a text: its perplexity, exact or with predicted neurons."""
+
+import math
+import sys
+
+from tqdm import tqdm
+
+from flashinfer.cli.calibrate import read_text
+from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.run import add_model_arguments
+from flashinfer.evaluate import SEQUENCE, evaluate
+from flashinfer.formats.bundle import Bundle
+from flashinfer.model import Model
+from flashinfer.tokenizer import Tokenizer
+
+
+def add_arguments(parser):
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text that the model "
+                        "was not calibrated on")  # fmt: skip
+    parser.add_argument("--tokens", type=positive, default=4096, metavar="N",
+                        help="of the text to use (4096)")  # fmt: skip
+    add_model_arguments(parser)
+    add_json(parser)
+
+
+def main(args):
+    with Bundle(args.model) as bundle:
+        tokenizer = Tokenizer(bundle)
+        context = min(SEQUENCE, bundle.config.max_position_embeddings)
+    ids = tokenizer.encode(read_text(args.text, args.tokens))[: args.tokens]
+    nbytes = len(tokenizer.decode(ids).encode("utf-8"))
+    with Model.open(
+        args.model, memory=args.memory, window=args.window, neurons=args.neurons, context=context,
+        threads=args.threads, io=args.io, cache=args.cache, device=args.device,
+    ) as model, tqdm(desc="evaluate", unit="token", leave=False, delay=1) as bar:  # fmt: skip
+
+        def progress(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        nats, count = evaluate(model, ids, progress)
+        figures = {
+            "neurons": model.plan.neurons,
+            "sparsity": model.stats.sparsity,
+            "tokens": count,
+            "nats_per_token": nats,
+            "perplexity": math.exp(nats),
+            "bits_per_byte": nats * count / math.log(2) / max(1, nbytes),
+        }
+    if args.json != "-":
+        print(
+            f"{figures['neurons']}: perplexity {figures['perplexity']:.3f} a token, "
+            f"{figures['bits_per_byte']:.3f} bits a byte, over {count} tokens",
+            file=sys.stdout,
+        )
+    write_json(args.json, figures)
