@@ -14,6 +14,7 @@ cdef extern from "kernels.h" nogil:
         int64_t n_tokens, n_heads, n_groups, width, context, start, window
         int format
         const float *bias
+        float cap
         float *out
 
     int run_attention(const attention_task *task, int threads)
@@ -29,7 +30,8 @@ def set_threads(int threads):
     n_threads = threads
 
 
-def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t window=0, bias=None):
+def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t window=0, bias=None,
+              float cap=0.0):
     """q (T, H, w) scaled; keys, values (G, context, w) f32 or f16 -> (T, H, w) float32."""
     cdef const float[:, ::1] bias_view
     cdef attention_task task
@@ -49,6 +51,7 @@ def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t win
     task.q, task.keys, task.values = &q[0, 0, 0], &key_bytes[0, 0, 0], &value_bytes[0, 0, 0]
     task.n_tokens, task.n_heads, task.width = q.shape[0], q.shape[1], q.shape[2]
     task.context, task.start, task.out = keys.shape[1], start, &out_view[0, 0, 0]
+    task.cap = cap
     task.n_groups, task.window, task.bias = keys.shape[0], max(0, window), NULL
     if bias is not None:
         bias_view = bias

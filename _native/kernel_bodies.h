@@ -231,6 +231,7 @@ static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float
         case RELU2: x[i] = v > threshold ? v * v : 0.0f; break;
         case GELU: x[i] = v * (0.5f * (1.0f + erf_f32(v * 0.70710678f))); break;
         case GELU_TANH: x[i] = v * sigmoid_f32(1.5957691216f * (v + 0.044715f * v * v * v)); break;
+        case CAP: x[i] = cap_f32(v, threshold); break;
         default: x[i] = v * sigmoid_f32(v); break;
         }
     }
@@ -248,7 +249,8 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
     for (int64_t p = 0; p < n; p++) {
         const uint8_t *key[1] = {keys + p * row_bytes}, *coming[1] = {key[0] + 8 * row_bytes};
         NAME(dots)(format, 1, 1, key, coming, q, only, width, score);
-        scores[p] = score[0][0] + (bias ? bias[p] : 0.0f);
+        float capped = task->cap ? cap_f32(score[0][0], task->cap) : score[0][0];
+        scores[p] = capped + (bias ? bias[p] : 0.0f);
         if (scores[p] > largest) largest = scores[p];
     }
     V lanes = NAME(set)(0), one = NAME(set)(1);

@@ -32,7 +32,7 @@
 #define DOWN_ROWS 64
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
-enum { RELU = 0, RELU2 = 1, SILU = 2, GELU = 3, GELU_TANH = 4 };
+enum { RELU = 0, RELU2 = 1, SILU = 2, GELU = 3, GELU_TANH = 4, CAP = 5 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
@@ -78,6 +78,7 @@ typedef struct {
     int64_t n_tokens, n_heads, n_groups, width, context, start, window; /* window 0: all */
     int format;
     const float *bias; /* (n_heads, context), added to the scores, or NULL */
+    float cap; /* scores become cap tanh(score / cap); 0: not */
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 
@@ -124,6 +125,9 @@ INLINE float sigmoid_f32(float x) {
     float e = exp_f32(x < 0 ? x : -x);
     return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
+
+/* c tanh(x / c), which never leaves -c to c */
+INLINE float cap_f32(float x, float c) { return c * (2.0f * sigmoid_f32(x * (2.0f / c)) - 1.0f); }
 
 /* Within 1.5e-7 (Abramowitz and Stegun 7.1.26). */
 INLINE float erf_f32(float x) {

@@ -43,9 +43,15 @@ class Attention:
         self.keys[:, start : start + n, :head_dim] = k.transpose(1, 0, 2)
         self.values[:, start : start + n, :head_dim] = v.transpose(1, 0, 2)
         padded = np.zeros((n, q.shape[1], self.keys.shape[2]), dtype=np.float32)
-        padded[:, :, :head_dim] = q * np.float32(head_dim**-0.5)
+        padded[:, :, :head_dim] = q * np.float32(self.config.attention_scale or head_dim**-0.5)
         out = kernels.attention(
-            padded, self.keys, self.values, start, self.window, self.score_bias
+            padded,
+            self.keys,
+            self.values,
+            start,
+            self.window,
+            self.score_bias,
+            self.config.score_cap,
         )  # (T, heads, width)
         out = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         return self.o.linear(out, self.biases["o"])

@@ -79,12 +79,13 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
                 y[used] += factors[used, None] * row
 
 
-def attention(q, keys, values, start, window=0, bias=None):
+def attention(q, keys, values, start, window=0, bias=None, cap=0.0):
     """Causal attention of tokens start.. over the key/value cache.
 
     q       (T, H, w) float32, scaled; keys, values (G, context, w) f32 or f16, filled up to
             start + T. Each of the G is shared by H / G neighbouring heads of q.
     window  tokens that each sees, itself included; 0: all
+    cap     scores become cap tanh(score / cap); 0: not
     bias    (H, context) float32, added to the scores of each position, or None
     Returns (T, H, w) float32. Token by token, so that T does not change a bit.
     """
@@ -95,6 +96,8 @@ def attention(q, keys, values, start, window=0, bias=None):
         n = start + t + 1
         first = max(0, n - window) if window else 0
         scores = np.einsum("ghw,gpw->ghp", groups[t], keys[:, first:n].astype(np.float32))
+        if cap:
+            activate(scores, "cap", cap)
         if bias is not None:
             scores += bias[:, first:n].reshape(*scores.shape)
         scores = np.exp(scores - scores.max(axis=2, keepdims=True))
@@ -118,9 +121,12 @@ def rotate(x, cos, sin):
 def activate(x, kind, threshold=0.0):
     """The activation named ``kind`` (config.ACTIVATIONS) of x, float32, in place.
 
-    relu keeps what is above ``threshold`` (FATReLU), relu2 squares it.
+    relu keeps what is above ``threshold`` (FATReLU), relu2 squares it; "cap" is
+    threshold tanh(x / threshold).
     """
-    if kind in ("relu", "relu2"):
+    if kind == "cap":
+        x[...] = threshold * (2 * _sigmoid(x * np.float32(2 / threshold)) - 1)
+    elif kind in ("relu", "relu2"):
         x[~(x > threshold)] = 0
         if kind == "relu2":
             x *= x

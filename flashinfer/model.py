@@ -47,6 +47,8 @@ class Layer:
     attention: Attention
     ffn_norm: Norm | None  # None: the FFN reads what attention reads
     feed_forward: FeedForward
+    attention_after_norm: Norm | None = None  # before what a block gives is added
+    ffn_after_norm: Norm | None = None
 
 
 class Model:
@@ -126,9 +128,11 @@ class Model:
         self.buffer = aligned_bytes(plan.buffers)
         self.weights = load_weights(self.bundle, plan, self.flash, self.buffer, self.progress)
         self.keys, self.values = allocate_kv_cache(self.bundle, plan)
-        self.rotary = self.score_bias = None
+        self.rotary = self.rotary_near = self.score_bias = None
         if config.positions == "rotary":
-            self.rotary = RotaryPositions(config.rotary, plan.context)
+            self.rotary = self.rotary_near = RotaryPositions(config.rotary, plan.context)
+            if config.rotary_near:
+                self.rotary_near = RotaryPositions(config.rotary_near, plan.context)
         elif config.positions == "alibi":
             heads, head_dim = config.num_attention_heads, config.head_dim
             self.score_bias = alibi_table(heads, head_dim, plan.context)
@@ -177,6 +181,7 @@ class Model:
 
     def _make_layer(self, i, cache_memory, stride):
         name, weights, config = f"layers.{i}", self.weights, self.config
+        window = config.sliding_windows[i] if config.sliding_windows else 0
         attention = Attention(
             config,
             *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
@@ -184,9 +189,9 @@ class Model:
             {p: self._norm(f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"},
             self.keys[i],
             self.values[i],
-            self.rotary,
+            self.rotary_near if window else self.rotary,
             self.score_bias,
-            config.sliding_windows[i] if config.sliding_windows else 0,
+            window,
         )
         predictor = None
         if self.plan.neurons == "predicted":
@@ -207,7 +212,11 @@ class Model:
         )
         feed_forward.cut = self.bundle.cut(i) if predictor is not None else None
         ffn_norm = None if config.shared_norm else self._norm(f"{name}.ffn_norm")
-        return Layer(self._norm(f"{name}.attention_norm"), attention, ffn_norm, feed_forward)
+        after = [self._norm(f"{name}.{p}_after_norm") for p in ("attention", "ffn")]
+        return Layer(
+            self._norm(f"{name}.attention_norm"), attention, ffn_norm, feed_forward,
+            *(after if config.norm_after else ()),
+        )  # fmt: skip
 
     def _norm(self, name):
         weight, bias = self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias")
@@ -292,7 +301,8 @@ class Model:
             h = layer.attention_norm(h + layer.attention(h, self.position))
             return h, h, h
         x = layer.attention_norm(h)
-        after = h + layer.attention(x, self.position)
+        y = layer.attention(x, self.position)
+        after = h + (layer.attention_after_norm(y) if layer.attention_after_norm else y)
         residual = h if self.config.parallel else after
         return after, x if layer.ffn_norm is None else layer.ffn_norm(residual), residual
 
@@ -304,6 +314,8 @@ class Model:
 
     def add_feed_forward(self, layer, h, y):
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
+        if layer.ffn_after_norm:
+            y = layer.ffn_after_norm(y)
         return h + y if self.config.norm_before else layer.ffn_norm(h + y)
 
     def _logits(self, h):
@@ -312,7 +324,10 @@ class Model:
             h = self.final_norm(h)
         if self.project_out is not None:
             h = self.project_out.linear(h)
-        return self.head.linear(h, self.head_bias)
+        logits = self.head.linear(h, self.head_bias)
+        if self.config.logit_cap:
+            kernels.activate(logits, "cap", self.config.logit_cap)
+        return logits
 
     # ------------------------------------------------------------------ using
 

@@ -49,6 +49,10 @@ class ModelConfig:
     activation       one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
     up_relu          with ``gated``: up x passes a ReLU, too (dReLU)
     sliding_windows  per layer, how many tokens back attention sees; 0: all
+    rotary_near      rotary positions of the layers that have such a window, where they differ
+    attention_scale  what scores are multiplied with; 0: head_dim^-1/2
+    score_cap, logit_cap  c tanh(x / c) of scores and of logits; 0: not
+    norm_after       a norm after each block, too, before it is added
     tied             the output head is the embedding matrix
     """
 
@@ -82,6 +86,11 @@ class ModelConfig:
     threshold: float = 0.0
     up_relu: bool = False
     sliding_windows: tuple[int, ...] = ()
+    rotary_near: Rotary | None = None
+    attention_scale: float = 0.0
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    norm_after: bool = False
     tied: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -97,11 +106,11 @@ class ModelConfig:
                 f"config: activation {self.activation!r} is not supported; "
                 f"supported: {', '.join(ACTIVATIONS)}"
             )
-        rotary = self.rotary
-        if rotary and (rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim):
-            raise FormatError(
-                f"config: {rotary.dim} values of each head of {self.head_dim} cannot be rotary"
-            )
+        for rotary in filter(None, (self.rotary, self.rotary_near)):
+            if rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim:
+                raise FormatError(
+                    f"config: {rotary.dim} values of each head of {self.head_dim} cannot be rotary"
+                )
 
     @property
     def sparse(self):

@@ -77,6 +77,9 @@ def _small(layer, config, projections):
     specs = _norm(f"{layer}.attention_norm", d, config)
     if not config.shared_norm:
         specs += _norm(f"{layer}.ffn_norm", d, config)
+    if config.norm_after:
+        specs += _norm(f"{layer}.attention_after_norm", d, config)
+        specs += _norm(f"{layer}.ffn_after_norm", d, config)
     if config.qk_norm:
         specs += _norm(f"{layer}.q_norm", config.head_dim, config)
         specs += _norm(f"{layer}.k_norm", config.head_dim, config)

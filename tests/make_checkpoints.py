@@ -115,6 +115,14 @@ VARIANTS = {
     "bamboo": like("bamboo", hidden_act="relu", sliding_window=None),
     "nemotron": like("nemotron", head_dim=12),
     "gemma": like("gemma", head_dim=16),
+    "gemma2": like("gemma2", head_dim=16, sliding_window=9, query_pre_attn_scalar=24,
+                   attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma3": like("gemma3_text", head_dim=16, sliding_window=9, num_hidden_layers=7,
+                   rope_parameters={
+                       "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                       "full_attention": {"rope_type": "linear", "rope_theta": 1000.0,
+                                          "factor": 8.0},
+                   }),
 }  # fmt: skip
 
 

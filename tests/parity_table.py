@@ -42,7 +42,8 @@ def describe(options):
         if key in {*COMMON, *LLAMA, *OPT} - {"word_embed_proj_dim"}:
             continue
         if key == "rope_parameters":
-            words.append(f"rope {value['rope_type']}" + (", mscale" if "mscale" in value else ""))
+            kind = value.get("rope_type", "of two kinds")
+            words.append(f"rope {kind}" + (", mscale" if "mscale" in value else ""))
         elif key not in ("ffn_hidden_size", "head_dim", "original_max_position_embeddings"):
             words.append(key if value is True else f"{key}={value}")
     return ", ".join(words) or "as it is"

@@ -72,10 +72,10 @@ static void options(void) {
     attention_task task = {
         .q = q, .keys = (uint8_t *)keys, .values = (uint8_t *)keys, .n_tokens = TOKENS,
         .n_heads = HEADS, .n_groups = 1, .width = WIDTH, .context = CONTEXT, .start = START,
-        .window = 7, .format = F32, .bias = bias, .out = out};
+        .window = 7, .format = F32, .bias = bias, .cap = 3.0f, .out = out};
     if (run_attention(&task, 2)) exit(1);
     add_to_hash(out, 4 * TOKENS * HEADS * WIDTH);
-    for (int kind = RELU; kind <= GELU_TANH; kind++) {
+    for (int kind = RELU; kind <= CAP; kind++) {
         for (int64_t i = 0; i < HEADS * CONTEXT; i++) out[i] = 9 * bias[i];
         run_activate(out, HEADS * CONTEXT, kind, 0.01f, 2);
         add_to_hash(out, 4 * HEADS * CONTEXT);

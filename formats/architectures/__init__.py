@@ -14,6 +14,7 @@ from ..errors import FormatError
 from . import (
     falcon,
     gemma,
+    gemma2,
     llama,
     mistral,
     nemotron,
@@ -25,7 +26,9 @@ from . import (
     qwen3,
 )
 
-MODULES = (opt, llama, mistral, qwen2, qwen3, falcon, persimmon, phi, phi3, nemotron, gemma)
+MODULES = (
+    opt, llama, mistral, qwen2, qwen3, falcon, persimmon, phi, phi3, nemotron, gemma, gemma2,
+)  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
 
