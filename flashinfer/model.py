@@ -1,54 +1,18 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
-import itertools
-from dataclasses import dataclass
-
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.attention import Attention
-from flashinfer.feedforward import FeedForward
 from flashinfer.flash import aligned_bytes
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import head_name
-from flashinfer.loading import allocate_kv_cache, load_weights
-from flashinfer.neuron_cache import NeuronCache
+from flashinfer.layers import chain_streams, fill_whole_layers, make_layers, make_norm
+from flashinfer.loading import load_weights
 from flashinfer.planning import prepare
-from flashinfer.positions import RotaryPositions, alibi_table
-from flashinfer.predictor import Predictor
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats, measured
 from flashinfer.threads import default_threads
-
-
-@dataclass
-class Norm:
-    """Normalisation of the mean and the variance ("layer") or of the mean square ("rms").
-
-    weight and bias (n,) float32, or None
-    """
-
-    kind: str
-    epsilon: float
-    weight: np.ndarray | None
-    bias: np.ndarray | None
-
-    def __call__(self, x):
-        """x (T, n) -> (T, n)."""
-        if self.kind == "rms":
-            return kernels.rms_norm(x, self.weight, self.epsilon)
-        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
-
-
-@dataclass
-class Layer:
-    attention_norm: Norm
-    attention: Attention
-    ffn_norm: Norm | None  # None: the FFN reads what attention reads
-    feed_forward: FeedForward
-    attention_after_norm: Norm | None = None  # before what a block gives is added
-    ffn_after_norm: Norm | None = None
 
 
 class Model:
@@ -121,106 +85,19 @@ class Model:
         self.ids = []  # the tokens in the key/value cache
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
-    # ------------------------------------------------------------------ loading
-
     def _load(self, stride):
-        plan, config = self.plan, self.config
-        self.buffer = aligned_bytes(plan.buffers)
-        self.weights = load_weights(self.bundle, plan, self.flash, self.buffer, self.progress)
-        self.keys, self.values = allocate_kv_cache(self.bundle, plan)
-        self.rotary = self.rotary_near = self.score_bias = None
-        if config.positions == "rotary":
-            self.rotary = self.rotary_near = RotaryPositions(config.rotary, plan.context)
-            if config.rotary_near:
-                self.rotary_near = RotaryPositions(config.rotary_near, plan.context)
-        elif config.positions == "alibi":
-            heads, head_dim = config.num_attention_heads, config.head_dim
-            self.score_bias = alibi_table(heads, head_dim, plan.context)
-        region = aligned_bytes(plan.cache)
-        begins = np.cumsum([0, *plan.cache_rows]) * stride
-        self.layers = [
-            self._make_layer(i, region[begins[i] : begins[i + 1]], stride)
-            for i in range(config.num_hidden_layers)
-        ]
-        self._fill_whole_layers()
-        self.embed_tokens = self.weights["embed_tokens.weight"]
-        self.embed_positions = self.weights.get("embed_positions.weight")
-        self.project_in = self.weights.get("project_in.weight")
-        self.project_out = self.weights.get("project_out.weight")
-        self.final_norm = self._norm("final_norm") if config.final_norm else None
-        self.head = self.weights[head_name(config)]
-        self.head_bias = self.weights.get("lm_head.bias")
-        self._chain_streams()
-
-    def _fill_whole_layers(self):
-        """Read the FFNs that stay whole now, in large pieces."""
-        whole = [layer.feed_forward for layer in self.layers if layer.feed_forward.stays_whole]
-        total, done = sum(ffn.bundles.nbytes for ffn in whole), 0
-
-        def progress(nbytes):
-            nonlocal done
-            done += nbytes
-            self.progress("load", done, total)
-
-        for ffn in whole:
-            ffn.fill(progress)
-
-    def _chain_streams(self):
-        """Tell each part that streams at every token which one comes after it."""
-        parts = []
-        for layer in self.layers:
-            attention, ffn = layer.attention, layer.feed_forward
-            parts += [attention.q, attention.k, attention.v, attention.o]
-            if ffn.predictor is not None:
-                parts += [ffn.predictor.a, ffn.predictor.b]
-            if self.plan.neurons == "dense" and ffn.whole_rows is None:
-                parts.append(ffn)
-        streamed = [part for part in [*parts, self.head] if hasattr(part, "following")]
-        for part, after in itertools.pairwise(streamed):
-            part.following = after.bundles if isinstance(after, FeedForward) else after.tensor
-
-    def _make_layer(self, i, cache_memory, stride):
-        name, weights, config = f"layers.{i}", self.weights, self.config
-        window = config.sliding_windows[i] if config.sliding_windows else 0
-        attention = Attention(
-            config,
-            *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
-            {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
-            {p: self._norm(f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"},
-            self.keys[i],
-            self.values[i],
-            self.rotary_near if window else self.rotary,
-            self.score_bias,
-            window,
-        )
-        predictor = None
-        if self.plan.neurons == "predicted":
-            predictor = Predictor(
-                weights[f"{name}.predictor.a"],
-                weights[f"{name}.predictor.b"],
-                weights[f"{name}.predictor.bias"],
-                **self.bundle.predictor_form,
-            )
-        feed_forward = FeedForward(
-            config,
-            self.bundle.tensors[f"{name}.ffn.bundles"],
-            {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")},
-            predictor,
-            NeuronCache(config.d_ffn, cache_memory, stride, self.plan.policy, self.plan.window),
-            self.flash,
-            self.buffer,
-        )
-        feed_forward.cut = self.bundle.cut(i) if predictor is not None else None
-        ffn_norm = None if config.shared_norm else self._norm(f"{name}.ffn_norm")
-        after = [self._norm(f"{name}.{p}_after_norm") for p in ("attention", "ffn")]
-        return Layer(
-            self._norm(f"{name}.attention_norm"), attention, ffn_norm, feed_forward,
-            *(after if config.norm_after else ()),
-        )  # fmt: skip
-
-    def _norm(self, name):
-        weight, bias = self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias")
-        return Norm(self.config.norm, self.config.norm_epsilon, weight, bias)
+        config, buffer = self.config, aligned_bytes(self.plan.buffers)
+        weights = load_weights(self.bundle, self.plan, self.flash, buffer, self.progress)
+        self.layers = make_layers(self.bundle, self.plan, self.flash, weights, buffer, stride)
+        fill_whole_layers(self.layers, self.progress)
+        self.embed_tokens = weights["embed_tokens.weight"]
+        self.embed_positions = weights.get("embed_positions.weight")
+        self.project_in = weights.get("project_in.weight")
+        self.project_out = weights.get("project_out.weight")
+        self.final_norm = make_norm(config, weights, "final_norm") if config.final_norm else None
+        self.head = weights[head_name(config)]
+        self.head_bias = weights.get("lm_head.bias")
+        chain_streams(self.layers, self.head)
 
     # ------------------------------------------------------------------ computing
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("calibrate", "synth"),
     ("shapes",),
     ("model",),
-    ("planning",),
+    ("planning", "layers"),
     ("stats", "threads", "loading"),
     ("memory", "cost", "profile", "feedforward", "predictor_import"),
     ("predictor_training",),

@@ -1,0 +1,160 @@
+"""A model's layers, put together from its weights by its options."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.attention import Attention
+from flashinfer.feedforward import FeedForward
+from flashinfer.flash import aligned_bytes
+from flashinfer.loading import allocate_kv_cache
+from flashinfer.neuron_cache import NeuronCache
+from flashinfer.positions import RotaryPositions, alibi_table
+from flashinfer.predictor import Predictor
+
+
+@dataclass
+class Norm:
+    """Normalisation of the mean and the variance ("layer") or of the mean square ("rms").
+
+    weight and bias (n,) float32, or None
+    """
+
+    kind: str
+    epsilon: float
+    weight: np.ndarray | None
+    bias: np.ndarray | None
+
+    def __call__(self, x):
+        """x (T, n) -> (T, n)."""
+        if self.kind == "rms":
+            return kernels.rms_norm(x, self.weight, self.epsilon)
+        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+
+@dataclass
+class Layer:
+    attention_norm: Norm
+    attention: Attention
+    feed_forward: FeedForward
+    ffn_norm: Norm | None = None  # None: the FFN reads what attention reads
+    attention_after_norm: Norm | None = None  # before what a block gives is added
+    ffn_after_norm: Norm | None = None
+
+
+def make_layers(bundle, plan, flash, weights, buffer, stride):
+    """The Layers of a Bundle, with their caches and a key/value cache.
+
+    weights  {name: what loading.load_weights gives}; buffer: memory that tiles are streamed through
+    stride   bytes of a row of the neuron caches
+    """
+    config, neurons = bundle.config, aligned_bytes(plan.cache)
+    begins = np.cumsum([0, *plan.cache_rows]) * stride
+    keys_and_values = zip(*allocate_kv_cache(bundle, plan), strict=True)
+    positions = _Positions(config, plan.context)
+    layers = []
+    for i, (keys, values) in enumerate(keys_and_values):
+        attention = _attention(config, weights, i, keys, values, positions)
+        cache = NeuronCache(
+            config.d_ffn, neurons[begins[i] : begins[i + 1]], stride, plan.policy, plan.window
+        )
+        feed_forward = _feed_forward(bundle, plan, flash, weights, i, cache, buffer)
+        norms = {
+            name: make_norm(config, weights, f"layers.{i}.{name}")
+            for name, there in (
+                ("attention_norm", True), ("ffn_norm", not config.shared_norm),
+                ("attention_after_norm", config.norm_after),
+                ("ffn_after_norm", config.norm_after),
+            )
+            if there
+        }  # fmt: skip
+        layers.append(Layer(attention=attention, feed_forward=feed_forward, **norms))
+    return layers
+
+
+def make_norm(config, weights, name):
+    return Norm(
+        config.norm,
+        config.norm_epsilon,
+        weights.get(f"{name}.weight"),
+        weights.get(f"{name}.bias"),
+    )
+
+
+class _Positions:
+    """What all layers' attention shares."""
+
+    def __init__(self, config, context):
+        self.rotary = self.rotary_near = self.score_bias = None
+        if config.positions == "rotary":
+            self.rotary = self.rotary_near = RotaryPositions(config.rotary, context)
+            if config.rotary_near:
+                self.rotary_near = RotaryPositions(config.rotary_near, context)
+        elif config.positions == "alibi":
+            self.score_bias = alibi_table(config.num_attention_heads, config.head_dim, context)
+
+
+def _attention(config, weights, i, keys, values, positions):
+    name = f"layers.{i}"
+    window = config.sliding_windows[i] if config.sliding_windows else 0
+    norms = {
+        p: make_norm(config, weights, f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"
+    }
+    return Attention(
+        config,
+        *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
+        {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
+        norms,
+        keys,
+        values,
+        positions.rotary_near if window else positions.rotary,
+        positions.score_bias,
+        window,
+    )
+
+
+def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
+    name, predictor = f"layers.{i}", None
+    if plan.neurons == "predicted":
+        predictor = Predictor(
+            *(weights[f"{name}.predictor.{p}"] for p in ("a", "b", "bias")), **bundle.predictor_form
+        )
+    biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
+    bundles = bundle.tensors[f"{name}.ffn.bundles"]
+    ffn = FeedForward(bundle.config, bundles, biases, predictor, cache, flash, buffer)
+    ffn.cut = bundle.cut(i) if predictor is not None else None
+    return ffn
+
+
+def fill_whole_layers(layers, progress):
+    """Read the FFNs that stay whole now, in large pieces.
+
+    progress  called as progress("load", bytes, bytes in all)
+    """
+    whole = [layer.feed_forward for layer in layers if layer.feed_forward.stays_whole]
+    total, done = sum(ffn.bundles.nbytes for ffn in whole), 0
+
+    def more(nbytes):
+        nonlocal done
+        done += nbytes
+        progress("load", done, total)
+
+    for ffn in whole:
+        ffn.fill(more)
+
+
+def chain_streams(layers, head):
+    """Tell each part that streams at every token which one comes after it."""
+    parts = []
+    for layer in layers:
+        attention, ffn = layer.attention, layer.feed_forward
+        parts += [attention.q, attention.k, attention.v, attention.o]
+        if ffn.predictor is not None:
+            parts += [ffn.predictor.a, ffn.predictor.b]
+        elif ffn.whole_rows is None:
+            parts.append(ffn)
+    streamed = [part for part in [*parts, head] if hasattr(part, "following")]
+    for part, after in itertools.pairwise(streamed):
+        part.following = after.bundles if isinstance(after, FeedForward) else after.tensor
