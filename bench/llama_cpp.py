@@ -4,8 +4,9 @@
 
 Needs llama-cpp-python and gguf (pip builds the former from llama.cpp's sources); skips with a
 message without them. All in memory: tokens/s of decoding and of a prompt of 128 tokens, and the
-bytes of weights per second that this means; beside it ours, dense and predicted, on a synthetic
-OPT of 1.3 B parameters (llama.cpp has no OPT), same threads, same machine, in turn.
+bytes of weights per second that this means. Beside it ours, same threads, same machine, in turn:
+with all neurons on the same file, converted; and predicted, on a synthetic model of the same shape
+with a ReLU.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from bench.limits import machine
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
+from flashinfer.formats.convert import convert
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.shapes import config_like
 from flashinfer.synth import synthesize
@@ -132,19 +134,21 @@ def our_bytes_per_token(path):
 def measure(directory, formats, threads):
     rows = []
     for name in tqdm(formats, desc="formats", leave=False):
-        theirs, ours = directory / f"bench-llama-{name}.gguf", directory / f"bench-opt-{name}.flash"
+        theirs = directory / f"bench-llama-{name}.gguf"
+        same, sparse = (directory / f"bench-{kind}-{name}.flash" for kind in ("llama", "relu"))
         try:
             write_gguf(theirs, name)
-            synthesize(ours, config_like("opt-1.3b"), name)
+            convert(theirs, same)
+            synthesize(sparse, config_like("tinyllama-1.1b"), name)
             runs = {"llama.cpp": [], "ours, dense": [], "ours, predicted": []}
             for _ in range(ROUNDS):
                 runs["llama.cpp"].append(run_llama_cpp(theirs, threads))
-                runs["ours, dense"].append(run_ours(ours, threads, "dense"))
-                runs["ours, predicted"].append(run_ours(ours, threads, "predicted"))
-            dense_bytes = our_bytes_per_token(ours)
+                runs["ours, dense"].append(run_ours(same, threads, "dense"))
+                runs["ours, predicted"].append(run_ours(sparse, threads, "predicted"))
+            dense_bytes = our_bytes_per_token(same)
         finally:
-            theirs.unlink(missing_ok=True)
-            ours.unlink(missing_ok=True)
+            for path in (theirs, same, sparse):
+                path.unlink(missing_ok=True)
         sizes = {"llama.cpp": bytes_per_token(name), "ours, dense": dense_bytes}
         for engine, found in runs.items():
             decode, prompt = (statistics.median(values) for values in zip(*found, strict=True))
@@ -159,7 +163,7 @@ def measure(directory, formats, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", default=".", type=Path, help="room for two models of 2.7 GB")
+    parser.add_argument("--dir", default=".", type=Path, help="room for three models of 2.2 GB")
     parser.add_argument("--formats", default="f16,q8_0,q4_0")
     parser.add_argument("-t", "--threads", type=int, default=default_threads())
     add_json(parser)

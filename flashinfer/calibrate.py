@@ -89,7 +89,9 @@ def calibrate(
         def find_predictor(number, ffn, observed):
             if predictor_from is None:
                 return _predictor(ffn, observed, missed, steps, predictor)
-            threshold = float(model.bundle.hf_config.get("sparse_threshold", 0.0))
+            threshold = model.bundle.hf_config.get("sparse_threshold") or 0.0
+            if not isinstance(threshold, (int, float)):
+                raise UserError(f"{path}: its config's sparse_threshold is not a number")
             shape = model.config.hidden_size, model.config.d_ffn
             one = imported(predictor_from, number, *shape, threshold)
             return count(one, observed, observed.split()[1:])

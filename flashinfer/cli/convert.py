@@ -27,11 +27,18 @@ def main(args):
         )
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_format.name, bundle.config.sparse
+        activation = bundle.config.activation
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
     for line in requantised(args):
         print(line, file=sys.stderr)
     if sparse:
         print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)
+    else:
+        print(
+            f"Its {activation} leaves no neuron silent: it runs with all of them; flashinfer "
+            "calibrate --target-sparsity SHARE takes some as silent",
+            file=sys.stderr,
+        )
     write_json(args.json, {"model": args.destination, "bytes": size, "number_format": name})
 
 
