@@ -4,29 +4,31 @@ import numpy as np
 
 from flashinfer.formats.errors import UserError
 
-SEQUENCE = 256  # tokens that are foretold from those before them, and then begun anew
+SEQUENCE = 1024  # tokens that are foretold from those before them, and then begun anew
+PIECE = 64  # whose logits are in memory together
 
 
 def evaluate(model, token_ids, progress=lambda done, total: None):
     """The mean negative log-likelihood, in nats a token, of a text with an open Model.
 
-    The text is cut into sequences of SEQUENCE tokens, or of the context where that is less; the
-    first token of each is given. Returns (nats, tokens foretold). Raises UserError where the text
-    is too short.
+    The text is cut into sequences as long as the context; the first token of each is given.
+    Returns (nats, tokens foretold). Raises UserError where the text is too short.
     """
     ids = np.asarray(token_ids, dtype=np.int64)
-    length = min(SEQUENCE, model.plan.context)
+    length = model.plan.context
     if len(ids) < 2 or length < 2:
         raise UserError("a text of at least 2 tokens is needed")
-    total = count = 0.0
+    total, count = 0.0, 0
     for start in range(0, len(ids) - 1, length):
         part = ids[start : start + length]
-        if len(part) < 2:
-            break
-        logits = model.logits(part)[:-1].astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        chosen = logits[np.arange(len(part) - 1), part[1:]]
-        total += float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
-        count += len(part) - 1
-        progress(start + len(part), len(ids))
-    return total / count, int(count)
+        model.reset()
+        for first in range(0, len(part) - 1, PIECE):
+            piece = part[first : first + PIECE]
+            following = part[first + 1 : first + 1 + len(piece)]
+            logits = model.forward(piece, every=True)[: len(following)].astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            chosen = logits[np.arange(len(following)), following]
+            total += float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
+            count += len(following)
+            progress(start + first + len(piece), len(ids))
+    return total / count, count
