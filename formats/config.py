@@ -8,8 +8,11 @@ from .errors import FormatError
 ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh")
 SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
 ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-LARGEST = 1 << 31  # no honest dimension is larger; keeps hostile configs from huge allocations
+# No honest dimension is larger: keeps hostile configs from huge allocations.
+LARGEST = 1 << 31
 MOST_LAYERS = 4096
+MOST_NEURONS = 1 << 24
+WIDEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
+        width = self.num_attention_heads * self.head_dim
+        if max(width, self.hidden_size) > WIDEST or self.d_ffn > MOST_NEURONS:
+            raise FormatError(
+                f"config: a hidden size of {self.hidden_size}, heads of {width} and {self.d_ffn} "
+                "neurons together are not those of a model"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise FormatError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "

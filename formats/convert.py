@@ -181,7 +181,7 @@ class _Names:
 
 
 def _part(template):
-    """ "layers.{}.q_proj.bias" -> "q_proj"; "layers.{}.ffn.gate" -> "gate"."""
+    """The key in ROWS: q_proj of layers.{}.q_proj.bias, gate of layers.{}.ffn.gate."""
     pieces = template.split(".")
     return pieces[-1] if "ffn" in pieces else pieces[-2]
 
