@@ -243,11 +243,13 @@ class FeedForward:
         begin, end = np.searchsorted(kept, (first, stop))
         if begin == end:
             return
-        _, _, skips = self._spans(kept[begin:end])
-        width = self.bundles.row_bytes
-        for neuron, slot, skip in zip(kept[begin:end], slots[begin:end], skips, strict=True):
-            source = starts[neuron - first]
-            self.cache.rows[slot, skip : skip + width] = memory[source : source + width]
+        neurons = kept[begin:end]
+        _, _, skips = self._spans(neurons)
+        kernels.copy_rows(
+            memory, starts[neurons - first], self.cache.memory,
+            slots[begin:end] * np.int64(self.cache.stride) + skips,
+            np.full(len(neurons), self.bundles.row_bytes),
+        )  # fmt: skip
 
     def _spans(self, neurons):
         return self.flash.row_spans(self.bundles, neurons.astype(np.int64))
