@@ -27,7 +27,7 @@ class Conversation:
     def ids(self):
         """The conversation as token ids, up to where the reply begins."""
         special = {
-            role: self.tokenizer.token(token)
+            role: self.tokenizer.token(token) or ""
             for role, token in (
                 ("bos_token", self.model.config.bos_token_id),
                 ("eos_token", next(iter(self.model.config.eos_token_ids), None)),
