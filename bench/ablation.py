@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine
 from bench.models import synthetic_model
-from flashinfer import Model, kernels, memory
+from flashinfer import Model, memory
 from flashinfer.cli.common import add_json, size, write_json
 from flashinfer.feedforward import FeedForward
 from flashinfer.flash import Flash
@@ -47,7 +47,9 @@ def nothing_resident(make_plan):
     def plan(*args, **options):
         found = make_plan(*args, **options)
         rows = (0,) * len(found.cache_rows)
-        return replace(found, attention_layers=0, attention=0, head=0, cache_rows=rows, cache=0)
+        return replace(
+            found, attention_layers=0, attention=0, head=0, embeddings=0, cache_rows=rows, cache=0
+        )
 
     return plan
 
@@ -68,9 +70,7 @@ def submit_unbundled(self, neurons, slots):
 def activations_after_reading(self, x, part, rows, misses, reads):
     """All reads first, then all products."""
     self.flash.wait(reads)
-    bias = self._bias(part.neurons)
-    a = kernels.sparse_up(self.cache.memory, rows, self.format, x, bias, part.indptr, part.tokens)
-    return np.maximum(a, 0, out=a)
+    return self.activations(self.cache.memory, rows, x, part.neurons, part.indptr, part.tokens)
 
 
 def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):

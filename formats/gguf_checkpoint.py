@@ -187,10 +187,7 @@ class GgufCheckpoint:
         if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: a row a neuron
             ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
             del ffn["down"]
-        if self.architecture in (
-            "llama",
-            "bamboo",
-        ):  # pairs that turn together lie side by side there
+        if self.architecture in ("llama", "bamboo"):  # pairs that turn lie side by side there
             rows["q_proj"] = lambda config: _unpermuted(config.num_attention_heads, config)
             rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
         if self.architecture == "phi3":
