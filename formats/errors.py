@@ -2,7 +2,13 @@
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message is one line and says why."""
+    """Something the user gave cannot be used; the message is one line and says why.
+
+    Names that a file gives may hold anything: what cannot be printed becomes a "?".
+    """
+
+    def __init__(self, message=""):
+        super().__init__("".join(c if c.isprintable() else "?" for c in str(message)))
 
 
 class FormatError(UserError):

@@ -223,6 +223,7 @@ def test_lies_of_each_kind(small, tmp_path):
         "strings of tokenizer": (array, huge), "bytes of a tensor's name": (name - 8, huge),
         "dimensions": (name + 22, (9).to_bytes(4, "little")), "is not a GGUF file": (0, b"GGML"),
         "version 9": (4, b"\x09"),
+        r"blk\?0\.attn_norm.* has 9 dim": (name, b"blk\n0.attn_norm.weight" + b"\x09\0\0\0"),
     }  # fmt: skip
     for says, (at, value) in lies.items():
         path.write_bytes(raw[:at] + value + raw[at + len(value) :])
