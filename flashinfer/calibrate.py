@@ -49,7 +49,7 @@ def calibrate(
     steps        of training after the SVD
     progress     called as progress(layers done, layers in all), done in fractions
     predictor    "svd", "trained", or the "better" of the two
-    predictor_from  a directory with predictors in PowerInfer's form, to be taken as they are
+    predictor_from  predictors of PowerInfer's to be taken as they are: see predictor_import
     target_sparsity  share of a layer's neurons to take as silent where the activation leaves none
                  so; in force where ``neurons="predicted"`` is asked for, and not exact
     method       which: those whose gate, before its activation, is least ("threshold"); whose

@@ -40,15 +40,13 @@ class Model:
         cache=None,
         device=None,
         progress=lambda what, done, total: None,
-        usual_context=1024,
     ):
         """Open a bundle, by its path or opened already.
 
         memory   budget of the whole process: bytes, "600M"; None: what the machine has free
         window   keep the neurons of the last ``window`` tokens; None: as many as fit
         neurons  "predicted" or "dense"; None: predicted where the bundle has predictors
-        context  tokens that the key/value cache holds; None: the model's most, up to
-                 ``usual_context``
+        context  tokens that the key/value cache holds; None: the model's most, up to 1024
         threads  to compute with; None: one for each core this process may use
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
         cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
@@ -62,7 +60,6 @@ class Model:
         little, UserError where an option is wrong.
         """
         bundle = path if isinstance(path, Bundle) else Bundle(path)
-        context = context or min(bundle.config.max_position_embeddings, usual_context)
         return cls(bundle, memory, window, neurons, context, threads, io, cache, device, progress)
 
     def __init__(

@@ -9,6 +9,7 @@ import sys
 from flashinfer.chat import Conversation
 from flashinfer.cli.common import model_bars, positive
 from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
+from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.model import Model
 
@@ -28,12 +29,14 @@ def add_arguments(parser):
 
 
 def main(args):
+    with Bundle(args.model) as bundle:
+        context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
     with (
         model_bars() as progress,
         Model.open(
             args.model, memory=args.memory, window=args.window, neurons=args.neurons,
-            context=args.ctx_size, threads=args.threads, io=args.io, cache=args.cache,
-            device=args.device, progress=progress, usual_context=CONTEXT,
+            context=context, threads=args.threads, io=args.io, cache=args.cache,
+            device=args.device, progress=progress,
         ) as model,
     ):  # fmt: skip
         conversation = Conversation(model, args.system)

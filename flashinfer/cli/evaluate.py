@@ -1,7 +1,6 @@
 """Say how well a model foretells a text: its perplexity, exact or with predicted neurons."""
 
 import math
-import sys
 
 from tqdm import tqdm
 
@@ -51,7 +50,6 @@ def main(args):
     if args.json != "-":
         print(
             f"{figures['neurons']}: perplexity {figures['perplexity']:.3f} a token, "
-            f"{figures['bits_per_byte']:.3f} bits a byte, over {count} tokens",
-            file=sys.stdout,
+            f"{figures['bits_per_byte']:.3f} bits a byte, over {count} tokens"
         )
     write_json(args.json, figures)
