@@ -236,8 +236,8 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
     for (; b + 2 <= blocks; b += 2) {
         for (int r = 0; r < rows; r++) {
             block[r] = row[r] + b * size;
-            __builtin_prefetch(coming[r] + b * size, 0, 2);
-            __builtin_prefetch(coming[r] + (b + 1) * size, 0, 2);
+            if (b * size % 64 < 2 * size) __builtin_prefetch(coming[r] + b * size, 0, 2);
+            if (format == Q8_0) __builtin_prefetch(coming[r] + (b + 1) * size, 0, 2);
         }
         for (int k = 0; k < count; k++) {
             q[k] = x->q + token[k] * x->d + b * BLOCK;

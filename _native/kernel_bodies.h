@@ -115,32 +115,40 @@ static void NAME(up)(const up_task *task, int64_t begin, int64_t end) {
     }
 }
 
-/* y[begin:end] += a[i] * row_i[begin:end] for one token, rows in order, four at a time. */
+/* y[begin:end] += a[i] * row_i[begin:end] for one token, rows in order, some at a time. */
 INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int64_t end) {
-    const uint8_t *row[4];
-    float a[4];
+    const uint8_t *row[DOWN_TOGETHER], *coming[DOWN_TOGETHER];
+    float a[DOWN_TOGETHER];
+    const int64_t size = bytes_of_32(format);
+    int64_t ahead = DOWN_AHEAD_BYTES / ((end - begin) * size / 32 + 1);
     for (int64_t i = 0; i < task->n_rows;) {
         int rows = 0;
-        for (; rows < 4 && i < task->n_rows; i++) {
+        for (; rows < DOWN_TOGETHER && i < task->n_rows; i++) {
             if (task->a[i] == 0) continue;
             a[rows] = task->a[i];
             row[rows++] = task->memory + task->rows[i];
         }
-        const uint8_t *coming[4];
-        for (int r = 0; r < 4; r++)
-            coming[r] = task->memory + task->rows[i + r < task->n_rows ? i + r : task->n_rows - 1];
+        for (int r = 0; r < DOWN_TOGETHER; r++) {
+            int64_t later = i + ahead + r;
+            coming[r] = task->memory + task->rows[later < task->n_rows ? later : task->n_rows - 1];
+        }
         for (int64_t j = begin; j < end; j += 32) {
-            for (int r = 0; r < 4; r++)
-                __builtin_prefetch(coming[r] + j / 32 * bytes_of_32(format), 0, 2);
             int64_t n = end - j < 32 ? end - j : 32;
+            const int64_t at = j / 32 * size;
+            if (at % 64 < size) /* once a cache line */
+                for (int r = 0; r < DOWN_TOGETHER; r++) __builtin_prefetch(coming[r] + at, 0, 2);
             float padded[32] = {0};
             float *y = n == 32 ? task->y + j : padded;
             if (n < 32) memcpy(padded, task->y + j, 4 * n);
             V sum = NAME(load_f32)(y);
-            for (int r = 0; r < rows; r++) {
-                V w = n == 32 ? NAME(load)(format, row[r], j) : NAME(load_tail)(format, row[r], j, n);
-                sum = NAME(fma)(NAME(set)(a[r]), w, sum);
-            }
+            if (rows == DOWN_TOGETHER && n == 32)
+                for (int r = 0; r < DOWN_TOGETHER; r++)
+                    sum = NAME(fma)(NAME(set)(a[r]), NAME(load)(format, row[r], j), sum);
+            else
+                for (int r = 0; r < rows; r++) {
+                    V w = n == 32 ? NAME(load)(format, row[r], j) : NAME(load_tail)(format, row[r], j, n);
+                    sum = NAME(fma)(NAME(set)(a[r]), w, sum);
+                }
             NAME(store)(y, sum);
             if (n < 32) memcpy(task->y + j, padded, 4 * n);
         }

@@ -28,6 +28,8 @@
 #define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
 #define ROW_PANEL 24    /* rows that meet a block of tokens while that is in the nearest cache */
 #define PREFETCH_BYTES 12288 /* how far ahead of its use a row is fetched into the cache */
+#define DOWN_TOGETHER 8 /* rows that one token's sums of the down projection meet at a time */
+#define DOWN_AHEAD_BYTES 8192 /* how far ahead they are fetched */
 #define DOWN_COLUMNS 128 /* columns, and rows, of the down projection decoded at a time */
 #define DOWN_ROWS 64
 

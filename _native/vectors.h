@@ -173,6 +173,16 @@ INLINE V NAME(load_q8_0)(const uint8_t *block) {
                     _mm_loadu_si128((const __m128i *)(block + 18))};
     return NAME(scaled)(q, hardware_scale(block));
 }
+#if defined(UNIT_AVX512)
+INLINE V NAME(load_q4_0)(const uint8_t *block) { /* each of 16 values is looked up */
+    const __m512 values =
+        _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(block + 2)));
+    __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(hardware_scale(block)));
+    return (V){{_mm512_permutexvar_ps(packed, scaled),
+                _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 4), scaled)}};
+}
+#else
 INLINE V NAME(load_q4_0)(const uint8_t *block) {
     __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2));
     __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
@@ -180,5 +190,6 @@ INLINE V NAME(load_q4_0)(const uint8_t *block) {
                     _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), eight)};
     return NAME(scaled)(q, hardware_scale(block));
 }
+#endif
 
 #endif

@@ -218,9 +218,11 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
         x = RANDOM.standard_normal((7, d)).astype(np.float32)
         gate, up = rows[:, :d] @ x.T, rows[:, d : 2 * d] @ x.T
         expected = np.where(SHUT[method](gate, up, ffn.cut[1]), 0, silu(gate) * up)
-        a = ffn.activations(ffn.cache.memory, ffn.whole_rows, x, np.arange(len(rows)))
+        filled = ffn.cache.memory, ffn.whole_rows
+        apart = ffn.width * len(rows)
+        a = ffn.activations(*filled, x, np.arange(len(rows)), apart=apart)
         np.testing.assert_allclose(a, expected, atol=1e-5)
-        one = ffn.activations(ffn.cache.memory, ffn.whole_rows, x[:1], np.arange(len(rows)))
+        one = ffn.activations(*filled, x[:1], np.arange(len(rows)), apart=apart)
         assert np.array_equal(one[:, 0], a[:, 0])
         assert np.array_equal(model.logits(ids[:40])[7], token_by_token(model, ids[:8])[-1])
     code, _, err = cli("run", sparse, "--tokens", "5,6", "-n", "3", "--neurons", "predicted")
