@@ -15,9 +15,12 @@ COLUMN_CHUNK = 256
 
 
 class Checkpoint:
-    """An open checkpoint: ``config`` (a dict) and ``shapes`` {tensor name: shape}."""
+    """An open checkpoint: ``config`` (a dict) and ``shapes`` {tensor name: shape}.
 
-    def __init__(self, directory):
+    shards  where its weights are read from; None: files in the directory
+    """
+
+    def __init__(self, directory, shards=None):
         self.directory = Path(directory)
         if not self.directory.is_dir():
             what = "is a file" if self.directory.exists() else "does not exist"
@@ -27,14 +30,14 @@ class Checkpoint:
             )
         self.config_path = self.directory / "config.json"
         self.config = read_json(self.config_path)
-        self.shards = _open_shards(self.directory)
+        self.shards = _open_shards(self.directory) if shards is None else shards
         self.shapes = {}
-        self._shard_of = {}
+        self.shard_of = {}
         for shard in self.shards:
             for name, shape in shard.shapes().items():
-                if name in self._shard_of:
+                if name in self.shard_of:
                     raise FormatError(f"{directory}: tensor {name} stands in two files")
-                self._shard_of[name], self.shapes[name] = shard, shape
+                self.shard_of[name], self.shapes[name] = shard, shape
 
     @property
     def naming(self):
@@ -55,14 +58,14 @@ class Checkpoint:
 
     def read_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` of a tensor as float32."""
-        return self._shard_of[name].read_rows(name, start, stop)
+        return self.shard_of[name].read_rows(name, start, stop)
 
     def read_columns(self, name):
         """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32.
 
         Holds the whole tensor in its own number format, and one piece.
         """
-        yield from self._shard_of[name].read_columns(name)
+        yield from self.shard_of[name].read_columns(name)
 
     def generation_config(self):
         path = self.directory / "generation_config.json"
@@ -143,17 +146,18 @@ KINDS = (  # single file, index of shards, reader; the first that is there is us
 def _open_shards(directory):
     for single, index, reader in KINDS:
         if (directory / index).exists():
-            return [reader(path) for path in _shard_paths(directory / index)]
+            return [reader(directory / name) for name in shard_names(directory / index)]
         if (directory / single).exists():
             return [reader(directory / single)]
     names = " or ".join(name for kind in KINDS for name in kind[:2])
     raise FormatError(f"{directory}: no weights here; looked for {names}")
 
 
-def _shard_paths(index):
+def shard_names(index):
+    """The names of the files that an index of shards lists. Raises FormatError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in weight_map.values()
     ):
         raise FormatError(f"{index}: weight_map is not a map of file names in this directory")
-    return [index.parent / name for name in sorted(set(weight_map.values()))]
+    return sorted(set(weight_map.values()))

@@ -1,7 +1,11 @@
 """From a Hugging Face checkpoint or a GGUF file to a flat bundle, a piece at a time."""
 
+import itertools
 import re
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -10,7 +14,7 @@ from .checkpoint import COLUMN_CHUNK, Checkpoint
 from .errors import FormatError, UserError
 from .gguf import is_gguf
 from .gguf_checkpoint import GgufCheckpoint
-from .hub import fetch, names_a_repository
+from .hub import fetch, lean_checkpoint, names_a_repository
 from .layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, format_of, layout
 from .number_formats import number_format
 from .writing import byte_tensor, encoded, new_tensor, write_bundle
@@ -19,7 +23,10 @@ CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
 
 
-def convert(source, destination, dtype=None, progress=None, dense_dtype=None, activation=None):
+def convert(
+    source, destination, dtype=None, progress=None, dense_dtype=None, activation=None,
+    low_disk=False,
+):  # fmt: skip
     """Convert a checkpoint to the bundle ``destination``.
 
     source       the directory of a Hugging Face checkpoint, its name on the Hub, or a GGUF file
@@ -28,11 +35,13 @@ def convert(source, destination, dtype=None, progress=None, dense_dtype=None, ac
     progress     called as progress(bytes_written, bytes_in_all)
     dense_dtype  number format of what is not FFN, where it is to be another
     activation   of a GGUF file, which does not say it: the FFN's, such as "relu"
+    low_disk     of a checkpoint on the Hub: fetch shard by shard, and delete each when it is
+                 converted; meanwhile they lie beside ``destination``
 
     Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
     some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
     """
-    with open_checkpoint(source, activation) as checkpoint:
+    with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
         try:
             config = architecture(checkpoint.config).model_config(checkpoint.config)
         except FormatError as error:
@@ -54,13 +63,61 @@ def convert(source, destination, dtype=None, progress=None, dense_dtype=None, ac
         if "eos_token_id" in generation:
             hf_config["eos_token_id"] = generation["eos_token_id"]
         total = sum(tensor.nbytes for tensor in tensors)
+        order = None
+        if low_disk:
+            tensors, order = _shard_by_shard(tensors, names.sources, checkpoint)
         return write_bundle(
             destination,
             tensors,
             hf_config,
             source={"checkpoint": Path(source).name or Path(source).resolve().name},
             progress=(lambda nbytes: progress(nbytes, total)) if progress else lambda nbytes: None,
+            order=order,
         )
+
+
+@contextmanager
+def _opened(source, activation, low_disk, destination):
+    if not low_disk:
+        with open_checkpoint(source, activation) as checkpoint:
+            yield checkpoint
+        return
+    if not names_a_repository(source) or activation is not None:
+        raise UserError(f"{source}: --low-disk is for checkpoints on the Hub, given as org/name")
+    if not destination.parent.is_dir():
+        raise UserError(f"{destination}: its directory does not exist")
+    with (
+        TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder,
+        lean_checkpoint(source, folder) as checkpoint,
+    ):
+        yield checkpoint
+
+
+def _shard_by_shard(tensors, sources, checkpoint):
+    """(tensors, the order to make them in) so that one shard is read after the other.
+
+    sources  {tensor: names of those in the checkpoint that it is made of}
+    Making the last tensor that needs a shard drops it.
+    """
+    number = {id(shard): i for i, shard in enumerate(checkpoint.shards)}
+    needs = {
+        tensor.name: {number[id(checkpoint.shard_of[n])] for n in sources.get(tensor.name, ())}
+        for tensor in tensors
+    }
+    order = sorted(needs, key=lambda name: max(needs[name], default=-1))
+    last_user = {i: name for name in order for i in needs[name]}
+
+    def dropping(tensor):
+        done = [checkpoint.shards[i] for i, name in last_user.items() if name == tensor.name]
+
+        def chunks():
+            yield from tensor.chunks()
+            for shard in done:
+                shard.drop()
+
+        return replace(tensor, chunks=chunks)
+
+    return [dropping(tensor) for tensor in tensors], order
 
 
 def open_checkpoint(source, activation=None):
@@ -89,7 +146,7 @@ class _Names:
                 height = int(rows(config).max()) + 1
                 self.heights[name] = max(height, self.heights.get(name, 0))
         self.less_one = getattr(naming, "NORM_LESS_ONE", False)
-        self.used = set()
+        self.sources = {}  # {our tensor: names of those in the checkpoint that it is made of}
 
     def find(self, template, layer, shape):
         """The checkpoint's name of a tensor, and which rows of it ours is (None: all)."""
@@ -108,7 +165,6 @@ class _Names:
                 f"{self.checkpoint.directory}: tensor {name} has the shape "
                 f"{self.checkpoint.shapes[name]}, the config says {expected}"
             )
-        self.used.add(name)
         return name, rows
 
     def tensor(self, spec, ffn, dense):
@@ -125,9 +181,11 @@ class _Names:
                 part: self.find(f"layers.{{}}.ffn.{part}", layer, shapes[part])
                 for part in self.naming.FFN
             }
+            self.sources[spec.name] = [name for name, _ in parts.values()]
             format = ffn or self.checkpoint.format_of(parts["up"][0])
             return new_tensor(spec.name, format, spec.shape, lambda: self.bundles(parts, format))
         name, rows = self.find(template, layer, spec.shape)
+        self.sources[spec.name] = [name]
         if dense is None and not spec.exact:
             dense = self.checkpoint.format_of(name)
         format = format_of(spec, ffn, dense)
@@ -167,7 +225,7 @@ class _Names:
 
     def refuse_strangers(self):
         """Raise FormatError where the checkpoint holds what the architecture has no use for."""
-        strangers = self.checkpoint.shapes.keys() - self.used
+        strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
         if self.config.tied:
             strangers -= {"lm_head.weight"}  # a copy of the embeddings
         # Some older checkpoints hold the frequencies of the rotary positions.

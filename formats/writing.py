@@ -1,6 +1,7 @@
 """Writing a flat bundle, a piece at a time; nothing half-written ever has the target's name."""
 
 import errno
+import itertools
 import json
 import os
 import zlib
@@ -81,9 +82,12 @@ def stored_tensors(bundle, names=None):
     ]
 
 
-def write_bundle(path, tensors, hf_config, source, calibration=None, progress=lambda nbytes: None):
+def write_bundle(
+    path, tensors, hf_config, source, calibration=None, progress=lambda nbytes: None, order=None
+):
     """Write a bundle of ``tensors`` (NewTensors, in file order) to ``path``; return its size.
 
+    order  the names of tensors in the order in which they are to be made; None: as in the file
     Nothing stands under ``path`` before all is written and flushed. ``progress`` is told the
     bytes as they are written. Raises UserError where the disk is full or cannot be written.
     """
@@ -98,12 +102,16 @@ def write_bundle(path, tensors, hf_config, source, calibration=None, progress=la
     }
     length = len(_header(tensors, metadata, {t.name: NO_CRC for t in tensors}, None))
     length = -(8 + length) % PAGE + length
-    total = 8 + length + sum(t.nbytes for t in tensors)
+    *begins, total = itertools.accumulate((t.nbytes for t in tensors), initial=8 + length)
+    turn = {name: i for i, name in enumerate(order or ())}
+    in_turn = sorted(
+        zip(tensors, begins, strict=True), key=lambda pair: turn.get(pair[0].name, len(turn))
+    )
     with _new_file(Path(path), total) as file:
-        file.seek(8 + length)
         checksums = {}
-        for tensor in tensors:
+        for tensor, begin in in_turn:
             crc, written = 0, 0
+            file.seek(begin)
             for chunk in tensor.chunks():
                 view = memoryview(chunk).cast("B")
                 crc = zlib.crc32(view, crc)
@@ -113,6 +121,7 @@ def write_bundle(path, tensors, hf_config, source, calibration=None, progress=la
             if written != tensor.nbytes:
                 raise AssertionError(f"{tensor.name}: {written} bytes, not {tensor.nbytes}")
             checksums[tensor.name] = f"{crc:08x}"
+        checksums = {t.name: checksums[t.name] for t in tensors}
         header = _header(tensors, metadata, checksums, length)
         file.seek(0)
         file.write(length.to_bytes(8, "little") + header)

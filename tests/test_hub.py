@@ -4,15 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from conftest import DATA
+from flashinfer.formats.bundle import Bundle, verify
+from hub_server import serve
 
 
-def convert(source, target, **environment):
+def convert(source, target, *options, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "flashinfer", "convert", source, str(target)],
+        [sys.executable, "-m", "flashinfer", "convert", source, str(target), *options],
         capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -50,3 +53,44 @@ def test_without_the_library_is_one_line(tmp_path):
     run = convert("facebook/none", tmp_path / "x.flash", PYTHONPATH=str(tmp_path))
     assert run.returncode == 1 and run.stderr.count("\n") == 1
     assert "pip install 'flashinfer[hub]'" in run.stderr
+
+
+def test_low_disk(tmp_path):
+    """From a stand-in for the Hub: the same bundle; each shard is fetched once, and deleted."""
+    pytest.importorskip("huggingface_hub")
+    checkpoint, here_before = DATA / "opt-sharded", {}
+
+    def sent(name):
+        here_before.setdefault(name, []).append(len(list(tmp_path.rglob("*.safetensors"))))
+
+    server = serve(checkpoint, "facebook/opt-tiny", sent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    home, work = tmp_path / "home", tmp_path / "work"
+    work.mkdir()
+    try:
+        run = convert(
+            "facebook/opt-tiny", work / "x.flash", "--low-disk",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(home),
+            HF_HUB_DISABLE_XET="1",
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert run.returncode == 0, run.stderr
+    here = convert(str(checkpoint), tmp_path / "y.flash")
+    assert here.returncode == 0, here.stderr
+    with Bundle(work / "x.flash") as lean, Bundle(tmp_path / "y.flash") as whole:
+        for key in ("flashinfer.checksums", "flashinfer.config"):
+            assert lean.file.metadata[key] == whole.file.metadata[key]
+    verify(work / "x.flash")
+    assert [p.name for p in work.iterdir()] == ["x.flash"]
+    shards = {path.name for path in checkpoint.glob("*.safetensors")}
+    found = {name: counts for name, counts in here_before.items() if name in shards}
+    assert len(shards) > 2 and found.keys() == shards  # each once, with one other at most
+    assert all(len(counts) == 1 and counts[0] <= 1 for counts in found.values()), found
+
+
+def test_low_disk_is_for_the_hub(tmp_path):
+    run = convert(str(DATA / "opt-plain"), tmp_path / "x.flash", "--low-disk")
+    assert run.returncode == 1 and "given as org/name" in run.stderr
+    assert not list(tmp_path.iterdir())

@@ -17,14 +17,19 @@ def add_arguments(parser):
         "--activation", metavar="NAME", help="of a GGUF file, which does not say it: relu for a "
         "model that was trained with it; default: what its architecture usually has",
     )  # fmt: skip
+    parser.add_argument(
+        "--low-disk", action="store_true", help="of a checkpoint on the Hub: fetch shard by shard, "
+        "and delete each when it is converted",
+    )  # fmt: skip
     add_json(parser)
 
 
 def main(args):
     with byte_bar("convert") as progress:
         size = converter.convert(
-            args.source, args.destination, args.dtype, progress, args.dense_dtype, args.activation
-        )
+            args.source, args.destination, args.dtype, progress, args.dense_dtype,
+            args.activation, args.low_disk,
+        )  # fmt: skip
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_format.name, bundle.config.sparse
         activation = bundle.config.activation
