@@ -67,10 +67,11 @@ def submit_unbundled(self, neurons, slots):
     )
 
 
-def activations_after_reading(self, x, part, rows, misses, reads):
+def activations_after_reading(self, x, selection, rows, misses, reads):
     """All reads first, then all products."""
     self.flash.wait(reads)
-    return self.activations(self.cache.memory, rows, x, part.neurons, part.indptr, part.tokens)
+    units, indptr, tokens = selection.units, selection.indptr, selection.tokens
+    return self.activations(self.cache.memory, rows.ravel(), x, units, indptr, tokens)
 
 
 def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
@@ -79,7 +80,7 @@ def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
     if not bundled:
         FeedForward._submit = submit_unbundled
     if not overlap:
-        FeedForward._activations = activations_after_reading
+        FeedForward._overlapping = activations_after_reading
     if not ahead:
         FeedForward.read_ahead = lambda self, *inputs: None
 

@@ -69,7 +69,7 @@ def misses(trace, neurons, rows, policy):
         if token == len(trace) // 2:
             cache.misses = 0
         cache.priority.note(selection, token)
-        cache.place(selection.neurons, token)
+        cache.place(selection.units, token)
     return cache.misses / (len(trace) - len(trace) // 2)
 
 
@@ -79,7 +79,7 @@ def fitting_window(trace, neurons, rows):
     longest = NEVER
     for selection in trace:
         ages += 1
-        ages[selection.neurons] = 0
+        ages[selection.units] = 0
         longest = min(longest, int(np.partition(ages, rows)[rows]) if rows < neurons else NEVER)
     return max(1, longest)
 
@@ -87,11 +87,11 @@ def fitting_window(trace, neurons, rows):
 def optimal_misses(trace, neurons, rows):
     following, coming = np.full(neurons, NEVER), []
     for token in range(len(trace) - 1, -1, -1):
-        coming.append(following[trace[token].neurons])
-        following[trace[token].neurons] = token
+        coming.append(following[trace[token].units])
+        following[trace[token].units] = token
     held, next_use, count = np.zeros(neurons, dtype=bool), np.full(neurons, NEVER), 0
     for token, selection in enumerate(trace):
-        used = selection.neurons
+        used = selection.units
         count += np.count_nonzero(~held[used]) if token >= len(trace) // 2 else 0
         held[used], next_use[used] = True, coming.pop()
         excess = np.count_nonzero(held) - rows
@@ -106,8 +106,8 @@ def measure(traces, neurons):
     table = []
     for share in tqdm(SHARES, desc="caches", leave=False):
         rows = int(share * neurons)
-        fitting = [t for t in traces if max(len(s.neurons) for s in t) <= rows]
-        used = sum(np.mean([len(s.neurons) for s in trace[len(trace) // 2 :]]) for trace in fitting)
+        fitting = [t for t in traces if max(len(s.units) for s in t) <= rows]
+        used = sum(np.mean([len(s.units) for s in trace[len(trace) // 2 :]]) for trace in fitting)
         row = {"rows": rows, "share": share, "layers": len(fitting)}
         for policy in POLICIES:
             read = sum(misses(trace, neurons, rows, policy) for trace in fitting)

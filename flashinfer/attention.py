@@ -59,5 +59,8 @@ class Attention:
     def _heads(self, part, x):
         """Queries or keys, normalised where the model does so: (T, heads, head_dim)."""
         projection, norm = getattr(self, part), self.norms[part]
-        y = projection.linear(x, self.biases[part]).reshape(len(x), -1, self.config.head_dim)
-        return y if norm is None else norm(y.reshape(-1, y.shape[2])).reshape(y.shape)
+        y = projection.linear(x, self.biases[part])
+        if norm is not None:
+            size = y.shape[1] if self.config.qk_norm_whole else self.config.head_dim
+            y = norm(y.reshape(-1, size))
+        return y.reshape(len(x), -1, self.config.head_dim)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flashinfer.flash import PIECE_BYTES
 from flashinfer.formats.bundle import CAPACITIES, WINDOWS
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 
@@ -65,8 +66,8 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
         seconds["feed-forward"] += layer.seconds
         reading += layer.reading
         streaming += layer.streaming
-    whole = sum(_stays_whole(plan, rows, bundle.config.d_ffn) for rows in plan.cache_rows)
-    cached = layers - whole if plan.neurons == "predicted" else 0
+    whole = sum(_stays_whole(plan, rows, bundle.config.units) for rows in plan.cache_rows)
+    cached = layers - whole if plan.neurons != "dense" else 0
     seconds["the rest"] = (layers - cached) * profile.layer + cached * profile.cached
     seconds["submitting reads"] = requests * profile.submit
     # Reads and computing overlap, but not wholly: the first layer has no reads ahead, the head none
@@ -98,12 +99,18 @@ def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
         time = _stream_seconds(tensor.nbytes, compute, plan, profile)
         return _Layer(read=tensor.nbytes, streaming=time)
     calibrated = bundle.calibration["layers"][number] if bundle.calibration else None
-    used = tensor.rows * (calibrated["predicted"] if calibrated else 1.0)
-    seconds = used * tensor.row_bytes / profile.sparse[tensor.format.name]
-    missing = misses(calibrated, plan, rows, tensor.rows) if calibrated else used
-    if _stays_whole(plan, rows, tensor.rows):
+    units, unit_bytes = bundle.config.units, bundle.unit_bytes
+    used = bundle.config.experts_per_token or units
+    if calibrated:
+        used = units * calibrated["predicted"]
+    # Rows far apart, or an expert's, which follow each other.
+    speed = profile.linear if bundle.config.experts else profile.sparse
+    seconds = used * unit_bytes / speed[tensor.format.name]
+    missing = misses(calibrated, plan, rows, units) if calibrated else used * (1 - rows / units)
+    if _stays_whole(plan, rows, units):
         missing = 0.0
-    nbytes, requests = merged(missing, tensor.rows, tensor.row_bytes, gap_bytes, block)
+    nbytes, requests = merged(missing, units, unit_bytes, gap_bytes, block)
+    requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
     reading = requests * profile.read_seconds(nbytes / requests) if requests else 0.0
     if rows < used:  # it comes in waves, each read and then used
         waves = math.ceil(used / rows)

@@ -1,6 +1,8 @@
 """The paper: predict -> look up -> read -> compute."""
 
+import itertools
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from flashinfer.predictor import Selection
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
 # faster than reading most of it in small ones.
 STREAM_SHARE = 0.3
+WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
 
 
 class FeedForward:
@@ -20,56 +23,67 @@ class FeedForward:
         a_i = activation(up_i . x + up_bias_i), or where the model is gated
         a_i = activation(gate_i . x + gate_bias_i) * (up_i . x + up_bias_i)
 
+    What is read and kept as one is a unit: a neuron, or in a mixture of experts an expert, whose
+    neurons lie side by side.
+
     config     ModelConfig
     bundles    StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
     biases     {"gate", "up": (d_ffn,), "down": (d_model,) float32, or None}
-    predictor  which neurons to use; None: all of them
-    cache      NeuronCache for the rows kept in DRAM
+    predictor  a Predictor or Router: which units to use; None: all of them
+    cache      NeuronCache for the units kept in DRAM
     buffer     uint8 memory that tiles are streamed through
+    shared     a Shared that every token uses besides, or None
     """
 
-    def __init__(self, config, bundles, biases, predictor, cache, flash, buffer):
+    def __init__(self, config, bundles, biases, predictor, cache, flash, buffer, shared=None):
         self.config, self.bundles, self.biases = config, bundles, biases
         self.predictor, self.cache, self.flash, self.buffer = predictor, cache, flash, buffer
+        self.shared = shared
         self.format = bundles.format
         self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = self.format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
+        self.inside = np.arange(config.unit_neurons) * bundles.row_bytes  # a unit's neurons
+        self.units = replace(
+            bundles, rows=config.units, columns=bundles.columns * config.unit_neurons
+        )
         self.cut = None  # ("cats", 0.1): what a model that has no silent neurons takes as silent
         self.following = None  # the StoredTensor that is streamed next, where this one always is
-        self.whole_rows = None  # where each neuron begins in memory, once all are there for good
-        self.ahead = None  # reads begun before their token, and the neurons they are for
+        self.whole_rows = None  # (units, neurons of each): where they begin, once all are there
+        self.ahead = None  # reads begun before their token, and the units they are for
 
     def __call__(self, x, token, residual=None):
         """x (T, d_model) float32, normalised, and before that; token: number of the first ->
         (T, d_model)."""
+        y = np.zeros_like(x) if self.shared is None else self.shared(x)
         self._finish_reading_ahead()
         if self.predictor is None:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
-            selection = Selection.of_scores(self.predictor.scores(x, residual))
+            selection = self.predictor.select(x, residual)
             if self.whole_rows is None:
                 self.cache.priority.note(selection, token)
-        y = np.zeros_like(x)
         if self.whole_rows is not None:
-            self.cache.hits += len(selection.neurons)
-            rows = self.whole_rows[selection.neurons]
+            self.cache.hits += len(selection.units)
+            rows = self.whole_rows[selection.units]
             self._add(self.cache.memory, rows, x, selection, y, self.width * self.bundles.rows)
         elif self._streams(selection, len(x)):
             self._compute_streamed(x, selection, token, y)
-        else:
+        elif len(selection.units) <= self.cache.capacity and not self._one_by_one(selection):
             self._compute_cached(x, selection, token, y)
+        else:
+            self._compute_in_waves(x, selection, token, y)
         if self.biases["down"] is not None:
             y += self.biases["down"]
         return y
 
     @property
     def stays_whole(self):
-        """Whether every neuron has a row, and keeps it."""
-        return self.cache.capacity == self.bundles.rows and self.cache.window == UNLIMITED
+        """Whether every unit has a row, and keeps it."""
+        return self.cache.capacity == self.units.rows and self.cache.window == UNLIMITED
 
     def fill(self, progress=lambda nbytes: None):
-        """Bring the whole layer into the cache's memory, which must have a row for every neuron.
+        """Bring the whole layer into the cache's memory, which must have a row for every unit.
 
         All gates lie together there, then all ups, then all downs: DRAM gives up to half as much
         again where a product's rows follow each other. Flash wants a neuron's parts together.
@@ -83,7 +97,7 @@ class FeedForward:
                 np.full(places.size, width),
             )  # fmt: skip
             progress((stop - first) * self.bundles.row_bytes)
-        self.whole_rows = np.arange(n, dtype=np.int64) * width
+        self.whole_rows = (np.arange(n, dtype=np.int64) * width).reshape(self.units.rows, -1)
 
     def read_ahead(self, x, token, residual):
         """Begin to read what the token will probably need (beyond the paper).
@@ -97,85 +111,151 @@ class FeedForward:
             return
         if not self.predictor.in_dram:  # it is streamed in its turn, and not twice
             return
-        neurons = Selection.of_scores(self.predictor.scores(x, residual)).neurons
-        if len(neurons) > cache.capacity:
+        units = self.predictor.select(x, residual).units
+        if len(units) > cache.capacity:
             return
-        slots, misses = cache.place_ahead(neurons, token)
+        slots, misses = cache.place_ahead(units, token)
         if len(misses):
-            self.ahead = self._submit(neurons[misses], slots[misses]), neurons[misses]
+            self.ahead = self._submit(units[misses], slots[misses]), units[misses]
 
     def _finish_reading_ahead(self):
         if self.ahead is None:
             return
-        (reads, neurons), self.ahead = self.ahead, None
-        try:
-            self.flash.wait(reads)
-        except BaseException:
-            self.cache.forget(neurons)  # no half-read row is ever used
-            raise
+        (reads, units), self.ahead = self.ahead, None
+        self._wait(reads, units)
 
     def forget_ahead(self):
         """Drop what was read ahead for a token that will not come."""
         if self.ahead is None:
             return
-        (reads, neurons), self.ahead = self.ahead, None
+        (reads, units), self.ahead = self.ahead, None
         with suppress(UserError):
             self.flash.wait(reads)
-        self.cache.forget(neurons)
+        self.cache.forget(units)
 
-    def _submit(self, neurons, slots):
-        """Begin to read neurons into their rows of the cache."""
-        offsets, lengths, _ = self._spans(neurons)
+    def _submit(self, units, slots):
+        """Begin to read units into their rows of the cache."""
+        offsets, lengths, _ = self._spans(units)
         return self.flash.submit(
             offsets, lengths, self.cache.memory, slots * np.int64(self.cache.stride)
         )
 
+    def _wait(self, reads, units):
+        """Until the units' rows are read."""
+        try:
+            self.flash.wait(reads)
+        except BaseException:
+            self.cache.forget(units)  # no half-read row is ever used
+            raise
+
     def _streams(self, selection, n_tokens):
         if self.predictor is None:
             return True
-        missing = np.count_nonzero(self.cache.slot_of[selection.neurons] < 0)
-        return n_tokens > 1 and missing > STREAM_SHARE * self.bundles.rows
+        missing = np.count_nonzero(self.cache.slot_of[selection.units] < 0)
+        small = self.config.unit_neurons == 1
+        return small and n_tokens > 1 and missing > STREAM_SHARE * self.units.rows
 
     def _compute_cached(self, x, selection, token, y):
-        """Through the neuron cache, in waves where it holds fewer rows than are needed."""
-        capacity = self.cache.capacity
-        waves = len(selection.neurons) > capacity
-        for first in range(0, len(selection.neurons), capacity):
-            part = selection.part(first, first + capacity) if waves else selection
-            slots, misses = self.cache.place(part.neurons, token + len(x) - 1)
-            _, _, skips = self._spans(part.neurons)
-            rows = slots * np.int64(self.cache.stride) + skips
-            reads = self._submit(part.neurons[misses], slots[misses])
-            try:
-                a = self._activations(x, part, rows, misses, reads)
-            except BaseException:
-                self.cache.forget(part.neurons[misses])  # no half-read row is ever used
-                raise
-            kernels.sparse_down(
-                self.cache.memory, rows + self.down_at, self.format, a, y, part.indptr, part.tokens
-            )
-            self.cache.used_at(slots, token + part.last)
+        """Through the cache, which has rows for all: what is there while the others are read."""
+        units = selection.units
+        slots, misses = self.cache.place(units, token + len(x) - 1)
+        rows = self._rows(units, slots)
+        reads = self._submit(units[misses], slots[misses])
+        a = self._overlapping(x, selection, rows, misses, reads)
+        self._add_down(self.cache.memory, rows.ravel() + self.down_at, a, selection, y)
+        self.cache.used_at(slots, token + selection.last)
 
-    def _activations(self, x, part, rows, misses, reads):
-        """``activations``; of rows already in DRAM while the others are being read."""
-        memory, neurons = self.cache.memory, part.neurons
-        if part.indptr is not None or not len(misses) or len(misses) == len(rows):
-            self.flash.wait(reads)
-            return self.activations(memory, rows, x, neurons, part.indptr, part.tokens)
-        a = np.empty((len(rows), len(x)), dtype=np.float32)
-        hits = np.ones(len(rows), dtype=bool)
+    def _overlapping(self, x, selection, rows, misses, reads):
+        """``activations``; of units already in DRAM while the others are being read."""
+        units, indptr, tokens = selection.units, selection.indptr, selection.tokens
+
+        def of(rows, units, indptr=None, tokens=None):
+            neurons = self._neurons(units)
+            return self.activations(self.cache.memory, rows.ravel(), x, neurons, indptr, tokens)
+
+        if indptr is not None or not len(misses) or len(misses) == len(units):
+            self._wait(reads, units[misses])
+            return of(rows, units, indptr, tokens)
+        a = np.empty((*rows.shape, len(x)), dtype=np.float32)  # (units, neurons of each, T)
+        hits = np.ones(len(units), dtype=bool)
         hits[misses] = False
-        a[hits] = self.activations(memory, rows[hits], x, neurons[hits])
-        self.flash.wait(reads)
-        a[misses] = self.activations(memory, rows[misses], x, neurons[misses])
-        return a
+        try:
+            a[hits] = of(rows[hits], units[hits]).reshape(-1, *a.shape[1:])
+        except BaseException:
+            self.cache.forget(units[misses])
+            raise
+        self._wait(reads, units[misses])
+        a[misses] = of(rows[misses], units[misses]).reshape(-1, *a.shape[1:])
+        return a.reshape(-1, len(x))
+
+    def _one_by_one(self, selection):
+        """Large units of several tokens: each is multiplied with its own tokens only."""
+        return self.config.unit_neurons > 1 and selection.indptr is not None
+
+    def _compute_in_waves(self, x, selection, token, y):
+        """Through fewer rows than are needed, or large units: one wave of them is read while the
+        one before it is computed, where there are rows for two."""
+        cache, now = self.cache, token + len(x) - 1
+        size = max(1, cache.capacity // 2)
+        if self.config.unit_neurons > 1:
+            size = min(size, max(1, WAVE_BYTES // cache.stride))
+        waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
+        none = np.empty(0, dtype=np.int32)
+        _, coming, reads, missing = self._begin_wave(waves[0], none, now)
+        for wave, following in itertools.zip_longest(waves, waves[1:]):
+            self._wait(reads, missing)
+            slots, missing = coming, none
+            if following is not None and 2 * size <= cache.capacity:
+                slots, coming, reads, missing = self._begin_wave(following, wave.units, now)
+            try:
+                self._add(cache.memory, self._rows(wave.units, slots), x, wave, y, self.width)
+            except BaseException:
+                cache.forget(missing)
+                raise
+            cache.used_at(slots, token + wave.last)
+            if following is not None and 2 * size > cache.capacity:
+                _, coming, reads, missing = self._begin_wave(following, none, now)
+
+    def _begin_wave(self, wave, held, now):
+        """(rows of the units held, rows of the wave's, reads begun, units that they are for)"""
+        units = np.concatenate([held, wave.units])
+        slots, misses = self.cache.place(units, now)
+        self.cache.hits -= len(held)
+        reads = self._submit(units[misses], slots[misses])
+        return slots[: len(held)], slots[len(held) :], reads, units[misses]
+
+    def _rows(self, units, slots):
+        """Where in the cache's memory each neuron of these units begins: (units, neurons)."""
+        _, _, skips = self._spans(units)
+        return (slots * np.int64(self.cache.stride) + skips)[:, None] + self.inside
+
+    def _neurons(self, units):
+        n = self.config.unit_neurons
+        return units if n == 1 else (units[:, None] * n + np.arange(n)).ravel()
 
     def _add(self, memory, rows, x, part, y, apart):
-        """y += down(activations) for rows that are all in memory; apart as in ``activations``."""
-        indptr, tokens = part.indptr, part.tokens
-        a = self.activations(memory, rows, x, part.neurons, indptr, tokens, apart)
+        """y += down(activations) of the units of ``part``, whose neurons begin at ``rows`` (units,
+        neurons) of memory; apart as in ``activations``."""
         down = rows + apart * (self.config.parts - 1)
-        kernels.sparse_down(memory, down, self.format, a, y, indptr, tokens)
+        if not self._one_by_one(part):
+            neurons = self._neurons(part.units)
+            a = self.activations(memory, rows.ravel(), x, neurons, part.indptr, part.tokens, apart)
+            self._add_down(memory, down.ravel(), a, part, y)
+            return
+        for i, (begin, end) in enumerate(itertools.pairwise(part.indptr)):
+            tokens = part.tokens[begin:end]
+            neurons, its_y = self._neurons(part.units[i : i + 1]), y[tokens]
+            a = self.activations(memory, rows[i], x[tokens], neurons, apart=apart)
+            a *= part.weights[begin:end]
+            kernels.sparse_down(memory, down[i], self.format, a, its_y)
+            y[tokens] = its_y
+
+    def _add_down(self, memory, rows, a, part, y):
+        """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
+        if part.weights is not None:
+            a = a.reshape(len(part.weights), -1) * part.weights[:, None]
+            a = a.reshape(-1, 1) if part.indptr is None else a.ravel()
+        kernels.sparse_down(memory, rows, self.format, a, y, part.indptr, part.tokens)
 
     def activations(self, memory, rows, x, neurons, indptr=None, tokens=None, apart=None):
         """What ``neurons``, whose first parts begin at ``rows``, give the down projection.
@@ -225,9 +305,9 @@ class FeedForward:
     def _compute_tiles(self, x, selection, y, kept, slots):
         tiles = self.flash.stream(self.bundles, self.buffer, self.following)
         for first, stop, memory, starts in tiles:
-            begin, end = np.searchsorted(selection.neurons, (first, stop))
+            begin, end = np.searchsorted(selection.units, (first, stop))
             part = selection.part(begin, end)
-            self._add(memory, starts[part.neurons - first], x, part, y, self.width)
+            self._add(memory, starts[part.units - first, None], x, part, y, self.width)
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
     def _keep(self, selection, now, token):
@@ -238,11 +318,11 @@ class FeedForward:
         if self.predictor is None or cache.capacity == 0:
             kept[:] = False
         else:
-            kept &= cache.affords(selection.neurons)
+            kept &= cache.affords(selection.units)
         hits, misses = cache.hits, cache.misses
-        neurons = selection.neurons[kept]
+        neurons = selection.units[kept]
         slots, _ = cache.place(neurons, now) if len(neurons) else (neurons, neurons)
-        cache.hits, cache.misses = hits, misses + len(selection.neurons)
+        cache.hits, cache.misses = hits, misses + len(selection.units)
         cache.used_at(slots, used_at[kept])
         return neurons, slots
 
@@ -258,5 +338,26 @@ class FeedForward:
             np.full(len(neurons), self.bundles.row_bytes),
         )  # fmt: skip
 
-    def _spans(self, neurons):
-        return self.flash.row_spans(self.bundles, neurons.astype(np.int64))
+    def _spans(self, units):
+        return self.flash.row_spans(self.units, units.astype(np.int64))
+
+
+class Shared:
+    """What every token uses of a mixture: down(activation(gate x) * (up x)), by sigmoid(weigh x).
+
+    gate, up, down, weigh  weights.Resident or weights.Streamed; weigh may be None
+    """
+
+    def __init__(self, config, gate, up, down, weigh):
+        self.config, self.weigh = config, weigh
+        self.gate, self.up, self.down = gate, up, down
+
+    def __call__(self, x):
+        """x (T, d_model) -> (T, d_model)."""
+        a = self.gate.linear(x)
+        kernels.activate(a, self.config.activation, self.config.threshold)
+        a *= self.up.linear(x)
+        y = self.down.linear(a)
+        if self.weigh is not None:
+            y *= 0.5 + 0.5 * np.tanh(0.5 * self.weigh.linear(x))  # a sigmoid (T, 1)
+        return y

@@ -147,8 +147,12 @@ class Flash:
 
         All three are int64 arrays; memory is uint8 from ``aligned_bytes``. Neighbours on flash
         become one read, as do those at most ``gap_bytes`` apart. Where they do not lie side by
-        side in memory too, that read goes to a staging buffer, and ``wait`` copies the rows.
+        side in memory too, that read goes to a staging buffer, and ``wait`` copies the rows. Large
+        ones are cut into pieces that are in flight together.
         """
+        if len(lengths) and lengths[0] > PIECE_BYTES:  # rows of a tensor are all alike
+            offsets, lengths, destinations = _cut(offsets, lengths, destinations)
+            return Submitted([self._start(offsets, lengths, memory, destinations)])
         staging = self.staging.pop() if self.staging else None
         first, spans, places, sources = kernels.merge_reads(
             offsets, lengths, destinations, self.gap_bytes, MERGED_BYTES,
@@ -270,3 +274,12 @@ class Flash:
             self.reader = self.early = None
             os.close(self.fd)
             self.fd = -1
+
+
+def _cut(offsets, lengths, destinations):
+    """The same reads in pieces of at most PIECE_BYTES."""
+    counts = -(-lengths // PIECE_BYTES)
+    whose = np.repeat(np.arange(len(lengths)), counts)
+    begins = (np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)) * PIECE_BYTES
+    left = lengths[whose] - begins
+    return offsets[whose] + begins, np.minimum(left, PIECE_BYTES), destinations[whose] + begins

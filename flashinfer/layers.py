@@ -7,12 +7,12 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.attention import Attention
-from flashinfer.feedforward import FeedForward
+from flashinfer.feedforward import FeedForward, Shared
 from flashinfer.flash import aligned_bytes
 from flashinfer.loading import allocate_kv_cache
 from flashinfer.neuron_cache import NeuronCache
 from flashinfer.positions import RotaryPositions, alibi_table
-from flashinfer.predictor import Predictor
+from flashinfer.predictor import Predictor, Router
 
 
 @dataclass
@@ -58,7 +58,7 @@ def make_layers(bundle, plan, flash, weights, buffer, stride):
     for i, (keys, values) in enumerate(keys_and_values):
         attention = _attention(config, weights, i, keys, values, positions)
         cache = NeuronCache(
-            config.d_ffn, neurons[begins[i] : begins[i + 1]], stride, plan.policy, plan.window
+            config.units, neurons[begins[i] : begins[i + 1]], stride, plan.policy, plan.window
         )
         feed_forward = _feed_forward(bundle, plan, flash, weights, i, cache, buffer)
         norms = {
@@ -116,15 +116,25 @@ def _attention(config, weights, i, keys, values, positions):
 
 
 def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
-    name, predictor = f"layers.{i}", None
-    if plan.neurons == "predicted":
+    name, config, predictor, shared = f"layers.{i}", bundle.config, None, None
+    if config.experts:
+        predictor = Router(
+            weights[f"{name}.router.weight"],
+            weights.get(f"{name}.router.bias"),
+            config.experts_per_token,
+            config.router_normalised,
+        )
+    elif plan.neurons == "predicted":
         predictor = Predictor(
             *(weights[f"{name}.predictor.{p}"] for p in ("a", "b", "bias")), **bundle.predictor_form
         )
+    if config.shared_d_ffn:
+        parts = (weights.get(f"{name}.shared.{p}.weight") for p in ("gate", "up", "down", "weigh"))
+        shared = Shared(config, *parts)
     biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
     bundles = bundle.tensors[f"{name}.ffn.bundles"]
-    ffn = FeedForward(bundle.config, bundles, biases, predictor, cache, flash, buffer)
-    ffn.cut = bundle.cut(i) if predictor is not None else None
+    ffn = FeedForward(config, bundles, biases, predictor, cache, flash, buffer, shared)
+    ffn.cut = bundle.cut(i) if plan.neurons == "predicted" else None
     return ffn
 
 
@@ -151,9 +161,11 @@ def chain_streams(layers, head):
     for layer in layers:
         attention, ffn = layer.attention, layer.feed_forward
         parts += [attention.q, attention.k, attention.v, attention.o]
-        if ffn.predictor is not None:
+        if ffn.shared is not None:
+            parts += [ffn.shared.gate, ffn.shared.up, ffn.shared.down]
+        if isinstance(ffn.predictor, Predictor):
             parts += [ffn.predictor.a, ffn.predictor.b]
-        elif ffn.whole_rows is None:
+        elif ffn.predictor is None and ffn.whole_rows is None:
             parts.append(ffn)
     streamed = [part for part in [*parts, head] if hasattr(part, "following")]
     for part, after in itertools.pairwise(streamed):

@@ -11,7 +11,7 @@ import numpy as np
 
 from flashinfer.attention import padded_width
 from flashinfer.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
-from flashinfer.formats.bundle import CAPACITIES
+from flashinfer.formats.bundle import CAPACITIES, WINDOWS
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
 
@@ -163,7 +163,7 @@ class Sizes:
     def __init__(self, bundle, context, neurons, stride):
         config = self.config = bundle.config
         self.neurons, self.context, self.stride = neurons, context, stride
-        self.layers, self.d_ffn = config.num_hidden_layers, config.d_ffn
+        self.layers, self.units = config.num_hidden_layers, config.units
         by_role = dict.fromkeys((SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN), 0)
         for spec in bundle.specs:
             if spec.role == PREDICTOR and neurons == "dense":
@@ -183,7 +183,9 @@ class Sizes:
         if config.positions == "alibi":
             self.kv_cache += pages(context * config.num_attention_heads * 4)
         per_neuron, per_feature = 24 if config.gated else 16, 64
-        self.per_token = per_neuron * config.d_ffn + per_feature * config.hidden_size
+        active = config.unit_neurons * (config.experts_per_token or config.units)
+        self.per_token = per_neuron * (active + config.shared_d_ffn)
+        self.per_token += per_feature * config.hidden_size
         self.per_token += 8 * width
         self.logits = 24 * config.vocab_size  # and what sampling sorts
         self.head = by_role[HEAD] if head_name(config) in bundle.tensors else 0
@@ -208,7 +210,9 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     """
     sizes = Sizes(bundle, context, neurons, stride)
     base = (rss() if base is None else base) + RESERVE + budget // 512  # page tables
-    least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.d_ffn)
+    least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.units)
+    if bundle.config.experts:
+        least_rows = 1  # large enough
     least_cache = pages(sizes.layers * least_rows * stride)
     small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
     fixed = base + small + sizes.kv_cache
@@ -230,7 +234,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
     one_token = 0
     if neurons != "dense":
-        one_token = stride * sum(_rows_for(need, 1, sizes.d_ffn) for need in window_needs(bundle))
+        one_token = stride * sum(_rows_for(need, 1, sizes.units) for need in window_needs(bundle))
     one_token = min(max(0, pages(one_token) - least_cache), spare * 3 // 4)
     spare -= one_token
     least_cache += one_token
@@ -275,24 +279,24 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
 
 def _cache_rows(bundle, sizes, room, policy, window, least_rows):
     """Share ``room`` rows among the layers; return (rows of each, window, the window they hold)."""
-    layers, d_ffn = sizes.layers, sizes.d_ffn
+    layers, units = sizes.layers, sizes.units
     if sizes.neurons == "dense":  # whole layers, as many as fit
-        whole = min(layers, room // d_ffn)
-        return (d_ffn,) * whole + (0,) * (layers - whole), None, None
+        whole = min(layers, room // units)
+        return (units,) * whole + (0,) * (layers - whole), None, None
     needs = window_needs(bundle)  # [layer][k - 1]: the most rows that k tokens used
     if policy == "window" and window is None:
         windows = range(1, len(needs[0]) + 1)
-        fitting = (k for k in windows if sum(_rows_for(n, k, d_ffn) for n in needs) <= room)
+        fitting = (k for k in windows if sum(_rows_for(n, k, units) for n in needs) <= room)
         window = max(fitting, default=1)
-    if window is None and room >= layers * d_ffn:
-        return (d_ffn,) * layers, None, None
+    if window is None and room >= layers * units:
+        return (units,) * layers, None, None
     if window is not None:
-        shape = [_rows_for(need, window, d_ffn) for need in needs]
-        rows = _in_proportion(shape, min(room, sum(shape)), least_rows, d_ffn)
+        shape = [_rows_for(need, window, units) for need in needs]
+        rows = _in_proportion(shape, min(room, sum(shape)), least_rows, units)
     elif bundle.calibration is None:
-        rows = _in_proportion([1] * layers, room, least_rows, d_ffn)
+        rows = _in_proportion([1] * layers, room, least_rows, units)
     else:
-        rows = _fewest_misses(bundle.calibration["layers"], room, least_rows, d_ffn)
+        rows = _fewest_misses(bundle.calibration["layers"], room, least_rows, units)
     holds = [
         k
         for k in range(1, len(needs[0]) + 1)
@@ -338,22 +342,23 @@ def _lower_hull(points):
 
 
 def window_needs(bundle):
-    """Per layer, the most rows that 1, 2, ... tokens used when calibrated."""
-    d_ffn = bundle.config.d_ffn
+    """Per layer, the most rows that 1, 2, ... tokens used when calibrated, or may use."""
+    config, units = bundle.config, bundle.config.units
     if bundle.calibration is None:
-        return [[d_ffn] for _ in range(bundle.config.num_hidden_layers)]
+        known = [min(units, k * config.experts_per_token) for k in range(1, WINDOWS + 1)]
+        return [known if config.experts else [units]] * config.num_hidden_layers
     return [
-        [min(d_ffn, max(1, int(n))) for n in layer["window_rows_most"]]
+        [min(units, max(1, int(n))) for n in layer["window_rows_most"]]
         for layer in bundle.calibration["layers"]
     ]
 
 
-def _rows_for(need, window, d_ffn):
+def _rows_for(need, window, units):
     """Rows for a window of k tokens: the most that it needed when calibrated and a tenth more;
     beyond the windows calibrated, by what the last token added."""
     slope = need[-1] - need[-2] if len(need) > 1 else need[-1]
     beyond = max(0, window - len(need)) * slope
-    return min(d_ffn, math.ceil(1.1 * (need[min(window, len(need)) - 1] + beyond)))
+    return min(units, math.ceil(1.1 * (need[min(window, len(need)) - 1] + beyond)))
 
 
 def _in_proportion(shape, room, least, most):

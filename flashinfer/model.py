@@ -45,7 +45,8 @@ class Model:
 
         memory   budget of the whole process: bytes, "600M"; None: what the machine has free
         window   keep the neurons of the last ``window`` tokens; None: as many as fit
-        neurons  "predicted" or "dense"; None: predicted where the bundle has predictors
+        neurons  "predicted" or "dense"; None: predicted where the bundle has predictors. Of a
+                 mixture of experts those that its router chooses, always
         context  tokens that the key/value cache holds; None: the model's most, up to 1024
         threads  to compute with; None: one for each core this process may use
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
@@ -176,7 +177,7 @@ class Model:
             return h, h, h
         x = layer.attention_norm(h)
         y = layer.attention(x, self.position)
-        after = h + (layer.attention_after_norm(y) if layer.attention_after_norm else y)
+        after = h + self._scaled(layer.attention_after_norm(y) if layer.attention_after_norm else y)
         residual = h if self.config.parallel else after
         return after, x if layer.ffn_norm is None else layer.ffn_norm(residual), residual
 
@@ -190,7 +191,12 @@ class Model:
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
         if layer.ffn_after_norm:
             y = layer.ffn_after_norm(y)
-        return h + y if self.config.norm_before else layer.ffn_norm(h + y)
+        return h + self._scaled(y) if self.config.norm_before else layer.ffn_norm(h + y)
+
+    def _scaled(self, y):
+        """What a block adds to the hidden state."""
+        scale = self.config.residual_scale
+        return y if scale == 1 else y * np.float32(scale)
 
     def _logits(self, h):
         """h (T, d_model) -> (T, vocab_size)."""
@@ -199,6 +205,8 @@ class Model:
         if self.project_out is not None:
             h = self.project_out.linear(h)
         logits = self.head.linear(h, self.head_bias)
+        if self.config.logit_scale != 1:
+            logits *= np.float32(self.config.logit_scale)
         if self.config.logit_cap:
             kernels.activate(logits, "cap", self.config.logit_cap)
         return logits

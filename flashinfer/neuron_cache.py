@@ -129,7 +129,7 @@ class Priority:
 
     def note(self, selection, token):
         """The neurons of a Selection were used, by tokens numbered from ``token`` on."""
-        neurons, last = selection.neurons, token + selection.last
+        neurons, last = selection.units, token + selection.last
         if not self.half_life:
             self.values[neurons] = last
             return
@@ -151,7 +151,7 @@ def miss_curve(trace, neurons, policy="frecency"):
     """
     priority, ranks = Priority(neurons, policy), []
     for token, selection in enumerate(trace):
-        own = priority.values[selection.neurons]
+        own = priority.values[selection.units]
         rank = neurons - np.sort(priority.values).searchsorted(own, side="right")  # worth more
         rank[np.isneginf(own)] = neurons - 1  # never used: it is there only if the whole layer is
         ranks.append(rank)

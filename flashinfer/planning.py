@@ -10,7 +10,7 @@ from flashinfer.memory import Plan
 from flashinfer.neuron_cache import POLICIES, default_policy
 from flashinfer.profile import Profile
 
-NEURONS = ("predicted", "dense")
+NEURONS = ("predicted", "dense")  # to ask for; "routed" is what a mixture of experts does
 
 
 @dataclass
@@ -33,9 +33,11 @@ def prepare(
     check(bundle, window, neurons, context, threads, io, cache)
     exact = bundle.config.sparse or not bundle.has_predictors  # thresholds must be asked for
     neurons = neurons or ("predicted" if bundle.has_predictors and exact else "dense")
+    if bundle.config.experts:
+        neurons = "routed"
     context = context or min(bundle.config.max_position_embeddings, 1024)
     budget = memory.default_budget() if budget is None else memory.parse_size(budget)
-    row_bytes = bundle.tensors["layers.0.ffn.bundles"].row_bytes
+    row_bytes = bundle.unit_bytes
     known = profile.find(device, bundle.path)
     flash = Flash(bundle.path, io, known.gap_bytes(row_bytes) if known else GAP_BYTES)
     try:

@@ -1,4 +1,8 @@
-"""Which neurons will fire, before their weights are read (paper section 3.1)."""
+"""Which units a token uses, before their weights are read: neurons, or a mixture's experts.
+
+A predictor guesses which neurons will fire (paper section 3.1); a router knows its experts. Both
+answer ``select(x, residual)`` with a Selection.
+"""
 
 import numpy as np
 
@@ -25,48 +29,98 @@ class Predictor:
             np.maximum(inner, 0, out=inner)
         return self.b.linear(inner, self.bias)
 
+    def select(self, x, residual):
+        """The Selection of the neurons predicted active."""
+        return Selection.of_scores(self.scores(x, residual))
+
     @property
     def in_dram(self):
         return self.a.in_dram and self.b.in_dram
 
 
-class Selection:
-    """The neurons that T tokens use: their union, and who uses which.
+class Router:
+    """A mixture of experts' own choice: for each token those of the largest weight . x.
 
-    neurons         (n,) int32 ascending
-    indptr, tokens  neuron i is used by tokens[indptr[i]:indptr[i + 1]], int32; None where every
-                    token uses every one of them
-    last            (n,) int32: the last token that uses each
+    weight      weights.Resident (experts, d_model); bias (experts,) float32, or None
+    per_token   how many are chosen
+    normalised  their weights, by a softmax over all experts, are made to add up to 1
     """
 
-    def __init__(self, neurons, indptr, tokens, last):
-        self.neurons, self.indptr, self.tokens, self.last = neurons, indptr, tokens, last
+    in_dram = True
+
+    def __init__(self, weight, bias, per_token, normalised):
+        self.weight, self.bias = weight, bias
+        self.per_token, self.normalised = per_token, normalised
+
+    def select(self, x, residual):
+        """x (T, d_model) -> the Selection of the experts, with their weights."""
+        logits = self.weight.linear(x, self.bias)  # (T, experts)
+        chosen = np.argpartition(-logits, self.per_token - 1, axis=1)[:, : self.per_token]
+        chosen.sort(axis=1)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        total = weights.sum(axis=1, keepdims=True)
+        weights = np.take_along_axis(weights, chosen, axis=1)
+        weights /= weights.sum(axis=1, keepdims=True) if self.normalised else total
+        return Selection.of_choices(chosen, weights)
+
+
+class Selection:
+    """The units that T tokens use: their union, and who uses which.
+
+    units         (n,) int32 ascending
+    indptr, tokens  unit i is used by tokens[indptr[i]:indptr[i + 1]], int32; None where every
+                    token uses every one of them
+    last            (n,) int32: the last token that uses each
+    weights         float32: what the units' outputs are multiplied with, as ``tokens`` or, where
+                    that is None, as ``units``; None: 1
+    """
+
+    def __init__(self, units, indptr, tokens, last, weights=None):
+        self.units, self.indptr, self.tokens, self.last = units, indptr, tokens, last
+        self.weights = weights
 
     @classmethod
     def of_scores(cls, scores):
-        """From the predictor's scores (T, d_ffn)."""
+        """From a predictor's scores (T, d_ffn)."""
         if len(scores) == 1:
-            neurons = np.flatnonzero(scores[0] > 0).astype(np.int32)
-            return cls(neurons, None, None, np.zeros(len(neurons), dtype=np.int32))
+            units = np.flatnonzero(scores[0] > 0).astype(np.int32)
+            return cls(units, None, None, np.zeros(len(units), dtype=np.int32))
         active = np.ascontiguousarray((scores > 0).T)  # (d_ffn, T)
         counts = np.count_nonzero(active, axis=1)
-        neurons = np.flatnonzero(counts).astype(np.int32)
-        indptr = np.zeros(len(neurons) + 1, dtype=np.int32)
-        np.cumsum(counts[neurons], out=indptr[1:])
+        units = np.flatnonzero(counts).astype(np.int32)
+        indptr = np.zeros(len(units) + 1, dtype=np.int32)
+        np.cumsum(counts[units], out=indptr[1:])
         tokens = (np.flatnonzero(active) % len(scores)).astype(np.int32)
-        return cls(neurons, indptr, tokens, tokens[indptr[1:] - 1])
+        return cls(units, indptr, tokens, tokens[indptr[1:] - 1])
 
     @classmethod
-    def everything(cls, n_neurons, n_tokens):
-        last = np.full(n_neurons, n_tokens - 1, dtype=np.int32)
-        return cls(np.arange(n_neurons, dtype=np.int32), None, None, last)
+    def of_choices(cls, chosen, weights):
+        """From what each token chose, ascending (T, k), and the weights (T, k)."""
+        n_tokens, per_token = chosen.shape
+        if n_tokens == 1:
+            none = np.zeros(per_token, dtype=np.int32)
+            return cls(chosen[0].astype(np.int32), None, None, none, weights[0])
+        order = np.argsort(chosen, axis=None, kind="stable")
+        units, counts = np.unique(chosen, return_counts=True)
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        tokens = (order // per_token).astype(np.int32)
+        last = tokens[indptr[1:] - 1]
+        return cls(units.astype(np.int32), indptr, tokens, last, weights.ravel()[order])
+
+    @classmethod
+    def everything(cls, n_units, n_tokens):
+        last = np.full(n_units, n_tokens - 1, dtype=np.int32)
+        return cls(np.arange(n_units, dtype=np.int32), None, None, last)
 
     def part(self, first, stop):
-        """The neurons numbered first:stop of these."""
-        stop = min(stop, len(self.neurons))
-        neurons, last = self.neurons[first:stop], self.last[first:stop]
+        """The units numbered first:stop of these."""
+        stop = min(stop, len(self.units))
+        units, last = self.units[first:stop], self.last[first:stop]
+        begin, end = first, stop
+        if self.indptr is not None:
+            begin, end = self.indptr[first], self.indptr[stop]
+        weights = None if self.weights is None else self.weights[begin:end]
         if self.indptr is None:
-            return Selection(neurons, None, None, last)
-        begin, end = self.indptr[first], self.indptr[stop]
+            return Selection(units, None, None, last, weights)
         indptr = self.indptr[first : stop + 1] - begin
-        return Selection(neurons, indptr, self.tokens[begin:end], last)
+        return Selection(units, indptr, self.tokens[begin:end], last, weights)

@@ -176,6 +176,11 @@ class Bundle:
         return "layers.0.predictor.a" in self.tensors
 
     @property
+    def unit_bytes(self):
+        """Bytes of what is read and kept as one: a neuron's bundle, or an expert's."""
+        return self.tensors["layers.0.ffn.bundles"].row_bytes * self.config.unit_neurons
+
+    @property
     def ffn_format(self):
         return self.tensors["layers.0.ffn.bundles"].format
 

@@ -57,7 +57,7 @@ class Checkpoint:
         return None
 
     def read_rows(self, name, start=0, stop=None):
-        """Rows ``start:stop`` of a tensor as float32."""
+        """Rows ``start:stop`` of a tensor as float32; see SafetensorsFile."""
         return self.shard_of[name].read_rows(name, start, stop)
 
     def read_columns(self, name):
@@ -126,7 +126,9 @@ class TorchShard:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def read_rows(self, name, start=0, stop=None):
-        return self.tensors[name][start:stop].float().numpy()
+        tensor = self.tensors[name]
+        tensor = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
+        return tensor[start:stop].float().numpy()
 
     def read_columns(self, name):
         tensor = self.tensors[name]

@@ -10,7 +10,7 @@ SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a 
 ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 # No honest dimension is larger: keeps hostile configs from huge allocations.
 LARGEST = 1 << 31
-MOST_LAYERS = 4096
+MOST_LAYERS = MOST_EXPERTS = 4096
 MOST_NEURONS = 1 << 24
 WIDEST = 1 << 20
 
@@ -35,7 +35,12 @@ class Rotary:
 class ModelConfig:
     """The options that the engine knows. Dimensions keep Hugging Face's names.
 
-    d_ffn            neurons of a feed-forward layer
+    d_ffn            neurons of a feed-forward layer, those of all its experts together
+    experts          of a layer, of equal size; 0: none, the FFN is one
+    experts_per_token  that the router chooses for each token
+    router_normalised  the weights of those chosen are made to add up to 1
+    shared_d_ffn     neurons of the shared expert, which every token uses; 0: there is none
+    shared_gated     its output is multiplied with sigmoid(shared_weigh . x)
     embedding_size   width of the token embeddings; project_in/out where it is not hidden_size
     embedding_scale  what token embeddings are multiplied with
     position_offset  row of ``embed_positions`` that position 0 uses
@@ -47,6 +52,7 @@ class ModelConfig:
     parallel         attention and FFN read the same hidden state, and both are added to it
     shared_norm      with ``parallel``: the FFN reads what attention reads
     qk_norm          each head's queries and keys are normalised, before they are turned
+    qk_norm_whole    not each head's by themselves, but all heads' together
     qkv_bias, o_bias, ffn_bias, head_bias  these linear layers have biases
     gated            the FFN is down(activation(gate x) * (up x)), else down(activation(up x))
     activation       one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
@@ -56,6 +62,8 @@ class ModelConfig:
     attention_scale  what scores are multiplied with; 0: head_dim^-1/2
     score_cap, logit_cap  c tanh(x / c) of scores and of logits; 0: not
     norm_after       a norm after each block, too, before it is added
+    residual_scale   what a block's output is multiplied with before it is added
+    logit_scale      what logits are multiplied with
     tied             the output head is the embedding matrix
     """
 
@@ -80,6 +88,7 @@ class ModelConfig:
     parallel: bool = False
     shared_norm: bool = False
     qk_norm: bool = False
+    qk_norm_whole: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     ffn_bias: bool = False
@@ -94,6 +103,13 @@ class ModelConfig:
     score_cap: float = 0.0
     logit_cap: float = 0.0
     norm_after: bool = False
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    experts: int = 0
+    experts_per_token: int = 0
+    router_normalised: bool = True
+    shared_d_ffn: int = 0
+    shared_gated: bool = False
     tied: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -115,6 +131,10 @@ class ModelConfig:
                 f"config: activation {self.activation!r} is not supported; "
                 f"supported: {', '.join(ACTIVATIONS)}"
             )
+        if self.experts and not 0 < self.experts_per_token <= self.experts:
+            raise FormatError(
+                f"config: {self.experts_per_token} of {self.experts} experts cannot be chosen"
+            )
         for rotary in filter(None, (self.rotary, self.rotary_near)):
             if rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim:
                 raise FormatError(
@@ -125,6 +145,15 @@ class ModelConfig:
     def sparse(self):
         """Whether most neurons may be silent: what a predictor needs."""
         return self.activation in SPARSE
+
+    @property
+    def units(self):
+        """What of a layer's FFN is read and kept as one: its neurons, or its experts."""
+        return self.experts or self.d_ffn
+
+    @property
+    def unit_neurons(self):
+        return self.d_ffn // self.units
 
     @property
     def parts(self):

@@ -7,6 +7,7 @@ anything is made of it. See github.com/ggml-org/ggml/blob/master/docs/gguf.md fo
 import mmap
 import os
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,7 @@ class GgufFile:
     def raw_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` as they lie in the file: (rows, row_bytes) uint8, mapped."""
         tensor = self.tensors[name]
-        rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+        rows = prod(tensor.shape[:-1])
         stop = rows if stop is None else min(stop, rows)
         data = np.frombuffer(
             self.map, dtype=np.uint8, count=(stop - start) * tensor.row_bytes,

@@ -217,14 +217,14 @@ class GgufCheckpoint:
     def read_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` of a tensor as float32."""
         tensor = self.file.tensors[name]
-        if len(tensor.shape) == 2:
+        if len(tensor.shape) > 1:
             return self.file.decode(tensor.type, self.file.raw_rows(name, start, stop))
         return self.file.decode(tensor.type, self.file.raw_rows(name)).reshape(-1)[start:stop]
 
     def raw_rows(self, name, format, start, stop):
         """The same as bytes, where the file holds them in this NumberFormat; else None."""
         tensor = self.file.tensors[name]
-        if tensor.type.format is not format or len(tensor.shape) != 2:
+        if tensor.type.format is not format or len(tensor.shape) < 2:
             return None
         return self.file.raw_rows(name, start, stop)
 

@@ -11,7 +11,7 @@ from .number_formats import FORMATS
 # What each role means to the memory plan, in the order on flash.
 SMALL = "small"  # norms, biases, projections: always in DRAM
 PREDICTOR = "predictor"  # always in DRAM
-ATTENTION = "attention"  # in DRAM where it fits, else streamed a layer at a time
+ATTENTION = "attention"  # and shared experts: in DRAM where it fits, else streamed by layers
 HEAD = "head"  # in DRAM where it fits, else streamed
 EMBEDDING = "embedding"  # read row by row, where the output head does not hold it already
 FFN = "ffn"  # read bundle by bundle
@@ -48,6 +48,10 @@ def layout(config):
             TensorSpec(f"layers.{layer}.{p}_proj.weight", shape, ATTENTION)
             for p, shape in projections.items()
         ]
+        specs += [
+            TensorSpec(f"layers.{layer}.shared.{p}.weight", shape, ATTENTION)
+            for p, shape in shared_shapes(config).items()
+        ]
     vocabulary = (config.vocab_size, config.embedding_size)
     if config.tied:
         specs.append(TensorSpec("embed_tokens.weight", vocabulary, HEAD))
@@ -71,8 +75,14 @@ def projection_shapes(config):
     return {"q": (width, d), "k": (keys, d), "v": (keys, d), "o": (d, width)}
 
 
+def shared_shapes(config):
+    """{"gate", "up", "down": (rows, columns)} of the expert that every token uses."""
+    d, neurons = config.hidden_size, config.shared_d_ffn
+    return {"gate": (neurons, d), "up": (neurons, d), "down": (d, neurons)} if neurons else {}
+
+
 def _small(layer, config, projections):
-    """A layer's norms and biases."""
+    """A layer's norms, biases and router."""
     d = config.hidden_size
     specs = _norm(f"{layer}.attention_norm", d, config)
     if not config.shared_norm:
@@ -81,8 +91,13 @@ def _small(layer, config, projections):
         specs += _norm(f"{layer}.attention_after_norm", d, config)
         specs += _norm(f"{layer}.ffn_after_norm", d, config)
     if config.qk_norm:
-        specs += _norm(f"{layer}.q_norm", config.head_dim, config)
-        specs += _norm(f"{layer}.k_norm", config.head_dim, config)
+        for p in "qk":
+            size = projections[p][0] if config.qk_norm_whole else config.head_dim
+            specs += _norm(f"{layer}.{p}_norm", size, config)
+    if config.experts:
+        specs.append(TensorSpec(f"{layer}.router.weight", (config.experts, d), SMALL, exact=True))
+    if config.shared_gated:
+        specs.append(TensorSpec(f"{layer}.shared.weigh.weight", (1, d), SMALL, exact=True))
     biased = ("qkv" if config.qkv_bias else "") + ("o" if config.o_bias else "")
     specs += [_vector(f"{layer}.{p}_proj.bias", projections[p][0]) for p in biased]
     if config.ffn_bias:

@@ -87,17 +87,18 @@ class SafetensorsFile:
         return buffer
 
     def read_rows(self, name, start=0, stop=None):
-        """Rows ``start:stop`` of a tensor's first axis as float32 (a 1-D tensor: its elements)."""
+        """Rows ``start:stop`` of a tensor as float32 (of a vector: elements; of more than two
+        dimensions: those of its matrices, one after the other)."""
         info = self.tensors[name]
         if info.dtype not in BY_SAFETENSORS:
             known = ", ".join(BY_SAFETENSORS)
             raise FormatError(f"{self.path}: tensor {name} is {info.dtype}; known are {known}")
         format = BY_SAFETENSORS[info.dtype]
-        rows = info.shape[0] if info.shape else 1
+        rows = prod(info.shape[:-1]) if len(info.shape) > 1 else prod(info.shape)
         stop = rows if stop is None else min(stop, rows)
         row_bytes = info.nbytes // rows if rows else 0
         raw = self.read_bytes(info.offset + start * row_bytes, (stop - start) * row_bytes)
-        return format.decode(raw).reshape((stop - start, *info.shape[1:]))
+        return format.decode(raw).reshape((stop - start, *info.shape[1:][-1:]))
 
 
 def open_file(path):

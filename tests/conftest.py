@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashinfer import kernels
+from flashinfer import Model, kernels
 from flashinfer.calibrate import calibrate
 from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
+from flashinfer.neuron_cache import NeuronCache
 from flashinfer.shapes import opt_config
 from flashinfer.synth import synthesize
 
@@ -85,3 +86,21 @@ def synthetic(tmp_path_factory):
     config = opt_config(256, 4, 4, 1024, vocab_size=4000, positions=256)
     synthesize(path, config, "f16")
     return path
+
+
+def logits_of(path, ids, **options):
+    """Logits of a prompt, then of its tokens one by one: (T, vocab), (T, vocab)."""
+    with Model.open(path, **options) as model:
+        whole = model.logits(ids)
+        model.reset()
+        single = np.stack([model.forward([token]) for token in ids])
+    return whole, single
+
+
+def keep_rows(ffn, n, window):
+    """Give a layer's cache n rows, and nothing in them."""
+    old = ffn.cache
+    ffn.whole_rows = None
+    ffn.cache = NeuronCache(
+        len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
+    )

@@ -47,6 +47,10 @@ def like(model_type, **options):
     return {**LLAMA, "model_type": model_type, **options}
 
 
+def mixture(model_type, **options):
+    return like(model_type, num_experts_per_tok=3, **options)
+
+
 def rope(kind, **parameters):
     """The options of rotary positions of one kind."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 1000.0, **parameters}}
@@ -123,6 +127,15 @@ VARIANTS = {
                        "full_attention": {"rope_type": "linear", "rope_theta": 1000.0,
                                           "factor": 8.0},
                    }),
+    "olmoe": mixture("olmoe", num_experts=8, intermediate_size=24),
+    "qwen2-moe": mixture("qwen2_moe", num_experts=8, moe_intermediate_size=24,
+                         shared_expert_intermediate_size=56),
+    "qwen3-moe": mixture("qwen3_moe", num_experts=8, moe_intermediate_size=24,
+                         norm_topk_prob=True, head_dim=12),
+    "mixtral": mixture("mixtral", num_local_experts=8, intermediate_size=24),
+    "granitemoe": mixture("granitemoe", num_local_experts=8, intermediate_size=24,
+                          embedding_multiplier=3.0, attention_multiplier=0.2,
+                          residual_multiplier=0.5, logits_scaling=2.0),
 }  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
         x = RANDOM.standard_normal((7, d)).astype(np.float32)
         gate, up = rows[:, :d] @ x.T, rows[:, d : 2 * d] @ x.T
         expected = np.where(SHUT[method](gate, up, ffn.cut[1]), 0, silu(gate) * up)
-        filled = ffn.cache.memory, ffn.whole_rows
+        filled = ffn.cache.memory, ffn.whole_rows.ravel()
         apart = ffn.width * len(rows)
         a = ffn.activations(*filled, x, np.arange(len(rows)), apart=apart)
         np.testing.assert_allclose(a, expected, atol=1e-5)

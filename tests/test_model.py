@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from conftest import keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError
 from flashinfer.feedforward import FeedForward
 from flashinfer.formats.bundle import verify
@@ -15,15 +16,6 @@ from flashinfer.synth import synthesize
 
 IDS = np.random.default_rng(8).integers(3, 96, 40)
 LONG = np.random.default_rng(9).integers(3, 4000, 60)
-
-
-def logits_of(path, ids, **options):
-    """Logits of a prompt, then of its tokens one by one: (T, vocab), (T, vocab)."""
-    with Model.open(path, **options) as model:
-        whole = model.logits(ids)
-        model.reset()
-        single = np.stack([model.forward([token]) for token in ids])
-    return whole, single
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +154,6 @@ def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
     assert np.array_equal(found["right"], found["none"])
     assert np.array_equal(found["wrong"], found["none"])
     assert read["wrong"] > 1.2 * read["none"] > 1.1 * read["right"]
-
-
-def keep_rows(ffn, n, window):
-    """Give a layer's cache n rows, and nothing in them."""
-    old = ffn.cache
-    ffn.whole_rows = None
-    ffn.cache = NeuronCache(
-        len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
-    )
 
 
 def test_a_second_text_starts_afresh(calibrated):

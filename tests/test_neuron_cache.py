@@ -57,7 +57,7 @@ def test_the_miss_curve_is_what_caches_of_those_sizes_miss(policy):
         for token, selection in enumerate(selections(fires)):
             if token == len(fires) // 2:
                 cache.misses = 0
-            cache.place(selection.neurons, token)
+            cache.place(selection.units, token)
             cache.priority.note(selection, token)
         found = cache.misses / (len(fires) // 2)
         # Those in use now count as the most worth here, and as what they were in the curve.

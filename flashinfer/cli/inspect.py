@@ -29,26 +29,32 @@ def describe(bundle):
         "source": bundle.source,
         "bytes_by_role": bytes_by_role(bundle),
         "bundle_bytes": bundle.tensors["layers.0.ffn.bundles"].row_bytes,
+        "unit_bytes": bundle.unit_bytes,
         "calibration": bundle.calibration,
     }
 
 
 def print_description(figures, plan, bundle):
-    config = figures["config"]
+    config, experts = figures["config"], ""
+    if config["experts"]:
+        experts = f" in {config['experts']} experts, {config['experts_per_token']} of them a token"
     print(
         f"{figures['model']}: {figures['bytes'] / 1e6:,.1f} MB, {figures['number_format']}\n"
         f"{config['num_hidden_layers']} layers, hidden size {config['hidden_size']}, "
-        f"{config['d_ffn']} neurons a layer, {config['num_attention_heads']} heads, "
+        f"{config['d_ffn']} neurons a layer{experts}, {config['num_attention_heads']} heads, "
         f"{config['vocab_size']} tokens, positions up to {config['max_position_embeddings']}\n"
     )
     print_memory(plan, figures["bytes_by_role"])
     window = plan.window or plan.affords
     print(
-        f"\nneurons: {plan.neurons}; one bundle is {figures['bundle_bytes']:,} bytes; cache: "
+        f"\nneurons: {plan.neurons}; {'an expert' if experts else 'a bundle'} is "
+        f"{figures['unit_bytes']:,} bytes; cache: "
         f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
     )
     calibration = figures["calibration"]
-    if calibration is None and not bundle.config.sparse:
+    if calibration is None and experts:
+        print("calibration: none; flashinfer calibrate finds which experts a text uses")
+    elif calibration is None and not bundle.config.sparse:
         print(
             f"calibration: none; {bundle.config.activation} leaves no neuron silent, calibrate "
             "--target-sparsity takes some so"

@@ -4,7 +4,8 @@ A module gives
     MODEL_TYPES           the names it goes by
     model_config(config)  the ModelConfig of a Hugging Face config (a dict)
     NAMES                 {our tensor: the checkpoint's}, {} is the layer
-    FFN                   {"gate", "up", "down": the checkpoint's tensor}
+    FFN                   {"gate", "up", "down": the checkpoint's tensor}, {expert} is the expert;
+                          without it, all of a layer's experts are in one tensor
 and where they are needed
     ROWS                  {our projection: which rows of a packed tensor it is, of a ModelConfig}
     NORM_LESS_ONE         norms are stored with one taken away
@@ -15,19 +16,25 @@ from . import (
     falcon,
     gemma,
     gemma2,
+    granitemoe,
     llama,
     mistral,
+    mixtral,
     nemotron,
+    olmoe,
     opt,
     persimmon,
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
 )
 
 MODULES = (
     opt, llama, mistral, qwen2, qwen3, falcon, persimmon, phi, phi3, nemotron, gemma, gemma2,
+    olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -4,7 +4,16 @@ import math
 
 import numpy as np
 
-from ..config import MOST_LAYERS, ROTARY, Rotary, dimension, flag, number, token_ids
+from ..config import (
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    ROTARY,
+    Rotary,
+    dimension,
+    flag,
+    number,
+    token_ids,
+)
 from ..errors import FormatError
 
 # Our name -> the checkpoint's, of Llama and the many that follow it; {} is the layer.
@@ -27,6 +36,10 @@ NAMES = {
     },
 }
 FFN = {p: f"model.layers.{{}}.mlp.{p}_proj.weight" for p in ("gate", "up", "down")}
+# The same of a mixture's experts, one tensor each.
+EXPERTS = {
+    p: f"model.layers.{{}}.mlp.experts.{{expert}}.{p}_proj.weight" for p in ("gate", "up", "down")
+}
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -82,6 +95,20 @@ def usual_options(config, epsilon, share=1.0):
         **activation(config),
         "rotary": rotary(config, common["head_dim"], share),
         "norm_epsilon": number(config, *epsilon),
+    }
+
+
+def mixture(config, neurons="moe_intermediate_size", normalised=True):
+    """ModelConfig's options of a layer's experts; neurons: the key of how many each has."""
+    key = "num_experts" if "num_experts" in config else "num_local_experts"
+    experts = dimension(config, key, most=MOST_EXPERTS)
+    if dimension(config, "decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
+        raise FormatError("config: layers without experts between those with are not supported")
+    return {
+        "d_ffn": experts * dimension(config, neurons),
+        "experts": experts,
+        "experts_per_token": dimension(config, "num_experts_per_tok"),
+        "router_normalised": flag(config, "norm_topk_prob", normalised),
     }
 
 

@@ -1,0 +1,64 @@
+"""Mixtures of experts: an expert is a unit of the same cache, reads and plan as a neuron is."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from conftest import DATA, keep_rows, logits_of
+from flashinfer import BudgetError, Model
+from flashinfer.formats.convert import convert
+
+NAMES = ["olmoe", "qwen2-moe", "qwen3-moe", "mixtral", "granitemoe"]  # 3 of 8 experts a token
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixtures_change_no_bit(tmp_path, twin, monkeypatch, name):
+    """Caches of one expert (waves, one after the other) to all but one, and policies; guesses."""
+    path, ids = tmp_path / "x.flash", np.random.default_rng(4).integers(3, 96, 40)
+    convert(DATA / name, path, "f32")
+    whole, single = logits_of(path, ids)
+    found = [single, *logits_of(path, ids, threads=3), *logits_of(path, ids, io="buffered")]
+    for rows, window in itertools.product((1, 2, 3, 5, 7), (None, 2)):
+        with Model.open(path, window=window) as model:
+            for layer in model.layers:
+                keep_rows(layer.feed_forward, rows, window)
+            found.append(model.logits(ids))
+            model.reset()
+            found.append(np.stack([model.forward([token]) for token in ids]))
+    with pytest.raises(BudgetError) as caught:
+        Model.open(path, memory=1)
+    found += logits_of(path, ids, memory=caught.value.least)
+    assert all(np.array_equal(whole, other) for other in found)
+
+
+def noted(ffn, rows):
+    """Give a layer's cache ``rows`` rows; returns a list that will hold the units it chooses."""
+    keep_rows(ffn, rows, None)
+    select, chosen = ffn.predictor.select, []
+
+    def noting(x, residual):
+        selection = select(x, residual)
+        chosen.extend(selection.units)
+        return selection
+
+    ffn.predictor.select = noting
+    return chosen
+
+
+def test_a_prompt_reads_each_expert_once(tmp_path):
+    """And only those that some token chose; whatever the cache holds."""
+    path, ids = tmp_path / "x.flash", np.random.default_rng(4).integers(3, 96, 40)
+    convert(DATA / "olmoe", path, "f16")
+    for rows, n in itertools.product((1, 2, 5, 7), (2, 3, 40)):
+        with Model.open(path) as model:
+            chosen = [noted(layer.feed_forward, rows) for layer in model.layers]
+            before = model.flash.bytes_read
+            model.forward(ids[:n])
+            experts = sum(len(units) for units in chosen)
+            caches = [layer.feed_forward.cache for layer in model.layers]
+            assert sum(cache.misses for cache in caches) == experts
+            assert sum(cache.hits for cache in caches) == 0
+            read = model.flash.bytes_read - before - model.flash.bytes_streamed
+            spans = [layer.feed_forward.cache.stride for layer in model.layers]
+            assert read <= experts * spans[0]
