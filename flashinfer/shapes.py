@@ -1,7 +1,8 @@
 """The published shapes of models, as Hugging Face configs, for ``synth --like``.
 
 Models whose own activation leaves no neuron silent are given a ReLU, as those who made them
-sparse did (ReLULLaMA, ProSparse, Bamboo), and all but OPT an output head of their own.
+sparse did (ReLULLaMA, ProSparse, Bamboo), but for mixtures of experts; and all but OPT an output
+head of their own.
 """
 
 from flashinfer.formats.errors import UserError
@@ -45,7 +46,32 @@ PLAIN = {
         "nemotron", 3072, 32, 24, 8, 9216, 256000, {"hidden_act": "relu2", "head_dim": 128},
     ),
 }  # fmt: skip
-NAMES = (*OPT, *GATED, *PLAIN)
+# Neurons are those of an expert; experts and how many of them a token uses are in what differs.
+MIXTURES = {
+    "olmoe-1b-7b": (
+        "olmoe", 2048, 16, 16, 16, 1024, 50304, {"num_experts": 64, "num_experts_per_tok": 8},
+    ),
+    "qwen1.5-moe-a2.7b": (
+        "qwen2_moe", 2048, 24, 16, 16, 1408, 151936,
+        {"num_experts": 60, "num_experts_per_tok": 4, "shared_expert_intermediate_size": 5632,
+         "rope_theta": 1e6},
+    ),
+    "qwen3-30b-a3b": (
+        "qwen3_moe", 2048, 48, 32, 4, 768, 151936,
+        {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "head_dim": 128,
+         "rope_theta": 1e6},
+    ),
+    "mixtral-8x7b": (
+        "mixtral", 4096, 32, 32, 8, 14336, 32000,
+        {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
+    ),
+    "granite-3.1-3b-a800m": (
+        "granitemoe", 1536, 32, 24, 8, 512, 49155,
+        {"num_local_experts": 40, "num_experts_per_tok": 8, "attention_multiplier": 0.015625,
+         "rope_theta": 1e7},
+    ),
+}  # fmt: skip
+NAMES = (*OPT, *GATED, *PLAIN, *MIXTURES)
 
 
 def opt_config(hidden_size, layers, heads, ffn_dim, vocab_size=50272, positions=2048):
@@ -66,12 +92,14 @@ def config_like(name, positions=2048):
         return opt_config(*OPT[name], positions=positions)
     if name not in NAMES:
         raise UserError(f"{name!r} is not one of {', '.join(NAMES)}")
-    shape = GATED.get(name) or PLAIN[name]
+    shape = GATED.get(name) or PLAIN.get(name) or MIXTURES[name]
     model_type, hidden_size, layers, heads, key_values, neurons, vocabulary, other = shape
     return {
         "model_type": model_type, "hidden_size": hidden_size, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": key_values,
-        "intermediate_size": neurons, "ffn_hidden_size": neurons, "vocab_size": vocabulary,
-        "max_position_embeddings": positions, "hidden_act": "relu",
+        "intermediate_size": neurons, "ffn_hidden_size": neurons,
+        "moe_intermediate_size": neurons, "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "hidden_act": "silu" if name in MIXTURES else "relu",
         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, **other,
     }  # fmt: skip

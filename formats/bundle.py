@@ -31,6 +31,7 @@ CALIBRATED_LISTS = {
     "window_rows_most": WINDOWS,  # and at most
     "misses": len(CAPACITIES),  # neurons to read per token with caches of these sizes
 }
+# Of a mixture's layers, too: "uses", the share of the tokens that used each expert.
 METHODS = ("threshold", "cats", "teal")  # see calibrate
 PREDICTOR_FORMS = (  # ours, PowerInfer's
     {"between": "", "reads": "normed"},
@@ -117,7 +118,7 @@ class Bundle:
 
     def _calibration(self):
         found = self._json("flashinfer.calibration", dict)
-        return checked_calibration(found, self.config.num_hidden_layers)
+        return checked_calibration(found, self.config.num_hidden_layers, self.config.experts)
 
     def _ranks(self):
         """The rank of each layer's predictor, from the tensors; none where there are none."""
@@ -218,7 +219,7 @@ class Bundle:
         self.close()
 
 
-def checked_calibration(calibration, n_layers):
+def checked_calibration(calibration, n_layers, n_experts=0):
     """What calibration wrote into a bundle, or None where it is empty. Raises FormatError."""
     if not calibration:
         return None
@@ -230,6 +231,9 @@ def checked_calibration(calibration, n_layers):
         for key, length in CALIBRATED_LISTS.items() if isinstance(layer, dict) else ():
             values = layer.get(key)
             numbers += values if isinstance(values, list) and len(values) == length else [None]
+        if n_experts and isinstance(layer, dict):
+            uses = layer.get("uses")
+            numbers += uses if isinstance(uses, list) and len(uses) == n_experts else [None]
         if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
             raise FormatError("its calibration is damaged; calibrate it again")
     if calibration.get("predictor", PREDICTOR_FORMS[0]) not in PREDICTOR_FORMS:

@@ -1,10 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from flashinfer import Model, UserError
 from flashinfer.formats.bundle import Bundle, verify
-from flashinfer.shapes import GATED, OPT, PLAIN, config_like, opt_config
-from flashinfer.synth import find_code, synthesize
+from flashinfer.shapes import GATED, MIXTURES, OPT, PLAIN, config_like, opt_config
+from flashinfer.synth import synthesize
+from flashinfer.synth.neurons import find_code
 
 IDS = np.random.default_rng(2).integers(3, 1000, 120)
 
@@ -104,3 +107,80 @@ def test_other_architectures_count_up_and_fire_as_asked(name, tmp_path):
 def test_published_shapes():
     assert OPT["opt-6.7b"] == (4096, 32, 32, 16384)
     assert all(hidden % heads == 0 and ffn == 4 * hidden for hidden, _, heads, ffn in OPT.values())
+
+
+def small_mixture(**options):
+    small = {
+        "hidden_size": 192,
+        "num_hidden_layers": 5,
+        "intermediate_size": 32,
+        "moe_intermediate_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 48,
+        "vocab_size": 1000,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+    }
+    return {**config_like("olmoe-1b-7b", 256), **small, **options}  # fmt: skip
+
+
+@pytest.mark.parametrize("repeated", [0.3, 0.4, 0.6])
+def test_experts_repeat_as_asked(tmp_path, repeated):
+    """And the next router, asked one layer early, is right about three times in four; both
+    counted in the model's own forward."""
+    path = tmp_path / "x.flash"
+    synthesize(path, small_mixture(), "f16", repeated=repeated)
+    verify(path)
+    ids = np.arange(300, 450)
+    with Model.open(path, context=200) as model:
+        chosen, guessed = {}, {}
+        for number, layer in enumerate(model.layers):
+            router = layer.feed_forward.predictor
+            router.select = noting(router.select, chosen, number)
+            layer.feed_forward.read_ahead = guessing(router, layer.feed_forward, guessed, number)
+        for token in ids:
+            model.forward([token])
+    guesses = uses = same = 0
+    for number, sets in chosen.items():
+        same += sum(len(a & b) for a, b in itertools.pairwise(sets))
+        uses += 4 * (len(sets) - 1)
+        guesses += sum(len(a & b) for a, b in zip(sets, guessed.get(number, []), strict=False))
+    assert same / uses == pytest.approx(repeated, rel=0.15)
+    assert 0.6 < guesses / (4 * 4 * len(ids)) < 0.95
+
+
+def noting(select, store, key):
+    def call(x, residual):
+        selection = select(x, residual)
+        store.setdefault(key, []).append(set(selection.units.tolist()))
+        return selection
+
+    return call
+
+
+def guessing(router, ffn, store, key):
+    select = type(router).select
+
+    def call(x, token, residual):
+        store.setdefault(key, []).append(set(select(router, x, residual).units.tolist()))
+
+    return call
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_shapes_of_mixtures(name, tmp_path):
+    """Each can be made, in small, and its calibration is its own."""
+    path = tmp_path / "x.flash"
+    small = small_mixture()
+    config = {key: small.get(key, value) for key, value in config_like(name, 256).items()}
+    config["num_local_experts"] = config["num_experts"] = 8
+    config["num_experts_per_tok"] = 2
+    if "shared_expert_intermediate_size" in config:
+        config["shared_expert_intermediate_size"] = 64
+    synthesize(path, config, "q8_0")
+    with Bundle(path) as bundle:
+        assert sum(bundle.calibration["layers"][1]["uses"]) == pytest.approx(2)
+    with Model.open(path) as model:
+        tokens = list(model.generate([300, 301], 20, temperature=0, stop_at_eos=False))
+    assert tokens == list(range(302, 322))

@@ -25,6 +25,8 @@ def add_arguments(parser):
                         help="of a layer's neurons that fire for a token (0.03)")  # fmt: skip
     parser.add_argument("--fresh", type=share, default=0.024, metavar="SHARE",
                         help="of the layer that is new at a token, after five (0.024)")  # fmt: skip
+    parser.add_argument("--repeated", type=share, default=0.4, metavar="SHARE", help="of a "
+                        "token's experts that the token before used, too (0.4)")  # fmt: skip
     parser.add_argument("-s", "--seed", type=int, default=0)
     add_json(parser)
 
@@ -41,12 +43,21 @@ def main(args):
             args.seed,
             progress,
             args.dense_dtype,
+            args.repeated,
         )
-    record = calibration["layers"][0]
+    record, model = calibration["layers"][0], model_config(config)
+    if model.experts:
+        print(
+            f"{args.destination}: {model.experts_per_token} of {model.experts} experts for a "
+            f"token; five tokens need {record['window_rows'][4]:.0f} of them a layer",
+            file=sys.stderr,
+        )
+        write_json(args.json, {"config": config, "calibration": calibration})
+        return
     print(
         f"{args.destination}: {100 * record['active']:.1f} % of the neurons fire for a token, "
         f"{100 * record['predicted']:.1f} % are predicted; five tokens need "
-        f"{record['window_rows'][4]:.0f} of {model_config(config).d_ffn} rows a layer",
+        f"{record['window_rows'][4]:.0f} of {model.d_ffn} rows a layer",
         file=sys.stderr,
     )
     write_json(args.json, {"config": config, "calibration": calibration})

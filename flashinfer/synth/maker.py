@@ -1,0 +1,154 @@
+"""What all synthetic models share: the code, embeddings, attention."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashinfer.formats.bundle import WINDOWS
+from flashinfer.neuron_cache import miss_curve
+from flashinfer.predictor import Selection
+
+BLOCK = 0.02  # size of what a block adds to the hidden state, of the state's own
+SIMULATED_TOKENS = 400
+CHUNK_VALUES = 1 << 21
+
+
+@dataclass
+class Code:
+    """The code c_t, and the threshold of a neuron, in spreads of b_i . c_t."""
+
+    frequencies: np.ndarray  # (pairs,) radians a token
+    phases: np.ndarray
+    threshold: float = 0.0
+
+    def at(self, positions):
+        """positions (T,) -> c_t (T, 2 * pairs) float32 of length 1."""
+        angles = positions[:, None] * self.frequencies + self.phases
+        code = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        return (code / np.sqrt(len(self.frequencies))).astype(np.float32)
+
+
+def code_width(model):
+    return min(64, model.hidden_size // 4 * 2)
+
+
+def directions(random, n, width):
+    """Random directions b_i (n, width) for which b_i . c_t has unit spread over t."""
+    b = random.standard_normal((n, width), dtype=np.float32)
+    return b * (np.sqrt(width) / np.linalg.norm(b, axis=1, keepdims=True))
+
+
+def turning(random, width):
+    """(frequencies, phases) of a code that turns at full speed."""
+    pairs = width // 2
+    return random.uniform(0.2, 1, pairs) * np.pi, random.uniform(0, 2 * np.pi, pairs)
+
+
+def at_speed(frequencies, phases, found, wanted):
+    """The Code as fast as makes found(code), which grows with its speed, ``wanted``."""
+    low, high = 0.0, 1.0
+    code = Code(frequencies, phases)
+    if found(code) <= wanted:
+        return code
+    for _ in range(24):
+        speed = (low + high) / 2
+        code = Code(frequencies * speed, phases)
+        low, high = (speed, high) if found(code) < wanted else (low, speed)
+    return code
+
+
+def simulated(uses):
+    """What calibration would find of a layer, had a text used its units so (T, units) bool."""
+    age = np.full(uses.shape[1], WINDOWS)
+    counts = []
+    for row in uses:
+        age = np.where(row, 0, age + 1)
+        counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
+    counts = np.array(counts[WINDOWS:])
+    trace = (Selection.of_scores(row[None]) for row in uses)
+    return {
+        "predicted": float(uses.mean()),
+        "missed": 0.0,
+        "window_rows": counts.mean(axis=0).tolist(),
+        "window_rows_most": counts.max(axis=0).tolist(),
+        "misses": miss_curve(trace, uses.shape[1]),
+    }
+
+
+def steps(shape):
+    """Yield (first, rows) of the chunks of a matrix."""
+    step = max(1, CHUNK_VALUES // shape[1])
+    for first in range(0, shape[0], step):
+        yield first, min(step, shape[0] - first)
+
+
+class Maker:
+    """Makes every tensor's values, a chunk at a time, the same for the same seed.
+
+    code    Code; random: where the next random numbers come from
+    beside  dimensions that nothing but what makers add there writes to, besides the code's own
+    """
+
+    def __init__(self, model, code, random, seed, beside=0):
+        self.model, self.code, self.seed = model, code, seed
+        d = self.d = model.hidden_size
+        self.width = code_width(model)
+        constant = 0 if model.ffn_bias else 1
+        q = random.standard_normal((d, self.width + constant + beside))
+        q -= q.mean(axis=0)  # the layer norm's centring leaves the subspace alone
+        self.reserved = np.linalg.qr(q)[0].astype(np.float32)
+        self.q, self.constant, self.beside = np.split(
+            self.reserved, [self.width, self.width + constant], axis=1
+        )
+        # |h|^2 = |token|^2 + |code|^2 + |constant|^2 = 2 or 3, so the norm brings each to this:
+        self.code_length = np.sqrt(d / (2 + constant))
+        # What a block adds shall be BLOCK of |h|: the spread of its weights' values.
+        self.block_size = BLOCK * np.sqrt(2 + constant)
+        self.tokens_bring_code = model.positions != "learned"
+
+    def chunks(self, spec):
+        """Yield a tensor's values, whole rows at a time, float32."""
+        layer, _, name = spec.name.removeprefix("layers.").partition(".")
+        if not layer.isdecimal():
+            layer, name = "0", spec.name
+        random = np.random.default_rng([self.seed, 1, int(layer), *name.encode()])
+        own = self.own_chunks(name, int(layer), spec.shape, random)
+        if own is not None:
+            yield from own
+        elif name in ("o_proj.weight", "shared.down.weight"):
+            # Its outputs must stay out of the reserved subspace: (1 - Q Q^T) O.
+            spread = np.float32(self.block_size / np.sqrt(self.d * spec.shape[1]))
+            o = random.standard_normal(spec.shape, dtype=np.float32) * spread
+            yield o - self.reserved @ (self.reserved.T @ o)
+        elif name.endswith(("_proj.weight", "shared.gate.weight", "shared.up.weight")):
+            yield from self.normal(spec.shape, random, 1 / np.sqrt(self.d))
+        elif name == "embed_positions.weight":
+            yield self.code.at(np.arange(spec.shape[0])) @ self.q.T
+        elif name == "embed_tokens.weight":
+            yield from self._embeddings(spec.shape, random)
+        elif name == "lm_head.weight" and self.tokens_bring_code:
+            for first, n in steps(spec.shape):  # the token before each
+                yield self.code.at(np.arange(first, first + n) - 1) @ self.q.T
+        elif name == "final_norm.weight" and not self.tokens_bring_code:
+            # Random signs: else a tied head would only repeat the token it was given.
+            yield random.choice(np.float32([-1, 1]), spec.shape)
+        else:
+            yield np.full(spec.shape, float(name.endswith("norm.weight")), dtype=np.float32)
+
+    def own_chunks(self, name, layer, shape, random):
+        """The values of what chooses, and of what is chosen; None for what all models share."""
+        raise NotImplementedError
+
+    def normal(self, shape, random, spread):
+        for _, rows in steps(shape):
+            yield random.standard_normal((rows, shape[1]), dtype=np.float32) * np.float32(spread)
+
+    def _embeddings(self, shape, random):
+        first = 0
+        for rows in self.normal(shape, random, 1 / np.sqrt(self.d - self.reserved.shape[1])):
+            rows -= rows @ self.reserved @ self.reserved.T
+            rows += self.constant.sum(axis=1)
+            if self.tokens_bring_code:
+                rows += self.code.at(np.arange(first, first + len(rows))) @ self.q.T
+            first += len(rows)
+            yield rows / np.float32(self.model.embedding_scale)
