@@ -6,17 +6,17 @@ or thrice and what is kept in DRAM is one layer's inputs, whatever the model's s
 
 import numpy as np
 
-from flashinfer import kernels, memory
+from flashinfer import calibrate_routing, kernels, memory
 from flashinfer.formats.bundle import PREDICTOR_FORMS, Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import format_of, layout, predictor_layout
 from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
-from flashinfer.neuron_cache import miss_curve
 from flashinfer.predictor import Selection
 from flashinfer.predictor_import import imported
 from flashinfer.predictor_training import Observations, count, window_rows
 from flashinfer.predictor_training import find_predictor as find_own
+from flashinfer.traces import miss_curve
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
@@ -60,14 +60,19 @@ def calibrate(
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
     with Bundle(path, calibrated=False) as bundle:
-        if bundle.config.sparse == (target_sparsity is not None):
+        experts = bundle.config.experts
+        if experts and (target_sparsity or predictor_from):
+            raise UserError(f"{path}: of a mixture of experts, which of them a text uses is found; "
+                            "it takes no thresholds and no predictors")  # fmt: skip
+        if not experts and bundle.config.sparse == (target_sparsity is not None):
             raise UserError(
                 f"{path}: its activation, {bundle.config.activation}, leaves "
                 + ("neurons silent by itself; --target-sparsity is for those that do not"
                    if target_sparsity else
                    "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
             )  # fmt: skip
-        tokens = min(tokens, len(token_ids), _tokens_that_fit(bundle.config, budget))
+        fitting = calibrate_routing.tokens_that_fit if experts else _tokens_that_fit
+        tokens = min(tokens, len(token_ids), fitting(bundle.config, budget))
         sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens
     if tokens < LEAST_TOKENS:
@@ -84,6 +89,13 @@ def calibrate(
         context=sequence,
         threads=threads,
     ) as model:
+        if experts:
+            layers = calibrate_routing.routing(
+                model, np.asarray(token_ids[:tokens]), sequence, progress
+            )
+            calibration = {"text": text, "tokens": tokens, "layers": layers}
+            _write(model.bundle, destination or path, [], calibration)
+            return calibration
         found, layers = [], []
 
         def find_predictor(number, ffn, observed):

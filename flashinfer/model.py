@@ -183,9 +183,14 @@ class Model:
 
     def _read_ahead(self, following, h):
         """Guess from h, the layer before it unfinished, what the following layer's FFN will use."""
+        x, residual = self.early_input(following, h)
+        following.feed_forward.read_ahead(x, self.token, residual)
+
+    def early_input(self, following, h):
+        """What the following layer's FFN would read, after its norm and before, if the layers still
+        to come before it added nothing to h."""
         norm = following.ffn_norm or following.attention_norm
-        x = norm(h) if self.config.norm_before else h
-        following.feed_forward.read_ahead(x, self.token, h)
+        return (norm(h) if self.config.norm_before else h), h
 
     def add_feed_forward(self, layer, h, y):
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""

@@ -3,7 +3,6 @@
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.bundle import CAPACITIES
 
 UNLIMITED = 1 << 60  # a window that nothing leaves: rows are kept until they are needed
 
@@ -140,24 +139,3 @@ class Priority:
             before = np.repeat(selection.last, np.diff(selection.indptr)) - selection.tokens
             sums += np.add.reduceat(np.exp2(-before / self.half_life), selection.indptr[:-1])
         self.values[neurons] = last + self.half_life * np.log2(sums)
-
-
-def miss_curve(trace, neurons, policy="frecency"):
-    """Neurons to read per token, for a cache of each of CAPACITIES of the layer's rows.
-
-    trace yields a Selection of each token; its first half only warms the cache up. As what a
-    neuron is worth does not depend on the cache, a smaller cache holds a part of what a larger
-    one holds, and one pass gives all sizes (Mattson's stack, 1970).
-    """
-    priority, ranks = Priority(neurons, policy), []
-    for token, selection in enumerate(trace):
-        own = priority.values[selection.units]
-        rank = neurons - np.sort(priority.values).searchsorted(own, side="right")  # worth more
-        rank[np.isneginf(own)] = neurons - 1  # never used: it is there only if the whole layer is
-        ranks.append(rank)
-        priority.note(selection, token)
-    counted = ranks[len(ranks) // 2 :]
-    ranks = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
-    rows = np.array(CAPACITIES) * neurons
-    hits = ranks.searchsorted(rows, side="left")
-    return ((len(ranks) - hits) / max(1, len(counted))).tolist()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from conftest import DATA, keep_rows, logits_of
-from flashinfer import BudgetError, Model
+from flashinfer import BudgetError, Model, UserError
+from flashinfer.calibrate import calibrate
+from flashinfer.formats.bundle import verify
 from flashinfer.formats.convert import convert
 
 NAMES = ["olmoe", "qwen2-moe", "qwen3-moe", "mixtral", "granitemoe"]  # 3 of 8 experts a token
@@ -62,3 +64,31 @@ def test_a_prompt_reads_each_expert_once(tmp_path):
             read = model.flash.bytes_read - before - model.flash.bytes_streamed
             spans = [layer.feed_forward.cache.stride for layer in model.layers]
             assert read <= experts * spans[0]
+
+
+def test_calibration(tmp_path, cli):
+    """Experts counted in the model's own forward; then run, inspect and plan know of them."""
+    path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
+    convert(DATA / "qwen3-moe", path, "f16")
+    ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
+    layers = calibrate(path, ids, calibrated, tokens=len(ids))["layers"]
+    verify(calibrated)
+    with Model.open(path) as model:
+        chosen = [noted(layer.feed_forward, 8) for layer in model.layers]
+        for layer in model.layers:  # which would ask the routers, too
+            layer.feed_forward.read_ahead = lambda *inputs: None
+        for start in range(0, len(ids), 48):
+            model.reset()
+            for token in ids[start : start + 48]:
+                model.forward([token])
+        for units, layer in zip(chosen, layers, strict=True):
+            uses = np.bincount(units, minlength=8) / len(ids)
+            np.testing.assert_allclose(layer["uses"], uses, atol=1e-9)
+            assert layer["active"] == pytest.approx(3 / 8)
+    assert layers[0]["guessed"] == 0 < layers[1]["guessed"] <= 1
+    code, out, _ = cli("inspect", calibrated)
+    assert code == 0 and "8 experts, 3 of them a token" in out and "guessed early" in out
+    code, out, err = cli("run", calibrated, "--tokens", "5,6", "-n", "4", "--temp", "0")
+    assert code == 0, err
+    with pytest.raises(UserError, match="takes no thresholds"):
+        calibrate(path, ids, target_sparsity=0.5)

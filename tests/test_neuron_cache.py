@@ -9,8 +9,9 @@ from flashinfer import Model
 from flashinfer.formats.bundle import CAPACITIES
 from flashinfer.formats.errors import BudgetError
 from flashinfer.memory import _fewest_misses
-from flashinfer.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority, miss_curve
+from flashinfer.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
 from flashinfer.predictor import Selection
+from flashinfer.traces import miss_curve
 
 NEURONS = 64
 

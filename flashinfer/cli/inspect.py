@@ -72,12 +72,26 @@ def print_calibration(calibration):
             f"\nthresholds, in force with --neurons predicted: {100 * sparsity['target']:.0f} % of "
             f"the neurons taken as silent ({sparsity['method']})"
         )
-    print(
-        f"\ncalibrated on {calibration.get('text')}: {calibration.get('tokens')} tokens\n"
-        "layer   active %  predicted %  missed %   rank   window of 5: rows"
-    )
+    print(f"\ncalibrated on {calibration.get('text')}: {calibration.get('tokens')} tokens")
+    if "uses" in calibration["layers"][0]:
+        print_routing(calibration["layers"])
+        return
+    print("layer   active %  predicted %  missed %   rank   window of 5: rows")
     for number, layer in enumerate(calibration["layers"]):
         print(
             f"{number:5}   {100 * layer['active']:8.2f}  {100 * layer['predicted']:11.2f}  "
             f"{100 * layer['missed']:8.2f}  {layer['rank']:5}   {layer['window_rows'][4]:10.0f}"
+        )
+
+
+def print_routing(layers):
+    """The same of a mixture of experts."""
+    print("layer   experts a token   most used quarter %   guessed early %   window of 5: rows")
+    for number, layer in enumerate(layers):
+        uses = sorted(layer["uses"], reverse=True)
+        most = sum(uses[: len(uses) // 4]) / max(1e-9, sum(uses))
+        early = f"{100 * layer['guessed']:17.1f}" if layer.get("guessed") else " " * 17
+        print(
+            f"{number:5}   {sum(uses):15.2f}   {100 * most:19.1f} {early}   "
+            f"{layer['window_rows'][4]:17.1f}"
         )

@@ -22,9 +22,9 @@ from flashinfer.synth.maker import (
     at_speed,
     code_width,
     directions,
-    simulated,
     turning,
 )
+from flashinfer.traces import routing_record
 
 LIKED = 0.3  # spread of how much experts are liked, of the spread of b_e . c_t
 UNSEEN = 0.25  # spread of what a guess does not see of a router's scores
@@ -81,13 +81,7 @@ class ExpertMaker(Maker):
         random = np.random.default_rng([self.seed, 3, layer])
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
         uses = self._chosen(self.code, *self._layer_router(layer), UNSEEN * unseen)
-        found = simulated(uses)
-        return {
-            "active": found["predicted"],
-            "rank": 0,
-            **found,
-            "uses": uses.mean(axis=0).tolist(),
-        }
+        return routing_record(uses)
 
     def own_chunks(self, name, layer, shape, random):
         """Routers and experts."""

@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer.formats.bundle import WINDOWS
-from flashinfer.neuron_cache import miss_curve
-from flashinfer.predictor import Selection
-
 BLOCK = 0.02  # size of what a block adds to the hidden state, of the state's own
 SIMULATED_TOKENS = 400
 CHUNK_VALUES = 1 << 21
@@ -55,24 +51,6 @@ def at_speed(frequencies, phases, found, wanted):
         code = Code(frequencies * speed, phases)
         low, high = (speed, high) if found(code) < wanted else (low, speed)
     return code
-
-
-def simulated(uses):
-    """What calibration would find of a layer, had a text used its units so (T, units) bool."""
-    age = np.full(uses.shape[1], WINDOWS)
-    counts = []
-    for row in uses:
-        age = np.where(row, 0, age + 1)
-        counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
-    counts = np.array(counts[WINDOWS:])
-    trace = (Selection.of_scores(row[None]) for row in uses)
-    return {
-        "predicted": float(uses.mean()),
-        "missed": 0.0,
-        "window_rows": counts.mean(axis=0).tolist(),
-        "window_rows_most": counts.max(axis=0).tolist(),
-        "misses": miss_curve(trace, uses.shape[1]),
-    }
 
 
 def steps(shape):

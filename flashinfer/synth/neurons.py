@@ -16,9 +16,9 @@ from flashinfer.synth.maker import (
     at_speed,
     code_width,
     directions,
-    simulated,
     turning,
 )
+from flashinfer.traces import record_of_uses
 
 NOISE = 0.004  # spread of a pre-activation that the predictor does not see, of its own spread
 MARGIN = 0.024  # by which the predictor's threshold lies lower: six times the noise
@@ -61,7 +61,7 @@ class NeuronMaker(Maker):
         self.found = {
             "active": float((z > self.code.threshold).mean()),
             "rank": self.rank,
-            **simulated(z > self.code.threshold - MARGIN),
+            **record_of_uses(z > self.code.threshold - MARGIN),
         }
         firing = active * model.d_ffn
         self.down_spread = self.block_size / np.sqrt(max(1, firing) * self.d) / 0.4

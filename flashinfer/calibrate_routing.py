@@ -1,0 +1,49 @@
+"""Finding out which experts of a mixture a text uses, for the plan, the cache and a warm start.
+
+Layer by layer, as in ``calibrate``: each expert is read once.
+"""
+
+import numpy as np
+
+from flashinfer.traces import routing_record
+
+
+def tokens_that_fit(config, budget):
+    """Tokens whose states and choices fit a third of the budget."""
+    return max(0, budget // 3 // (6 * config.hidden_size * 4 + 9 * config.experts))
+
+
+def routing(model, ids, sequence, progress):
+    """The records of a Model's layers along the tokens ``ids``, ``sequence`` of them at a time.
+
+    Each also holds "guessed": the share of its experts that its router, asked one layer early,
+    named (0 for the first layer).
+    """
+    starts = np.arange(0, len(ids), sequence)
+    h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
+    total, records, guess = len(model.layers), [], None
+    for number, layer in enumerate(model.layers):
+        progress(number, total)
+        x, residual = np.empty_like(h), np.empty_like(h)
+        for start in starts:
+            span = slice(start, start + sequence)
+            h[span], x[span], residual[span] = model.attend(layer, h[span])
+        ffn = layer.feed_forward
+        uses = _uses(ffn.predictor, x, residual)
+        right = 0.0 if guess is None else float((uses & guess).sum() / uses.sum())
+        records.append({**routing_record(uses), "guessed": right})
+        if number + 1 < total:
+            following = model.layers[number + 1]
+            guess = _uses(following.feed_forward.predictor, *model.early_input(following, h))
+        h = model.add_feed_forward(layer, h, ffn(x, 0, residual))
+    progress(total, total)
+    return records
+
+
+def _uses(router, x, residual):
+    """Which experts each token chooses: (T, experts) bool."""
+    uses = np.zeros((len(x), len(router.weight.matrix.data)), dtype=bool)
+    for token in range(len(x)):
+        row = slice(token, token + 1)
+        uses[token, router.select(x[row], residual[row]).units] = True
+    return uses

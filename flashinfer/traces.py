@@ -1,0 +1,52 @@
+"""What a layer's trace, the units that token after token used, says of caches."""
+
+import numpy as np
+
+from flashinfer.formats.bundle import CAPACITIES, WINDOWS
+from flashinfer.neuron_cache import Priority
+from flashinfer.predictor import Selection
+
+
+def miss_curve(trace, neurons, policy="frecency"):
+    """Neurons to read per token, for a cache of each of CAPACITIES of the layer's rows.
+
+    trace yields a Selection of each token; its first half only warms the cache up. As what a
+    neuron is worth does not depend on the cache, a smaller cache holds a part of what a larger
+    one holds, and one pass gives all sizes (Mattson's stack, 1970).
+    """
+    priority, ranks = Priority(neurons, policy), []
+    for token, selection in enumerate(trace):
+        own = priority.values[selection.units]
+        rank = neurons - np.sort(priority.values).searchsorted(own, side="right")  # worth more
+        rank[np.isneginf(own)] = neurons - 1  # never used: it is there only if the whole layer is
+        ranks.append(rank)
+        priority.note(selection, token)
+    counted = ranks[len(ranks) // 2 :]
+    ranks = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
+    rows = np.array(CAPACITIES) * neurons
+    hits = ranks.searchsorted(rows, side="left")
+    return ((len(ranks) - hits) / max(1, len(counted))).tolist()
+
+
+def record_of_uses(uses):
+    """What calibration says of a layer whose units a text used so: uses (T, units) bool."""
+    age = np.full(uses.shape[1], WINDOWS)
+    counts = []
+    for row in uses:
+        age = np.where(row, 0, age + 1)
+        counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
+    counts = np.array(counts[WINDOWS:])
+    trace = (Selection.of_scores(row[None]) for row in uses)
+    return {
+        "predicted": float(uses.mean()),
+        "missed": 0.0,
+        "window_rows": counts.mean(axis=0).tolist(),
+        "window_rows_most": counts.max(axis=0).tolist(),
+        "misses": miss_curve(trace, uses.shape[1]),
+    }
+
+
+def routing_record(uses):
+    """The same of a mixture's layer, whose router never errs, and how often each expert is used."""
+    found = record_of_uses(uses)
+    return {"active": found["predicted"], "rank": 0, **found, "uses": uses.mean(axis=0).tolist()}
