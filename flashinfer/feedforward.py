@@ -99,6 +99,27 @@ class FeedForward:
             progress((stop - first) * self.bundles.row_bytes)
         self.whole_rows = (np.arange(n, dtype=np.int64) * width).reshape(self.units.rows, -1)
 
+    def hottest(self, uses):
+        """The units used most, as many as the cache has rows for, ascending."""
+        order = np.argsort(-np.asarray(uses), kind="stable")[: self.cache.capacity]
+        return np.sort(order[np.asarray(uses)[order] > 0]).astype(np.int32)
+
+    def warm(self, uses, progress=lambda nbytes: None):
+        """Begin with the hottest units in the cache; uses (units,): how often each is used."""
+        self.cache.priority.expect(uses)
+        units = self.hottest(uses)
+        slots, _ = self.cache.place(units, 0)
+        self.cache.misses = 0
+        step = max(1, WAVE_BYTES // self.cache.stride)
+        for first in range(0, len(units), step):
+            part = units[first : first + step]
+            try:
+                self._wait(self._submit(part, slots[first : first + step]), part)
+            except BaseException:
+                self.cache.forget(units[first:])
+                raise
+            progress(len(part) * self.units.row_bytes)
+
     def read_ahead(self, x, token, residual):
         """Begin to read what the token will probably need (beyond the paper).
 

@@ -138,13 +138,17 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
     return ffn
 
 
-def fill_whole_layers(layers, progress):
-    """Read the FFNs that stay whole now, in large pieces.
+def fill_caches(layers, uses, progress):
+    """Read the FFNs that stay whole now, in large pieces, and the hottest units of the others.
 
+    uses      of each layer how often its units are used, or None: nothing of the others
     progress  called as progress("load", bytes, bytes in all)
     """
-    whole = [layer.feed_forward for layer in layers if layer.feed_forward.stays_whole]
+    ffns = [layer.feed_forward for layer in layers]
+    whole = [ffn for ffn in ffns if ffn.stays_whole]
+    warm = [(f, u) for f, u in zip(ffns, uses or (), strict=bool(uses)) if not f.stays_whole]
     total, done = sum(ffn.bundles.nbytes for ffn in whole), 0
+    total += sum(len(ffn.hottest(used)) * ffn.units.row_bytes for ffn, used in warm)
 
     def more(nbytes):
         nonlocal done
@@ -153,6 +157,8 @@ def fill_whole_layers(layers, progress):
 
     for ffn in whole:
         ffn.fill(more)
+    for ffn, used in warm:
+        ffn.warm(used, more)
 
 
 def chain_streams(layers, head):

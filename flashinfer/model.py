@@ -7,7 +7,7 @@ from flashinfer.flash import aligned_bytes
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import head_name
-from flashinfer.layers import chain_streams, fill_whole_layers, make_layers, make_norm
+from flashinfer.layers import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.loading import load_weights
 from flashinfer.planning import prepare
 from flashinfer.sampling import Sampler
@@ -39,6 +39,7 @@ class Model:
         io="auto",
         cache=None,
         device=None,
+        warm=None,
         progress=lambda what, done, total: None,
     ):
         """Open a bundle, by its path or opened already.
@@ -54,6 +55,8 @@ class Model:
                  None: "window" where ``window`` is given, else "frecency"
         device   what the flash can do: a Profile, a file that ``flashinfer probe -o`` wrote, or a
                  board's name; None: what ``flashinfer probe`` measured, if it did
+        warm     begin with the experts in the cache that calibration found used most; None: where
+                 nine tenths of them will probably be used soon
         progress called as progress("load", bytes, bytes in all) while opening, and as
                  progress("prompt", share done, 1.0) during a prompt of several tokens
 
@@ -61,33 +64,34 @@ class Model:
         little, UserError where an option is wrong.
         """
         bundle = path if isinstance(path, Bundle) else Bundle(path)
-        return cls(bundle, memory, window, neurons, context, threads, io, cache, device, progress)
-
-    def __init__(
-        self, bundle, memory_budget, window, neurons, context, threads, io, cache, device, progress
-    ):
-        self.bundle, self.config, self.progress = bundle, bundle.config, progress
-        self.flash = None
         try:
             setup = prepare(
-                bundle, memory_budget, window, neurons, context, threads, io, cache, device
+                bundle, memory, window, neurons, context, threads, io, cache, device, warm
             )
-            self.flash, self.plan = setup.flash, setup.plan
-            self.profile, self.expected = setup.profile, setup.expected
-            kernels.set_threads(threads or default_threads())
+        except BaseException:
+            bundle.close()
+            raise
+        return cls(bundle, setup, threads or default_threads(), progress)
+
+    def __init__(self, bundle, setup, threads, progress):
+        self.bundle, self.config, self.progress = bundle, bundle.config, progress
+        self.flash, self.plan = setup.flash, setup.plan
+        self.profile, self.expected = setup.profile, setup.expected
+        try:
+            kernels.set_threads(threads)
             self.stats = self._new_stats()
-            self._load(setup.stride)
+            self._load(setup.stride, setup.uses)
         except BaseException:
             self.close()
             raise
         self.ids = []  # the tokens in the key/value cache
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
-    def _load(self, stride):
+    def _load(self, stride, uses):
         config, buffer = self.config, aligned_bytes(self.plan.buffers)
         weights = load_weights(self.bundle, self.plan, self.flash, buffer, self.progress)
         self.layers = make_layers(self.bundle, self.plan, self.flash, weights, buffer, stride)
-        fill_whole_layers(self.layers, self.progress)
+        fill_caches(self.layers, uses, self.progress)
         self.embed_tokens = weights["embed_tokens.weight"]
         self.embed_positions = weights.get("embed_positions.weight")
         self.project_in = weights.get("project_in.weight")
@@ -294,8 +298,7 @@ class Model:
     def close(self):
         """Close the file. The model cannot be used any more."""
         self.bundle.close()
-        if self.flash is not None:
-            self.flash.close()
+        self.flash.close()
 
     def __enter__(self):
         return self

@@ -126,6 +126,12 @@ class Priority:
         self.half_life = HALF_LIFE if policy == "frecency" else 0.0
         self.values = np.full(neurons, -np.inf)
 
+    def expect(self, uses):
+        """Before the first token: units are used at these shares of the tokens (units,)."""
+        shares = np.maximum(np.asarray(uses, dtype=np.float64), 1e-9)
+        # Of a sum over a long past of uses at such a share; without weighing, an order is enough.
+        self.values[:] = max(1.0, self.half_life) * np.log2(shares * max(1.0, self.half_life))
+
     def note(self, selection, token):
         """The neurons of a Selection were used, by tokens numbered from ``token`` on."""
         neurons, last = selection.units, token + selection.last

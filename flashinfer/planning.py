@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from flashinfer import memory, profile
 from flashinfer.cost import Cost, predict
 from flashinfer.flash import GAP_BYTES, IO, Flash
@@ -10,24 +12,27 @@ from flashinfer.memory import Plan
 from flashinfer.neuron_cache import POLICIES, default_policy
 from flashinfer.profile import Profile
 
+SOON = 64  # tokens within which what is read at once should be used
 NEURONS = ("predicted", "dense")  # to ask for; "routed" is what a mixture of experts does
 
 
 @dataclass
 class Setup:
     """flash: open; stride: bytes of a row of the neuron caches; profile and expected (of a token)
-    are None where nothing is known of the device."""
+    are None where nothing is known of the device; uses: of each layer how often its units are
+    used, where the hottest are to be read at once, else None."""
 
     flash: Flash
     stride: int
     plan: Plan
     profile: Profile | None
     expected: Cost | None
+    uses: list | None
 
 
 def prepare(
     bundle, budget=None, window=None, neurons=None, context=None, threads=None, io="auto",
-    cache=None, device=None,
+    cache=None, device=None, warm=None,
 ):  # fmt: skip
     """The Setup of a bundle for the options of ``Model.open``, which see."""
     check(bundle, window, neurons, context, threads, io, cache)
@@ -47,10 +52,28 @@ def prepare(
         expected = None
         if known:
             expected = predict(bundle, plan, known, flash.gap_bytes, flash.alignment)
+        uses = _uses(bundle, plan, warm)
     except BaseException:
         flash.close()
         raise
-    return Setup(flash, stride, plan, known, expected)
+    return Setup(flash, stride, plan, known, expected, uses)
+
+
+def _uses(bundle, plan, warm):
+    """How often units are used, where it pays to begin with the hottest ones, or is asked for."""
+    uses = [bundle.uses(layer) for layer in range(bundle.config.num_hidden_layers)]
+    if None in uses or plan.window:
+        if warm:
+            raise UserError(
+                f"{bundle.path}: nothing is known of which experts are used most; flashinfer "
+                "calibrate finds it for a mixture, and --window drops what is not used"
+            )
+        return None
+    if warm is None:
+        hottest = [sorted(used)[-rows:] for used, rows in zip(uses, plan.cache_rows, strict=True)]
+        soon = 1 - (1 - np.concatenate(hottest)) ** SOON
+        warm = soon.mean() >= 0.9
+    return uses if warm else None
 
 
 def check(bundle, window, neurons, context, threads, io, cache):

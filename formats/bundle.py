@@ -172,6 +172,11 @@ class Bundle:
         sparsity = self.calibration and self.calibration.get("sparsity")
         return sparsity and (sparsity["method"], self.calibration["layers"][layer]["threshold"])
 
+    def uses(self, layer):
+        """The share of the text's tokens that used each expert of a layer when calibrated, or
+        None."""
+        return self.calibration and self.calibration["layers"][layer].get("uses")
+
     @property
     def has_predictors(self):
         return "layers.0.predictor.a" in self.tensors

@@ -10,6 +10,8 @@ from flashinfer import BudgetError, Model, UserError
 from flashinfer.calibrate import calibrate
 from flashinfer.formats.bundle import verify
 from flashinfer.formats.convert import convert
+from flashinfer.shapes import config_like
+from flashinfer.synth import synthesize
 
 NAMES = ["olmoe", "qwen2-moe", "qwen3-moe", "mixtral", "granitemoe"]  # 3 of 8 experts a token
 
@@ -92,3 +94,44 @@ def test_calibration(tmp_path, cli):
     assert code == 0, err
     with pytest.raises(UserError, match="takes no thresholds"):
         calibrate(path, ids, target_sparsity=0.5)
+
+
+@pytest.fixture(scope="module")
+def olmoe_like(tmp_path_factory):
+    """32 experts of 768 KiB a layer."""
+    path = tmp_path_factory.mktemp("mixture") / "x.flash"
+    small = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000,
+             "num_experts": 32, "num_experts_per_tok": 4}  # fmt: skip
+    synthesize(path, {**config_like("olmoe-1b-7b", 256), **small})
+    return path
+
+
+def half_of(path):
+    """A budget for about half of the experts."""
+    with pytest.raises(BudgetError) as caught:
+        Model.open(path, memory=1, context=64)
+    return caught.value.least + (50 << 20)
+
+
+@pytest.mark.parametrize("cache", ["frecency", "lru"])
+def test_a_warm_start_changes_no_bit_and_saves_reads(olmoe_like, cache):
+    budget, ids, found, misses = half_of(olmoe_like), np.arange(300, 330), {}, {}
+    for warm in (False, True):
+        options = {"memory": budget, "context": 64, "warm": warm, "cache": cache}
+        with Model.open(olmoe_like, **options) as model:
+            caches = [layer.feed_forward.cache for layer in model.layers]
+            assert all(0 < cache.capacity < 32 for cache in caches)
+            loaded = sum(cache.used for cache in caches)
+            assert loaded == (sum(cache.capacity for cache in caches) if warm else 0)
+            found[warm] = np.stack([model.forward([token]) for token in ids])
+            misses[warm] = sum(cache.misses for cache in caches)
+    assert np.array_equal(found[True], found[False])
+    assert misses[True] < misses[False]
+
+
+def test_a_warm_start_needs_to_know(tmp_path):
+    path = tmp_path / "x.flash"
+    convert(DATA / "olmoe", path)
+    with pytest.raises(UserError, match="calibrate finds it"):
+        Model.open(path, warm=True)

@@ -36,7 +36,7 @@ def main(args):
         Model.open(
             args.model, memory=args.memory, window=args.window, neurons=args.neurons,
             context=context, threads=args.threads, io=args.io, cache=args.cache,
-            device=args.device, progress=progress,
+            device=args.device, warm=args.warm, progress=progress,
         ) as model,
     ):  # fmt: skip
         conversation = Conversation(model, args.system)

@@ -32,6 +32,7 @@ def main(args):
     with Model.open(
         args.model, memory=args.memory, window=args.window, neurons=args.neurons, context=context,
         threads=args.threads, io=args.io, cache=args.cache, device=args.device,
+        warm=args.warm,
     ) as model, tqdm(desc="evaluate", unit="token", leave=False, delay=1) as bar:  # fmt: skip
 
         def progress(done, total):

@@ -44,7 +44,7 @@ def prepared(bundle, args):
     """The Setup of a bundle for the arguments of ``add_arguments``; its file is closed again."""
     setup = prepare(
         bundle, args.memory, args.window, args.neurons, args.ctx_size, args.threads, args.io,
-        args.cache, args.device,
+        args.cache, args.device, args.warm,
     )  # fmt: skip
     setup.flash.close()
     return setup

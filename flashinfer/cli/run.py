@@ -3,6 +3,7 @@
 Text goes to stdout as it comes, an account of what it took to stderr.
 """
 
+import argparse
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -39,6 +40,10 @@ def add_model_arguments(parser):
         "--neurons", choices=NEURONS, help="which neurons to use: those predicted to fire, or all "
         "(exact, and slow); default: predicted where the model is calibrated, and trained to have "
         "silent neurons",
+    )  # fmt: skip
+    parser.add_argument(
+        "--warm", action=argparse.BooleanOptionalAction, help="begin with the experts of a mixture "
+        "that calibration found used most; default: where most of them will soon be used",
     )  # fmt: skip
     parser.add_argument(
         "--io", choices=IO, default="auto",
@@ -112,6 +117,7 @@ def main(args):
             io=args.io,
             cache=args.cache,
             device=args.device,
+            warm=args.warm,
             progress=progress,
         ) as model,
     ):
