@@ -25,6 +25,10 @@ ARCHITECTURES = {
     "phi2": ("phi", "gelu_new", "layer_norm_eps", LAYER),
     "phi3": ("phi3", "silu", "rms_norm_eps", RMS),
     "nemotron": ("nemotron", "relu2", "norm_eps", LAYER),
+    "olmoe": ("olmoe", "silu", "rms_norm_eps", RMS),
+    "qwen2moe": ("qwen2_moe", "silu", "rms_norm_eps", RMS),
+    "qwen3moe": ("qwen3_moe", "silu", "rms_norm_eps", RMS),
+    "granitemoe": ("granitemoe", "silu", "rms_norm_eps", RMS),
 }
 BLOCK, KINDS = "blk.{}", ("weight", "bias")
 NAMES = {
@@ -37,7 +41,14 @@ NAMES = {
     **{f"layers.{{}}.o_proj.{k}": f"{BLOCK}.attn_output.{k}" for k in KINDS},
     **{f"layers.{{}}.{p}_norm.{k}": f"{BLOCK}.attn_{p}_norm.{k}" for p in "qk" for k in KINDS},
     **{f"layers.{{}}.ffn.{p}_bias": f"{BLOCK}.ffn_{p}.bias" for p in ("gate", "up", "down")},
+    "layers.{}.router.weight": f"{BLOCK}.ffn_gate_inp.weight",
+    "layers.{}.shared.weigh.weight": f"{BLOCK}.ffn_gate_inp_shexp.weight",
+    **{
+        f"layers.{{}}.shared.{p}.weight": f"{BLOCK}.ffn_{p}_shexp.weight"
+        for p in ("gate", "up", "down")
+    },
 }
+TURNED = ("llama", "bamboo", "granitemoe")  # pairs that turn lie side by side there
 # Not weights of the model: what the first say is in the config, the others are PowerInfer's
 # predictors, which calibrate takes.
 SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -62,6 +73,9 @@ class GgufCheckpoint:
                 for name, tensor in tensors.items()
                 if name not in SCALINGS and not name.endswith(PREDICTORS)
             }
+            for name, shape in self.shapes.items():
+                if name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1:
+                    self.shapes[name] = (1, *shape)  # a map to one value
             self.architecture = self._get("general.architecture", str)
             if self.architecture not in ARCHITECTURES:
                 raise FormatError(
@@ -125,6 +139,8 @@ class GgufCheckpoint:
             "bos_token_id": self._get("tokenizer.ggml.bos_token_id", int),
             "eos_token_id": self._ends_of_text(),
         }
+        if self._of("expert_count"):
+            config.update(self._mixture(config))
         turned = self._of("rope.dimension_count")
         if turned and head_dim:
             config["partial_rotary_factor"] = turned / head_dim
@@ -138,6 +154,25 @@ class GgufCheckpoint:
             config["num_kv_heads"] = config["num_key_value_heads"] or 1
             config["num_ln_in_parallel_attn"] = 2 if two else 1
         return {key: value for key, value in config.items() if value is not None}
+
+    def _mixture(self, config):
+        """What is more where there are experts."""
+        neurons = self._of("expert_feed_forward_length") or config["intermediate_size"]
+        model_type = "mixtral" if config["model_type"] == "llama" else config["model_type"]
+        return {
+            "model_type": model_type,
+            "num_experts": self._of("expert_count"),
+            "num_experts_per_tok": self._of("expert_used_count"),
+            "moe_intermediate_size": neurons,
+            "intermediate_size": neurons,
+            # llama.cpp has it in its code, but for files that say it
+            "norm_topk_prob": model_type not in ("olmoe", "qwen2_moe"),
+            "shared_expert_intermediate_size": self._of("expert_shared_feed_forward_length"),
+            "embedding_multiplier": self._of("embedding_scale", float),
+            "attention_multiplier": self._of("attention.scale", float),
+            "residual_multiplier": self._of("residual_scale", float),
+            "logits_scaling": self._of("logit_scale", float),
+        }
 
     def _rope_scaling(self):
         tensors = self.file.tensors
@@ -180,6 +215,8 @@ class GgufCheckpoint:
         names, rows, tensors = dict(NAMES), {}, self.file.tensors
         parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
         ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
+        if "blk.0.ffn_gate_exps.weight" in tensors:
+            ffn = {part: f"{BLOCK}.ffn_{part}_exps.weight" for part in ("gate", "up", "down")}
         if "blk.0.attn_qkv.weight" in tensors:
             for p in "qkv":
                 names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
@@ -187,7 +224,7 @@ class GgufCheckpoint:
         if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: a row a neuron
             ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
             del ffn["down"]
-        if self.architecture in ("llama", "bamboo"):  # pairs that turn lie side by side there
+        if self.architecture in TURNED:
             rows["q_proj"] = lambda config: _unpermuted(config.num_attention_heads, config)
             rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
         if self.architecture == "phi3":
@@ -219,7 +256,8 @@ class GgufCheckpoint:
         tensor = self.file.tensors[name]
         if len(tensor.shape) > 1:
             return self.file.decode(tensor.type, self.file.raw_rows(name, start, stop))
-        return self.file.decode(tensor.type, self.file.raw_rows(name)).reshape(-1)[start:stop]
+        values = self.file.decode(tensor.type, self.file.raw_rows(name))
+        return (values if len(self.shapes.get(name, ())) == 2 else values.reshape(-1))[start:stop]
 
     def raw_rows(self, name, format, start, stop):
         """The same as bytes, where the file holds them in this NumberFormat; else None."""

@@ -127,7 +127,7 @@ VARIANTS = {
                        "full_attention": {"rope_type": "linear", "rope_theta": 1000.0,
                                           "factor": 8.0},
                    }),
-    "olmoe": mixture("olmoe", num_experts=8, intermediate_size=24),
+    "olmoe": mixture("olmoe", num_experts=8, intermediate_size=24, num_key_value_heads=4),
     "qwen2-moe": mixture("qwen2_moe", num_experts=8, moe_intermediate_size=24,
                          shared_expert_intermediate_size=56),
     "qwen3-moe": mixture("qwen3_moe", num_experts=8, moe_intermediate_size=24,

@@ -12,7 +12,9 @@ from flashinfer.formats.architectures.hugging_face import interleaved
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "bamboo": "bamboo", "qwen2": "qwen2",
     "qwen3": "qwen3", "falcon": "falcon",
-    "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron",
+    "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron", "olmoe": "olmoe",
+    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama",
+    "granitemoe": "granitemoe",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -25,7 +27,11 @@ NAMES = {
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     "gate_up_proj": "ffn_up", "fc1": "ffn_up", "fc2": "ffn_down",
     "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down",
+    "gate": "ffn_gate_inp", "layer": "ffn_gate_inp", "shared_expert_gate": "ffn_gate_inp_shexp",
+    "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
+    "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
 }  # fmt: skip
+TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe")
 
 
 def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
@@ -44,10 +50,22 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     writer.add_context_length(model.max_position_embeddings)
     writer.add_embedding_length(model.hidden_size)
     writer.add_block_count(model.num_hidden_layers)
-    writer.add_feed_forward_length(model.d_ffn)
+    writer.add_feed_forward_length(model.unit_neurons if model.experts else model.d_ffn)
+    if model.experts:
+        writer.add_expert_count(model.experts)
+        writer.add_expert_used_count(model.experts_per_token)
+        writer.add_expert_feed_forward_length(model.unit_neurons)
+    if model.shared_d_ffn:
+        writer.add_expert_shared_feed_forward_length(model.shared_d_ffn)
+    if config["model_type"] == "granitemoe":
+        writer.add_embedding_scale(model.embedding_scale)
+        writer.add_attention_scale(model.attention_scale)
+        writer.add_residual_scale(model.residual_scale)
+        writer.add_logit_scale(1 / model.logit_scale)
     writer.add_head_count(model.num_attention_heads)
     writer.add_head_count_kv(model.num_key_value_heads)
     writer.add_key_length(model.head_dim)
+    writer.add_value_length(model.head_dim)
     if model.norm == "rms":
         writer.add_layer_norm_rms_eps(model.norm_epsilon)
     else:
@@ -70,7 +88,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     for name, values in _tensors(folder, config, model):
         if predictors and "ffn_down" in name:
             name, values = name.replace("ffn_down", "ffn_down_t"), np.ascontiguousarray(values.T)
-        kind = quantise(name, values) if quantise and values.ndim == 2 else None
+        kind = quantise(name, values) if quantise and values.ndim > 1 else None
         if kind is None:
             writer.add_tensor(name, values)
         else:
@@ -86,19 +104,33 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
 
 
 def _tensors(folder, config, model):
+    experts = {}
     for name, values in safetensors.numpy.load_file(Path(folder) / "model.safetensors").items():
         *_, part, kind = name.split(".")
+        if ".experts." in name:  # a layer's become one tensor
+            layer, expert = (int(piece) for piece in name.split(".") if piece.isdecimal())
+            stacked = experts.setdefault(f"blk.{layer}.{NAMES[part]}_exps.weight", {})
+            stacked[expert] = values
+            continue
+        if part == "input_linear":
+            layer = next(piece for piece in name.split(".") if piece.isdecimal())
+            for our, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
+                yield f"blk.{layer}.ffn_{our}_exps.weight", np.ascontiguousarray(half)
+            continue
         if config["model_type"] in ("gemma", "nemotron") and "norm" in part and kind == "weight":
             values = values + np.float32(1)
-        if config["model_type"] in ("llama", "mistral", "bamboo") and part in ("q_proj", "k_proj"):
+        if config["model_type"] in TURNED and part in ("q_proj", "k_proj"):
             heads = model.num_attention_heads if part == "q_proj" else model.num_key_value_heads
             pairs = values.reshape(heads, 2, model.head_dim // 2, -1).swapaxes(1, 2)
             values = np.ascontiguousarray(pairs.reshape(values.shape))
         if part == "query_key_value":  # all queries, then all keys, then all values
             values = np.concatenate([values[interleaved(p)(model)] for p in "qkv"])
         layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
-        ours = NAMES[part]
+        ours = NAMES[part] + ("_shexp" if ".shared_expert." in name else "")
+        values = values.reshape(-1) if part == "shared_expert_gate" else values
         if part == "post_attention_layernorm" and config["model_type"] == "falcon":
             ours = "ffn_norm"
         if not (model.tied and ours == "output"):
             yield (f"blk.{layer}." if layer else "") + f"{ours}.{kind}", values
+    for name, stacked in experts.items():
+        yield name, np.stack([stacked[i] for i in range(len(stacked))])

@@ -25,6 +25,7 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "llama-silu": None, "llama-linear": None, "llama-yarn": None, "mistral": None,
     "qwen2": None, "qwen3": None, "falcon-7b": None, "falcon-new-one-norm": None,
     "falcon-new": "relu", "phi": None, "phi3": None, "gemma": None, "nemotron": None,
+    "olmoe": None, "qwen2-moe": None, "qwen3-moe": None, "mixtral": None, "granitemoe": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType
 
