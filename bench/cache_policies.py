@@ -17,7 +17,6 @@ from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.cli.run import demo_model
 from flashinfer.neuron_cache import NeuronCache
-from flashinfer.predictor import Selection
 from flashinfer.tokenizer import Tokenizer
 
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of a layer's rows
@@ -26,15 +25,14 @@ NEVER = 1 << 40
 
 
 class Recorder:
-    """A predictor that notes what it chose."""
+    """A predictor, or router, that notes what it chose."""
 
     def __init__(self, predictor):
         self.predictor, self.chosen = predictor, []
 
-    def scores(self, x, residual):
-        scores = self.predictor.scores(x, residual)
-        self.chosen.append(Selection.of_scores(scores))
-        return scores
+    def select(self, x, residual):
+        self.chosen.append(self.predictor.select(x, residual))
+        return self.chosen[-1]
 
 
 def record(path, text, n_tokens):

@@ -132,12 +132,12 @@ class FeedForward:
             return
         if not self.predictor.in_dram:  # it is streamed in its turn, and not twice
             return
-        units = self.predictor.select(x, residual).units
-        if len(units) > cache.capacity:
+        units, kept = self.predictor.early(x, residual)
+        if max(len(units), self.config.experts_per_token) > cache.capacity:
             return
-        slots, misses = cache.place_ahead(units, token)
-        if len(misses):
-            self.ahead = self._submit(units[misses], slots[misses]), units[misses]
+        missing, slots = cache.place_ahead(units, kept, token)
+        if len(missing):
+            self.ahead = self._submit(missing, slots), missing
 
     def _finish_reading_ahead(self):
         if self.ahead is None:

@@ -183,7 +183,8 @@ class Sizes:
         if config.positions == "alibi":
             self.kv_cache += pages(context * config.num_attention_heads * 4)
         per_neuron, per_feature = 24 if config.gated else 16, 64
-        active = config.unit_neurons * (config.experts_per_token or config.units)
+        # Experts come one by one; else all neurons' activations are there at once.
+        active = config.unit_neurons if config.experts else config.d_ffn
         self.per_token = per_neuron * (active + config.shared_d_ffn)
         self.per_token += per_feature * config.hidden_size
         self.per_token += 8 * width
@@ -231,6 +232,9 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
         predictor = 0
     fixed += predictor
     spare = budget - least - predictor
+    # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
+    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if bundle.config.experts else 0
+    spare -= chunk_bytes
     # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
     one_token = 0
     if neurons != "dense":
@@ -241,7 +245,8 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
-    chunk = min(MAX_CHUNK, context, LEAST_CHUNK + spare // 16 // sizes.per_token)
+    chunk_bytes = chunk_bytes or spare // 16
+    chunk = min(MAX_CHUNK, context, LEAST_CHUNK + chunk_bytes // sizes.per_token)
     working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + staging
     left = budget - fixed - buffers - working - least_cache
     attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))

@@ -66,18 +66,23 @@ class NeuronCache:
         self.misses += read
         return slots, misses
 
-    def place_ahead(self, neurons, token):
-        """As ``place``, for neurons that the coming token will probably use.
+    def place_ahead(self, neurons, kept, token):
+        """As ``place``, for neurons that the coming token will probably use; returns (those not
+        here, their rows). None of ``kept`` that are here makes room, as far as that goes.
 
         The caller fills the rows before the next ``place``, which then finds them; those that it
         is not asked for are dropped first.
         """
+        kept = kept[self.slot_of[kept] >= 0]
+        union = np.union1d(neurons, kept)
+        if len(union) <= self.capacity:
+            neurons = union
         held = self.slot_of[neurons] >= 0
         before = self.last_used[self.slot_of[neurons[held]]]
         slots, misses = self._place(neurons, token)
         self.last_used[slots[held]] = before  # a guess is no use
         self.guessed = neurons[misses]
-        return slots, misses
+        return self.guessed, slots[misses]
 
     @property
     def guesses_pay(self):

@@ -33,6 +33,11 @@ class Predictor:
         """The Selection of the neurons predicted active."""
         return Selection.of_scores(self.scores(x, residual))
 
+    def early(self, x, residual):
+        """(neurons worth reading, neurons worth keeping) by x, which is not final yet."""
+        units = self.select(x, residual).units
+        return units, units
+
     @property
     def in_dram(self):
         return self.a.in_dram and self.b.in_dram
@@ -62,6 +67,15 @@ class Router:
         weights = np.take_along_axis(weights, chosen, axis=1)
         weights /= weights.sum(axis=1, keepdims=True) if self.normalised else total
         return Selection.of_choices(chosen, weights)
+
+    def early(self, x, residual):
+        """(experts worth reading, experts worth keeping) by x (1, d_model), which is not final
+        yet: a wrong read costs megabytes, so only the surest; more than those may still be chosen.
+        """
+        logits = self.weight.linear(x, self.bias)[0]
+        order = np.argsort(-logits, kind="stable").astype(np.int32)
+        surest, likely = order[: (self.per_token + 1) // 2], order[: self.per_token * 3 // 2]
+        return np.sort(surest), np.sort(likely)
 
 
 class Selection:
