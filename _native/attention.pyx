@@ -15,6 +15,7 @@ cdef extern from "kernels.h" nogil:
         int format
         const float *bias
         float cap
+        const float *sinks
         float *out
 
     int run_attention(const attention_task *task, int threads)
@@ -31,9 +32,10 @@ def set_threads(int threads):
 
 
 def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t window=0, bias=None,
-              float cap=0.0):
+              float cap=0.0, sinks=None):
     """q (T, H, w) scaled; keys, values (G, context, w) f32 or f16 -> (T, H, w) float32."""
     cdef const float[:, ::1] bias_view
+    cdef const float[::1] sink_view
     cdef attention_task task
     cdef int failed
     if keys.shape != values.shape or keys.dtype != values.dtype:
@@ -58,6 +60,12 @@ def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t win
         if bias_view.shape[0] != q.shape[1] or bias_view.shape[1] != keys.shape[1]:
             raise ValueError(f"bias is {bias.shape}, not ({q.shape[1]}, {keys.shape[1]})")
         task.bias = &bias_view[0, 0]
+    task.sinks = NULL
+    if sinks is not None:
+        sink_view = sinks
+        if sink_view.shape[0] != q.shape[1]:
+            raise ValueError(f"there are {sink_view.shape[0]} sinks for {q.shape[1]} heads")
+        task.sinks = &sink_view[0]
     task.format = 0 if keys.dtype == np.float32 else 1
     with nogil:
         failed = run_attention(&task, n_threads)

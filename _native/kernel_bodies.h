@@ -240,6 +240,7 @@ static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float
         case GELU: x[i] = v * (0.5f * (1.0f + erf_f32(v * 0.70710678f))); break;
         case GELU_TANH: x[i] = v * sigmoid_f32(1.5957691216f * (v + 0.044715f * v * v * v)); break;
         case CAP: x[i] = cap_f32(v, threshold); break;
+        case QUICK_GELU: x[i] = v * sigmoid_f32(1.702f * v); break;
         default: x[i] = v * sigmoid_f32(v); break;
         }
     }
@@ -249,9 +250,9 @@ static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float
  * padded to whole blocks of 32; `scores` has room for n rounded up to 32. */
 INLINE void NAME(attend_format)(const attention_task *task, int format, const float *q,
                                 const uint8_t *keys, const uint8_t *values, const float *bias,
-                                int64_t n, float *scores, float *out) {
+                                const float *sink, int64_t n, float *scores, float *out) {
     int64_t width = task->width, row_bytes = width * (format == F32 ? 4 : 2);
-    float largest = -INFINITY;
+    float largest = sink ? *sink : -INFINITY;
     const int64_t only[1] = {0};
     float score[MOST_ROWS][TOKEN_BLOCK];
     for (int64_t p = 0; p < n; p++) {
@@ -267,7 +268,7 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
             scores[i] = i < n ? exp_f32(scores[i] - largest) : 0.0f;
         lanes = NAME(fma)(NAME(load_f32)(scores + p), one, lanes);
     }
-    float total = NAME(sum)(lanes);
+    float total = NAME(sum)(lanes) + (sink ? exp_f32(*sink - largest) : 0.0f);
     for (int64_t j = 0; j < width; j += 32) {
         V sum = NAME(set)(0);
         for (int64_t p = 0; p < n; p++)
@@ -287,12 +288,13 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
         int64_t offset = (group * task->context + first) * task->width * size;
         const uint8_t *keys = task->keys + offset, *values = task->values + offset;
         const float *bias = task->bias ? task->bias + head * task->context + first : NULL;
+        const float *sink = task->sinks ? task->sinks + head : NULL;
         const float *q = task->q + item * task->width;
         float *out = task->out + item * task->width;
         if (task->format == F32)
-            NAME(attend_format)(task, F32, q, keys, values, bias, n - first, scores, out);
+            NAME(attend_format)(task, F32, q, keys, values, bias, sink, n - first, scores, out);
         else
-            NAME(attend_format)(task, F16, q, keys, values, bias, n - first, scores, out);
+            NAME(attend_format)(task, F16, q, keys, values, bias, sink, n - first, scores, out);
     }
 }
 

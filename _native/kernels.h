@@ -34,7 +34,7 @@
 #define DOWN_ROWS 64
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
-enum { RELU = 0, RELU2 = 1, SILU = 2, GELU = 3, GELU_TANH = 4, CAP = 5 };
+enum { RELU = 0, RELU2 = 1, SILU = 2, GELU = 3, GELU_TANH = 4, CAP = 5, QUICK_GELU = 6 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
@@ -81,6 +81,7 @@ typedef struct {
     int format;
     const float *bias; /* (n_heads, context), added to the scores, or NULL */
     float cap; /* scores become cap tanh(score / cap); 0: not */
+    const float *sinks; /* (n_heads,): a score each that no value stands behind, or NULL */
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 

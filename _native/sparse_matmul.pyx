@@ -197,7 +197,7 @@ def rms_norm(const float[:, ::1] x, const float[::1] weight, float epsilon):
     return out
 
 
-KINDS = {"relu": 0, "relu2": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "cap": 5}
+KINDS = {"relu": 0, "relu2": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "cap": 5, "quick_gelu": 6}
 
 
 def activate(x, kind, float threshold=0.0):

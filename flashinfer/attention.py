@@ -22,14 +22,16 @@ class Attention:
     rotary         positions.RotaryPositions, or None
     score_bias     (heads, context) float32, added to the scores (alibi), or None
     window         tokens that each sees; 0: all
+    sinks          (heads,) float32: a score each that no value stands behind, or None
     """
 
     def __init__(
-        self, config, q, k, v, o, biases, norms, keys, values, rotary, score_bias, window
+        self, config, q, k, v, o, biases, norms, keys, values, rotary, score_bias, window, sinks
     ):  # fmt: skip
         self.config, self.q, self.k, self.v, self.o = config, q, k, v, o
         self.biases, self.norms, self.keys, self.values = biases, norms, keys, values
         self.rotary, self.score_bias, self.window = rotary, score_bias, window
+        self.sinks = sinks
 
     def __call__(self, x, start):
         """x (T, d_model), the tokens at positions start.. -> (T, d_model)."""
@@ -52,6 +54,7 @@ class Attention:
             self.window,
             self.score_bias,
             self.config.score_cap,
+            self.sinks,
         )  # (T, heads, width)
         out = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         return self.o.linear(out, self.biases["o"])

@@ -28,7 +28,8 @@ class FeedForward:
 
     config     ModelConfig
     bundles    StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
-    biases     {"gate", "up": (d_ffn,), "down": (d_model,) float32, or None}
+    biases     {"gate", "up": (d_ffn,), "down": (d_model,) or, of experts, (experts, d_model)
+               float32, or None}
     predictor  a Predictor or Router: which units to use; None: all of them
     cache      NeuronCache for the units kept in DRAM
     buffer     uint8 memory that tiles are streamed through
@@ -74,7 +75,7 @@ class FeedForward:
         else:
             self._compute_in_waves(x, selection, token, y)
         if self.biases["down"] is not None:
-            y += self.biases["down"]
+            self._add_bias(selection, y)
         return y
 
     @property
@@ -271,6 +272,17 @@ class FeedForward:
             kernels.sparse_down(memory, down[i], self.format, a, its_y)
             y[tokens] = its_y
 
+    def _add_bias(self, selection, y):
+        """y += the down projection's bias, of experts by their weights."""
+        bias, indptr = self.biases["down"], selection.indptr
+        if not self.config.experts:
+            y += bias
+            return
+        for i, unit in enumerate(selection.units):
+            pairs = slice(i, i + 1) if indptr is None else slice(indptr[i], indptr[i + 1])
+            tokens = slice(None) if indptr is None else selection.tokens[pairs]
+            y[tokens] += selection.weights[pairs, None] * bias[unit]
+
     def _add_down(self, memory, rows, a, part, y):
         """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
         if part.weights is not None:
@@ -287,6 +299,8 @@ class FeedForward:
         config, (method, cut) = self.config, self.cut or (None, 0.0)
         a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
         shut = a <= cut if method == "threshold" else None
+        if config.limit:
+            np.minimum(a, config.limit, out=a)
         kernels.activate(a, config.activation, config.threshold)
         if method == "cats":
             shut = np.abs(a) <= cut
@@ -301,9 +315,9 @@ class FeedForward:
     def _multiply_up(self, a, memory, rows, x, neurons, indptr, tokens):
         if len(x) == 1 and (self.config.sparse or self.cut):  # a gate that is shut needs no up
             open_ = np.flatnonzero(a)
-            a[open_] *= self._relu(self.products("up", memory, rows[open_], x, neurons[open_]))
+            a[open_] *= self._up(self.products("up", memory, rows[open_], x, neurons[open_]))
         else:
-            a *= self._relu(self.products("up", memory, rows, x, neurons, indptr, tokens))
+            a *= self._up(self.products("up", memory, rows, x, neurons, indptr, tokens))
 
     def products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
         """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
@@ -311,7 +325,11 @@ class FeedForward:
         bias = None if bias is None else bias[neurons]
         return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
 
-    def _relu(self, up):
+    def _up(self, up):
+        """What a gate is multiplied with, of up . x + its bias."""
+        if self.config.limit:
+            np.clip(up, -self.config.limit, self.config.limit, out=up)
+            up += 1
         return np.maximum(up, 0, out=up) if self.config.up_relu else up
 
     def _compute_streamed(self, x, selection, token, y):

@@ -79,7 +79,7 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
                 y[used] += factors[used, None] * row
 
 
-def attention(q, keys, values, start, window=0, bias=None, cap=0.0):
+def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     """Causal attention of tokens start.. over the key/value cache.
 
     q       (T, H, w) float32, scaled; keys, values (G, context, w) f32 or f16, filled up to
@@ -87,6 +87,7 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0):
     window  tokens that each sees, itself included; 0: all
     cap     scores become cap tanh(score / cap); 0: not
     bias    (H, context) float32, added to the scores of each position, or None
+    sinks   (H,) float32, a score of each head that no value stands behind, or None
     Returns (T, H, w) float32. Token by token, so that T does not change a bit.
     """
     tokens, heads, width = q.shape
@@ -100,9 +101,16 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0):
             activate(scores, "cap", cap)
         if bias is not None:
             scores += bias[:, first:n].reshape(*scores.shape)
-        scores = np.exp(scores - scores.max(axis=2, keepdims=True))
+        largest = scores.max(axis=2, keepdims=True)
+        if sinks is not None:
+            sink = sinks.reshape(*largest.shape)
+            largest = np.maximum(largest, sink)
+        scores = np.exp(scores - largest)
+        total = scores.sum(axis=2, keepdims=True)
+        if sinks is not None:
+            total += np.exp(sink - largest)
         weighted = np.einsum("ghp,gpw->ghw", scores, values[:, first:n].astype(np.float32))
-        out[t] = (weighted / scores.sum(axis=2, keepdims=True)).reshape(heads, width)
+        out[t] = (weighted / total).reshape(heads, width)
     return out
 
 
@@ -130,6 +138,8 @@ def activate(x, kind, threshold=0.0):
         x[~(x > threshold)] = 0
         if kind == "relu2":
             x *= x
+    elif kind == "quick_gelu":
+        x *= _sigmoid(np.float32(1.702) * x)
     elif kind == "gelu":
         x *= np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5)))
     elif kind == "gelu_tanh":

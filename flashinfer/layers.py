@@ -112,6 +112,7 @@ def _attention(config, weights, i, keys, values, positions):
         positions.rotary_near if window else positions.rotary,
         positions.score_bias,
         window,
+        weights.get(f"{name}.sinks"),
     )
 
 
@@ -132,6 +133,8 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
         parts = (weights.get(f"{name}.shared.{p}.weight") for p in ("gate", "up", "down", "weigh"))
         shared = Shared(config, *parts)
     biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
+    if config.experts and biases["down"] is not None:
+        biases["down"] = biases["down"].reshape(config.experts, -1)
     bundles = bundle.tensors[f"{name}.ffn.bundles"]
     ffn = FeedForward(config, bundles, biases, predictor, cache, flash, buffer, shared)
     ffn.cut = bundle.cut(i) if plan.neurons == "predicted" else None

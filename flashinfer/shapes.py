@@ -70,6 +70,15 @@ MIXTURES = {
         {"num_local_experts": 40, "num_experts_per_tok": 8, "attention_multiplier": 0.015625,
          "rope_theta": 1e7},
     ),
+    "gpt-oss-20b": (
+        "gpt_oss", 2880, 24, 64, 8, 2880, 201088,
+        {"num_local_experts": 32, "num_experts_per_tok": 4, "head_dim": 64,
+         "attention_bias": True, "sliding_window": 128,
+         "layer_types": ["sliding_attention", "full_attention"] * 12,
+         "rope_parameters": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0,
+                             "beta_slow": 1.0, "truncate": False, "rope_theta": 150000.0,
+                             "original_max_position_embeddings": 4096}},
+    ),
 }  # fmt: skip
 NAMES = (*OPT, *GATED, *PLAIN, *MIXTURES)
 

@@ -3,8 +3,10 @@
 safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alike from outside.
 """
 
+from math import prod
 from pathlib import Path
 
+from . import mxfp4
 from .architectures import architecture
 from .errors import FormatError, UserError
 from .number_formats import BY_SAFETENSORS
@@ -38,6 +40,17 @@ class Checkpoint:
                 if name in self.shard_of:
                     raise FormatError(f"{directory}: tensor {name} stands in two files")
                 self.shard_of[name], self.shapes[name] = shard, shape
+        self._join_mxfp4()
+
+    def _join_mxfp4(self):
+        """Tensors X_blocks and X_scales look like one called X_mxfp4."""
+        for name in [n for n in self.shapes if n.endswith("_blocks")]:
+            base, shape = name.removesuffix("_blocks"), self.shapes[name]
+            if self.shapes.get(f"{base}_scales") != shape[:-1] or shape[-1:] != (16,):
+                raise FormatError(f"{self.directory}: tensor {name} has no scales, or is {shape}")
+            del self.shapes[name], self.shapes[f"{base}_scales"]
+            self.shapes[f"{base}_mxfp4"] = (*shape[:-2], shape[-2] * mxfp4.BLOCK)
+            self.shard_of[f"{base}_mxfp4"] = self.shard_of[name]
 
     @property
     def naming(self):
@@ -58,6 +71,10 @@ class Checkpoint:
 
     def read_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` of a tensor as float32; see SafetensorsFile."""
+        if name.endswith("_mxfp4"):
+            pair = [name.removesuffix("mxfp4") + part for part in ("blocks", "scales")]
+            blocks, scales = (self.shard_of[n].read_bytes(n, start, stop) for n in pair)
+            return mxfp4.decode(blocks.reshape(*scales.shape, -1), scales)
         return self.shard_of[name].read_rows(name, start, stop)
 
     def read_columns(self, name):
@@ -89,6 +106,15 @@ class SafetensorsShard:
 
     def shapes(self):
         return {name: info.shape for name, info in self.file.tensors.items()}
+
+    def read_bytes(self, name, start, stop):
+        """Rows of a 3-D or 4-D tensor of bytes, its matrices one after the other (rows, bytes)."""
+        info = self.file.tensors[name]
+        if info.dtype != "U8":
+            raise FormatError(f"{self.file.path}: tensor {name} is {info.dtype}, not U8")
+        row = prod(info.shape[2:])
+        raw = self.file.read_bytes(info.offset + start * row, (stop - start) * row)
+        return raw.reshape(stop - start, row)
 
     def read_columns(self, name):
         info = self.file.tensors[name]
@@ -129,6 +155,9 @@ class TorchShard:
         tensor = self.tensors[name]
         tensor = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
         return tensor[start:stop].float().numpy()
+
+    def read_bytes(self, name, start, stop):
+        return self.tensors[name].flatten(0, 1)[start:stop].flatten(1).numpy()
 
     def read_columns(self, name):
         tensor = self.tensors[name]

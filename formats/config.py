@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from .errors import FormatError
 
-ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "quick_gelu")
 SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
 ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 # No honest dimension is larger: keeps hostile configs from huge allocations.
@@ -38,6 +38,7 @@ class ModelConfig:
     d_ffn            neurons of a feed-forward layer, those of all its experts together
     experts          of a layer, of equal size; 0: none, the FFN is one
     experts_per_token  that the router chooses for each token
+    router_bias      the router has a bias
     router_normalised  the weights of those chosen are made to add up to 1
     shared_d_ffn     neurons of the shared expert, which every token uses; 0: there is none
     shared_gated     its output is multiplied with sigmoid(shared_weigh . x)
@@ -57,9 +58,12 @@ class ModelConfig:
     gated            the FFN is down(activation(gate x) * (up x)), else down(activation(up x))
     activation       one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
     up_relu          with ``gated``: up x passes a ReLU, too (dReLU)
+    limit            with ``gated``: gate x is at most this, up x within it, and 1 is added to
+                     that (GPT-OSS); 0: not
     sliding_windows  per layer, how many tokens back attention sees; 0: all
     rotary_near      rotary positions of the layers that have such a window, where they differ
     attention_scale  what scores are multiplied with; 0: head_dim^-1/2
+    attention_sinks  each head has a score that no value stands behind
     score_cap, logit_cap  c tanh(x / c) of scores and of logits; 0: not
     norm_after       a norm after each block, too, before it is added
     residual_scale   what a block's output is multiplied with before it is added
@@ -97,9 +101,11 @@ class ModelConfig:
     activation: str = "silu"
     threshold: float = 0.0
     up_relu: bool = False
+    limit: float = 0.0
     sliding_windows: tuple[int, ...] = ()
     rotary_near: Rotary | None = None
     attention_scale: float = 0.0
+    attention_sinks: bool = False
     score_cap: float = 0.0
     logit_cap: float = 0.0
     norm_after: bool = False
@@ -107,6 +113,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     experts: int = 0
     experts_per_token: int = 0
+    router_bias: bool = False
     router_normalised: bool = True
     shared_d_ffn: int = 0
     shared_gated: bool = False

@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "qwen2moe": ("qwen2_moe", "silu", "rms_norm_eps", RMS),
     "qwen3moe": ("qwen3_moe", "silu", "rms_norm_eps", RMS),
     "granitemoe": ("granitemoe", "silu", "rms_norm_eps", RMS),
+    "gpt-oss": ("gpt_oss", "silu", "rms_norm_eps", RMS),
 }
 BLOCK, KINDS = "blk.{}", ("weight", "bias")
 NAMES = {
@@ -41,7 +42,8 @@ NAMES = {
     **{f"layers.{{}}.o_proj.{k}": f"{BLOCK}.attn_output.{k}" for k in KINDS},
     **{f"layers.{{}}.{p}_norm.{k}": f"{BLOCK}.attn_{p}_norm.{k}" for p in "qk" for k in KINDS},
     **{f"layers.{{}}.ffn.{p}_bias": f"{BLOCK}.ffn_{p}.bias" for p in ("gate", "up", "down")},
-    "layers.{}.router.weight": f"{BLOCK}.ffn_gate_inp.weight",
+    **{f"layers.{{}}.router.{k}": f"{BLOCK}.ffn_gate_inp.{k}" for k in KINDS},
+    "layers.{}.sinks": f"{BLOCK}.attn_sinks.weight",
     "layers.{}.shared.weigh.weight": f"{BLOCK}.ffn_gate_inp_shexp.weight",
     **{
         f"layers.{{}}.shared.{p}.weight": f"{BLOCK}.ffn_{p}_shexp.weight"
@@ -172,7 +174,16 @@ class GgufCheckpoint:
             "attention_multiplier": self._of("attention.scale", float),
             "residual_multiplier": self._of("residual_scale", float),
             "logits_scaling": self._of("logit_scale", float),
+            "layer_types": self._layer_types(),
+            "sliding_window": self._of("attention.sliding_window"),
         }
+
+    def _layer_types(self):
+        """Every other layer of a gpt-oss sees a window; it is in llama.cpp's code alone."""
+        if self.architecture != "gpt-oss":
+            return None
+        kinds = ("sliding_attention", "full_attention")
+        return [kinds[layer % 2] for layer in range(self._of("block_count") or 0)]
 
     def _rope_scaling(self):
         tensors = self.file.tensors
@@ -195,6 +206,8 @@ class GgufCheckpoint:
         if kind == "none":
             return None
         scaling = {"rope_type": kind, "factor": self._of("rope.scaling.factor", float)}
+        if self.architecture == "gpt-oss":
+            scaling["truncate"] = False
         if original:
             scaling["original_max_position_embeddings"] = original
         return scaling
@@ -216,7 +229,11 @@ class GgufCheckpoint:
         parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
         ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
         if "blk.0.ffn_gate_exps.weight" in tensors:
-            ffn = {part: f"{BLOCK}.ffn_{part}_exps.weight" for part in ("gate", "up", "down")}
+            for part in ("gate", "up", "down"):
+                ffn[part] = f"{BLOCK}.ffn_{part}_exps.weight"
+                names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
+        if "blk.0.post_attention_norm.weight" in tensors and "blk.0.ffn_norm.weight" not in tensors:
+            names["layers.{}.ffn_norm.weight"] = f"{BLOCK}.post_attention_norm.weight"
         if "blk.0.attn_qkv.weight" in tensors:
             for p in "qkv":
                 names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})

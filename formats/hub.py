@@ -59,6 +59,9 @@ class HubShard:
     def read_rows(self, *arguments):
         return self._fetched().read_rows(*arguments)
 
+    def read_bytes(self, *arguments):
+        return self._fetched().read_bytes(*arguments)
+
     def read_columns(self, name):
         return self._fetched().read_columns(name)
 

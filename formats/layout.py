@@ -96,15 +96,19 @@ def _small(layer, config, projections):
             specs += _norm(f"{layer}.{p}_norm", size, config)
     if config.experts:
         specs.append(TensorSpec(f"{layer}.router.weight", (config.experts, d), SMALL, exact=True))
+    if config.router_bias:
+        specs.append(_vector(f"{layer}.router.bias", config.experts))
     if config.shared_gated:
         specs.append(TensorSpec(f"{layer}.shared.weigh.weight", (1, d), SMALL, exact=True))
     biased = ("qkv" if config.qkv_bias else "") + ("o" if config.o_bias else "")
     specs += [_vector(f"{layer}.{p}_proj.bias", projections[p][0]) for p in biased]
+    if config.attention_sinks:
+        specs.append(_vector(f"{layer}.sinks", config.num_attention_heads))
     if config.ffn_bias:
         if config.gated:
             specs.append(_vector(f"{layer}.ffn.gate_bias", config.d_ffn))
         specs.append(_vector(f"{layer}.ffn.up_bias", config.d_ffn))
-        specs.append(_vector(f"{layer}.ffn.down_bias", d))
+        specs.append(_vector(f"{layer}.ffn.down_bias", d * max(1, config.experts)))
     return specs
 
 

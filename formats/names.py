@@ -49,6 +49,7 @@ class Names:
         rows = None if rows is None else rows(self.config)
         expected = shape if rows is None else (self.heights[named], *shape[1:])
         if expert is not None and "{expert}" not in named:
+            expected = expected[::-1] if self.turned(name) else expected
             expected = (self.config.experts, *expected)
         if self.checkpoint.shapes[name] != expected or (rows is not None and len(rows) != shape[0]):
             raise FormatError(
@@ -56,6 +57,11 @@ class Names:
                 f"{self.checkpoint.shapes[name]}, the config says {expected}"
             )
         return name, rows
+
+    def turned(self, name):
+        """Whether the experts' matrices lie in the checkpoint with rows and columns exchanged."""
+        turned = getattr(self.naming, "EXPERTS_TURNED", False)
+        return turned and not name.endswith(("_mxfp4", "_bias"))
 
     def tensor(self, spec, ffn, dense):
         """The NewTensor for a TensorSpec; the number formats are None to keep the checkpoint's."""
@@ -65,6 +71,8 @@ class Names:
             template = spec.name.replace(match[0], "layers.{}.", 1)
         if spec.role == FFN:
             return self.bundle_tensor(spec, layer, ffn)
+        if self.config.experts and ".ffn." in template and template.endswith("_bias"):
+            return self.expert_biases(spec, template, layer)
         name, rows = self.find(template, layer, spec.shape)
         self.sources[spec.name] = [name]
         if dense is None and not spec.exact:
@@ -72,6 +80,17 @@ class Names:
         format = format_of(spec, ffn, dense)
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
         return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
+
+    def expert_biases(self, spec, template, layer):
+        """The NewTensor of a bias of all of a layer's experts, one after the other."""
+        size = spec.shape[0] // self.config.experts
+        name, rows = self.find(template, layer, (size,), expert=0)
+        self.sources[spec.name] = [name]
+        rows = np.arange(size) if rows is None else rows
+        return new_tensor(
+            spec.name, format_of(spec, None, None), spec.shape,
+            lambda: [self.checkpoint.read_rows(name)[:, rows].reshape(-1)],
+        )  # fmt: skip
 
     def rows(self, name, rows, format, add):
         """Yield a tensor's rows, or those numbered ``rows``: float32, or bytes of ``format``."""
@@ -116,6 +135,7 @@ class Names:
         """Rows [gate_i | up_i | down_i]: rows of gate and up, column i of the down projection, or
         row i where the checkpoint has it transposed ("down_t")."""
         columns = self.columns(parts["down"][0], expert) if "down" in parts else None
+        whole = {n: self.matrix(n, expert) for n, _ in parts.values() if self.turned(n)}
         for start in range(0, neurons, COLUMN_CHUNK):
             stop, bundle = min(start + COLUMN_CHUNK, neurons), []
             for part in ("gate", "up", "down_t"):
@@ -125,6 +145,9 @@ class Names:
                     shape = self.checkpoint.shapes[name]
                     base = expert * shape[1] if len(shape) == 3 else 0
                     first, last = int(ids[0]), int(ids[-1]) + 1
+                    if name in whole:
+                        bundle.append(np.ascontiguousarray(whole[name][ids]))
+                        continue
                     values = self.read(name, format, base + first, base + last)
                     bundle.append(values if len(values) == len(ids) else values[ids - first])
             bundle += [next(columns)] if columns else []
@@ -136,9 +159,15 @@ class Names:
         if len(shape) == 2:
             yield from self.checkpoint.read_columns(name)
             return
-        matrix = self.checkpoint.read_rows(name, expert * shape[1], (expert + 1) * shape[1])
-        for start in range(0, shape[2], COLUMN_CHUNK):
+        matrix = self.matrix(name, expert)
+        for start in range(0, matrix.shape[1], COLUMN_CHUNK):
             yield np.ascontiguousarray(matrix[:, start : start + COLUMN_CHUNK].T)
+
+    def matrix(self, name, expert):
+        """One expert's, of a tensor that holds all of a layer's; float32."""
+        rows = self.checkpoint.shapes[name][1]
+        matrix = self.checkpoint.read_rows(name, expert * rows, (expert + 1) * rows)
+        return matrix.T if self.turned(name) else matrix
 
     def refuse_strangers(self):
         """Raise FormatError where the checkpoint holds what the architecture has no use for."""

@@ -136,6 +136,8 @@ VARIANTS = {
     "granitemoe": mixture("granitemoe", num_local_experts=8, intermediate_size=24,
                           embedding_multiplier=3.0, attention_multiplier=0.2,
                           residual_multiplier=0.5, logits_scaling=2.0),
+    "gpt-oss": mixture("gpt_oss", num_local_experts=8, hidden_size=64, intermediate_size=32,
+                       head_dim=16, sliding_window=8),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ ARCHITECTURES = {
     "qwen3": "qwen3", "falcon": "falcon",
     "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron", "olmoe": "olmoe",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama",
-    "granitemoe": "granitemoe",
+    "granitemoe": "granitemoe", "gpt_oss": "gpt-oss",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -27,7 +27,8 @@ NAMES = {
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     "gate_up_proj": "ffn_up", "fc1": "ffn_up", "fc2": "ffn_down",
     "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down",
-    "gate": "ffn_gate_inp", "layer": "ffn_gate_inp", "shared_expert_gate": "ffn_gate_inp_shexp",
+    "router": "ffn_gate_inp", "gate": "ffn_gate_inp", "layer": "ffn_gate_inp",
+    "shared_expert_gate": "ffn_gate_inp_shexp",
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
 }  # fmt: skip
@@ -107,6 +108,9 @@ def _tensors(folder, config, model):
     experts = {}
     for name, values in safetensors.numpy.load_file(Path(folder) / "model.safetensors").items():
         *_, part, kind = name.split(".")
+        if config["model_type"] == "gpt_oss" and ("experts" in name or "sinks" in name):
+            yield from _of_gpt_oss(name, values)
+            continue
         if ".experts." in name:  # a layer's become one tensor
             layer, expert = (int(piece) for piece in name.split(".") if piece.isdecimal())
             stacked = experts.setdefault(f"blk.{layer}.{NAMES[part]}_exps.weight", {})
@@ -128,9 +132,26 @@ def _tensors(folder, config, model):
         layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
         ours = NAMES[part] + ("_shexp" if ".shared_expert." in name else "")
         values = values.reshape(-1) if part == "shared_expert_gate" else values
+        if part == "post_attention_layernorm" and config["model_type"] == "gpt_oss":
+            ours = "post_attention_norm"
         if part == "post_attention_layernorm" and config["model_type"] == "falcon":
             ours = "ffn_norm"
         if not (model.tied and ours == "output"):
             yield (f"blk.{layer}." if layer else "") + f"{ours}.{kind}", values
     for name, stacked in experts.items():
         yield name, np.stack([stacked[i] for i in range(len(stacked))])
+
+
+def _of_gpt_oss(name, values):
+    """Its experts, whose gate and up lie in turn, rows and columns exchanged; its sinks."""
+    layer, part = name.split(".")[2], name.split(".")[-1]
+    kind = "bias" if part.endswith("_bias") else "weight"
+    if part == "sinks":
+        yield f"blk.{layer}.attn_sinks.weight", values
+        return
+    values = values if kind == "bias" else values.swapaxes(1, 2)
+    if part.startswith("down"):
+        yield f"blk.{layer}.ffn_down_exps.{kind}", np.ascontiguousarray(values)
+        return
+    for first, our in enumerate(("gate", "up")):
+        yield f"blk.{layer}.ffn_{our}_exps.{kind}", np.ascontiguousarray(values[:, first::2])

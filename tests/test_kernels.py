@@ -169,16 +169,18 @@ def test_no_split_changes_a_bit(twin, name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(
-    "groups, window, biased, cap",
-    [(6, 0, False, 0), (2, 0, True, 0), (1, 5, True, 0), (3, 0, True, 2)],
-)
-def test_attention(twin, dtype, groups, window, biased, cap):
+    "groups, window, biased, cap, sinking",
+    [(6, 0, False, 0, False), (2, 0, True, 0, True), (1, 5, True, 0, False), (3, 0, True, 2, False),
+     (2, 5, False, 0, True)],
+)  # fmt: skip
+def test_attention(twin, dtype, groups, window, biased, cap, sinking):
     heads, context, width, start, n = 6, 50, 64, 9, 12
     keys = RANDOM.standard_normal((groups, context, width)).astype(dtype)
     values = RANDOM.standard_normal((groups, context, width)).astype(dtype)
     q = RANDOM.standard_normal((n, heads, width)).astype(np.float32)
     bias = RANDOM.standard_normal((heads, context)).astype(np.float32) if biased else None
-    found = kernels.attention(q, keys, values, start, window, bias, cap)
+    sinks = np.linspace(-20, 60, heads, dtype=np.float32) if sinking else None
+    found = kernels.attention(q, keys, values, start, window, bias, cap, sinks)
     for t in range(n):
         seen = slice(max(0, start + t + 1 - window) if window else 0, start + t + 1)
         for head in range(heads):
@@ -186,10 +188,11 @@ def test_attention(twin, dtype, groups, window, biased, cap):
             scores = keys[group, seen].astype(float) @ q[t, head].astype(float)
             scores = cap * np.tanh(scores / cap) if cap else scores
             scores += bias[head, seen] if biased else 0
-            weights = np.exp(scores - scores.max())
-            expected = weights / weights.sum() @ values[group, seen].astype(float)
+            sink = [sinks[head]] if sinking else []  # one more score, and no value
+            weights = np.exp([*scores, *sink] - np.max([*scores, *sink]))
+            expected = (weights / weights.sum())[: len(scores)] @ values[group, seen].astype(float)
             np.testing.assert_allclose(found[t, head], expected, atol=1e-5)
-        alone = kernels.attention(q[t : t + 1], keys, values, start + t, window, bias, cap)
+        alone = kernels.attention(q[t : t + 1], keys, values, start + t, window, bias, cap, sinks)
         assert np.array_equal(alone[0], found[t])
 
 
@@ -294,6 +297,7 @@ EXACT = {
     "relu2": lambda x: np.where(x > 0.3, x * x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * [0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x],
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
     "cap": lambda x: 0.3 * np.tanh(x / 0.3),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }

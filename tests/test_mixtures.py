@@ -2,21 +2,31 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from conftest import DATA, keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError
 from flashinfer.calibrate import calibrate
+from flashinfer.formats import mxfp4
 from flashinfer.formats.bundle import verify
 from flashinfer.formats.convert import convert
 from flashinfer.shapes import config_like
 from flashinfer.synth import synthesize
 
-NAMES = ["olmoe", "qwen2-moe", "qwen3-moe", "mixtral", "granitemoe"]  # 3 of 8 experts a token
+NAMES = [
+    "olmoe",
+    "qwen2-moe",
+    "qwen3-moe",
+    "mixtral",
+    "granitemoe",
+    "gpt-oss",
+]  # 3 of 8 experts a token
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,3 +144,39 @@ def test_a_warm_start_needs_to_know(tmp_path):
     convert(DATA / "olmoe", path)
     with pytest.raises(UserError, match="calibrate finds it"):
         Model.open(path, warm=True)
+
+
+def test_experts_in_mxfp4(tmp_path):
+    """GPT-OSS as it is published: the same logits as from the values that its blocks stand for."""
+    forms, random = {}, np.random.default_rng(6)
+    for form in ("plain", "mxfp4"):
+        forms[form] = tmp_path / form
+        shutil.copytree(DATA / "gpt-oss", forms[form])
+    tensors = load_file(DATA / "gpt-oss" / "model.safetensors")
+    packed = dict(tensors)
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors[name].shape
+        shape = (experts, rows, columns // 32, 16)
+        blocks = random.integers(0, 256, shape, dtype=np.uint8)
+        scales = random.integers(122, 127, shape[:3], dtype=np.uint8)
+        del packed[name]
+        packed[f"{name}_blocks"], packed[f"{name}_scales"] = blocks, scales
+        values = mxfp4.decode(blocks.reshape(-1, *shape[2:]), scales.reshape(-1, shape[2]))
+        values = values.reshape(experts, rows, columns)
+        tensors[name] = np.ascontiguousarray(values.swapaxes(1, 2))
+    save_file(tensors, forms["plain"] / "model.safetensors")
+    save_file(packed, forms["mxfp4"] / "model.safetensors")
+    logits = []
+    for folder in forms.values():
+        convert(folder, tmp_path / "x.flash", "f32")
+        logits.append(logits_of(tmp_path / "x.flash", np.arange(10, 40))[0])
+    assert np.array_equal(*logits)
+
+
+def test_mxfp4_values():
+    """By the standard: e2m1, and a scale of 2^(byte - 127)."""
+    blocks = np.full((1, 2, 16), 0x21, dtype=np.uint8)
+    blocks[0, 1] = 0xF7
+    values = mxfp4.decode(blocks, np.array([[127, 130]], dtype=np.uint8))
+    assert values[0, :32].tolist() == [0.5, 1.0] * 16
+    assert values[0, 32:].tolist() == [48.0, -48.0] * 16

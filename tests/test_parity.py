@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flashinfer import Model
+from flashinfer.formats import mxfp4
 from flashinfer.formats.convert import convert
 
 torch = pytest.importorskip("torch")
@@ -44,3 +45,16 @@ def test_greedy_text(tmp_path):
         )[0, 3:].tolist()  # fmt: skip
     with Model.open(tmp_path / "x.flash") as ours:
         assert list(ours.generate(prompt, 30, temperature=0, stop_at_eos=False)) == theirs
+
+
+def test_mxfp4_as_transformers_decodes_it():
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    random = np.random.default_rng(1)
+    blocks = random.integers(0, 256, (3, 8, 2, 16), dtype=np.uint8)
+    scales = random.integers(110, 140, (3, 8, 2), dtype=np.uint8)
+    theirs = convert_moe_packed_tensors(
+        torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32
+    ).numpy()  # (experts, columns, rows)
+    ours = mxfp4.decode(blocks.reshape(24, 2, 16), scales.reshape(24, 2)).reshape(3, 8, 64)
+    assert np.array_equal(ours, theirs.swapaxes(1, 2))

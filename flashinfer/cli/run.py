@@ -179,7 +179,8 @@ def print_account(model, out):
         f"generation  {figures['generated_tokens']} tokens, "
         f"{figures['tokens_per_second']:.1f} tokens/s\n"
         f"flash       {figures['flash_bytes_per_token'] / 1e6:.2f} MB read per token, "
-        f"{100 * figures['cache_hit_rate']:.1f} % of neurons were in DRAM\n"
+        f"{100 * figures['cache_hit_rate']:.1f} % of "
+        f"{'experts' if figures['neurons'] == 'routed' else 'neurons'} were in DRAM\n"
         f"memory      {format_size(figures['peak_rss_bytes'])} at most, of "
         f"{format_size(figures['memory_budget_bytes'])}; kernels: "
         f"{kernels.describe()}, reads: {model.flash.io}",

@@ -1,15 +1,15 @@
 """Synthetic mixtures of experts, whose routers show the locality of real ones.
 
-A router's row e looks at the code through b_e, and at the constant that every token brings, so
-that some experts are liked more than others; and, from the second layer on, at a few dimensions
-that only the layer before it writes to: so a guess made before that layer is not always right.
+A router's row e looks at the code through b_e, and at the constant that every token brings, or it
+has a bias, so that some experts are liked more than others; and, from the second layer on, at a few
+dimensions that only the layer before it writes to: a guess made before that layer can be wrong.
 How fast the code turns steers how many of a token's experts the token before it used.
 
 What is known of real ones: of Mixtral's top 2 of 8, neighbouring tokens share at least one in 61
 to 67 % of the cases in layer 15, by chance 46 % (Jiang et al. 2024, section 5). Of 512 experts, 10
-a token, the most used sixteenth of a layer covers about a tenth of the uses, and a cache of the 64
-least lately used hits 67 %, of 128 81 % (ggml-org/llama.cpp, pull request 27861). The next
-layer's router, asked one layer early, is right in about three of four cases (colibri).
+a token, the most used sixteenth of a layer covers about a tenth of the uses, and a least recently
+used cache of 64 hits 67 %, of 128 81 % (ggml-org/llama.cpp, pull request 27861). The next layer's
+router, asked one layer early, is right in about three of four cases (colibri).
 """
 
 import numpy as np
@@ -87,6 +87,8 @@ class ExpertMaker(Maker):
         """Routers and experts."""
         if name == "ffn.bundles":
             return self._bundles(layer, shape, random)
+        if name == "router.bias":
+            return [self._layer_router(layer)[1]]
         if name == "router.weight":
             b, liked = self._layer_router(layer)
             rows = b @ self.q.T + liked[:, None] * self.constant.sum(axis=1)

@@ -9,6 +9,7 @@ A module gives
 and where they are needed
     ROWS                  {our projection: which rows of a packed tensor it is, of a ModelConfig}
     NORM_LESS_ONE         norms are stored with one taken away
+    EXPERTS_TURNED        matrices of experts that lie in one tensor have rows and columns exchanged
 """
 
 from ..errors import FormatError
@@ -16,6 +17,7 @@ from . import (
     falcon,
     gemma,
     gemma2,
+    gpt_oss,
     granitemoe,
     llama,
     mistral,
@@ -34,7 +36,7 @@ from . import (
 
 MODULES = (
     opt, llama, mistral, qwen2, qwen3, falcon, persimmon, phi, phi3, nemotron, gemma, gemma2,
-    olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe,
+    olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
