@@ -91,7 +91,7 @@ def prompt():
 # ---------------------------------------------------------------- what is measured
 
 
-def limited(command, memory, disk, path, seconds=900):
+def limited(command, memory, disk, path, seconds=240):
     """The JSON that a command prints in such cgroups, or a word where there is none."""
     with suppress(OSError):  # cold, as after a start
         os.sync()
