@@ -47,7 +47,7 @@ def record(path, text, n_tokens):
             if model.position == model.plan.context:
                 model.reset()
             model.forward([token])
-        return [recorder.chosen for recorder in recorders], model.config.d_ffn
+        return [recorder.chosen for recorder in recorders], model.config.units
 
 
 def token_ids(model, text, n_tokens):

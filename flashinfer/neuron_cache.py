@@ -1,4 +1,7 @@
-"""Which neurons of a layer are kept in DRAM, and where (paper section 3.3)."""
+"""Which neurons of a layer are kept in DRAM, and where (paper section 3.3).
+
+Of a mixture of experts each "neuron" here is one expert: what is read and kept as one.
+"""
 
 import numpy as np
 
@@ -120,7 +123,7 @@ class NeuronCache:
 
 
 class Priority:
-    """What each neuron of a layer, in the cache or not, is worth keeping: ``values`` (d_ffn,).
+    """What each neuron of a layer, in the cache or not, is worth keeping: ``values`` (neurons,).
 
     The uses of a neuron at tokens t count 2^(t / H) each; the value is H log2 of their sum, which
     is the token of its last use where there was but one, and for H -> 0. So a value never

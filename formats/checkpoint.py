@@ -50,7 +50,6 @@ class Checkpoint:
                 raise FormatError(f"{self.directory}: tensor {name} has no scales, or is {shape}")
             del self.shapes[name], self.shapes[f"{base}_scales"]
             self.shapes[f"{base}_mxfp4"] = (*shape[:-2], shape[-2] * mxfp4.BLOCK)
-            self.shard_of[f"{base}_mxfp4"] = self.shard_of[name]
 
     @property
     def naming(self):
@@ -65,6 +64,11 @@ class Checkpoint:
         """The jinja template of a conversation, or None."""
         return chat_template(self.directory)
 
+    def shards_of(self, name):
+        """The shards that a tensor of ``shapes`` is read from."""
+        pair = _mxfp4_pair(name) if name.endswith("_mxfp4") else [name]
+        return [self.shard_of[n] for n in pair]
+
     def raw_rows(self, name, format, start, stop):
         """Rows as bytes of this NumberFormat, where that saves decoding them: never, here."""
         return None
@@ -72,8 +76,9 @@ class Checkpoint:
     def read_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` of a tensor as float32; see SafetensorsFile."""
         if name.endswith("_mxfp4"):
-            pair = [name.removesuffix("mxfp4") + part for part in ("blocks", "scales")]
-            blocks, scales = (self.shard_of[n].read_bytes(n, start, stop) for n in pair)
+            blocks, scales = (
+                self.shard_of[n].read_bytes(n, start, stop) for n in _mxfp4_pair(name)
+            )
             return mxfp4.decode(blocks.reshape(*scales.shape, -1), scales)
         return self.shard_of[name].read_rows(name, start, stop)
 
@@ -97,6 +102,11 @@ class Checkpoint:
 
     def __exit__(self, *exception):
         self.close()
+
+
+def _mxfp4_pair(name):
+    base = name.removesuffix("mxfp4")
+    return [f"{base}blocks", f"{base}scales"]
 
 
 class SafetensorsShard:

@@ -95,7 +95,11 @@ def _shard_by_shard(tensors, sources, checkpoint):
     """
     number = {id(shard): i for i, shard in enumerate(checkpoint.shards)}
     needs = {
-        tensor.name: {number[id(checkpoint.shard_of[n])] for n in sources.get(tensor.name, ())}
+        tensor.name: {
+            number[id(shard)]
+            for name in sources.get(tensor.name, ())
+            for shard in checkpoint.shards_of(name)
+        }
         for tensor in tensors
     }
     order = sorted(needs, key=lambda name: max(needs[name], default=-1))

@@ -78,6 +78,7 @@ class HubShard:
         """Nothing more will be read from it: its file is deleted."""
         if self.here is not None:
             self.close()
+            self.here = None
             Path(self.folder, self.name).unlink()
 
     def close(self):

@@ -138,20 +138,21 @@ class Names:
         whole = {n: self.matrix(n, expert) for n, _ in parts.values() if self.turned(n)}
         for start in range(0, neurons, COLUMN_CHUNK):
             stop, bundle = min(start + COLUMN_CHUNK, neurons), []
-            for part in ("gate", "up", "down_t"):
-                if part in parts:
-                    name, rows = parts[part]
-                    ids = np.arange(start, stop) if rows is None else rows[start:stop]
-                    shape = self.checkpoint.shapes[name]
-                    base = expert * shape[1] if len(shape) == 3 else 0
-                    first, last = int(ids[0]), int(ids[-1]) + 1
-                    if name in whole:
-                        bundle.append(np.ascontiguousarray(whole[name][ids]))
-                        continue
-                    values = self.read(name, format, base + first, base + last)
-                    bundle.append(values if len(values) == len(ids) else values[ids - first])
+            for name, rows in (parts[p] for p in ("gate", "up", "down_t") if p in parts):
+                ids = np.arange(start, stop) if rows is None else rows[start:stop]
+                if name in whole:
+                    bundle.append(np.ascontiguousarray(whole[name][ids]))
+                else:
+                    bundle.append(self.rows_of_expert(name, expert, ids, format))
             bundle += [next(columns)] if columns else []
             yield np.concatenate([encoded(p, format) for p in bundle], axis=1)
+
+    def rows_of_expert(self, name, expert, ids, format):
+        """Rows ``ids``, ascending, of a matrix, or of one of those that lie in one tensor."""
+        shape, first = self.checkpoint.shapes[name], int(ids[0])
+        base = first + (expert * shape[1] if len(shape) == 3 else 0)
+        values = self.read(name, format, base, base + int(ids[-1]) + 1 - first)
+        return values if len(values) == len(ids) else values[ids - first]
 
     def columns(self, name, expert):
         """Yield a down projection transposed, in pieces (<= COLUMN_CHUNK, width) float32."""

@@ -78,14 +78,19 @@ def print_memory(plan, sizes):
 
 def print_cost(cost, figures, profile):
     """What a token takes, by part."""
+    units, merging = (
+        "neurons",
+        f"; neurons up to {figures['gap_bytes']:,} bytes apart are read as one",
+    )
+    if figures["plan"]["neurons"] == "routed":
+        units, merging = "experts", ""
     print(
         f"\non {profile.name} ({profile.note})\n"
-        f"{figures['threads']} threads; cache: {figures['plan']['policy']}; neurons up to "
-        f"{figures['gap_bytes']:,} bytes apart are read as one\n\n"
+        f"{figures['threads']} threads; cache: {figures['plan']['policy']}{merging}\n\n"
         "a token                      read         time"
     )
     rows = {name: (0.0, seconds) for name, seconds in cost.seconds.items()}
-    rows["reading neurons"] = cost.read["neurons"], cost.reading
+    rows[f"reading {units}"] = cost.read["neurons"], cost.reading
     streamed = cost.bytes - cost.read["neurons"]
     if figures["plan"]["neurons"] == "dense":
         rows["reading neurons"], streamed = (0.0, 0.0), cost.bytes
