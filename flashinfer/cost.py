@@ -113,7 +113,7 @@ def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
     requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
     reading = requests * profile.read_seconds(nbytes / requests) if requests else 0.0
     if rows < used:  # it comes in waves, each read and then used
-        waves = math.ceil(used / rows)
+        waves = math.ceil(used / max(1, rows))
         waiting = waves * (profile.latency + profile.cached)
         return _Layer(nbytes, requests, streaming=reading + seconds + waiting)
     return _Layer(nbytes, requests, seconds, reading)

@@ -58,6 +58,8 @@ class FeedForward:
         (T, d_model)."""
         y = np.zeros_like(x) if self.shared is None else self.shared(x)
         self._finish_reading_ahead()
+        if self.cache.borrowed:
+            self.cache.empty()
         if self.predictor is None:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
@@ -81,7 +83,9 @@ class FeedForward:
     @property
     def stays_whole(self):
         """Whether every unit has a row, and keeps it."""
-        return self.cache.capacity == self.units.rows and self.cache.window == UNLIMITED
+        cache = self.cache
+        whole = cache.capacity == self.units.rows and cache.window == UNLIMITED
+        return whole and not cache.borrowed
 
     def fill(self, progress=lambda nbytes: None):
         """Bring the whole layer into the cache's memory, which must have a row for every unit.
@@ -131,7 +135,7 @@ class FeedForward:
         cache = self.cache
         if self.predictor is None or self.whole_rows is not None or not cache.guesses_pay:
             return
-        if not self.predictor.in_dram:  # it is streamed in its turn, and not twice
+        if not self.predictor.in_dram or cache.borrowed:  # it is streamed in its turn, not twice
             return
         units, kept = self.predictor.early(x, residual)
         if max(len(units), self.config.experts_per_token) > cache.capacity:

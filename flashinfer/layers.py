@@ -52,13 +52,16 @@ def make_layers(bundle, plan, flash, weights, buffer, stride):
     """
     config, neurons = bundle.config, aligned_bytes(plan.cache)
     begins = np.cumsum([0, *plan.cache_rows]) * stride
+    shared = neurons[begins[-1] :] if plan.shared_rows else None
     keys_and_values = zip(*allocate_kv_cache(bundle, plan), strict=True)
     positions = _Positions(config, plan.context)
     layers = []
     for i, (keys, values) in enumerate(keys_and_values):
         attention = _attention(config, weights, i, keys, values, positions)
+        own = neurons[begins[i] : begins[i + 1]]
+        borrowed = shared is not None and not len(own)
         cache = NeuronCache(
-            config.units, neurons[begins[i] : begins[i + 1]], stride, plan.policy, plan.window
+            config.units, shared if borrowed else own, stride, plan.policy, plan.window, borrowed
         )
         feed_forward = _feed_forward(bundle, plan, flash, weights, i, cache, buffer)
         norms = {
@@ -149,7 +152,8 @@ def fill_caches(layers, uses, progress):
     """
     ffns = [layer.feed_forward for layer in layers]
     whole = [ffn for ffn in ffns if ffn.stays_whole]
-    warm = [(f, u) for f, u in zip(ffns, uses or (), strict=bool(uses)) if not f.stays_whole]
+    pairs = zip(ffns, uses or (), strict=bool(uses))
+    warm = [(f, used) for f, used in pairs if not (f.stays_whole or f.cache.borrowed)]
     total, done = sum(ffn.bundles.nbytes for ffn in whole), 0
     total += sum(len(ffn.hottest(used)) * ffn.units.row_bytes for ffn, used in warm)
 

@@ -113,7 +113,8 @@ class Plan:
     kv_cache          for ``context`` tokens
     buffers           tiles of the stream; working: activations of ``chunk`` tokens,
                       and where merged reads are staged
-    cache_rows        rows of each layer's neuron cache; cache: their bytes
+    cache_rows        rows of each layer's neuron cache; shared_rows: those that layers without
+                      any take turns with; cache: bytes of both
     policy            which neuron makes room, see neuron_cache.POLICIES
     window            tokens that a neuron stays unused; None: until its row is needed
     affords           the largest calibrated window, in tokens, that the rows hold; None: unknown
@@ -134,6 +135,7 @@ class Plan:
     buffers: int
     working: int
     cache_rows: tuple[int, ...]
+    shared_rows: int
     cache: int
     policy: str
     window: int | None
@@ -214,12 +216,16 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.units)
     if bundle.config.experts:
         least_rows = 1  # large enough
-    least_cache = pages(sizes.layers * least_rows * stride)
+    shared_rows, least_cache = 0, pages(sizes.layers * least_rows * stride)
     small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
     fixed = base + small + sizes.kv_cache
     staging = STAGINGS * STAGING_BYTES
     least = fixed + sizes.least_buffer + sizes.per_token * LEAST_CHUNK + sizes.logits + least_cache
     least += staging
+    if budget < least and bundle.config.experts:  # not one for each layer: one in turn, then
+        least -= least_cache
+        least_rows, shared_rows, least_cache = 0, 1, pages(stride)
+        least += least_cache
     if budget < least:
         # The next process may be a little larger than this one, and its page tables too.
         named = math.ceil(least * 512 / 511 / MIB) + 2
@@ -254,10 +260,13 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     left -= attention
     head = sizes.head if attention_layers == sizes.layers and left >= sizes.head else 0
     left -= head
-    room = (left + least_cache) // stride
+    if shared_rows and left >= stride:  # one is read while the other is computed
+        shared_rows = 2
+    room = (left + least_cache) // stride - shared_rows
     rows, window, affords = _cache_rows(bundle, sizes, room, policy, window, least_rows)
     embeddings = sizes.by_role[EMBEDDING]
-    if embeddings > left + least_cache - sum(rows) * stride:
+    cache = (sum(rows) + shared_rows) * stride
+    if embeddings > left + least_cache - cache:
         embeddings = 0
     return Plan(
         budget=budget,
@@ -275,7 +284,8 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
         buffers=buffers,
         working=working,
         cache_rows=rows,
-        cache=sum(rows) * stride,
+        shared_rows=shared_rows,
+        cache=cache,
         policy=policy,
         window=window,
         affords=affords,

@@ -28,12 +28,14 @@ class NeuronCache:
     capacity  rows allocated, once
     policy    one of POLICIES
     window    a neuron is kept while one of the last ``window`` tokens used it; None: no limit
+    borrowed  other layers use the same memory: ``empty`` it before each use
     used      rows that hold neurons: the first ``used``
     hits, misses, guesses, right_guesses  counts of neurons, since the cache was made; a neuron
               read ahead and then used is a miss, and a right guess
     """
 
-    def __init__(self, neurons, memory, stride, policy, window=None):
+    def __init__(self, neurons, memory, stride, policy, window=None, borrowed=False):
+        self.borrowed = borrowed
         self.memory, self.stride, self.window = memory, stride, window or UNLIMITED
         self.capacity = min(neurons, len(memory) // stride)
         self.rows = memory[: self.capacity * stride].reshape(self.capacity, stride)
@@ -45,6 +47,10 @@ class NeuronCache:
         self.guessed = np.empty(0, dtype=np.int32)  # read ahead, not yet asked for
         self.asked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
+
+    def empty(self):
+        """Forget what the rows hold."""
+        self.slot_of[:], self.neuron_at[:], self.used = -1, -1, 0
 
     def place(self, neurons, token):
         """Give each neuron a row, at most ``capacity`` of them; drop what left the window.

@@ -70,9 +70,12 @@ def _uses(bundle, plan, warm):
             )
         return None
     if warm is None:
-        hottest = [sorted(used)[-rows:] for used, rows in zip(uses, plan.cache_rows, strict=True)]
+        hottest = [
+            sorted(used, reverse=True)[:rows]
+            for used, rows in zip(uses, plan.cache_rows, strict=True)
+        ]
         soon = 1 - (1 - np.concatenate(hottest)) ** SOON
-        warm = soon.mean() >= 0.9
+        warm = soon.size > 0 and soon.mean() >= 0.9
     return uses if warm else None
 
 

@@ -5,13 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from conftest import DATA, keep_rows, logits_of
-from flashinfer import BudgetError, Model, UserError
+from flashinfer import BudgetError, Model, UserError, memory
 from flashinfer.calibrate import calibrate
 from flashinfer.formats import mxfp4
 from flashinfer.formats.bundle import verify
@@ -180,3 +181,43 @@ def test_mxfp4_values():
     values = mxfp4.decode(blocks, np.array([[127, 130]], dtype=np.uint8))
     assert values[0, :32].tolist() == [0.5, 1.0] * 16
     assert values[0, 32:].tolist() == [48.0, -48.0] * 16
+
+
+def test_fewer_rows_than_layers(olmoe_like, tmp_path):
+    """Not one expert for each layer: they take turns. Less than one is refused, with the least."""
+    figures = {}
+    for budget in ("4G", "least"):
+        command = [sys.executable, "-m", "flashinfer", "run", str(olmoe_like), "--tokens",
+                   "300,301,302", "-n", "8", "--temp", "0", "-c", "32", "--memory"]  # fmt: skip
+        if budget == "least":
+            refused = subprocess.run([*command, "30M"], capture_output=True, text=True)
+            assert refused.returncode == 1 and "the least for a context" in refused.stderr
+            budget = refused.stderr.split()[-1]
+        path = tmp_path / "figures.json"
+        run = subprocess.run(
+            [*command, budget, "--json", str(path)], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        figures[budget] = json.loads(path.read_text())
+    plenty, least = figures.values()
+    assert least["token_ids"] == plenty["token_ids"]
+    assert plenty["cache_hit_rate"] == 1 and least["cache_hit_rate"] < 0.2
+    assert least["peak_rss_bytes"] <= least["memory_budget_bytes"]
+
+
+def test_borrowed_rows_change_no_bit(olmoe_like, twin, monkeypatch):
+    ids = np.arange(300, 330)
+    whole, single = logits_of(olmoe_like, ids)
+    make_plan = memory.make_plan
+    for shared in (1, 2):
+        monkeypatch.setattr(
+            memory, "make_plan",
+            lambda *args, n=shared: replace(
+                make_plan(*args), cache_rows=(8, 0, 0, 3), shared_rows=n, cache=(11 + n) * args[6]
+            ),
+        )  # fmt: skip
+        with Model.open(olmoe_like, context=64) as model:
+            borrowed = [layer.feed_forward.cache.borrowed for layer in model.layers]
+            assert borrowed == [False, True, True, False]
+        found = logits_of(olmoe_like, ids, context=64)
+        assert np.array_equal(found[0], whole) and np.array_equal(found[1], single)
