@@ -71,7 +71,7 @@ def test_low_disk(tmp_path):
         run = convert(
             "facebook/opt-tiny", work / "x.flash", "--low-disk",
             HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(home),
-            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DISABLE_XET="1", NO_PROXY="127.0.0.1",
         )  # fmt: skip
     finally:
         server.shutdown()
