@@ -88,6 +88,11 @@ def check(bundle, window, neurons, context, threads, io, cache):
         raise UserError(f"io {io!r} is not one of {', '.join(IO)}")
     if cache not in (None, *POLICIES):
         raise UserError(f"cache {cache!r} is not one of {', '.join(POLICIES)}")
+    if neurons == "predicted" and bundle.config.experts:
+        raise UserError(
+            f"{bundle.path}: the router of a mixture of experts knows what to use, nothing is "
+            "predicted; leave --neurons away"
+        )
     if neurons == "predicted" and not bundle.has_predictors:
         raise UserError(
             f"{bundle.path}: has no predictors; make them with flashinfer calibrate, "

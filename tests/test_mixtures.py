@@ -221,3 +221,13 @@ def test_borrowed_rows_change_no_bit(olmoe_like, twin, monkeypatch):
             assert borrowed == [False, True, True, False]
         found = logits_of(olmoe_like, ids, context=64)
         assert np.array_equal(found[0], whole) and np.array_equal(found[1], single)
+
+
+def test_what_a_mixture_says(tmp_path, cli):
+    path = tmp_path / "x.flash"
+    code, _, err = cli("convert", DATA / "olmoe", path)
+    assert code == 0 and err.splitlines()[-1] == f"Next: flashinfer calibrate {path} --text FILE"
+    code, _, err = cli("run", path, "--tokens", "5", "--neurons", "predicted")
+    assert code == 1 and "leave --neurons away" in err
+    code, _, err = cli("run", path, "--tokens", "5", "-n", "3", "--neurons", "dense")
+    assert code == 0 and "% of experts were in DRAM" in err

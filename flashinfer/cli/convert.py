@@ -32,11 +32,11 @@ def main(args):
         )  # fmt: skip
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_format.name, bundle.config.sparse
-        activation = bundle.config.activation
+        activation, experts = bundle.config.activation, bundle.config.experts
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
     for line in requantised(args):
         print(line, file=sys.stderr)
-    if sparse:
+    if sparse or experts:
         print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)
     else:
         print(
