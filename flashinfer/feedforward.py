@@ -33,7 +33,7 @@ class FeedForward:
     predictor  a Predictor or Router: which units to use; None: all of them
     cache      NeuronCache for the units kept in DRAM
     buffer     uint8 memory that tiles are streamed through
-    shared     a Shared that every token uses besides, or None
+    shared     a SharedExpert that every token uses besides, or None
     """
 
     def __init__(self, config, bundles, biases, predictor, cache, flash, buffer, shared=None):
@@ -383,24 +383,3 @@ class FeedForward:
 
     def _spans(self, units):
         return self.flash.row_spans(self.units, units.astype(np.int64))
-
-
-class Shared:
-    """What every token uses of a mixture: down(activation(gate x) * (up x)), by sigmoid(weigh x).
-
-    gate, up, down, weigh  weights.Resident or weights.Streamed; weigh may be None
-    """
-
-    def __init__(self, config, gate, up, down, weigh):
-        self.config, self.weigh = config, weigh
-        self.gate, self.up, self.down = gate, up, down
-
-    def __call__(self, x):
-        """x (T, d_model) -> (T, d_model)."""
-        a = self.gate.linear(x)
-        kernels.activate(a, self.config.activation, self.config.threshold)
-        a *= self.up.linear(x)
-        y = self.down.linear(a)
-        if self.weigh is not None:
-            y *= 0.5 + 0.5 * np.tanh(0.5 * self.weigh.linear(x))  # a sigmoid (T, 1)
-        return y

@@ -7,12 +7,13 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.attention import Attention
-from flashinfer.feedforward import FeedForward, Shared
+from flashinfer.feedforward import FeedForward
 from flashinfer.flash import aligned_bytes
 from flashinfer.loading import allocate_kv_cache
 from flashinfer.neuron_cache import NeuronCache
 from flashinfer.positions import RotaryPositions, alibi_table
 from flashinfer.predictor import Predictor, Router
+from flashinfer.shared_expert import SharedExpert
 
 
 @dataclass
@@ -134,7 +135,7 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
         )
     if config.shared_d_ffn:
         parts = (weights.get(f"{name}.shared.{p}.weight") for p in ("gate", "up", "down", "weigh"))
-        shared = Shared(config, *parts)
+        shared = SharedExpert(config, *parts)
     biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
     if config.experts and biases["down"] is not None:
         biases["down"] = biases["down"].reshape(config.experts, -1)

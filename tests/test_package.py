@@ -17,7 +17,7 @@ FLOORS = (
     ("model",),
     ("planning", "layers"),
     ("stats", "threads", "loading"),
-    ("memory", "cost", "profile", "feedforward", "predictor_import"),
+    ("memory", "cost", "profile", "feedforward", "shared_expert", "predictor_import"),
     ("predictor_training", "traces"),
     ("attention", "predictor", "weights", "positions", "sampling", "tokenizer"),
     ("neuron_cache", "flash"),

@@ -1,0 +1,26 @@
+"""The expert of a mixture that every token uses."""
+
+import numpy as np
+
+from flashinfer import kernels
+
+
+class SharedExpert:
+    """down(activation(gate x) * (up x)), times sigmoid(weigh x).
+
+    gate, up, down, weigh  weights.Resident or weights.Streamed; weigh may be None
+    """
+
+    def __init__(self, config, gate, up, down, weigh):
+        self.config, self.weigh = config, weigh
+        self.gate, self.up, self.down = gate, up, down
+
+    def __call__(self, x):
+        """x (T, d_model) -> (T, d_model)."""
+        a = self.gate.linear(x)
+        kernels.activate(a, self.config.activation, self.config.threshold)
+        a *= self.up.linear(x)
+        y = self.down.linear(a)
+        if self.weigh is not None:
+            y *= 0.5 + 0.5 * np.tanh(0.5 * self.weigh.linear(x))  # a sigmoid (T, 1)
+        return y
