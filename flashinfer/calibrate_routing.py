@@ -41,9 +41,8 @@ def routing(model, ids, sequence, progress):
 
 
 def _uses(router, x, residual):
-    """Which experts each token chooses: (T, experts) bool."""
+    """Which experts each of several tokens chooses: (T, experts) bool."""
+    chosen = router.select(x, residual)
     uses = np.zeros((len(x), len(router.weight.matrix.data)), dtype=bool)
-    for token in range(len(x)):
-        row = slice(token, token + 1)
-        uses[token, router.select(x[row], residual[row]).units] = True
+    uses[chosen.tokens, np.repeat(chosen.units, np.diff(chosen.indptr))] = True
     return uses

@@ -225,13 +225,14 @@ class FeedForward:
         size = max(1, cache.capacity // 2)
         if self.config.unit_neurons > 1:
             size = min(size, max(1, WAVE_BYTES // cache.stride))
+        overlap = 2 * size <= cache.capacity
         waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
         none = np.empty(0, dtype=np.int32)
         _, coming, reads, missing = self._begin_wave(waves[0], none, now)
         for wave, following in itertools.zip_longest(waves, waves[1:]):
             self._wait(reads, missing)
             slots, missing = coming, none
-            if following is not None and 2 * size <= cache.capacity:
+            if following is not None and overlap:
                 slots, coming, reads, missing = self._begin_wave(following, wave.units, now)
             try:
                 self._add(cache.memory, self._rows(wave.units, slots), x, wave, y, self.width)
@@ -239,7 +240,7 @@ class FeedForward:
                 cache.forget(missing)
                 raise
             cache.used_at(slots, token + wave.last)
-            if following is not None and 2 * size > cache.capacity:
+            if following is not None and not overlap:
                 _, coming, reads, missing = self._begin_wave(following, none, now)
 
     def _begin_wave(self, wave, held, now):

@@ -82,10 +82,9 @@ class NeuronCache:
         The caller fills the rows before the next ``place``, which then finds them; those that it
         is not asked for are dropped first.
         """
-        kept = kept[self.slot_of[kept] >= 0]
-        union = np.union1d(neurons, kept)
-        if len(union) <= self.capacity:
-            neurons = union
+        if kept is not neurons:
+            union = np.union1d(neurons, kept[self.slot_of[kept] >= 0])
+            neurons = union if len(union) <= self.capacity else neurons
         held = self.slot_of[neurons] >= 0
         before = self.last_used[self.slot_of[neurons[held]]]
         slots, misses = self._place(neurons, token)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flashinfer.formats.bundle import WINDOWS
+from flashinfer.traces import window_counts
 
 RANKS = (16, 32, 64, 128, 256, 512, 1024)
 BLOCK = 512  # neurons scored at a time
@@ -206,14 +206,13 @@ def window_rows(found, observed):
     _, *held_out = observed.split()
     tokens = np.sort(np.concatenate(held_out))
     fresh = np.isin(tokens, observed.starts) | (np.diff(tokens, prepend=-2) > 1)
-    age = np.full(len(found.b), WINDOWS, dtype=np.int32)
-    counts = []
-    for first in range(0, len(tokens), 256):
-        says = found.scores(observed.x[tokens[first : first + 256]]).T > 0
-        for active, begins in zip(says, fresh[first : first + 256], strict=True):
-            age = np.where(active, 0, WINDOWS if begins else age + 1)
-            counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
-    counts = np.array(counts)
+
+    def uses():
+        for first in range(0, len(tokens), 256):
+            says = found.scores(observed.x[tokens[first : first + 256]]).T > 0
+            yield from zip(says, fresh[first : first + 256], strict=True)
+
+    counts = window_counts(uses())
     return counts.mean(axis=0).tolist(), counts.max(axis=0).tolist()
 
 

@@ -28,14 +28,21 @@ def miss_curve(trace, neurons, policy="frecency"):
     return ((len(ranks) - hits) / max(1, len(counted))).tolist()
 
 
+def window_counts(uses):
+    """Units that windows of 1, 2, ... tokens need at each token: (T, WINDOWS).
+
+    uses  yields (units used (units,) bool, whether a text begins there)
+    """
+    age, counts = WINDOWS, []
+    for used, begins in uses:
+        age = np.where(used, 0, WINDOWS if begins else age + 1)
+        counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
+    return np.array(counts)
+
+
 def record_of_uses(uses):
     """What calibration says of a layer whose units a text used so: uses (T, units) bool."""
-    age = np.full(uses.shape[1], WINDOWS)
-    counts = []
-    for row in uses:
-        age = np.where(row, 0, age + 1)
-        counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
-    counts = np.array(counts[WINDOWS:])
+    counts = window_counts((row, False) for row in uses)[WINDOWS:]
     trace = (Selection.of_scores(row[None]) for row in uses)
     return {
         "predicted": float(uses.mean()),
