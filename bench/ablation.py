@@ -67,8 +67,9 @@ def submit_unbundled(self, neurons, slots):
     )
 
 
-def activations_after_reading(self, x, selection, rows, misses, reads):
+def activations_after_reading(self, x, selection, rows, misses, reads, meanwhile):
     """All reads first, then all products."""
+    meanwhile()
     self.flash.wait(reads)
     units, indptr, tokens = selection.units, selection.indptr, selection.tokens
     return self.activations(self.cache.memory, rows.ravel(), x, units, indptr, tokens)

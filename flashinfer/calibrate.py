@@ -125,8 +125,9 @@ def calibrate(
 
 
 def _tokens_that_fit(config, budget):
-    """Tokens whose states, inputs, outputs, bits and scores fit a third of the budget."""
-    per_token = 5 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
+    """Tokens whose states, inputs (early ones, too), outputs, bits and scores fit a third of the
+    budget."""
+    per_token = 6 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
     return max(0, budget // 3 // per_token)
 
 
@@ -138,7 +139,7 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
     """Yield (Found, its record) layer by layer; ``residual``: the predictors read that."""
     starts = np.arange(0, len(ids), sequence)
     h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
-    total = len(model.layers)
+    total, early = len(model.layers), None
     for number, layer in enumerate(model.layers):
         progress(number, total)
         x = np.empty_like(h)
@@ -150,6 +151,10 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
                 read[span] = before
         if find_cut:
             layer.feed_forward.cut = find_cut(layer.feed_forward, x)
+        asked, early = early, None
+        if number + 1 < total:  # what the next layer's predictor would be asked early
+            normed, before = model.early_input(model.layers[number + 1], h[-CACHE_TOKENS:])
+            early = np.array(before if residual else normed)  # h will change
         observed = Observations(x, None, starts)
         y = _feed_forward(layer.feed_forward, observed)
         for start in starts:
@@ -172,6 +177,7 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
                 "window_rows": means,
                 "window_rows_most": most,
                 "misses": miss_curve(_trace(found, observed), len(found.b)),
+                "guessed": 0.0 if asked is None else _guessed(found, observed, asked),
             },
         )
     progress(total, total)
@@ -232,6 +238,17 @@ def _trace(found, observed):
     for first in range(max(0, len(observed.x) - CACHE_TOKENS), len(observed.x), 256):
         for scores in found.scores(observed.x[first : first + 256]).T:
             yield Selection.of_scores(scores[None])
+
+
+def _guessed(found, observed, early):
+    """The share of the neurons predicted that the predictor named one layer early."""
+    x, right, used = observed.x[-len(early) :], 0, 0
+    for first in range(0, len(early), 256):
+        uses = found.scores(x[first : first + 256]) > 0
+        guesses = found.scores(early[first : first + 256]) > 0
+        used += np.count_nonzero(uses)
+        right += np.count_nonzero(uses & guesses)
+    return right / max(1, used)
 
 
 def _write(bundle, destination, found, calibration):

@@ -5,7 +5,7 @@ Layer by layer, as in ``calibrate``: each expert is read once.
 
 import numpy as np
 
-from flashinfer.traces import routing_record
+from flashinfer.traces import guessed, largest, routing_record
 
 
 def tokens_that_fit(config, budget):
@@ -17,11 +17,11 @@ def routing(model, ids, sequence, progress):
     """The records of a Model's layers along the tokens ``ids``, ``sequence`` of them at a time.
 
     Each also holds "guessed": the share of its experts that its router, asked one layer early,
-    named (0 for the first layer).
+    named (0 for the first layer), and "surest": the share of its surest half that was right.
     """
     starts = np.arange(0, len(ids), sequence)
     h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
-    total, records, guess = len(model.layers), [], None
+    total, records, early = len(model.layers), [], None
     for number, layer in enumerate(model.layers):
         progress(number, total)
         x, residual = np.empty_like(h), np.empty_like(h)
@@ -29,20 +29,12 @@ def routing(model, ids, sequence, progress):
             span = slice(start, start + sequence)
             h[span], x[span], residual[span] = model.attend(layer, h[span])
         ffn = layer.feed_forward
-        uses = _uses(ffn.predictor, x, residual)
-        right = 0.0 if guess is None else float((uses & guess).sum() / uses.sum())
-        records.append({**routing_record(uses), "guessed": right})
+        scores = ffn.predictor.scores(x)
+        uses = largest(scores, ffn.predictor.per_token)
+        records.append({**routing_record(uses), **guessed(uses, early)})
         if number + 1 < total:
             following = model.layers[number + 1]
-            guess = _uses(following.feed_forward.predictor, *model.early_input(following, h))
+            early = following.feed_forward.predictor.scores(model.early_input(following, h)[0])
         h = model.add_feed_forward(layer, h, ffn(x, 0, residual))
     progress(total, total)
     return records
-
-
-def _uses(router, x, residual):
-    """Which experts each of several tokens chooses: (T, experts) bool."""
-    chosen = router.select(x, residual)
-    uses = np.zeros((len(x), len(router.weight.matrix.data)), dtype=bool)
-    uses[chosen.tokens, np.repeat(chosen.units, np.diff(chosen.indptr))] = True
-    return uses

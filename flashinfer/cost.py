@@ -8,28 +8,31 @@ import numpy as np
 from flashinfer.flash import PIECE_BYTES
 from flashinfer.formats.bundle import CAPACITIES, WINDOWS
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
+from flashinfer.timeline import Timeline
+
+PARTS = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
+GUESSED = 0.8  # of what a layer uses is guessed one layer early, where calibration does not say
 
 
 @dataclass(frozen=True)
 class Cost:
     """Of one token.
 
-    read      {part: bytes from flash}; requests: reads of neurons
-    seconds   {part: seconds} of computing, by itself
-    reading   seconds of reading neurons; streaming: of the large reads, with what computes on them
-    total     seconds: while neurons are read ahead the rest is computed, as far as it goes
+    read      {part: bytes from flash}; requests: reads of neurons or experts
+    seconds   {part: seconds}: computing, and what reads take beyond it
     """
 
     read: dict
     requests: float
     seconds: dict
-    reading: float
-    streaming: float
-    total: float
 
     @property
     def bytes(self):
         return sum(self.read.values())
+
+    @property
+    def total(self):
+        return sum(self.seconds.values())
 
     @property
     def tokens_per_second(self):
@@ -41,88 +44,176 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
 
     gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
     """
-    layers = bundle.config.num_hidden_layers
-    seconds = {"attention": 0.0, "feed-forward": 0.0, "predictors": 0.0, "output head": 0.0}
-    parts = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
-    read, streaming = {"neurons": 0.0, **dict.fromkeys(parts.values(), 0.0)}, 0.0
-    for spec in bundle.specs:
-        tensor = bundle.tensors[spec.name]
-        if spec.role not in parts or len(spec.shape) == 1:
-            continue
-        if spec.role == PREDICTOR and plan.neurons == "dense":
-            continue
-        part, compute = parts[spec.role], tensor.nbytes / profile.linear[tensor.format.name]
-        if not plan.stays(spec):
-            read[part] += tensor.nbytes
-            streaming += _stream_seconds(tensor.nbytes, compute, plan, profile)
+    token = _Token(bundle, plan, profile, gap_bytes, block)
+    ahead = None
+    for number in range(bundle.config.num_hidden_layers):
+        token.attention(number)
+        ahead = token.feed_forward(number, ahead)
+    token.multiply(HEAD)
+    return Cost(token.read, token.requests, dict(token.line.seconds))
+
+
+class _Token:
+    """Goes the way of ``Model.forward``, on a Timeline."""
+
+    def __init__(self, bundle, plan, profile, gap_bytes, block):
+        self.bundle, self.plan, self.profile = bundle, plan, profile
+        self.gap_bytes, self.block = gap_bytes, block
+        self.layers = bundle.config.num_hidden_layers
+        self.line = Timeline(profile)
+        for part in ("attention", "feed-forward", *PARTS.values(), "the rest"):
+            self.line.compute(part, 0.0)
+        self.read = dict.fromkeys(("neurons", *PARTS.values()), 0.0)
+        self.requests = 0.0
+        self.matrices = {}  # {(role, layer): TensorSpecs}, layer None: of the whole model
+        for spec in bundle.specs:
+            if spec.role in PARTS and len(spec.shape) == 2:
+                layer = None if spec.role == HEAD else int(spec.name.split(".")[1])
+                self.matrices.setdefault((spec.role, layer), []).append(spec)
+        self.units = [self._units(number) for number in range(self.layers)]
+
+    def _bundles(self, number):
+        return self.bundle.tensors[f"layers.{number}.ffn.bundles"]
+
+    def multiply(self, role, layer=None):
+        """The products with the matrices of a role, streamed where they do not stay."""
+        for spec in self.matrices.get((role, layer), ()):
+            tensor = self.bundle.tensors[spec.name]
+            if self.plan.stays(spec):
+                self.line.compute(PARTS[role], self._linear(tensor))
+            else:
+                self._stream(tensor, PARTS[role], PARTS[role])
+
+    def _stream(self, tensor, part, read):
+        self.read[read] += tensor.nbytes
+        self.line.stream(part, tensor.nbytes, self.plan.buffers / 2, self._linear(tensor))
+
+    def _linear(self, tensor):
+        return tensor.nbytes / self.profile.linear[tensor.format.name]
+
+    def attention(self, number):
+        """With half of the context's keys and values."""
+        self.multiply(ATTENTION, number)
+        cached = self.plan.kv_cache / 2 / self.layers
+        self.line.compute("attention", cached / self.profile.dram)
+
+    def read_ahead(self, number):
+        """Begin the reads that a layer's guess asks for; when they are done, or None."""
+        units = self.units[number] if number < self.layers else None
+        if units is None or units.ahead == 0:
+            return None
+        self._predict(number)
+        self.line.compute("the rest", self.profile.cached / 2)
+        return self._submit(units.ahead + units.wrong)
+
+    def _predict(self, number):
+        if self.plan.neurons == "predicted":
+            self.multiply(PREDICTOR, number)
+
+    def feed_forward(self, number, ahead):
+        """A layer's FFN; ahead: when what was read ahead for it is done, or None. Returns that
+        of the next layer."""
+        line, units = self.line, self.units[number]
+        if ahead is not None:
+            line.wait(ahead)
+        if units is not None:
+            self._predict(number)
+        if units is None or units.whole:
+            coming = self.read_ahead(number + 1)
+            line.compute("the rest", self.profile.layer)
+            if units is None:
+                self._stream(self._bundles(number), "feed-forward", "neurons")
+            else:
+                line.compute("feed-forward", units.seconds)
+        elif units.capacity < units.used:
+            coming = self.read_ahead(number + 1)
+            self._in_waves(units)
         else:
-            seconds[part] += compute
-    seconds["attention"] += plan.kv_cache / 2 / profile.dram
-    requests = reading = 0.0
-    for number, rows in enumerate(plan.cache_rows):
-        layer = _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block)
-        read["neurons"] += layer.read
-        requests += layer.requests
-        seconds["feed-forward"] += layer.seconds
-        reading += layer.reading
-        streaming += layer.streaming
-    whole = sum(_stays_whole(plan, rows, bundle.config.units) for rows in plan.cache_rows)
-    cached = layers - whole if plan.neurons != "dense" else 0
-    seconds["the rest"] = (layers - cached) * profile.layer + cached * profile.cached
-    seconds["submitting reads"] = requests * profile.submit
-    # Reads and computing overlap, but not wholly: the first layer has no reads ahead, the head none
-    # at all, and small batches do not fill the flash's queue. The longer one rules; where they are
-    # alike, a half more. (bench.end_to_end holds this against measurements.)
-    total = streaming + math.hypot(reading, sum(seconds.values()))
-    return Cost(read, requests, seconds, reading, streaming, total)
+            line.compute("the rest", self.profile.cached / (1 if ahead is None else 2))
+            late = units.missing - units.ahead
+            done = self._submit(late)
+            coming = self.read_ahead(number + 1)
+            # All but the down projection, of those that are there, while the others come.
+            parts = self.bundle.config.parts
+            before = units.seconds * (1 - 1 / parts) * (1 - late / max(units.used, late, 1e-9))
+            line.compute("feed-forward", before)
+            line.wait(done)
+            line.compute("feed-forward", units.seconds - before)
+        return coming
+
+    def _in_waves(self, units):
+        """As ``FeedForward._compute_in_waves``."""
+        size = max(1, units.capacity // 2)
+        overlap = 2 * size <= units.capacity
+        waves = math.ceil(units.used / size)
+        coming = None
+        for number in range(waves):
+            self.line.compute("the rest", self.profile.cached)
+            done = self._submit(units.missing / waves) if coming is None else coming
+            coming = None
+            if overlap and number + 1 < waves:
+                coming = self._submit(units.missing / waves)
+            self.line.wait(done)
+            self.line.compute("feed-forward", units.seconds / waves)
+
+    def _submit(self, missing):
+        """Begin to read so many units of a layer; when they are there."""
+        unit_bytes = self.bundle.unit_bytes
+        nbytes, requests = merged(
+            missing, self.bundle.config.units, unit_bytes, self.gap_bytes, self.block
+        )
+        requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
+        self.read["neurons"] += nbytes
+        self.requests += requests
+        return self.line.submit(requests, nbytes)
+
+    def _units(self, number):
+        """The _Units of a layer, or None where all are computed and do not stay."""
+        bundle, plan, config = self.bundle, self.plan, self.bundle.config
+        rows, tensor = plan.cache_rows[number], self._bundles(number)
+        whole = rows == config.units and plan.window is None
+        if plan.neurons == "dense":
+            return _Units(config.units, rows, True, self._linear(tensor)) if whole else None
+        calibrated = bundle.calibration["layers"][number] if bundle.calibration else {}
+        used = config.experts_per_token or config.units
+        if calibrated:
+            used = config.units * calibrated["predicted"]
+        # Rows far apart, or an expert's, which follow each other.
+        speed = self.profile.linear if config.experts else self.profile.sparse
+        seconds = used * bundle.unit_bytes / speed[tensor.format.name]
+        if whole:
+            return _Units(used, rows, True, seconds)
+        missing = used * (1 - rows / config.units)
+        if calibrated:
+            missing = misses(calibrated, plan, rows, config.units)
+        units = _Units(used, rows or plan.shared_rows, False, seconds, missing)
+        if number > 0 and rows >= used and (config.experts or plan.predictor):
+            named, right = _guess(calibrated, plan.ahead)
+            units.ahead, units.wrong = missing * named * right, missing * named * (1 - right)
+        return units
 
 
-def _stays_whole(plan, rows, neurons):
-    return rows == neurons and plan.window is None
+def _guess(calibrated, share):
+    """(units that a guess names for each that is used, how many of those are right) where the
+    surest ``share`` of it counts."""
+    right = calibrated.get("guessed", GUESSED)
+    if share < 1:
+        right = calibrated.get("surest", (1 + right) / 2)
+    return share, right
 
 
 @dataclass
-class _Layer:
-    read: float = 0.0
-    requests: float = 0.0
-    seconds: float = 0.0
-    reading: float = 0.0
-    streaming: float = 0.0
+class _Units:
+    """What a layer's FFN does for a token: units used, of them missing; of those read ahead, and
+    beside them wrong ones; seconds of computing."""
 
-
-def _feed_forward(bundle, plan, profile, number, rows, gap_bytes, block):
-    tensor = bundle.tensors[f"layers.{number}.ffn.bundles"]
-    if plan.neurons == "dense":
-        compute = tensor.nbytes / profile.linear[tensor.format.name]
-        if _stays_whole(plan, rows, tensor.rows):
-            return _Layer(seconds=compute)
-        time = _stream_seconds(tensor.nbytes, compute, plan, profile)
-        return _Layer(read=tensor.nbytes, streaming=time)
-    calibrated = bundle.calibration["layers"][number] if bundle.calibration else None
-    units, unit_bytes = bundle.config.units, bundle.unit_bytes
-    used = bundle.config.experts_per_token or units
-    if calibrated:
-        used = units * calibrated["predicted"]
-    # Rows far apart, or an expert's, which follow each other.
-    speed = profile.linear if bundle.config.experts else profile.sparse
-    seconds = used * unit_bytes / speed[tensor.format.name]
-    missing = misses(calibrated, plan, rows, units) if calibrated else used * (1 - rows / units)
-    if _stays_whole(plan, rows, units):
-        missing = 0.0
-    nbytes, requests = merged(missing, units, unit_bytes, gap_bytes, block)
-    requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
-    reading = requests * profile.read_seconds(nbytes / requests) if requests else 0.0
-    if rows < used:  # it comes in waves, each read and then used
-        waves = math.ceil(used / max(1, rows))
-        waiting = waves * (profile.latency + profile.cached)
-        return _Layer(nbytes, requests, streaming=reading + seconds + waiting)
-    return _Layer(nbytes, requests, seconds, reading)
-
-
-def _stream_seconds(nbytes, compute, plan, profile):
-    """Of a tensor in tiles of half the buffer: one is read while the one before is used."""
-    tiles = math.ceil(nbytes / (plan.buffers / 2))
-    return max(compute, nbytes / profile.sequential + tiles * profile.latency)
+    used: float
+    capacity: int
+    whole: bool
+    seconds: float
+    missing: float = 0.0
+    ahead: float = 0.0
+    wrong: float = 0.0
 
 
 def misses(calibrated, plan, rows, neurons):

@@ -51,11 +51,15 @@ class FeedForward:
         self.cut = None  # ("cats", 0.1): what a model that has no silent neurons takes as silent
         self.following = None  # the StoredTensor that is streamed next, where this one always is
         self.whole_rows = None  # (units, neurons of each): where they begin, once all are there
+        self.share_ahead = 1.0  # of a guess, the surest first, that is read ahead
         self.ahead = None  # reads begun before their token, and the units they are for
 
-    def __call__(self, x, token, residual=None):
+    def __call__(self, x, token, residual=None, meanwhile=lambda: None):
         """x (T, d_model) float32, normalised, and before that; token: number of the first ->
-        (T, d_model)."""
+        (T, d_model).
+
+        meanwhile  called once, when this layer's own reads are on their way
+        """
         y = np.zeros_like(x) if self.shared is None else self.shared(x)
         self._finish_reading_ahead()
         if self.cache.borrowed:
@@ -67,14 +71,17 @@ class FeedForward:
             if self.whole_rows is None:
                 self.cache.priority.note(selection, token)
         if self.whole_rows is not None:
+            meanwhile()
             self.cache.hits += len(selection.units)
             rows = self.whole_rows[selection.units]
             self._add(self.cache.memory, rows, x, selection, y, self.width * self.bundles.rows)
         elif self._streams(selection, len(x)):
+            meanwhile()
             self._compute_streamed(x, selection, token, y)
         elif len(selection.units) <= self.cache.capacity and not self._one_by_one(selection):
-            self._compute_cached(x, selection, token, y)
+            self._compute_cached(x, selection, token, y, meanwhile)
         else:
+            meanwhile()
             self._compute_in_waves(x, selection, token, y)
         if self.biases["down"] is not None:
             self._add_bias(selection, y)
@@ -135,9 +142,11 @@ class FeedForward:
         cache = self.cache
         if self.predictor is None or self.whole_rows is not None or not cache.guesses_pay:
             return
+        if not self.share_ahead:
+            return
         if not self.predictor.in_dram or cache.borrowed:  # it is streamed in its turn, not twice
             return
-        units, kept = self.predictor.early(x, residual)
+        units, kept = self.predictor.early(x, residual, self.share_ahead)
         if max(len(units), self.config.experts_per_token) > cache.capacity:
             return
         missing, slots = cache.place_ahead(units, kept, token)
@@ -181,17 +190,17 @@ class FeedForward:
         small = self.config.unit_neurons == 1
         return small and n_tokens > 1 and missing > STREAM_SHARE * self.units.rows
 
-    def _compute_cached(self, x, selection, token, y):
+    def _compute_cached(self, x, selection, token, y, meanwhile):
         """Through the cache, which has rows for all: what is there while the others are read."""
         units = selection.units
         slots, misses = self.cache.place(units, token + len(x) - 1)
         rows = self._rows(units, slots)
         reads = self._submit(units[misses], slots[misses])
-        a = self._overlapping(x, selection, rows, misses, reads)
+        a = self._overlapping(x, selection, rows, misses, reads, meanwhile)
         self._add_down(self.cache.memory, rows.ravel() + self.down_at, a, selection, y)
         self.cache.used_at(slots, token + selection.last)
 
-    def _overlapping(self, x, selection, rows, misses, reads):
+    def _overlapping(self, x, selection, rows, misses, reads, meanwhile):
         """``activations``; of units already in DRAM while the others are being read."""
         units, indptr, tokens = selection.units, selection.indptr, selection.tokens
 
@@ -199,18 +208,20 @@ class FeedForward:
             neurons = self._neurons(units)
             return self.activations(self.cache.memory, rows.ravel(), x, neurons, indptr, tokens)
 
-        if indptr is not None or not len(misses) or len(misses) == len(units):
-            self._wait(reads, units[misses])
-            return of(rows, units, indptr, tokens)
-        a = np.empty((*rows.shape, len(x)), dtype=np.float32)  # (units, neurons of each, T)
         hits = np.ones(len(units), dtype=bool)
         hits[misses] = False
+        apart = indptr is None and 0 < len(misses) < len(units)
         try:
-            a[hits] = of(rows[hits], units[hits]).reshape(-1, *a.shape[1:])
+            meanwhile()
+            first = of(rows[hits], units[hits]) if apart else None
         except BaseException:
             self.cache.forget(units[misses])
             raise
         self._wait(reads, units[misses])
+        if not apart:
+            return of(rows, units, indptr, tokens)
+        a = np.empty((*rows.shape, len(x)), dtype=np.float32)  # (units, neurons of each, T)
+        a[hits] = first.reshape(-1, *a.shape[1:])
         a[misses] = of(rows[misses], units[misses]).reshape(-1, *a.shape[1:])
         return a.reshape(-1, len(x))
 

@@ -141,6 +141,7 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
         biases["down"] = biases["down"].reshape(config.experts, -1)
     bundles = bundle.tensors[f"{name}.ffn.bundles"]
     ffn = FeedForward(config, bundles, biases, predictor, cache, flash, buffer, shared)
+    ffn.share_ahead = plan.ahead
     ffn.cut = bundle.cut(i) if plan.neurons == "predicted" else None
     return ffn
 

@@ -118,6 +118,8 @@ class Plan:
     policy            which neuron makes room, see neuron_cache.POLICIES
     window            tokens that a neuron stays unused; None: until its row is needed
     affords           the largest calibrated window, in tokens, that the rows hold; None: unknown
+    ahead             share of what the next layer's early guess names, the surest first, that is
+                      read before its turn
     """
 
     budget: int
@@ -140,6 +142,7 @@ class Plan:
     policy: str
     window: int | None
     affords: int | None
+    ahead: float = 1.0
 
     @property
     def resident(self):

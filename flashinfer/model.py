@@ -1,5 +1,7 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
+from functools import partial
+
 import numpy as np
 
 from flashinfer import kernels
@@ -154,9 +156,9 @@ class Model:
         """h (T, d_model), embedded -> (T, d_model)."""
         for number, layer in enumerate(self.layers):
             h, x, residual = self.attend(layer, h)
-            if len(h) == 1 and number + 1 < len(self.layers):
-                self._read_ahead(self.layers[number + 1], h)
-            h = self.add_feed_forward(layer, h, layer.feed_forward(x, self.token, residual))
+            after = partial(self._read_ahead, self.layers[number + 1 : number + 2], h)
+            y = layer.feed_forward(x, self.token, residual, after)
+            h = self.add_feed_forward(layer, h, y)
             if len(h) > 1:
                 self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         return h
@@ -186,9 +188,13 @@ class Model:
         return after, x if layer.ffn_norm is None else layer.ffn_norm(residual), residual
 
     def _read_ahead(self, following, h):
-        """Guess from h, the layer before it unfinished, what the following layer's FFN will use."""
-        x, residual = self.early_input(following, h)
-        following.feed_forward.read_ahead(x, self.token, residual)
+        """Guess from h, the layer before it unfinished, what the following layer's FFN will use.
+
+        following: that layer, or none; of a prompt nothing is guessed.
+        """
+        for layer in following if len(h) == 1 else ():
+            x, residual = self.early_input(layer, h)
+            layer.feed_forward.read_ahead(x, self.token, residual)
 
     def early_input(self, following, h):
         """What the following layer's FFN would read, after its norm and before, if the layers still

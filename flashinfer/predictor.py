@@ -4,7 +4,11 @@ A predictor guesses which neurons will fire (paper section 3.1); a router knows 
 answer ``select(x, residual)`` with a Selection.
 """
 
+import math
+
 import numpy as np
+
+SURE = 0.5  # of an early guess of experts, where only the surest are to be read
 
 
 class Predictor:
@@ -33,7 +37,7 @@ class Predictor:
         """The Selection of the neurons predicted active."""
         return Selection.of_scores(self.scores(x, residual))
 
-    def early(self, x, residual):
+    def early(self, x, residual, share=1.0):
         """(neurons worth reading, neurons worth keeping) by x, which is not final yet."""
         units = self.select(x, residual).units
         return units, units
@@ -57,9 +61,13 @@ class Router:
         self.weight, self.bias = weight, bias
         self.per_token, self.normalised = per_token, normalised
 
+    def scores(self, x):
+        """x (T, d_model) -> (T, experts) float32: the largest are chosen."""
+        return self.weight.linear(x, self.bias)
+
     def select(self, x, residual):
         """x (T, d_model) -> the Selection of the experts, with their weights."""
-        logits = self.weight.linear(x, self.bias)  # (T, experts)
+        logits = self.scores(x)
         chosen = np.argpartition(-logits, self.per_token - 1, axis=1)[:, : self.per_token]
         chosen.sort(axis=1)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -68,13 +76,14 @@ class Router:
         weights /= weights.sum(axis=1, keepdims=True) if self.normalised else total
         return Selection.of_choices(chosen, weights)
 
-    def early(self, x, residual):
+    def early(self, x, residual, share=1.0):
         """(experts worth reading, experts worth keeping) by x (1, d_model), which is not final
-        yet: a wrong read costs megabytes, so only the surest; more than those may still be chosen.
+        yet: of those that it would choose the surest ``share``, as a wrong read costs megabytes;
+        more than it would choose may still be chosen.
         """
-        logits = self.weight.linear(x, self.bias)[0]
-        order = np.argsort(-logits, kind="stable").astype(np.int32)
-        surest, likely = order[: (self.per_token + 1) // 2], order[: self.per_token * 3 // 2]
+        order = np.argsort(-self.scores(x)[0], kind="stable").astype(np.int32)
+        surest = order[: math.ceil(self.per_token * share)]
+        likely = order[: self.per_token * 3 // 2]
         return np.sort(surest), np.sort(likely)
 
 

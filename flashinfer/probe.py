@@ -4,6 +4,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from flashinfer.formats.bundle import Bundle, StoredTensor
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.memory import MAX_BUFFER
 from flashinfer.model import Model
 from flashinfer.profile import Profile
 from flashinfer.shapes import opt_config
@@ -24,13 +24,20 @@ from flashinfer.threads import default_threads
 
 FILE_BYTES, LEAST_FILE_BYTES = 768 << 20, 64 << 20
 WRITE_SECONDS = 8.0
-READ_SECONDS = 0.6  # of each block size
-BLOCKS = tuple(4096 << k for k in range(8))  # 4 KiB to 512 KiB
+ROUNDS = 2  # of all that is measured, as a shared machine changes
+READ_SECONDS = 0.3  # of each block size
+BLOCKS = tuple(4096 << k for k in range(9))  # 4 KiB to 1 MiB
+TILES = (128 << 10, 512 << 10, 2 << 20, 4 << 20)  # of streams
+SUBMITS = {8 << 10: 128, 128 << 10: 64, 1 << 20: 16}  # {block size: reads at once, as of a layer}
+ALONE = 100  # reads of each block size, one after the other
 BATCH_BYTES = 32 << 20  # read by one submit; at least BATCH_READS
 BATCH_READS = 512
+MEANWHILE_BYTES = 8 << 20  # multiplied while reads are in flight
 WEIGHT_BYTES = 128 << 20  # beyond any cache
+REPEATS = 7
 PARTS = 12  # of these, each used once
-SHAPE = (1024, 6, 16, 4096)  # of the model that shows what a layer costs besides
+# Of the model that shows what a layer costs besides: products small, as they are taken off again.
+SHAPE = (256, 12, 4, 4096)
 
 
 def probe(directory, threads=None, io="auto", progress=lambda done, total: None):
@@ -41,41 +48,70 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
     """
     threads = threads or default_threads()
     kernels.set_threads(threads)
-    steps = 6 + len(BLOCKS) + len(FORMATS)
+    steps = 2 + ROUNDS * (1 + len(FORMATS)) + 1
+    done = 0
+
+    def more(n=1):
+        nonlocal done
+        done += n
+        progress(done, steps)
+
     try:
         with tempfile.TemporaryDirectory(prefix=".flashinfer-probe-", dir=directory) as folder:
             path = Path(folder) / "probe.bin"
             size = _write(path)
-            progress(3, steps)
+            more(2)
+            device, products, dram = [], [], []
             flash = Flash(path, io)
             try:
-                latency = _latency(flash, size)
-                sequential = _sequential(flash, size)
-                reads, submits = {}, []
-                for block in BLOCKS:
-                    reads[block], submit = _random(flash, size, block)
-                    submits.append(submit)
-                    progress(3 + len(reads), steps)
+                for _ in range(ROUNDS):
+                    device.append(_device(flash, size))
+                    more()
+                    for format in FORMATS.values():
+                        products.append(_products(format))
+                        more()
+                    dram.append(dram_bandwidth(threads))
                 name = flash.io
             finally:
                 flash.close()
-            linear, sparse = {}, {}
-            for number, format in enumerate(FORMATS.values()):
-                linear[format.name], sparse[format.name] = _products(format)
-                progress(4 + len(BLOCKS) + number, steps)
             path.unlink()
-            dram = dram_bandwidth(threads)
-            submit = statistics.median(submits[:4])
-            layer, cached = _layer(Path(folder) / "probe.flash", threads, linear, sparse, submit)
-            progress(steps, steps)
+            found, speeds = _averages(device), _averages(products)
+            submit = min(found["submit"].values())
+            layer = _layer(Path(folder) / "probe.flash", threads, **speeds, submit=submit)
+            more()
     except OSError as error:
         raise UserError(f"{directory}: cannot be probed: {error.strerror}") from None
     return Profile(
         name=f"{os.uname().nodename}:{os.path.abspath(directory)}",
         note=f"measured; kernels: {kernels.describe()}, reads: {name}",
-        threads=threads, latency=latency, reads=reads, sequential=sequential, dram=dram,
-        linear=linear, sparse=sparse, layer=layer, cached=cached, submit=submit,
+        threads=threads, dram=statistics.fmean(dram), layer=layer[0], cached=layer[1],
+        **found, **speeds,
     )  # fmt: skip
+
+
+def _averages(rounds):
+    """{table: {key: mean}} of what several rounds found as {table: {key: figure}}."""
+    found = defaultdict(lambda: defaultdict(list))
+    for tables in rounds:
+        for table, figures in tables.items():
+            for key, figure in figures.items():
+                found[table][key].append(figure)
+    return {
+        table: {key: statistics.fmean(values) for key, values in figures.items()}
+        for table, figures in found.items()
+    }
+
+
+def _device(flash, size):
+    """Profile's tables of reads."""
+    found = {"alone": {}, "reads": {}, "streams": {}}
+    for tile in TILES:
+        found["streams"][tile] = _stream(flash, size, tile)
+    for block in BLOCKS:
+        found["alone"][block] = _alone(flash, size, block)
+        found["reads"][block] = _random(flash, size, block)
+    found["submit"] = {block: _submit(flash, size, block, n) for block, n in SUBMITS.items()}
+    return found
 
 
 def _write(path):
@@ -97,43 +133,79 @@ def _write(path):
     return size
 
 
-def _latency(flash, size):
-    """Seconds of one read of 4 KiB with no other in flight: the median."""
-    memory, random, times = aligned_bytes(4096), np.random.default_rng(1), []
-    one, zero = np.array([4096]), np.zeros(1, dtype=np.int64)
-    for place in random.integers(0, size // 4096, 200):
-        begun = time.perf_counter()
-        flash.wait(flash.submit(place.reshape(1) * 4096, one, memory, zero))
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+def _alone(flash, size, block):
+    """Seconds of one read of this size with no other in flight: the mean, as a token sees it."""
+    memory, random = aligned_bytes(block), np.random.default_rng(1)
+    length, zero = np.array([block]), np.zeros(1, dtype=np.int64)
+    places = random.integers(0, size // block, ALONE)
+    begun = time.perf_counter()
+    for place in places:
+        flash.wait(flash.submit(place.reshape(1) * block, length, memory, zero))
+    return (time.perf_counter() - begun) / ALONE
 
 
 def _random(flash, size, block):
-    """(bytes/s of random reads of one size, as the engine submits a layer's misses; seconds of
-    CPU that submitting one takes)."""
+    """Bytes/s of random reads of one size, very many at once."""
     count = int(np.clip(BATCH_BYTES // block, BATCH_READS, size // block // 2))
+    batch, batches = _batches(flash, size, block, count), 0
+    begun = time.perf_counter()
+    while batches < 2 or time.perf_counter() < begun + READ_SECONDS:
+        flash.wait(batch())
+        batches += 1
+    return batches * count * block / (time.perf_counter() - begun)
+
+
+def _batches(flash, size, block, count):
+    """A function that submits ``count`` reads at random places, as the engine a layer's misses."""
     memory, random = aligned_bytes(count * block), np.random.default_rng(block)
     lengths = np.full(count, block, dtype=np.int64)
     destinations = np.arange(count, dtype=np.int64) * block
-    flash.gap_bytes, speeds, submits = 0, [], []
-    until = time.perf_counter() + READ_SECONDS
-    while len(speeds) < 2 or time.perf_counter() < until:
+    flash.gap_bytes = 0
+
+    def batch():
         blocks = np.sort(random.choice(size // block // 2, count, replace=False)) * 2
-        begun, busy = time.perf_counter(), time.thread_time()
-        submitted = flash.submit(blocks * block, lengths, memory, destinations)
-        submits.append((time.thread_time() - busy) / count)
-        flash.wait(submitted)
-        speeds.append(count * block / (time.perf_counter() - begun))
-    return statistics.median(speeds), statistics.median(submits)
+        return flash.submit(blocks * block, lengths, memory, destinations)
+
+    return batch
 
 
-def _sequential(flash, size):
-    """Bytes/s of a stream through a buffer, as what does not fit is read."""
+def _submit(flash, size, block, count):
+    """Seconds of the CPU's that a read takes: to submit it, and what it delays, when it ends, of
+    what is computed meanwhile."""
+    batch = _batches(flash, size, block, min(count, size // block // 2))
+    x, matrix = _matrix(FORMATS["f16"], MEANWHILE_BYTES)
+    products = 1
+
+    def compute(before=lambda: None):
+        begun = time.perf_counter()
+        submitted = before()
+        for _ in range(products):
+            kernels.linear(x, matrix)
+        seconds = time.perf_counter() - begun
+        if submitted is not None:
+            flash.wait(submitted)
+        return seconds
+
+    products = round(_seconds(lambda: flash.wait(batch())) / _seconds(compute)) or 1
+    by_itself, beside = [], []
+    until = time.perf_counter() + READ_SECONDS
+    while len(beside) < 2 or time.perf_counter() < until:
+        by_itself.append(compute())
+        beside.append(compute(batch))
+    return max(1e-9, (statistics.fmean(beside) - statistics.fmean(by_itself)) / count)
+
+
+def _stream(flash, size, tile):
+    """Bytes/s of a stream in tiles of about this size, each multiplied with one token meanwhile,
+    as what does not fit is read."""
     tensor = StoredTensor("probe", 0, size // 4096, 2048, FORMATS["f16"])
+    x = np.ones((1, tensor.columns), dtype=np.float32)
     begun = time.perf_counter()
-    for _, stop, _, _ in flash.stream(tensor, aligned_bytes(MAX_BUFFER)):
+    for _, stop, memory, starts in flash.stream(tensor, aligned_bytes(2 * tile)):
+        rows = memory[starts[0] : starts[-1] + tensor.row_bytes].reshape(-1, tensor.row_bytes)
+        kernels.linear(x, kernels.Matrix(rows, tensor.columns, tensor.format))
         seconds, nbytes = time.perf_counter() - begun, stop * tensor.row_bytes
-        if seconds > 2 * READ_SECONDS:
+        if seconds > READ_SECONDS:
             break
     return nbytes / seconds
 
@@ -152,34 +224,39 @@ def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
 
 
 def _products(format, columns=2048):
-    """(bytes/s of ``linear``, bytes/s of ``sparse_up`` and ``sparse_down``), with one token."""
-    width = format.row_bytes(columns)
-    rows = WEIGHT_BYTES // width
-    random = np.random.default_rng(2)
-    some = format.encode(random.standard_normal((64, columns), dtype=np.float32))
-    weights = np.resize(some, (rows, width))
-    x = random.standard_normal((1, columns), dtype=np.float32)
-    matrix = kernels.Matrix(weights, columns, format)
-    linear = weights.nbytes / _median(lambda: kernels.linear(x, matrix))
+    """Bytes/s of ``linear``, and of ``sparse_up`` and ``sparse_down``, with one token."""
+    x, matrix = _matrix(format, WEIGHT_BYTES, columns)
+    weights, random = matrix.data, np.random.default_rng(2)
+    rows, width = weights.shape
+    linear = weights.nbytes / _seconds(lambda: kernels.linear(x, matrix))
     # Bundles of two rows, some per cent of them, as a token uses a layer's.
-    memory, y, n = weights.reshape(-1), np.zeros_like(x), rows // 2 // PARTS
-    parts = iter(np.sort(random.permutation(rows // 2)[: n * PARTS].reshape(PARTS, n), axis=1))
+    memory, y, n = weights.reshape(-1), np.zeros_like(x), rows // 2 // (PARTS + 1)
+    parts = iter(np.sort(random.permutation(rows // 2)[: n * (PARTS + 1)].reshape(-1, n), axis=1))
 
     def layer():
         starts = next(parts) * np.int64(2 * width)
         a = kernels.sparse_up(memory, starts, format, x)
         kernels.sparse_down(memory, starts + width, format, a, y)
 
-    return linear, 2 * width * n / _median(layer, PARTS)
+    sparse = 2 * width * n / _seconds(layer, PARTS)
+    return {"linear": {format.name: linear}, "sparse": {format.name: sparse}}
 
 
-def _median(call, repeats=7):
-    times = []
+def _matrix(format, nbytes, columns=2048):
+    """(x (1, columns), a Matrix of about so many bytes) to multiply."""
+    width, random = format.row_bytes(columns), np.random.default_rng(2)
+    some = format.encode(random.standard_normal((64, columns), dtype=np.float32))
+    matrix = kernels.Matrix(np.resize(some, (nbytes // width, width)), columns, format)
+    return random.standard_normal((1, columns), dtype=np.float32), matrix
+
+
+def _seconds(call, repeats=REPEATS):
+    """What a call takes: the mean, as a token sees it, once the first has warmed up."""
+    call()
+    begun = time.perf_counter()
     for _ in range(repeats):
-        begun = time.perf_counter()
         call()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+    return (time.perf_counter() - begun) / repeats
 
 
 def _layer(path, threads, linear, sparse, submit):
@@ -206,5 +283,5 @@ def _layer(path, threads, linear, sparse, submit):
                 busy = time.thread_time() - begun
                 times.append(busy - submit * (model.flash.reads - reads))
             layers = len(model.layers)
-        found.append(max(1e-6, (statistics.median(times[8:]) - others) / layers - ffn))
+        found.append(max(1e-6, (statistics.fmean(times[8:]) - others) / layers - ffn))
     return found

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,35 +22,51 @@ class Profile:
 
     name        of the machine and its flash; note: how the figures were found
     threads     that computed
-    latency     of one small read by itself
+    alone       {bytes of a read: seconds that one takes with no other in flight}
     reads       {bytes of a read: bytes/s of such reads, many in flight}
-    sequential  bytes/s of a stream in pieces of a MiB
+    streams     {bytes of a tile: bytes/s of a stream in such tiles, each read while the one before
+                is multiplied}
     dram        bytes/s of a plain sum over memory
     linear, sparse  {number format: bytes/s of weights} of the products with one token
     layer       what a layer costs a token besides reads and products, where it stays in DRAM
-    cached      and where it has a neuron cache; submit: what the CPU spends on one read
+    cached      and where it has a neuron cache
+    submit      {bytes of a read: what one takes of the CPU's time, to be begun and at its end}
     """
 
     name: str
     note: str
     threads: int
-    latency: float
+    alone: dict
     reads: dict
-    sequential: float
+    streams: dict
     dram: float
     linear: dict
     sparse: dict
     layer: float
     cached: float
-    submit: float
+    submit: dict
 
     def read_seconds(self, nbytes):
         """What one read of this size takes of the flash's time, when many are in flight."""
-        sizes, speeds = zip(*sorted(self.reads.items()), strict=True)
-        times = [size / speed for size, speed in zip(sizes, speeds, strict=True)]
-        if nbytes >= sizes[-1]:
-            return times[-1] * nbytes / sizes[-1]
-        return float(np.interp(nbytes, sizes, times))
+        return _at(nbytes, {size: size / speed for size, speed in self.reads.items()})
+
+    def batch_seconds(self, requests, nbytes):
+        """What reads of ``nbytes`` together, begun at once, take until the last one is there.
+
+        The first takes what one alone does, each of the others what it takes of the flash's time.
+        """
+        size = nbytes / requests
+        first = min(1.0, requests) * _at(size, self.alone)  # on average, there may be none
+        return first + max(0.0, requests - 1) * self.read_seconds(size)
+
+    def submit_seconds(self, nbytes):
+        """What one read of this size takes of the CPU's time."""
+        return float(np.interp(nbytes, *zip(*sorted(self.submit.items()), strict=True)))
+
+    def stream_speed(self, tile_bytes):
+        """Bytes/s of a stream in tiles of this size."""
+        times = {size: size / speed for size, speed in self.streams.items()}
+        return tile_bytes / _at(tile_bytes, times)
 
     def gap_bytes(self, row_bytes):
         """The widest gap between two rows for which one read takes clearly less than two."""
@@ -66,9 +82,20 @@ class Profile:
             size: min(speed, limit, size * (reads_per_second or math.inf))
             for size, speed in self.reads.items()
         }
-        return Profile(
-            **{**asdict(self), "reads": reads, "sequential": min(self.sequential, limit)}
-        )
+        alone = {
+            size: max(seconds, size / limit, 1 / (reads_per_second or math.inf))
+            for size, seconds in self.alone.items()
+        }
+        streams = {size: min(speed, limit) for size, speed in self.streams.items()}
+        return replace(self, alone=alone, reads=reads, streams=streams)
+
+
+def _at(nbytes, seconds):
+    """Between the sizes of {bytes: seconds}; beyond the largest, as fast as that."""
+    sizes, times = zip(*sorted(seconds.items()), strict=True)
+    if nbytes >= sizes[-1]:
+        return times[-1] * nbytes / sizes[-1]
+    return float(np.interp(nbytes, sizes, times))
 
 
 def save(profile, path):
@@ -86,13 +113,16 @@ def load(path):
     """Read a profile. Raises FormatError where the file is none."""
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        raw["reads"] = {int(size): speed for size, speed in raw["reads"].items()}
+        for table in ("alone", "reads", "streams", "submit"):
+            raw[table] = {int(size): value for size, value in raw[table].items()}
         found = Profile(**{field.name: raw[field.name] for field in fields(Profile)})
-        speeds = [found.latency, found.sequential, found.dram, found.threads]
-        speeds += [found.layer, found.cached, found.submit]
-        speeds += [*found.reads, *found.reads.values()]
+        speeds = [found.dram, found.threads]
+        speeds += [found.layer, found.cached]
+        tables = found.alone, found.reads, found.streams, found.submit
+        for table in tables:
+            speeds += [*table, *table.values()]
         speeds += [table[name] for table in (found.linear, found.sparse) for name in FORMATS]
-        if not found.reads or not all(0 < speed < math.inf for speed in speeds):
+        if not all(tables) or not all(0 < speed < math.inf for speed in speeds):
             raise ValueError
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror}") from None

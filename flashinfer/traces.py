@@ -1,10 +1,12 @@
 """What a layer's trace, the units that token after token used, says of caches."""
 
+import math
+
 import numpy as np
 
 from flashinfer.formats.bundle import CAPACITIES, WINDOWS
 from flashinfer.neuron_cache import Priority
-from flashinfer.predictor import Selection
+from flashinfer.predictor import SURE, Selection
 
 
 def miss_curve(trace, neurons, policy="frecency"):
@@ -57,3 +59,22 @@ def routing_record(uses):
     """The same of a mixture's layer, whose router never errs, and how often each expert is used."""
     found = record_of_uses(uses)
     return {"active": found["predicted"], "rank": 0, **found, "uses": uses.mean(axis=0).tolist()}
+
+
+def guessed(uses, early):
+    """What a calibration says of guesses: uses (T, experts) bool; early: the scores of the router
+    when it was asked one layer early, or None."""
+    if early is None:
+        return {"guessed": 0.0, "surest": 0.0}
+    per_token = int(uses[0].sum())
+    sure = math.ceil(SURE * per_token)
+    right = {
+        n: float((uses & largest(early, n)).sum() / (n * len(uses))) for n in (per_token, sure)
+    }
+    return {"guessed": right[per_token], "surest": right[sure]}
+
+
+def largest(scores, n):
+    """Which are among the n largest of each row: bool, as scores."""
+    least = np.partition(scores, -n, axis=1)[:, -n, None]
+    return scores >= least

@@ -32,6 +32,9 @@ CALIBRATED_LISTS = {
     "misses": len(CAPACITIES),  # neurons to read per token with caches of these sizes
 }
 # Of a mixture's layers, too: "uses", the share of the tokens that used each expert.
+# Where known: shares of the units used that the predictor or router named when it was asked one
+# layer early, and of the surest half of an early router's choice that were used.
+CALIBRATED_MAYBE = ("guessed", "surest")
 METHODS = ("threshold", "cats", "teal")  # see calibrate
 PREDICTOR_FORMS = (  # ours, PowerInfer's
     {"between": "", "reads": "normed"},
@@ -232,13 +235,13 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     if not isinstance(layers, list) or len(layers) != n_layers:
         raise FormatError("its calibration is not that of this model; calibrate it again")
     for layer in layers:
-        numbers = [layer.get(key) for key in CALIBRATED] if isinstance(layer, dict) else [None]
-        for key, length in CALIBRATED_LISTS.items() if isinstance(layer, dict) else ():
-            values = layer.get(key)
-            numbers += values if isinstance(values, list) and len(values) == length else [None]
-        if n_experts and isinstance(layer, dict):
-            uses = layer.get("uses")
-            numbers += uses if isinstance(uses, list) and len(uses) == n_experts else [None]
+        layer = layer if isinstance(layer, dict) else {}
+        numbers = [layer.get(key) for key in CALIBRATED]
+        numbers += [layer[key] for key in CALIBRATED_MAYBE if key in layer]
+        for key, length in {**CALIBRATED_LISTS, "uses": n_experts}.items():
+            if length:
+                values = layer.get(key)
+                numbers += values if isinstance(values, list) and len(values) == length else [None]
         if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
             raise FormatError("its calibration is damaged; calibrate it again")
     if calibration.get("predictor", PREDICTOR_FORMS[0]) not in PREDICTOR_FORMS:

@@ -123,7 +123,7 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
         rows = model.bundle.read("layers.0.ffn.bundles")
         inner = type(ffn).__call__
 
-        def counting(x, token, residual):
+        def counting(x, token, residual, meanwhile):
             nonlocal tokens, fired
             tokens += len(x)
             fired += np.count_nonzero(x @ rows[:, :40].T + ffn.biases["up"] > 0)
@@ -134,6 +134,35 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
             model.logits(ids[start : start + 48])
         share = fired / tokens / 72
         assert share == pytest.approx(model.bundle.calibration["layers"][0]["active"], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["opt-plain", "opt-post-norm-projected", "falcon-new", "llama-relu-bias"])
+def test_early_guesses_are_those_of_a_run(name, tmp_path):
+    """The share of what a predictor names that it named one layer early, by the engine itself."""
+    path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
+    convert(DATA / name, path, "f32")
+    ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
+    layers = calibrate(path, ids, calibrated, tokens=len(ids), steps=0)["layers"]
+    with Model.open(calibrated) as model:
+        ffn, early = model.layers[1].feed_forward, []
+        select, used, right = ffn.predictor.select, [], []
+
+        def guess(x, token, residual):
+            early.append(select(x, residual).units)
+
+        def noted(x, residual):
+            selection = select(x, residual)
+            used.append(len(selection.units))
+            right.append(len(np.intersect1d(selection.units, early[-1])))
+            return selection
+
+        ffn.read_ahead, ffn.predictor.select = guess, noted
+        for start in range(0, len(ids), 48):
+            model.reset()
+            for token in ids[start : start + 48]:
+                model.forward([token])
+    assert layers[0]["guessed"] == 0 < layers[1]["guessed"] <= 1
+    assert sum(right) / sum(used) == pytest.approx(layers[1]["guessed"], abs=0.01)
 
 
 FIRES = {
@@ -157,7 +186,7 @@ def test_what_fires_in_other_architectures(name, tmp_path):
         d = model.config.hidden_size
         rows = model.bundle.read("layers.0.ffn.bundles")
 
-        def counting(x, token, residual):
+        def counting(x, token, residual, meanwhile):
             up_at = d if model.config.gated else 0
             up, gate = x @ rows[:, up_at : up_at + d].T, x @ rows[:, :d].T
             up += 0 if ffn.biases["up"] is None else ffn.biases["up"]

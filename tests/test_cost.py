@@ -7,8 +7,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from flashinfer import Model, cost, memory, probe, profile
+from flashinfer import Model, cost, memory, planning, probe, profile
+from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.shapes import config_like
+from flashinfer.synth import synthesize
+from flashinfer.timeline import STREAMS, UNITS, Timeline
 
 SLOW = "rpi5-sd"
 
@@ -19,9 +23,12 @@ def test_boards_are_said_to_be_estimates_and_go_up_with_size(name, tmp_path):
     assert board.note.startswith("estimated: ")
     sizes = sorted(board.reads)
     times = [board.read_seconds(size) for size in sizes]
+    alone = [board.batch_seconds(1, size) for size in sizes]
     speeds = [board.reads[size] for size in sizes]
-    assert times == sorted(times) and speeds == sorted(speeds)
-    assert speeds[-1] <= board.sequential <= board.dram
+    for rising in (times, alone, speeds, [board.streams[size] for size in sorted(board.streams)]):
+        assert rising == sorted(rising)
+    assert all(many <= one for many, one in zip(times, alone, strict=True))
+    assert board.stream_speed(1 << 22) <= speeds[-1] <= board.dram
 
 
 def test_a_profile_is_kept_and_read_again(tmp_path):
@@ -44,7 +51,9 @@ def test_a_wrong_profile_is_one_line(tmp_path, text):
         profile.load(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("key, value", [("latency", -1), ("layer", "x"), ("reads", {"4096": 0})])
+@pytest.mark.parametrize(
+    "key, value", [("alone", {}), ("layer", "x"), ("reads", {"4096": 0}), ("submit", 3)]
+)
 def test_a_profile_of_nonsense_is_one_line(tmp_path, key, value):
     raw = {**asdict(profile.find(SLOW, tmp_path)), key: value}
     (tmp_path / "x.json").write_text(json.dumps(raw))
@@ -54,12 +63,87 @@ def test_a_profile_of_nonsense_is_one_line(tmp_path, key, value):
 
 def test_gaps_are_worth_reading_where_requests_are_dear(tmp_path):
     board = profile.find(SLOW, tmp_path)
-    free = replace(board, reads={4096: 1e9, 1 << 20: 1e9})  # a request costs its bytes only
+    # A request costs its bytes and nothing else.
+    fast = {4096: 1e9, 1 << 20: 1e9}
+    free = replace(board, alone={4096: 4e-6, 1 << 20: 1e-3}, reads=fast, streams=fast)
     held = free.held(90e6, 2000)  # 2000 requests of up to 45 kB cost the same
     assert free.gap_bytes(8192) == 0
     assert 12_000 <= held.gap_bytes(8192) <= 60_000
     assert held.read_seconds(4096) == pytest.approx(1 / 2000)
     assert held.read_seconds(1 << 20) == pytest.approx((1 << 20) / 90e6)
+    assert held.batch_seconds(10, 10 << 20) == pytest.approx((10 << 20) / 90e6)
+    assert held.stream_speed(1 << 22) == pytest.approx(90e6)
+
+
+def clock():
+    """Reads of 1 ms of the flash's time, 5 ms alone; streams of 1 GB/s; submitting is free."""
+    board = profile.find(SLOW, ".")
+    return Timeline(
+        replace(
+            board, alone={4096: 5e-3, 8192: 5e-3}, reads={4096: 4096e3, 8192: 8192e3},
+            streams={4096: 1e9, 8192: 1e9}, submit={4096: 1e-12},
+        )
+    )  # fmt: skip
+
+
+def test_reads_overlap_what_is_computed():
+    line = clock()
+    done = line.submit(11, 11 * 4096)  # 5 + 10 * 1 ms
+    assert done == pytest.approx(15e-3)
+    line.compute("a", 9e-3)
+    behind = line.submit(4, 4 * 4096)  # in the shadow of the first: 4 * 1 ms more
+    assert behind == pytest.approx(19e-3)
+    line.wait(done)
+    assert line.now == pytest.approx(15e-3)
+    line.wait(done)
+    line.compute("a", 30e-3)
+    line.wait(behind)
+    assert line.now == pytest.approx(45e-3) == pytest.approx(sum(line.seconds.values()))
+    assert line.seconds[UNITS] == pytest.approx(6e-3)
+    assert line.submit(0.5, 2048) - line.now == pytest.approx(2.5e-3)  # there is one, or none
+    assert line.submit(0, 0) == line.now
+
+
+def test_streams_take_the_longer_of_reading_and_computing():
+    line = clock()
+    line.stream("a", 10_000_000, 1 << 20, 4e-3)
+    assert line.now == pytest.approx(10e-3) and line.seconds["a"] == pytest.approx(4e-3)
+    line.stream("a", 10_000_000, 1 << 20, 30e-3)
+    assert line.now == pytest.approx(40e-3)
+    line.submit(20, 20 * 4096)  # which the next stream waits for
+    line.stream("a", 10_000_000, 1 << 20, 0.0)
+    assert line.now == pytest.approx(40e-3 + 24e-3 + 10e-3)
+
+
+def mixture(tmp_path, **options):
+    """8 of 32 experts of 96 KiB in 6 layers."""
+    path = tmp_path / "x.flash"
+    small = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 64,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 500,
+             "num_experts": 32, "num_experts_per_tok": 8}  # fmt: skip
+    synthesize(path, {**config_like("olmoe-1b-7b", 256), **small}, **options)
+    return Bundle(path)
+
+
+def test_as_much_is_read_ahead_as_pays(tmp_path, monkeypatch):
+    """Much where reads are slow to come, little where wrong ones cost what right ones do."""
+    monkeypatch.setattr(memory, "rss", lambda: 60 << 20)
+    board = replace(profile.find("laptop-nvme", tmp_path), layer=1e-3, cached=2e-3)
+    sizes = sorted(board.reads)
+    late = replace(board, alone=dict.fromkeys(sizes, 3e-3))  # after 3 ms, however little is read
+    narrow = board.held(5e6)
+    with mixture(tmp_path) as bundle:
+        layers = bundle.calibration["layers"]
+        assert all(0.5 < layer["guessed"] < layer["surest"] <= 1 for layer in layers[1:])
+        with pytest.raises(memory.BudgetError) as caught:
+            planning.prepare(bundle, 1, context=64)
+        budget = caught.value.least + (8 << 20)
+        found = {}
+        for name, device in {"late": late, "narrow": narrow, "unknown": None}.items():
+            setup = planning.prepare(bundle, budget, context=64, device=device)
+            setup.flash.close()
+            found[name] = setup.plan.ahead
+        assert found["narrow"] < found["late"] == 1 and found["unknown"] == 0.5
 
 
 @pytest.mark.parametrize("row_bytes, gap", [(8192, 0), (8192, 20_000), (2304, 4096), (512, 9000)])
@@ -101,7 +185,8 @@ def test_dense_and_whole_models(synthetic):
     device = profile.find("laptop-nvme", synthetic)
     with Model.open(synthetic, context=64, device=device) as model:
         ffn = sum(layer.feed_forward.bundles.nbytes for layer in model.layers)
-        assert model.expected.bytes == model.expected.reading == 0
+        assert model.expected.bytes == model.expected.requests == 0
+        assert UNITS not in model.expected.seconds and STREAMS not in model.expected.seconds
         whole = model.expected.total
     gc.collect()  # so that the process takes as much memory at the next two openings
     with pytest.raises(memory.BudgetError) as caught:
@@ -115,7 +200,8 @@ def test_dense_and_whole_models(synthetic):
 def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch):
     for name, value in {
         "FILE_BYTES": 16 << 20, "LEAST_FILE_BYTES": 1 << 20, "READ_SECONDS": 0.01,
-        "BATCH_BYTES": 1 << 20, "BATCH_READS": 16, "WEIGHT_BYTES": 1 << 20,
+        "MEANWHILE_BYTES": 1 << 20, "BATCH_BYTES": 1 << 20, "BATCH_READS": 16,
+        "WEIGHT_BYTES": 1 << 20,
         "SHAPE": (64, 2, 2, 128),
     }.items():  # fmt: skip
         monkeypatch.setattr(probe, name, value)

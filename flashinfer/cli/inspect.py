@@ -76,12 +76,18 @@ def print_calibration(calibration):
     if "uses" in calibration["layers"][0]:
         print_routing(calibration["layers"])
         return
-    print("layer   active %  predicted %  missed %   rank   window of 5: rows")
+    print("layer   active %  predicted %  missed %   guessed early %   rank   window of 5: rows")
     for number, layer in enumerate(calibration["layers"]):
         print(
             f"{number:5}   {100 * layer['active']:8.2f}  {100 * layer['predicted']:11.2f}  "
-            f"{100 * layer['missed']:8.2f}  {layer['rank']:5}   {layer['window_rows'][4]:10.0f}"
+            f"{100 * layer['missed']:8.2f}   {early(layer):>15}  {layer['rank']:5}   "
+            f"{layer['window_rows'][4]:10.0f}"
         )
+
+
+def early(layer):
+    """How much of what a layer uses is guessed one layer early, in per cent, where it is known."""
+    return f"{100 * layer['guessed']:.1f}" if layer.get("guessed") else ""
 
 
 def print_routing(layers):
@@ -90,8 +96,7 @@ def print_routing(layers):
     for number, layer in enumerate(layers):
         uses = sorted(layer["uses"], reverse=True)
         most = sum(uses[: len(uses) // 4]) / max(1e-9, sum(uses))
-        early = f"{100 * layer['guessed']:17.1f}" if layer.get("guessed") else " " * 17
         print(
-            f"{number:5}   {sum(uses):15.2f}   {100 * most:19.1f} {early}   "
+            f"{number:5}   {sum(uses):15.2f}   {100 * most:19.1f}   {early(layer):>15}   "
             f"{layer['window_rows'][4]:17.1f}"
         )

@@ -32,7 +32,8 @@ def main(args):
         figures = {
             "model": str(bundle.path), "device": profile.name, "plan": asdict(plan),
             "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
-            "cost": {**asdict(cost), "tokens_per_second": cost.tokens_per_second},
+            "cost": {**asdict(cost), "bytes": cost.bytes, "total": cost.total,
+                     "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
             print_memory(plan, bytes_by_role(bundle))
@@ -70,7 +71,8 @@ def print_memory(plan, sizes):
     }
     print(f"with a budget of {format_size(plan.budget)}   in DRAM     in the file")
     for name, (kept, size) in stays.items():
-        print(f"  {name:<24}{format_size(kept):>14} {format_size(size):>14}")
+        if size:
+            print(f"  {name:<24}{format_size(kept):>14} {format_size(size):>14}")
     print(f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens")
     print(f"  {'buffers, activations':<24}{format_size(plan.buffers + plan.working):>14}")
     print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
@@ -78,26 +80,23 @@ def print_memory(plan, sizes):
 
 def print_cost(cost, figures, profile):
     """What a token takes, by part."""
-    units, merging = (
-        "neurons",
-        f"; neurons up to {figures['gap_bytes']:,} bytes apart are read as one",
-    )
-    if figures["plan"]["neurons"] == "routed":
-        units, merging = "experts", ""
+    plan = figures["plan"]
+    units = "experts" if plan["neurons"] == "routed" else "neurons"
+    notes = [f"{figures['threads']} threads", f"cache: {plan['policy']}"]
+    if units == "neurons":
+        notes.append(f"neurons up to {figures['gap_bytes']:,} bytes apart are read as one")
+    if cost.requests:
+        ahead = {0.0: "none", 1.0: "all"}.get(plan["ahead"], "the surest half")
+        notes.append(f"read ahead: {ahead} of the {units} guessed")
     print(
-        f"\non {profile.name} ({profile.note})\n"
-        f"{figures['threads']} threads; cache: {figures['plan']['policy']}{merging}\n\n"
+        f"\non {profile.name} ({profile.note})\n{'; '.join(notes)}\n\n"
         "a token                      read         time"
     )
-    rows = {name: (0.0, seconds) for name, seconds in cost.seconds.items()}
-    rows[f"reading {units}"] = cost.read["neurons"], cost.reading
-    streamed = cost.bytes - cost.read["neurons"]
-    if figures["plan"]["neurons"] == "dense":
-        rows["reading neurons"], streamed = (0.0, 0.0), cost.bytes
-    rows["streaming"] = streamed, cost.streaming
-    for name, (nbytes, seconds) in rows.items():
-        print(f"  {name:<18}{nbytes / 1e6:12.2f} MB {1e3 * seconds:9.2f} ms")
+    read = {**cost.read, "feed-forward": cost.read["neurons"]}
+    for name, seconds in cost.seconds.items():
+        nbytes = read.get(name, 0.0)
+        print(f"  {name:<20}{nbytes / 1e6:10.2f} MB {1e3 * seconds:9.2f} ms")
     print(
-        f"  {'in all':<18}{cost.bytes / 1e6:12.2f} MB {1e3 * cost.total:9.2f} ms: "
-        f"{cost.tokens_per_second:.1f} tokens/s (most reads overlap the rest)"
+        f"  {'in all':<20}{cost.bytes / 1e6:10.2f} MB {1e3 * cost.total:9.2f} ms: "
+        f"{cost.tokens_per_second:.1f} tokens/s"
     )

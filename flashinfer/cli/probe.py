@@ -42,17 +42,20 @@ def main(args):
 def print_profile(profile):
     """The figures, for people."""
     print(f"{profile.name}: {profile.note}\n")
-    print("random reads   " + "".join(f"{size >> 10:>7} KiB" for size in profile.reads))
-    print("  MB/s         " + "".join(f"{speed / 1e6:11,.0f}" for speed in profile.reads.values()))
+    alone = [1e6 * seconds for seconds in profile.alone.values()]
+    print("random reads, KiB  " + "".join(f"{size >> 10:8}" for size in profile.reads))
+    print("  many, MB/s       " + "".join(f"{v / 1e6:8,.0f}" for v in profile.reads.values()))
+    print("  one alone, us    " + "".join(f"{microseconds:8,.0f}" for microseconds in alone))
+    tiles = [f"{speed / 1e6:,.0f} ({size >> 10} KiB)" for size, speed in profile.streams.items()]
     print(
-        f"one alone      {1e6 * profile.latency:.0f} us\n"
-        f"sequential     {profile.sequential / 1e6:,.0f} MB/s\n"
-        f"DRAM           {profile.dram / 1e9:.1f} GB/s, {profile.threads} threads\n"
+        f"streams, tiles of  {', '.join(tiles)} MB/s\n"
+        f"DRAM               {profile.dram / 1e9:.1f} GB/s, {profile.threads} threads\n"
     )
     print("products, GB/s of weights  " + "".join(f"{name:>8}" for name in profile.linear))
     for what, speeds in (("all rows", profile.linear), ("some rows", profile.sparse)):
         print(f"  {what:<25}" + "".join(f"{speed / 1e9:8.1f}" for speed in speeds.values()))
     print(
         f"\na layer besides these  {1e6 * profile.layer:.0f} us a token, with a neuron cache "
-        f"{1e6 * profile.cached:.0f} us; submitting a read {1e6 * profile.submit:.1f} us"
+        f"{1e6 * profile.cached:.0f} us; a read takes {1e6 * min(profile.submit.values()):.1f} to "
+        f"{1e6 * max(profile.submit.values()):.1f} us of the CPU's"
     )

@@ -24,7 +24,7 @@ from flashinfer.synth.maker import (
     directions,
     turning,
 )
-from flashinfer.traces import routing_record
+from flashinfer.traces import guessed, largest, routing_record
 
 LIKED = 0.3  # spread of how much experts are liked, of the spread of b_e . c_t
 UNSEEN = 0.25  # spread of what a guess does not see of a router's scores
@@ -72,16 +72,20 @@ class ExpertMaker(Maker):
 
     def _chosen(self, code, b, liked, unseen):
         """Which experts the simulated tokens use: (T, experts) bool."""
-        scores = code.at(np.arange(SIMULATED_TOKENS)) @ b.T + liked + unseen
-        least = np.partition(scores, -self.per_token, axis=1)[:, -self.per_token, None]
-        return scores >= least
+        return largest(self._seen(code, b, liked) + unseen, self.per_token)
+
+    def _seen(self, code, b, liked):
+        """What a guess one layer early sees of the scores (T, experts)."""
+        return code.at(np.arange(SIMULATED_TOKENS)) @ b.T + liked
 
     def record(self, layer):
         """What a calibration would find of a layer."""
         random = np.random.default_rng([self.seed, 3, layer])
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
-        uses = self._chosen(self.code, *self._layer_router(layer), UNSEEN * unseen)
-        return routing_record(uses)
+        router = self._layer_router(layer)
+        uses = self._chosen(self.code, *router, UNSEEN * unseen)
+        early = self._seen(self.code, *router) if layer else None
+        return {**routing_record(uses), **guessed(uses, early)}
 
     def own_chunks(self, name, layer, shape, random):
         """Routers and experts."""

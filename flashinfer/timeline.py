@@ -1,0 +1,46 @@
+"""When, within a token, the CPU computes and the flash reads: the two clocks of the cost model."""
+
+from collections import defaultdict
+
+UNITS, STREAMS = "waiting for reads", "waiting for streams"
+
+
+class Timeline:
+    """Follows a token as the engine does: compute, submit reads, wait for them.
+
+    The flash takes what is submitted in turn: a batch takes as long as ``Profile.batch_seconds``
+    says or, behind another one, what its reads take of the flash's time.
+
+    now      seconds since the token began
+    seconds  {part: seconds of the CPU's, waiting included}; they add up to ``now``
+    """
+
+    def __init__(self, profile):
+        self.profile = profile
+        self.now, self.seconds = 0.0, defaultdict(float)
+        self.free = 0.0  # when the flash will have done all that was submitted
+
+    def compute(self, part, seconds):
+        self.seconds[part] += seconds
+        self.now += seconds
+
+    def submit(self, requests, nbytes):
+        """Begin reads of ``nbytes`` in all; return when they will be done."""
+        if requests <= 0:
+            return self.now
+        size = nbytes / requests
+        by_itself = self.now + self.profile.batch_seconds(requests, nbytes)
+        behind = self.free + requests * self.profile.read_seconds(size)
+        self.free = max(by_itself, behind)
+        self.compute("submitting reads", requests * self.profile.submit_seconds(size))
+        return self.free
+
+    def wait(self, done, part=UNITS):
+        self.compute(part, max(0.0, done - self.now))
+
+    def stream(self, part, nbytes, tile_bytes, seconds):
+        """A tensor in tiles, each read while the one before is computed, ``seconds`` in all."""
+        speed = self.profile.stream_speed(min(tile_bytes, nbytes))
+        self.free = max(self.now, self.free) + nbytes / speed
+        self.compute(part, seconds)
+        self.wait(self.free, STREAMS)
