@@ -3,6 +3,7 @@
 import itertools
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from flashinfer.predictor import Selection
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
 # faster than reading most of it in small ones.
 STREAM_SHARE = 0.3
+APART_BYTES = 1 << 20  # of units in DRAM: worth computing while the others are being read
 WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
 
 
@@ -61,15 +63,16 @@ class FeedForward:
         meanwhile  called once, when this layer's own reads are on their way
         """
         y = np.zeros_like(x) if self.shared is None else self.shared(x)
-        self._finish_reading_ahead()
-        if self.cache.borrowed:
-            self.cache.empty()
         if self.predictor is None:
             selection = Selection.everything(self.bundles.rows, len(x))
         else:
             selection = self.predictor.select(x, residual)
             if self.whole_rows is None:
                 self.cache.priority.note(selection, token)
+        if len(x) > 1 or not self.cache.leaves_guesses(selection.units):
+            self._finish_reading_ahead()
+        if self.cache.borrowed:
+            self.cache.empty()
         if self.whole_rows is not None:
             meanwhile()
             self.cache.hits += len(selection.units)
@@ -194,35 +197,46 @@ class FeedForward:
         """Through the cache, which has rows for all: what is there while the others are read."""
         units = selection.units
         slots, misses = self.cache.place(units, token + len(x) - 1)
+        late = np.zeros(len(units), dtype=bool)
+        late[misses] = True
         rows = self._rows(units, slots)
-        reads = self._submit(units[misses], slots[misses])
-        a = self._overlapping(x, selection, rows, misses, reads, meanwhile)
+        try:
+            reads = self._submit(units[misses], slots[misses])
+            meanwhile()
+            a = self._overlapping(x, selection, rows, late, reads)
+        except BaseException:
+            self.cache.forget(units[misses])  # no half-read row is ever used
+            raise
         self._add_down(self.cache.memory, rows.ravel() + self.down_at, a, selection, y)
         self.cache.used_at(slots, token + selection.last)
 
-    def _overlapping(self, x, selection, rows, misses, reads, meanwhile):
-        """``activations``; of units already in DRAM while the others are being read."""
-        units, indptr, tokens = selection.units, selection.indptr, selection.tokens
-
-        def of(rows, units, indptr=None, tokens=None):
-            neurons = self._neurons(units)
-            return self.activations(self.cache.memory, rows.ravel(), x, neurons, indptr, tokens)
-
-        hits = np.ones(len(units), dtype=bool)
-        hits[misses] = False
-        apart = indptr is None and 0 < len(misses) < len(units)
-        try:
-            meanwhile()
-            first = of(rows[hits], units[hits]) if apart else None
-        except BaseException:
-            self.cache.forget(units[misses])
-            raise
-        self._wait(reads, units[misses])
-        if not apart:
-            return of(rows, units, indptr, tokens)
+    def _overlapping(self, x, selection, rows, late, reads):
+        """``activations``: of the units in DRAM first, then of those that were read ahead, then
+        of the ``late`` ones (bool), which ``reads`` bring."""
+        units = selection.units
+        if selection.indptr is not None:  # of several tokens, all at once
+            self.flash.wait(reads)
+            neurons, several = self._neurons(units), (selection.indptr, selection.tokens)
+            return self.activations(self.cache.memory, rows.ravel(), x, neurons, *several)
+        early = np.zeros_like(late)
+        if self.ahead is not None:
+            early = np.isin(units, self.ahead[1], assume_unique=True)
         a = np.empty((*rows.shape, len(x)), dtype=np.float32)  # (units, neurons of each, T)
-        a[hits] = first.reshape(-1, *a.shape[1:])
-        a[misses] = of(rows[misses], units[misses]).reshape(-1, *a.shape[1:])
+        there = ~(early | late)
+        for which, wait in (
+            (there, None),
+            (early, self._finish_reading_ahead),
+            (late, partial(self.flash.wait, reads)),
+        ):
+            if wait is not None:
+                wait()
+            there = there | which
+            if which is not late and np.count_nonzero(there) * self.cache.stride < APART_BYTES:
+                continue  # so few are no call of their own
+            neurons = self._neurons(units[there])
+            part = self.activations(self.cache.memory, rows[there].ravel(), x, neurons)
+            a[there] = part.reshape(-1, *a.shape[1:])
+            there = np.zeros_like(late)
         return a.reshape(-1, len(x))
 
     def _one_by_one(self, selection):

@@ -21,7 +21,7 @@ PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight
 MERGED_BYTES = 256 << 10  # the most that neighbours merge to
 GAP_BYTES = 4096  # of another neuron are cheaper to read than another request is
 HUGE_PAGE = 2 << 20
-STAGING_BYTES, STAGINGS = 2 << 20, 2  # one layer's reads, and the next one's
+STAGING_BYTES, STAGINGS = 2 << 20, 3  # a layer's reads, early and late, and the next one's
 
 
 def aligned_bytes(nbytes):

@@ -45,6 +45,7 @@ class NeuronCache:
         self.last_used = np.zeros(self.capacity, dtype=np.int64)
         self.priority = Priority(neurons, policy)
         self.guessed = np.empty(0, dtype=np.int32)  # read ahead, not yet asked for
+        self.holes = False  # rows that were forgotten: what lies behind them will move
         self.asked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
 
@@ -58,29 +59,37 @@ class NeuronCache:
         neurons (n,) int32 ascending, token: the number of the current one. Returns (slots (n,),
         misses): the rows, and the indices into ``neurons`` whose rows the caller must fill.
         """
+        guessed, self.guessed = self.guessed, self.guessed[:0]
+        self.asked[neurons] = True
+        right = self.asked[guessed]
+        self.asked[neurons] = False
+        wrong, values = guessed[~right], self.priority.values
+        before = values[wrong]
+        values[wrong] = np.inf  # these rows may still be being filled
         slots, misses = self._place(neurons, token)
-        read = len(misses)
-        if len(self.guessed):
-            self.asked[neurons] = True
-            right = self.asked[self.guessed]
-            self.asked[neurons] = False
-            wrong = self.slot_of[self.guessed[~right]]
-            self.last_used[wrong[wrong >= 0]] = -UNLIMITED
-            n_right = np.count_nonzero(right)
-            self.guesses += len(right)
-            self.right_guesses += n_right
-            self.guessed = self.guessed[:0]
-            read += n_right
+        values[wrong] = before
+        if self.window != UNLIMITED:  # no token uses them: with the next one they leave
+            rows = self.slot_of[wrong]
+            self.last_used[rows[rows >= 0]] = -UNLIMITED
+        n_right = len(guessed) - len(wrong)
+        self.guesses += len(guessed)
+        self.right_guesses += n_right
+        read = len(misses) + n_right
         self.hits += len(neurons) - read
         self.misses += read
         return slots, misses
+
+    def leaves_guesses(self, neurons):
+        """Whether ``place`` of these would leave the rows alone that are being read ahead."""
+        room = len(neurons) + len(self.guessed) <= self.capacity
+        return room and self.window == UNLIMITED and not self.holes
 
     def place_ahead(self, neurons, kept, token):
         """As ``place``, for neurons that the coming token will probably use; returns (those not
         here, their rows). None of ``kept`` that are here makes room, as far as that goes.
 
-        The caller fills the rows before the next ``place``, which then finds them; those that it
-        is not asked for are dropped first.
+        The caller fills the rows before the next ``place``, unless that ``leaves_guesses``, and
+        before they are used. Of a window those that no token uses are dropped then.
         """
         if kept is not neurons:
             union = np.union1d(neurons, kept[self.slot_of[kept] >= 0])
@@ -102,6 +111,7 @@ class NeuronCache:
             neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used,
             self.priority.values, self.used,
         )  # fmt: skip
+        self.holes = False
         if len(moved_from):
             self.rows[moved_to] = self.rows[moved_from]
         return slots, misses
@@ -125,6 +135,7 @@ class NeuronCache:
         slots = self.slot_of[neurons]
         self.last_used[slots[slots >= 0]] = -UNLIMITED
         self.slot_of[neurons] = -1
+        self.holes = True
 
 
 class Priority:

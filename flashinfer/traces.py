@@ -12,17 +12,22 @@ from flashinfer.predictor import SURE, Selection
 def miss_curve(trace, neurons, policy="frecency"):
     """Neurons to read per token, for a cache of each of CAPACITIES of the layer's rows.
 
-    trace yields a Selection of each token; its first half only warms the cache up. As what a
-    neuron is worth does not depend on the cache, a smaller cache holds a part of what a larger
-    one holds, and one pass gives all sizes (Mattson's stack, 1970).
+    trace yields a Selection of each token; its first half only warms the cache up. A cache holds
+    what the last token used, and of the others those of most priority. As that does not depend
+    on the cache, a smaller one holds a part of what a larger one holds, and one pass gives all
+    sizes (Mattson's stack, 1970).
     """
-    priority, ranks = Priority(neurons, policy), []
+    priority, ranks, last = Priority(neurons, policy), [], np.empty(0, dtype=np.int32)
     for token, selection in enumerate(trace):
-        own = priority.values[selection.units]
-        rank = neurons - np.sort(priority.values).searchsorted(own, side="right")  # worth more
+        worth = priority.values.copy()
+        worth[last] = np.inf
+        own = worth[selection.units]
+        rank = neurons - np.sort(worth).searchsorted(own, side="right")  # worth more
+        rank[np.isposinf(own)] = len(last) - 1  # there where all of them are
         rank[np.isneginf(own)] = neurons - 1  # never used: it is there only if the whole layer is
         ranks.append(rank)
         priority.note(selection, token)
+        last = selection.units
     counted = ranks[len(ranks) // 2 :]
     ranks = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
     rows = np.array(CAPACITIES) * neurons

@@ -136,7 +136,9 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
         assert share == pytest.approx(model.bundle.calibration["layers"][0]["active"], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["opt-plain", "opt-post-norm-projected", "falcon-new", "llama-relu-bias"])
+@pytest.mark.parametrize(
+    "name", ["opt-plain", "opt-post-norm-projected", "falcon-new", "llama-relu-bias"]
+)
 def test_early_guesses_are_those_of_a_run(name, tmp_path):
     """The share of what a predictor names that it named one layer early, by the engine itself."""
     path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
