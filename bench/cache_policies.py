@@ -82,7 +82,9 @@ def fitting_window(trace, neurons, rows):
     return max(1, longest)
 
 
-def optimal_misses(trace, neurons, rows):
+def optimal_misses(trace, neurons, rows, warm=None):
+    """Of a cache that knows what comes, counted from token ``warm`` on, else in the second half."""
+    warm = len(trace) // 2 if warm is None else warm
     following, coming = np.full(neurons, NEVER), []
     for token in range(len(trace) - 1, -1, -1):
         coming.append(following[trace[token].units])
@@ -90,13 +92,13 @@ def optimal_misses(trace, neurons, rows):
     held, next_use, count = np.zeros(neurons, dtype=bool), np.full(neurons, NEVER), 0
     for token, selection in enumerate(trace):
         used = selection.units
-        count += np.count_nonzero(~held[used]) if token >= len(trace) // 2 else 0
+        count += np.count_nonzero(~held[used]) if token >= warm else 0
         held[used], next_use[used] = True, coming.pop()
         excess = np.count_nonzero(held) - rows
         if excess > 0:
             there = np.flatnonzero(held)
             held[there[np.argpartition(-next_use[there], excess - 1)[:excess]]] = False
-    return count / (len(trace) - len(trace) // 2)
+    return count / (len(trace) - warm)
 
 
 def measure(traces, neurons):

@@ -6,7 +6,7 @@ As root, with cgroups. Each configuration runs in a memory cgroup of a share of 
 the disk as it is or held to an eMMC's or an SD card's speed. Two floors: the bytes read per token
 over what the disk gives for reads of the size they came in (fio), and the bytes touched in DRAM
 over its bandwidth (a plain sum). Beside the measured speed stands what the cost model expected
-from a profile that is measured first.
+from a profile that is measured just before each size.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -93,12 +92,13 @@ def floors(figures, bundle, disk, limits):
 
 
 def measure(models, tokens, disks):
-    profile = probe(models[0].resolve().parent)
-    limits, rows = Limits(models[0]), []
+    limits, rows, known = Limits(models[0]), [], None
     for model in models:
         with Bundle(model) as bundle:
             cases = [(share, disk) for share in SHARES for disk in disks]
             for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
+                if known != (model, share):  # a shared machine changes: asked just before
+                    known, profile = (model, share), probe(model.resolve().parent)
                 limit = int(bundle.file.size * share) // 4096 * 4096
                 n = tokens if disk is DISKS[0] else max(4, tokens // 6)
                 figures = run(model, limit, disk, n, profile)
@@ -123,7 +123,6 @@ def measure(models, tokens, disks):
         "machine": machine(),
         "dram": limits.dram,
         "fio": limits.known,
-        "profile": asdict(profile),
         "rows": rows,
     }
 

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +128,13 @@ def trace_of(path, tokens):
         return [recorder.chosen for recorder in recorders]
 
 
-def optimal_share(traces, rows, units):
-    """Misses of an optimal cache of these rows a layer, of all uses, in the trace's second half."""
-    used = sum(np.mean([len(s.units) for s in t[len(t) // 2 :]]) for t in traces)
-    missed = sum(optimal_misses(t, units, n) for t, n in zip(traces, rows, strict=True))
+def optimal_share(traces, rows, units, tokens):
+    """Misses of an optimal cache of these rows a layer, of all uses, along the first ``tokens`` of
+    the trace's second half; the first half warms it."""
+    warm = len(traces[0]) // 2
+    traces = [trace[: warm + tokens] for trace in traces]
+    used = sum(np.mean([len(s.units) for s in trace[warm:]]) for trace in traces)
+    missed = sum(optimal_misses(t, units, n, warm) for t, n in zip(traces, rows, strict=True))
     return missed / used
 
 
@@ -150,27 +152,29 @@ def floor(figures, bundle, disk, reads, dram):
 
 
 def measure(model, gguf, disks, tokens, engines):
-    profile, reads, rows = probe(model.resolve().parent), random_read_bandwidth(model, 1 << 20), []
-    dram, threads = dram_bandwidth(), profile.threads
-    traces = trace_of(model, tokens)
+    traces, rows, dram, known = trace_of(model, tokens), [], dram_bandwidth(), None
     engines = [engine for engine in engines if gguf or engine != "llama.cpp"]
     cases = [(s, d, e) for s in SHARES for d in disks for e in engines]
     with Bundle(model) as bundle, tempfile.TemporaryDirectory() as folder:
         for share, disk, engine in tqdm(cases, desc="runs", leave=False):
+            if known != share:  # a shared machine changes: its figures just before they are used
+                known, profile = share, probe(model.resolve().parent)
+                reads = random_read_bandwidth(model, 1 << 20)
             limit = int(bundle.file.size * share) // 4096 * 4096
             slow = disk is not DISKS[0] or engine == "llama.cpp"
             n = max(4, tokens // 4) if slow else tokens
             device = Path(folder) / "device.json"
             save(profile.held(disk.bytes_per_second), device)
             if engine == "llama.cpp":
-                arguments = [LLAMA, gguf, FIRST, THEIR_PROMPT, n, threads]
+                arguments = [LLAMA, gguf, FIRST, THEIR_PROMPT, n, profile.threads]
             else:
                 call = f"run_ours({str(model)!r}, {limit}, {str(device)!r}, {n}, **{{}})"
                 options = repr(VARIANTS[engine])
                 arguments = ["from bench.mixtures import run_ours; " + call.format(options)]
             command = [sys.executable, "-c", *map(str, arguments)]
             figures = limited(command, limit, disk, model)
-            row = {"share": share, "disk": disk.name, "engine": engine, "limit_bytes": limit}
+            row = {"share": share, "disk": disk.name, "engine": engine, "limit_bytes": limit,
+                   "reads": reads}  # fmt: skip
             if isinstance(figures, str):
                 rows.append({**row, "says": figures})
                 continue
@@ -178,10 +182,11 @@ def measure(model, gguf, disks, tokens, engines):
             if "cache_rows" in figures:
                 row["floor_seconds"] = floor(figures, bundle, disk, reads, dram)
                 row["ratio"] = 1 / figures["tokens_per_second"] / row["floor_seconds"]
-                row["optimal"] = optimal_share(traces, figures["cache_rows"], bundle.config.units)
+                row["optimal"] = optimal_share(
+                    traces, figures["cache_rows"], bundle.config.units, n
+                )
             rows.append(row)
-    return {"machine": machine(), "dram": dram, "reads": reads, "profile": asdict(profile),
-            "rows": rows}  # fmt: skip
+    return {"machine": machine(), "dram": dram, "rows": rows}
 
 
 # ---------------------------------------------------------------- the same weights as GGUF
@@ -232,8 +237,10 @@ def write_gguf(bundle, path):
 
 
 def print_table(figures):
+    gave = ", ".join(f"{speed / 1e6:.0f}" for speed in {r["share"]: r["reads"] for r in
+                     figures["rows"]}.values())  # fmt: skip
     print(f"{figures['machine']}; DRAM {figures['dram'] / 1e9:.0f} GB/s, random reads of 1 MiB "
-          f"{figures['reads'] / 1e6:.0f} MB/s\n")  # fmt: skip
+          f"{gave} MB/s\n")  # fmt: skip
     print("| memory | disk | engine | tokens/s | expected | read/token | missed | optimal | "
           "peak RSS | time/floor | prompt of 256, tokens/s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|")

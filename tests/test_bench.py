@@ -67,5 +67,5 @@ def test_a_mixtures_runs(tmp_path, monkeypatch):
 
     traces = trace_of(path, 20)
     assert len(traces) == 3 and all(len(trace) == 40 for trace in traces)
-    missed = [optimal_share(traces, [rows] * 3, 16) for rows in (16, 8, 4)]
+    missed = [optimal_share(traces, [rows] * 3, 16, 20) for rows in (16, 8, 4)]
     assert 0 <= missed[0] < missed[1] < missed[2] < 1  # the first: experts not used before
