@@ -48,7 +48,8 @@ def calibrate(
     missed       share of the active neurons that a predictor may miss on held-out text
     steps        of training after the SVD
     progress     called as progress(layers done, layers in all), done in fractions
-    predictor    "svd", "trained", or the "better" of the two
+    predictor    "svd", "trained", or the "better" of the two; "none", for a mixture of experts
+                 with a ReLU: only which experts are used, as of other mixtures
     predictor_from  predictors of PowerInfer's to be taken as they are: see predictor_import
     target_sparsity  share of a layer's neurons to take as silent where the activation leaves none
                  so; in force where ``neurons="predicted"`` is asked for, and not exact
@@ -60,18 +61,20 @@ def calibrate(
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
     with Bundle(path, calibrated=False) as bundle:
-        experts = bundle.config.experts
+        experts, sparse = bundle.config.experts, bundle.config.sparse
+        # Experts with a ReLU have silent neurons, too; no model is known that has biases as well.
+        apart = experts and sparse and not bundle.config.ffn_bias and predictor != "none"
         if experts and (target_sparsity or predictor_from):
             raise UserError(f"{path}: of a mixture of experts, which of them a text uses is found; "
                             "it takes no thresholds and no predictors")  # fmt: skip
-        if not experts and bundle.config.sparse == (target_sparsity is not None):
+        if not experts and sparse == (target_sparsity is not None):
             raise UserError(
                 f"{path}: its activation, {bundle.config.activation}, leaves "
                 + ("neurons silent by itself; --target-sparsity is for those that do not"
                    if target_sparsity else
                    "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
             )  # fmt: skip
-        fitting = calibrate_routing.tokens_that_fit if experts else _tokens_that_fit
+        fitting = _tokens_that_fit if apart or not experts else calibrate_routing.tokens_that_fit
         tokens = min(tokens, len(token_ids), fitting(bundle.config, budget))
         sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens
@@ -89,7 +92,7 @@ def calibrate(
         context=sequence,
         threads=threads,
     ) as model:
-        if experts:
+        if experts and not apart:
             layers = calibrate_routing.routing(
                 model, np.asarray(token_ids[:tokens]), sequence, progress
             )
@@ -153,9 +156,15 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
             layer.feed_forward.cut = find_cut(layer.feed_forward, x)
         asked, early = early, None
         if number + 1 < total:  # what the next layer's predictor would be asked early
-            normed, before = model.early_input(model.layers[number + 1], h[-CACHE_TOKENS:])
-            early = np.array(before if residual else normed)  # h will change
-        observed = Observations(x, None, starts)
+            following = model.layers[number + 1]
+            normed, before = model.early_input(following, h[-CACHE_TOKENS:])
+            early = Observations(
+                np.array(before if residual else normed),  # h will change
+                None,
+                starts,
+                _routed(following.feed_forward, normed),
+            )
+        observed = Observations(x, None, starts, _routed(layer.feed_forward, x))
         y = _feed_forward(layer.feed_forward, observed)
         for start in starts:
             span = slice(start, start + sequence)
@@ -186,18 +195,39 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
 def _feed_forward(ffn, observed):
     """The exact FFN over observed.x (N, d_model) -> (N, d_model); notes which neurons fired."""
     x = observed.x
-    y = np.zeros_like(x)
+    y = np.zeros_like(x) if ffn.shared is None else ffn.shared(x)
     observed.fired = np.zeros((ffn.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
+    weights = None if observed.routed is None else ffn.predictor.weights(x)  # (N, experts)
     for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
-        # The tile's neurons in parts, so that the activations (n, N) stay within some MB.
-        step = max(1, (4 << 20) // len(x))
-        for begin in range(first, stop, step):
-            end = min(begin + step, stop)
-            rows = starts[begin - first : end - first]
-            a = ffn.activations(tile, rows, x, np.arange(begin, end))
-            observed.fired[begin:end] = np.packbits(a != 0, axis=1)
-            kernels.sparse_down(tile, rows + ffn.down_at, ffn.format, a, y)
+        for begin, end, expert in _parts(ffn, first, stop, len(x)):
+            rows, neurons = starts[begin - first : end - first], np.arange(begin, end)
+            tokens = slice(None) if weights is None else np.flatnonzero(observed.routed[:, expert])
+            a, its_y = ffn.activations(tile, rows, x[tokens], neurons), y[tokens]
+            fired = np.zeros((len(rows), len(x)), dtype=bool)
+            fired[:, tokens] = a != 0
+            observed.fired[begin:end] = np.packbits(fired, axis=1)
+            if weights is not None:
+                a *= weights[tokens, expert]
+            kernels.sparse_down(tile, rows + ffn.down_at, ffn.format, a, its_y)
+            y[tokens] = its_y
     return y if ffn.biases["down"] is None else y + ffn.biases["down"]
+
+
+def _parts(ffn, first, stop, n_tokens):
+    """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
+    the activations (n, N) stay within some MB."""
+    step, each = max(1, (4 << 20) // n_tokens), ffn.config.unit_neurons
+    each = each if ffn.config.experts else stop
+    while first < stop:
+        expert = first // each
+        end = min(first + step, stop, (expert + 1) * each)
+        yield first, end, expert
+        first = end
+
+
+def _routed(ffn, x):
+    """Which tokens choose which expert of a mixture: (N, experts) bool; of others None."""
+    return ffn.predictor.weights(x) > 0 if ffn.config.experts else None
 
 
 def _cut(ffn, x, method, target):
@@ -236,18 +266,17 @@ def _predictor(ffn, observed, missed, steps, kind):
 def _trace(found, observed):
     """Yield the Selection of each of the text's last tokens."""
     for first in range(max(0, len(observed.x) - CACHE_TOKENS), len(observed.x), 256):
-        for scores in found.scores(observed.x[first : first + 256]).T:
-            yield Selection.of_scores(scores[None])
+        for says in found.says(observed, slice(first, first + 256)).T:
+            yield Selection.of_scores(says[None])
 
 
 def _guessed(found, observed, early):
     """The share of the neurons predicted that the predictor named one layer early."""
-    x, right, used = observed.x[-len(early) :], 0, 0
-    for first in range(0, len(early), 256):
-        uses = found.scores(x[first : first + 256]) > 0
-        guesses = found.scores(early[first : first + 256]) > 0
+    begin, right, used = len(observed.x) - len(early.x), 0, 0
+    for first in range(0, len(early.x), 256):
+        uses = found.says(observed, slice(begin + first, begin + first + 256))
         used += np.count_nonzero(uses)
-        right += np.count_nonzero(uses & guesses)
+        right += np.count_nonzero(uses & found.says(early, slice(first, first + 256)))
     return right / max(1, used)
 
 

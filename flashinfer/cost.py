@@ -80,9 +80,15 @@ class _Token:
         for spec in self.matrices.get((role, layer), ()):
             tensor = self.bundle.tensors[spec.name]
             if self.plan.stays(spec):
-                self.line.compute(PARTS[role], self._linear(tensor))
+                self.line.compute(PARTS[role], self._linear(tensor) * self._share(spec))
             else:
                 self._stream(tensor, PARTS[role], PARTS[role])
+
+    def _share(self, spec):
+        """Of a predictor only the rows for the experts that were chosen."""
+        config = self.bundle.config
+        some = config.neurons_apart and spec.name.endswith("predictor.b")
+        return config.experts_per_token / config.experts if some else 1.0
 
     def _stream(self, tensor, part, read):
         self.read[read] += tensor.nbytes
@@ -179,7 +185,7 @@ class _Token:
         if calibrated:
             used = config.units * calibrated["predicted"]
         # Rows far apart, or an expert's, which follow each other.
-        speed = self.profile.linear if config.experts else self.profile.sparse
+        speed = self.profile.linear if config.reads_experts else self.profile.sparse
         seconds = used * bundle.unit_bytes / speed[tensor.format.name]
         if whole:
             return _Units(used, rows, True, seconds)
@@ -187,7 +193,7 @@ class _Token:
         if calibrated:
             missing = misses(calibrated, plan, rows, config.units)
         units = _Units(used, rows or plan.shared_rows, False, seconds, missing)
-        if number > 0 and rows >= used and (config.experts or plan.predictor):
+        if number > 0 and rows >= used and (config.reads_experts or plan.predictor):
             named, right = _guess(calibrated, plan.ahead)
             units.ahead, units.wrong = missing * named * right, missing * named * (1 - right)
         return units

@@ -26,13 +26,13 @@ class FeedForward:
         a_i = activation(gate_i . x + gate_bias_i) * (up_i . x + up_bias_i)
 
     What is read and kept as one is a unit: a neuron, or in a mixture of experts an expert, whose
-    neurons lie side by side.
+    neurons lie side by side (or a neuron there, too, where predictors tell them apart).
 
     config     ModelConfig
     bundles    StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
     biases     {"gate", "up": (d_ffn,), "down": (d_model,) or, of experts, (experts, d_model)
                float32, or None}
-    predictor  a Predictor or Router: which units to use; None: all of them
+    predictor  a Predictor, Router or RoutedPredictor: which units to use; None: all of them
     cache      NeuronCache for the units kept in DRAM
     buffer     uint8 memory that tiles are streamed through
     shared     a SharedExpert that every token uses besides, or None

@@ -12,7 +12,7 @@ from flashinfer.flash import aligned_bytes
 from flashinfer.loading import allocate_kv_cache
 from flashinfer.neuron_cache import NeuronCache
 from flashinfer.positions import RotaryPositions, alibi_table
-from flashinfer.predictor import Predictor, Router
+from flashinfer.predictor import Predictor, RoutedPredictor, Router
 from flashinfer.shared_expert import SharedExpert
 
 
@@ -122,17 +122,19 @@ def _attention(config, weights, i, keys, values, positions):
 
 def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
     name, config, predictor, shared = f"layers.{i}", bundle.config, None, None
+    if plan.neurons == "predicted":
+        predictor = Predictor(
+            *(weights[f"{name}.predictor.{p}"] for p in ("a", "b", "bias")), **bundle.predictor_form
+        )
     if config.experts:
-        predictor = Router(
+        router = Router(
             weights[f"{name}.router.weight"],
             weights.get(f"{name}.router.bias"),
             config.experts_per_token,
             config.router_normalised,
         )
-    elif plan.neurons == "predicted":
-        predictor = Predictor(
-            *(weights[f"{name}.predictor.{p}"] for p in ("a", "b", "bias")), **bundle.predictor_form
-        )
+        neurons = config.d_ffn // config.experts
+        predictor = RoutedPredictor(router, predictor, neurons) if predictor else router
     if config.shared_d_ffn:
         parts = (weights.get(f"{name}.shared.{p}.weight") for p in ("gate", "up", "down", "weigh"))
         shared = SharedExpert(config, *parts)
@@ -178,8 +180,9 @@ def chain_streams(layers, head):
         parts += [attention.q, attention.k, attention.v, attention.o]
         if ffn.shared is not None:
             parts += [ffn.shared.gate, ffn.shared.up, ffn.shared.down]
-        if isinstance(ffn.predictor, Predictor):
-            parts += [ffn.predictor.a, ffn.predictor.b]
+        inner = getattr(ffn.predictor, "predictor", ffn.predictor)
+        if isinstance(inner, Predictor):
+            parts += [inner.a, inner.b]
         elif ffn.predictor is None and ffn.whole_rows is None:
             parts.append(ffn)
     streamed = [part for part in [*parts, head] if hasattr(part, "following")]

@@ -189,7 +189,7 @@ class Sizes:
             self.kv_cache += pages(context * config.num_attention_heads * 4)
         per_neuron, per_feature = 24 if config.gated else 16, 64
         # Experts come one by one; else all neurons' activations are there at once.
-        active = config.unit_neurons if config.experts else config.d_ffn
+        active = config.unit_neurons if config.reads_experts else config.d_ffn
         self.per_token = per_neuron * (active + config.shared_d_ffn)
         self.per_token += per_feature * config.hidden_size
         self.per_token += 8 * width
@@ -217,7 +217,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     sizes = Sizes(bundle, context, neurons, stride)
     base = (rss() if base is None else base) + RESERVE + budget // 512  # page tables
     least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.units)
-    if bundle.config.experts:
+    if bundle.config.reads_experts:
         least_rows = 1  # large enough
     shared_rows, least_cache = 0, pages(sizes.layers * least_rows * stride)
     small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
@@ -225,7 +225,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     staging = STAGINGS * STAGING_BYTES
     least = fixed + sizes.least_buffer + sizes.per_token * LEAST_CHUNK + sizes.logits + least_cache
     least += staging
-    if budget < least and bundle.config.experts:  # not one for each layer: one in turn, then
+    if budget < least and bundle.config.reads_experts:  # not one for each layer: one in turn, then
         least -= least_cache
         least_rows, shared_rows, least_cache = 0, 1, pages(stride)
         least += least_cache
@@ -242,7 +242,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     fixed += predictor
     spare = budget - least - predictor
     # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
-    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if bundle.config.experts else 0
+    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if bundle.config.reads_experts else 0
     spare -= chunk_bytes
     # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
     one_token = 0

@@ -6,12 +6,11 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.flash import aligned_bytes
-from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import head_name
 from flashinfer.layers import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.loading import load_weights
-from flashinfer.planning import prepare
+from flashinfer.planning import opened, prepare
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats, measured
 from flashinfer.threads import default_threads
@@ -49,7 +48,7 @@ class Model:
         memory   budget of the whole process: bytes, "600M"; None: what the machine has free
         window   keep the neurons of the last ``window`` tokens; None: as many as fit
         neurons  "predicted" or "dense"; None: predicted where the bundle has predictors. Of a
-                 mixture of experts those that its router chooses, always
+                 mixture only the experts that its router chooses, always
         context  tokens that the key/value cache holds; None: the model's most, up to 1024
         threads  to compute with; None: one for each core this process may use
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
@@ -65,7 +64,7 @@ class Model:
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
         """
-        bundle = path if isinstance(path, Bundle) else Bundle(path)
+        bundle = opened(path, neurons)
         try:
             setup = prepare(
                 bundle, memory, window, neurons, context, threads, io, cache, device, warm

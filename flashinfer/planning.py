@@ -7,6 +7,7 @@ import numpy as np
 from flashinfer import memory, profile
 from flashinfer.cost import Cost, predict
 from flashinfer.flash import GAP_BYTES, IO, Flash
+from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.memory import Plan
 from flashinfer.neuron_cache import POLICIES, default_policy
@@ -31,6 +32,16 @@ class Setup:
     uses: list | None
 
 
+def opened(path, neurons):
+    """The Bundle at ``path``; of a mixture with predictors, where neurons is "dense", as it was
+    before they were made: by whole experts."""
+    bundle = path if isinstance(path, Bundle) else Bundle(path)
+    if neurons == "dense" and bundle.config.neurons_apart:
+        bundle.close()
+        bundle = Bundle(bundle.path, calibrated=False)
+    return bundle
+
+
 def prepare(
     bundle, budget=None, window=None, neurons=None, context=None, threads=None, io="auto",
     cache=None, device=None, warm=None,
@@ -39,7 +50,7 @@ def prepare(
     check(bundle, window, neurons, context, threads, io, cache)
     exact = bundle.config.sparse or not bundle.has_predictors  # thresholds must be asked for
     neurons = neurons or ("predicted" if bundle.has_predictors and exact else "dense")
-    if bundle.config.experts:
+    if bundle.config.reads_experts:
         neurons = "routed"
     context = context or min(bundle.config.max_position_embeddings, 1024)
     budget = memory.default_budget() if budget is None else memory.parse_size(budget)
@@ -53,7 +64,7 @@ def prepare(
         expected = None
         if known:
             plan, expected = _with_reads_ahead(bundle, plan, known, flash)
-        elif bundle.config.experts:
+        elif bundle.config.reads_experts:
             plan = replace(plan, ahead=SURE)
         uses = _uses(bundle, plan, warm)
     except BaseException:
@@ -64,7 +75,7 @@ def prepare(
 
 def _with_reads_ahead(bundle, plan, known, flash):
     """(plan, Cost) of as many reads ahead as make a token fastest."""
-    shares = (1.0, SURE, 0.0) if bundle.config.experts else (1.0, 0.0)
+    shares = (1.0, SURE, 0.0) if bundle.config.reads_experts else (1.0, 0.0)
     plans = [replace(plan, ahead=share) for share in shares]
     costs = [predict(bundle, p, known, flash.gap_bytes, flash.alignment) for p in plans]
     return min(zip(plans, costs, strict=True), key=lambda pair: pair[1].total)
@@ -99,7 +110,7 @@ def check(bundle, window, neurons, context, threads, io, cache):
         raise UserError(f"io {io!r} is not one of {', '.join(IO)}")
     if cache not in (None, *POLICIES):
         raise UserError(f"cache {cache!r} is not one of {', '.join(POLICIES)}")
-    if neurons == "predicted" and bundle.config.experts:
+    if neurons == "predicted" and bundle.config.experts and not bundle.config.sparse:
         raise UserError(
             f"{bundle.path}: the router of a mixture of experts knows what to use, nothing is "
             "predicted; leave --neurons away"

@@ -1,7 +1,7 @@
 """Which units a token uses, before their weights are read: neurons, or a mixture's experts.
 
-A predictor guesses which neurons will fire (paper section 3.1); a router knows its experts. Both
-answer ``select(x, residual)`` with a Selection.
+A predictor guesses which neurons will fire (paper section 3.1); a router knows its experts; the two
+together, where experts have a ReLU. All answer ``select(x, residual)`` with a Selection.
 """
 
 import math
@@ -26,11 +26,14 @@ class Predictor:
         self.a, self.b, self.bias = a, b, bias
         self.between, self.reads = between, reads
 
-    def scores(self, x, residual):
-        """The FFN's input after and before its norm, each (T, d_model) -> (T, d_ffn) float32."""
+    def scores(self, x, residual, neurons=None):
+        """The FFN's input after and before its norm, each (T, d_model) -> (T, d_ffn) float32, or
+        (T, n) of ``neurons`` (n,) alone."""
         inner = self.a.linear(residual if self.reads == "residual" else x)
         if self.between == "relu":
             np.maximum(inner, 0, out=inner)
+        if neurons is not None:
+            return self.b.some(inner, neurons, self.bias[neurons])
         return self.b.linear(inner, self.bias)
 
     def select(self, x, residual):
@@ -76,6 +79,17 @@ class Router:
         weights /= weights.sum(axis=1, keepdims=True) if self.normalised else total
         return Selection.of_choices(chosen, weights)
 
+    def weights(self, x):
+        """What each expert counts for each token (T, experts) float32: 0 where it is not chosen."""
+        chosen = self.select(x, None)
+        weights = np.zeros((len(x), len(self.weight.matrix.data)), dtype=np.float32)
+        if chosen.indptr is None:
+            weights[0, chosen.units] = chosen.weights
+        else:
+            which = np.repeat(chosen.units, np.diff(chosen.indptr))
+            weights[chosen.tokens, which] = chosen.weights
+        return weights
+
     def early(self, x, residual, share=1.0):
         """(experts worth reading, experts worth keeping) by x (1, d_model), which is not final
         yet: of those that it would choose the surest ``share``, as a wrong read costs megabytes;
@@ -85,6 +99,42 @@ class Router:
         surest = order[: math.ceil(self.per_token * share)]
         likely = order[: self.per_token * 3 // 2]
         return np.sort(surest), np.sort(likely)
+
+
+class RoutedPredictor:
+    """Of the experts that a Router chooses, the neurons that a Predictor says will fire.
+
+    neurons  of each expert
+    """
+
+    def __init__(self, router, predictor, neurons):
+        self.router, self.predictor, self.neurons = router, predictor, neurons
+
+    def select(self, x, residual):
+        """The Selection of the neurons, each with its expert's weight."""
+        n = self.neurons
+        if len(x) == 1:
+            chosen = self.router.select(x, residual)
+            units = (chosen.units[:, None] * np.int64(n) + np.arange(n)).ravel()
+            fires = self.predictor.scores(x, residual, units)[0] > 0
+            none = np.zeros(np.count_nonzero(fires), dtype=np.int32)
+            weights = np.repeat(chosen.weights, n)[fires]
+            return Selection(units[fires].astype(np.int32), None, None, none, weights)
+        scores = self.predictor.scores(x, residual)  # (T, d_ffn)
+        weights = self.router.weights(x)
+        scores.reshape(len(x), -1, n)[weights == 0] = -1.0
+        found = Selection.of_scores(scores)
+        found.weights = weights[found.tokens, np.repeat(found.units // n, np.diff(found.indptr))]
+        return found
+
+    def early(self, x, residual, share=1.0):
+        """(neurons worth reading, neurons worth keeping) by x, which is not final yet."""
+        units = self.select(x, residual).units
+        return units, units
+
+    @property
+    def in_dram(self):
+        return self.predictor.in_dram
 
 
 class Selection:

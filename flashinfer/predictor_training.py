@@ -27,15 +27,26 @@ class Observations:
     x       (N, d_model) float32, the FFN's normalised inputs
     fired   (d_ffn, ceil(N / 8)) uint8: which neurons fired, packed bits, a row a neuron
     starts  where each sequence of tokens begins, ascending, 0 first
+    routed  (N, experts) bool: of a mixture, which tokens chose which expert; only its neurons are
+            asked for them. None: all of them are
     """
 
     x: np.ndarray
     fired: np.ndarray
     starts: np.ndarray
+    routed: np.ndarray | None = None
 
     def bits(self, neurons, tokens):
         """Which of ``neurons`` (a slice) fired for ``tokens`` (ids): bool (n, len(tokens))."""
         return np.unpackbits(self.fired[neurons], axis=1, count=len(self.x))[:, tokens].astype(bool)
+
+    def asked(self, n_neurons, neurons, tokens):
+        """Which of ``neurons`` (a slice of so many) are asked for which tokens: bool
+        (n, len(tokens)), or True for all."""
+        if self.routed is None:
+            return True
+        experts = np.arange(n_neurons)[neurons] // (n_neurons // self.routed.shape[1])
+        return self.routed[tokens][:, experts].T
 
     def split(self):
         """(tokens to fit, held-out halves): every third sequence is held out, alternately."""
@@ -66,6 +77,11 @@ class Found:
         inner = self.a @ x.T
         inner = np.maximum(inner, 0) if self.between == "relu" else inner
         return self.b[neurons] @ inner + self.bias[neurons, None]
+
+    def says(self, observed, tokens, neurons=slice(None)):
+        """Which neurons are predicted for which of the observed tokens: bool (n, len(tokens))."""
+        asked = observed.asked(len(self.b), neurons, tokens)
+        return (self.scores(observed.x[tokens], neurons) > 0) & asked
 
     def cost(self, bundle_bytes):
         """Bytes that a token costs, those from flash weighted."""
@@ -141,7 +157,8 @@ def train(start, observed, fit, steps, random, batch=256, rate=1e-3):
     scale = float(np.std(start.scores(observed.x[fit[:batch]]))) or 1.0
     parameters[1] /= scale  # scores of unit spread: logits that the loss can work with
     parameters[2] /= scale
-    weight = min(16.0, 0.5 / max(start.active, 1e-4))
+    asked = 1.0 if observed.routed is None else observed.routed.mean()
+    weight = min(16.0, 0.5 / max(start.active / asked, 1e-4))
     moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
     for step in range(1, steps + 1):
         tokens = np.sort(random.choice(fit, min(batch, len(fit)), replace=False))
@@ -151,6 +168,7 @@ def train(start, observed, fit, steps, random, batch=256, rate=1e-3):
         fires = observed.bits(slice(None), tokens).T  # (T, d_ffn)
         errors = 1 / (1 + np.exp(-np.clip(inner @ b.T + bias, -30, 30))) - fires
         errors *= np.where(fires, weight, 1) / len(tokens)
+        errors *= np.transpose(observed.asked(len(b), slice(None), tokens))
         errors = errors.astype(np.float32)
         gradients = [(errors @ b).T @ x, errors.T @ inner, errors.sum(axis=0)]
         pace = rate * (1 - step / (steps + 1))
@@ -191,7 +209,7 @@ def count(found, observed, held_out):
     tokens = np.concatenate(held_out)
     active = predicted = both = 0
     for neurons in _blocks(b):
-        fires, says = observed.bits(neurons, tokens), found.scores(observed.x[tokens], neurons) > 0
+        fires, says = observed.bits(neurons, tokens), found.says(observed, tokens, neurons)
         active += np.count_nonzero(fires)
         predicted += np.count_nonzero(says)
         both += np.count_nonzero(fires & says)
@@ -209,7 +227,7 @@ def window_rows(found, observed):
 
     def uses():
         for first in range(0, len(tokens), 256):
-            says = found.scores(observed.x[tokens[first : first + 256]]).T > 0
+            says = found.says(observed, tokens[first : first + 256]).T
             yield from zip(says, fresh[first : first + 256], strict=True)
 
     counts = window_counts(uses())

@@ -20,6 +20,12 @@ class Resident:
         """x (T, columns) -> (T, rows) float32."""
         return kernels.linear(x, self.matrix, bias)
 
+    def some(self, x, ids, bias):
+        """As ``linear``, of the rows ``ids`` alone; bias as they are -> (T, len(ids))."""
+        starts = ids * np.int64(self.matrix.data.strides[0])
+        memory, format = self.matrix.data.reshape(-1), self.matrix.format
+        return kernels.sparse_up(memory, starts, format, x, bias).T
+
     def rows(self, ids):
         """Single rows as float32 (len(ids), columns)."""
         return self.matrix.format.decode(self.matrix.data[ids])
@@ -49,6 +55,10 @@ class Streamed:
             part = None if bias is None else bias[first:stop]
             out[:, first:stop] = kernels.linear(x, matrix, part)
         return out
+
+    def some(self, x, ids, bias):
+        """As ``linear``, of the rows ``ids`` alone, though all are read."""
+        return self.linear(x)[:, ids] + bias
 
     def rows(self, ids):
         """Single rows as float32 (len(ids), columns), each read on its own."""

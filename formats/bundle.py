@@ -10,7 +10,7 @@ how such a file is made.
 import json
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .architectures import model_config
@@ -102,8 +102,10 @@ class Bundle:
         self.formats = self._json("flashinfer.formats", dict)
         try:
             self.config = model_config(self.hf_config)
-            self.calibration = self._calibration() if self.calibrated else None
             ranks = self._ranks() if self.calibrated else []
+            if self.config.experts and ranks:
+                self.config = replace(self.config, neurons_apart=True)
+            self.calibration = self._calibration() if self.calibrated else None
             self.specs = layout(self.config) + predictor_layout(self.config, ranks)
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
@@ -121,7 +123,8 @@ class Bundle:
 
     def _calibration(self):
         found = self._json("flashinfer.calibration", dict)
-        return checked_calibration(found, self.config.num_hidden_layers, self.config.experts)
+        experts = self.config.experts if self.config.reads_experts else 0
+        return checked_calibration(found, self.config.num_hidden_layers, experts)
 
     def _ranks(self):
         """The rank of each layer's predictor, from the tensors; none where there are none."""

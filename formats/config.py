@@ -38,6 +38,8 @@ class ModelConfig:
     d_ffn            neurons of a feed-forward layer, those of all its experts together
     experts          of a layer, of equal size; 0: none, the FFN is one
     experts_per_token  that the router chooses for each token
+    neurons_apart    of a mixture with predictors, which tell its neurons apart: those are read one
+                     by one, and not whole experts
     router_bias      the router has a bias
     router_normalised  the weights of those chosen are made to add up to 1
     shared_d_ffn     neurons of the shared expert, which every token uses; 0: there is none
@@ -113,6 +115,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     experts: int = 0
     experts_per_token: int = 0
+    neurons_apart: bool = False
     router_bias: bool = False
     router_normalised: bool = True
     shared_d_ffn: int = 0
@@ -156,7 +159,11 @@ class ModelConfig:
     @property
     def units(self):
         """What of a layer's FFN is read and kept as one: its neurons, or its experts."""
-        return self.experts or self.d_ffn
+        return self.experts if self.reads_experts else self.d_ffn
+
+    @property
+    def reads_experts(self):
+        return self.experts > 0 and not self.neurons_apart
 
     @property
     def unit_neurons(self):

@@ -138,6 +138,8 @@ VARIANTS = {
                           residual_multiplier=0.5, logits_scaling=2.0),
     "gpt-oss": mixture("gpt_oss", num_local_experts=8, hidden_size=64, intermediate_size=32,
                        head_dim=16, sliding_window=8),
+    "mixtral-relu": mixture("mixtral", num_local_experts=8, intermediate_size=24,
+                            hidden_act="relu"),
 }  # fmt: skip
 
 

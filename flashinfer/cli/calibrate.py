@@ -23,9 +23,10 @@ def add_arguments(parser):
                         help="of the active neurons that may be missed (0.05)")  # fmt: skip
     parser.add_argument("--steps", type=int, default=300, metavar="N",
                         help="of training a layer after the SVD (300)")  # fmt: skip
-    parser.add_argument("--predictor", choices=("better", "svd", "trained"), default="better",
-                        help="which to keep; default: the one that predicts fewer neurons, of "
-                        "those that miss no more than --missed")  # fmt: skip
+    parser.add_argument("--predictor", choices=("better", "svd", "trained", "none"),
+                        default="better", help="which to keep; default: the one that predicts "
+                        "fewer neurons, of those that miss no more than --missed; none: of a "
+                        "mixture with a ReLU only which experts are used")  # fmt: skip
     parser.add_argument("--predictor-from", metavar="SRC", help="take PowerInfer's: a "
                         "directory with one model_N.pt a layer, or its GGUF file")  # fmt: skip
     parser.add_argument("--target-sparsity", type=share, metavar="SHARE", help="of a layer's "

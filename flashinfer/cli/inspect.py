@@ -47,12 +47,12 @@ def print_description(figures, plan, bundle):
     print_memory(plan, figures["bytes_by_role"])
     window = plan.window or plan.affords
     print(
-        f"\nneurons: {plan.neurons}; {'an expert' if experts else 'a bundle'} is "
+        f"\nneurons: {plan.neurons}; {'an expert' if plan.neurons == 'routed' else 'a bundle'} is "
         f"{figures['unit_bytes']:,} bytes; cache: "
         f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
     )
     calibration = figures["calibration"]
-    if calibration is None and experts:
+    if calibration is None and experts and not bundle.config.sparse:
         print("calibration: none; flashinfer calibrate finds which experts a text uses")
     elif calibration is None and not bundle.config.sparse:
         print(

@@ -4,11 +4,10 @@ from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.cli.run import add_model_arguments
-from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.memory import format_size
-from flashinfer.planning import prepare
+from flashinfer.planning import opened, prepare
 
 ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 
@@ -21,7 +20,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with Bundle(args.model) as bundle:
+    with opened(args.model, args.neurons) as bundle:
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
         if profile is None:
