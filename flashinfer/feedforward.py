@@ -143,11 +143,10 @@ class FeedForward:
         wrong, and never changes a result.
         """
         cache = self.cache
-        if self.predictor is None or self.whole_rows is not None or not cache.guesses_pay:
+        if self.predictor is None or self.whole_rows is not None or cache.borrowed:
             return
-        if not self.share_ahead:
-            return
-        if not self.predictor.in_dram or cache.borrowed:  # it is streamed in its turn, not twice
+        pays = self.share_ahead > 0 and cache.guesses_pay
+        if not (pays and self.predictor.in_dram):  # it is streamed in its turn, not twice
             return
         units, kept = self.predictor.early(x, residual, self.share_ahead)
         if max(len(units), self.config.experts_per_token) > cache.capacity:

@@ -1,6 +1,5 @@
 """A budget in bytes -> what stays in DRAM, what streams from flash, how large the window is."""
 
-import itertools
 import math
 import mmap
 import re
@@ -11,9 +10,9 @@ import numpy as np
 
 from flashinfer.attention import padded_width
 from flashinfer.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
-from flashinfer.formats.bundle import CAPACITIES, WINDOWS
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
+from flashinfer.row_shares import rows_for, share_rows, window_needs
 
 MIB = 1 << 20
 PAGE = 4096
@@ -21,6 +20,7 @@ RESERVE = 10 * MIB  # threads' stacks, the kernel's own pages, what Python alloc
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_CHUNK = 8
+STAGED = STAGINGS * STAGING_BYTES
 LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -216,57 +216,32 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     """
     sizes = Sizes(bundle, context, neurons, stride)
     base = (rss() if base is None else base) + RESERVE + budget // 512  # page tables
-    least_rows = 0 if neurons == "dense" else min(LEAST_ROWS, sizes.units)
-    if bundle.config.reads_experts:
-        least_rows = 1  # large enough
-    shared_rows, least_cache = 0, pages(sizes.layers * least_rows * stride)
-    small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
-    fixed = base + small + sizes.kv_cache
-    staging = STAGINGS * STAGING_BYTES
-    least = fixed + sizes.least_buffer + sizes.per_token * LEAST_CHUNK + sizes.logits + least_cache
-    least += staging
-    if budget < least and bundle.config.reads_experts:  # not one for each layer: one in turn, then
-        least -= least_cache
-        least_rows, shared_rows, least_cache = 0, 1, pages(stride)
-        least += least_cache
-    if budget < least:
+    least = _least(sizes, base, budget)
+    if budget < least.nbytes:
         # The next process may be a little larger than this one, and its page tables too.
-        named = math.ceil(least * 512 / 511 / MIB) + 2
+        named = math.ceil(least.nbytes * 512 / 511 / MIB) + 2
         raise BudgetError(
             f"{bundle.path}: --memory {budget / MIB:.0f}M is too small; the least for a context "
             f"of {context} tokens is {named}M",
             named * MIB,
         )
-    if budget < least + predictor:  # streamed, as attention is then
+    small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
+    if budget < least.nbytes + predictor:  # streamed, as attention is then
         predictor = 0
-    fixed += predictor
-    spare = budget - least - predictor
-    # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
-    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if bundle.config.reads_experts else 0
-    spare -= chunk_bytes
-    # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
-    one_token = 0
-    if neurons != "dense":
-        one_token = stride * sum(_rows_for(need, 1, sizes.units) for need in window_needs(bundle))
-    one_token = min(max(0, pages(one_token) - least_cache), spare * 3 // 4)
-    spare -= one_token
-    least_cache += one_token
-    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
-    if buffers > HUGE_PAGE:
-        buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
-    chunk_bytes = chunk_bytes or spare // 16
-    chunk = min(MAX_CHUNK, context, LEAST_CHUNK + chunk_bytes // sizes.per_token)
-    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + staging
-    left = budget - fixed - buffers - working - least_cache
+    spare = budget - least.nbytes - predictor
+    chunk, one_token, buffers = _for_speed(bundle, sizes, least, spare)
+    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED
+    least_cache = least.cache + one_token
+    left = budget - base - small - sizes.kv_cache - predictor - buffers - working - least_cache
     attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
     attention = attention_layers * sizes.attention_layer
     left -= attention
     head = sizes.head if attention_layers == sizes.layers and left >= sizes.head else 0
     left -= head
-    if shared_rows and left >= stride:  # one is read while the other is computed
-        shared_rows = 2
+    # Where one is read while the other is computed there are two.
+    shared_rows = 2 if least.shared_rows and left >= stride else least.shared_rows
     room = (left + least_cache) // stride - shared_rows
-    rows, window, affords = _cache_rows(bundle, sizes, room, policy, window, least_rows)
+    rows, window, affords = share_rows(bundle, neurons, room, policy, window, least.rows)
     embeddings = sizes.by_role[EMBEDDING]
     cache = (sum(rows) + shared_rows) * stride
     if embeddings > left + least_cache - cache:
@@ -295,96 +270,47 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     )
 
 
-def _cache_rows(bundle, sizes, room, policy, window, least_rows):
-    """Share ``room`` rows among the layers; return (rows of each, window, the window they hold)."""
-    layers, units = sizes.layers, sizes.units
-    if sizes.neurons == "dense":  # whole layers, as many as fit
-        whole = min(layers, room // units)
-        return (units,) * whole + (0,) * (layers - whole), None, None
-    needs = window_needs(bundle)  # [layer][k - 1]: the most rows that k tokens used
-    if policy == "window" and window is None:
-        windows = range(1, len(needs[0]) + 1)
-        fitting = (k for k in windows if sum(_rows_for(n, k, units) for n in needs) <= room)
-        window = max(fitting, default=1)
-    if window is None and room >= layers * units:
-        return (units,) * layers, None, None
-    if window is not None:
-        shape = [_rows_for(need, window, units) for need in needs]
-        rows = _in_proportion(shape, min(room, sum(shape)), least_rows, units)
-    elif bundle.calibration is None:
-        rows = _in_proportion([1] * layers, room, least_rows, units)
-    else:
-        rows = _fewest_misses(bundle.calibration["layers"], room, least_rows, units)
-    holds = [
-        k
-        for k in range(1, len(needs[0]) + 1)
-        if all(r >= need[k - 1] for r, need in zip(rows, needs, strict=True))
-    ]
-    return rows, window, max(holds, default=None)
+@dataclass
+class _Least:
+    """What a plan takes at least: in bytes all together; rows of each layer's cache, or
+    ``shared_rows`` for all of them in turn, and their bytes."""
+
+    nbytes: int
+    rows: int
+    shared_rows: int
+    cache: int
 
 
-def _fewest_misses(calibrated, room, least, most):
-    """The split of ``room`` rows for which the layers' miss curves promise the fewest reads.
-
-    First every layer gets what a single token needs, as far as it goes.
-    """
-    shape = [_rows_for(layer["window_rows_most"], 1, most) for layer in calibrated]
-    rows = list(_in_proportion(shape, min(room, sum(shape)), least, most))
-    left = room - sum(rows)
-    pieces = []  # (reads saved per row, layer, rows)
-    for number, layer in enumerate(calibrated):
-        points = [(c * most, m) for c, m in zip(CAPACITIES, layer["misses"], strict=True)]
-        begin = (rows[number], np.interp(rows[number], *zip(*points, strict=True)))
-        hull = _lower_hull([begin] + [p for p in points if p[0] > begin[0]])
-        for (r0, m0), (r1, m1) in itertools.pairwise(hull):
-            pieces.append(((m0 - m1) / (r1 - r0), number, int(r1) - int(r0)))
-    # A hull is convex, so that a layer's pieces come in their own order.
-    for _, number, size in sorted(pieces, key=lambda piece: -piece[0]):
-        size = min(size, left)
-        rows[number] += size
-        left -= size
-    return tuple(rows)
+def _least(sizes, base, budget):
+    """The _Least of a model: a row for each layer where ``budget`` has them."""
+    rows = 0 if sizes.neurons == "dense" else min(LEAST_ROWS, sizes.units)
+    if sizes.config.reads_experts:
+        rows = 1  # large enough
+    cache, one = pages(sizes.layers * rows * sizes.stride), pages(sizes.stride)
+    nbytes = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
+    nbytes += sizes.per_token * LEAST_CHUNK + sizes.logits
+    if budget < nbytes + cache and sizes.config.reads_experts:
+        return _Least(nbytes + one, 0, 1, one)
+    return _Least(nbytes + cache, rows, 0, cache)
 
 
-def _lower_hull(points):
-    """The points of the convex curve below these; their first co-ordinates rise."""
-    hull = []
-    for x, y in points:
-        while len(hull) > 1:
-            (x0, y0), (x1, y1) = hull[-2:]
-            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
-                break
-            hull.pop()
-        hull.append((x, y))
-    return hull
-
-
-def window_needs(bundle):
-    """Per layer, the most rows that 1, 2, ... tokens used when calibrated, or may use."""
-    config, units = bundle.config, bundle.config.units
-    if bundle.calibration is None:
-        known = [min(units, k * config.experts_per_token) for k in range(1, WINDOWS + 1)]
-        return [known if config.experts else [units]] * config.num_hidden_layers
-    return [
-        [min(units, max(1, int(n))) for n in layer["window_rows_most"]]
-        for layer in bundle.calibration["layers"]
-    ]
-
-
-def _rows_for(need, window, units):
-    """Rows for a window of k tokens: the most that it needed when calibrated and a tenth more;
-    beyond the windows calibrated, by what the last token added."""
-    slope = need[-1] - need[-2] if len(need) > 1 else need[-1]
-    beyond = max(0, window - len(need)) * slope
-    return min(units, math.ceil(1.1 * (need[min(window, len(need)) - 1] + beyond)))
-
-
-def _in_proportion(shape, room, least, most):
-    """Rows in proportion to ``shape``, each at least ``least`` and at most ``most``, in all
-    at most ``room``."""
-    low, high = 0.0, most / max(1, min(shape))
-    for _ in range(60):
-        scale = (low + high) / 2
-        rows = [max(least, min(most, int(scale * s))) for s in shape]
-        low, high = (scale, high) if sum(rows) <= room else (low, scale)
-    return tuple(max(least, min(most, int(low * s))) for s in shape)
+def _for_speed(bundle, sizes, least, spare):
+    """Of ``spare`` bytes what comes before attention: (tokens of a prompt that go through a layer
+    together, bytes of rows that one token needs, of buffers)."""
+    # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
+    experts = sizes.config.reads_experts
+    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if experts else 0
+    spare -= chunk_bytes
+    # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
+    one_token = 0
+    if sizes.neurons != "dense":
+        needs = window_needs(bundle)
+        one_token = pages(sizes.stride * sum(rows_for(need, 1, sizes.units) for need in needs))
+    one_token = min(max(0, one_token - least.cache), spare * 3 // 4)
+    spare -= one_token
+    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
+    if buffers > HUGE_PAGE:
+        buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
+    chunk_bytes = chunk_bytes or spare // 16
+    chunk = min(MAX_CHUNK, sizes.context, LEAST_CHUNK + chunk_bytes // sizes.per_token)
+    return chunk, one_token, buffers

@@ -8,9 +8,9 @@ import pytest
 from flashinfer import Model
 from flashinfer.formats.bundle import CAPACITIES
 from flashinfer.formats.errors import BudgetError
-from flashinfer.memory import _fewest_misses
 from flashinfer.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
 from flashinfer.predictor import Selection
+from flashinfer.row_shares import fewest_misses
 from flashinfer.traces import miss_curve
 
 NEURONS = 64
@@ -82,7 +82,7 @@ def test_rows_go_where_they_save_most():
         curves.append({"misses": misses, "window_rows_most": [0.5] * 8})
     most = 32
     for room in (3, 11, 30, 64, 96):
-        rows = _fewest_misses(curves, room, 1, most)
+        rows = fewest_misses(curves, room, 1, most)
 
         def misses(rows):
             capacities = np.array(CAPACITIES) * most

@@ -19,7 +19,7 @@ FLOORS = (
     ("stats", "threads", "loading"),
     ("memory", "cost", "profile", "feedforward", "shared_expert", "predictor_import"),
     ("predictor_training",),
-    ("traces", "timeline"),
+    ("traces", "timeline", "row_shares"),
     ("attention", "predictor", "weights", "positions", "sampling", "tokenizer"),
     ("neuron_cache", "flash"),
     ("kernels",),
