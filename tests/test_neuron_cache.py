@@ -109,3 +109,34 @@ def test_policies_change_no_bit(synthetic):
             found.append(np.stack([model.forward([token]) for token in range(3, 13)]))
     assert np.array_equal(found[0], found[2]) and np.array_equal(found[0], found[4])
     assert np.array_equal(found[1], found[3]) and np.array_equal(found[1], found[5])
+
+
+@pytest.mark.parametrize("policy", ["frecency", "lru"])
+def test_rows_that_are_being_read_are_left_alone(policy):
+    """While guesses are on their way: no row of theirs is given away, and none moves."""
+    random = np.random.default_rng(1)
+    cache = NeuronCache(NEURONS, np.zeros(20 * 8, np.uint8), 8, policy)
+    overlapped = 0
+    for token in range(300):
+        guess, used = (
+            np.sort(random.choice(NEURONS, 6, replace=False)).astype(np.int32) for _ in range(2)
+        )
+        used[:3] = guess[:3]  # half of the guess is right
+        used = np.unique(used)
+        missing, rows = cache.place_ahead(guess, guess, token)
+        cache.priority.note(Selection.of_choices(used[None], np.ones((1, len(used)))), token)
+        assert cache.leaves_guesses(used) == (len(used) + len(missing) <= cache.capacity)
+        before = cache.neuron_at.copy()
+        slots, misses = cache.place(used, token)
+        wrong = ~np.isin(missing, used)
+        assert np.array_equal(cache.neuron_at[rows], missing)  # their rows are still theirs
+        assert not np.isin(slots[misses], rows[wrong]).any()
+        kept = np.isin(before, cache.neuron_at) & (before >= 0)
+        assert np.array_equal(cache.neuron_at[kept], before[kept])  # and nothing has moved
+        overlapped += len(missing) > 0
+    assert overlapped > 200 and cache.guesses > cache.right_guesses > 0
+    cache.forget(cache.neuron_at[:1].copy())
+    assert not cache.leaves_guesses(used)  # a hole: the last row will move into it
+    cache.place(used, 300)
+    assert cache.leaves_guesses(used)
+    assert not NeuronCache(NEURONS, cache.memory, 8, "window", 3).leaves_guesses(used)
