@@ -99,7 +99,7 @@ def prompt():
 # ---------------------------------------------------------------- what is measured
 
 
-def limited(command, memory, disk, path, seconds=240):
+def limited(command, memory, disk, path, seconds):
     """The JSON that a command prints in such cgroups, or a word where there is none."""
     with suppress(OSError):  # cold, as after a start
         os.sync()
@@ -172,7 +172,8 @@ def measure(model, gguf, disks, tokens, engines):
                 options = repr(VARIANTS[engine])
                 arguments = ["from bench.mixtures import run_ours; " + call.format(options)]
             command = [sys.executable, "-c", *map(str, arguments)]
-            figures = limited(command, limit, disk, model)
+            patience = 600 if slow else 240
+            figures = limited(command, limit, disk, model, patience)
             row = {"share": share, "disk": disk.name, "engine": engine, "limit_bytes": limit,
                    "reads": reads}  # fmt: skip
             if isinstance(figures, str):

@@ -94,7 +94,8 @@ def print_cost(cost, figures, profile):
     read = {**cost.read, "feed-forward": cost.read["neurons"]}
     for name, seconds in cost.seconds.items():
         nbytes = read.get(name, 0.0)
-        print(f"  {name:<20}{nbytes / 1e6:10.2f} MB {1e3 * seconds:9.2f} ms")
+        if nbytes or seconds:
+            print(f"  {name:<20}{nbytes / 1e6:10.2f} MB {1e3 * seconds:9.2f} ms")
     print(
         f"  {'in all':<20}{cost.bytes / 1e6:10.2f} MB {1e3 * cost.total:9.2f} ms: "
         f"{cost.tokens_per_second:.1f} tokens/s"
