@@ -120,8 +120,6 @@ class _Token:
         """A layer's FFN; ahead: when what was read ahead for it is done, or None. Returns that
         of the next layer."""
         line, units = self.line, self.units[number]
-        if ahead is not None:
-            line.wait(ahead)
         if units is not None:
             self._predict(number)
         if units is None or units.whole:
@@ -139,13 +137,19 @@ class _Token:
             late = units.missing - units.ahead
             done = self._submit(late)
             coming = self.read_ahead(number + 1)
-            # All but the down projection, of those that are there, while the others come.
-            parts = self.bundle.config.parts
-            before = units.seconds * (1 - 1 / parts) * (1 - late / max(units.used, late, 1e-9))
-            line.compute("feed-forward", before)
-            line.wait(done)
-            line.compute("feed-forward", units.seconds - before)
+            self._compute(units, (ahead, units.ahead), (done, late))
         return coming
+
+    def _compute(self, units, *reads):
+        """Of the units that are there all but the down projection, while others come; of those,
+        (when they are there, how many), the same when they are; at last the down projection."""
+        parts, used = self.bundle.config.parts, max(units.used, units.missing, 1e-9)
+        before = units.seconds * (1 - 1 / parts) / used
+        self.line.compute("feed-forward", before * (used - units.missing))
+        for done, n in reads:
+            self.line.wait(done or 0.0)
+            self.line.compute("feed-forward", before * n)
+        self.line.compute("feed-forward", units.seconds / parts)
 
     def _in_waves(self, units):
         """As ``FeedForward._compute_in_waves``."""

@@ -34,6 +34,7 @@ BATCH_BYTES = 32 << 20  # read by one submit; at least BATCH_READS
 BATCH_READS = 64
 MEANWHILE_BYTES = 8 << 20  # multiplied while reads are in flight
 WEIGHT_BYTES = 128 << 20  # beyond any cache
+MATRIX_BYTES = 4 << 20  # multiplied at once, as a layer's matrices are
 REPEATS = 7
 PARTS = 12  # of these, each used once
 # Of the model that shows what a layer costs besides: products small, as they are taken off again.
@@ -230,7 +231,16 @@ def _products(format, columns=2048):
     x, matrix = _matrix(format, WEIGHT_BYTES, columns)
     weights, random = matrix.data, np.random.default_rng(2)
     rows, width = weights.shape
-    linear = weights.nbytes / _seconds(lambda: kernels.linear(x, matrix))
+    step = max(1, MATRIX_BYTES // width)
+    matrices = [
+        kernels.Matrix(weights[i : i + step], columns, format) for i in range(0, rows, step)
+    ]
+
+    def products():
+        for one in matrices:
+            kernels.linear(x, one)
+
+    linear = weights.nbytes / _seconds(products)
     # Bundles of two rows, some per cent of them, as a token uses a layer's.
     memory, y, n = weights.reshape(-1), np.zeros_like(x), rows // 2 // (PARTS + 1)
     parts = iter(np.sort(random.permutation(rows // 2)[: n * (PARTS + 1)].reshape(-1, n), axis=1))
@@ -279,11 +289,12 @@ def _layer(path, threads, linear, sparse, submit):
     for window in (None, 1):
         with Model.open(path, context=64, threads=threads, window=window) as model:
             times = []
+            # Where nothing is read, waiting is for the other threads, and counts.
+            clock = time.thread_time if window else time.perf_counter
             for token in range(5, 69):
-                begun, reads = time.thread_time(), model.flash.reads
+                begun, reads = clock(), model.flash.reads
                 model.forward([token])
-                busy = time.thread_time() - begun
-                times.append(busy - submit * (model.flash.reads - reads))
+                times.append(clock() - begun - submit * (model.flash.reads - reads))
             layers = len(model.layers)
         found.append(max(1e-6, (statistics.fmean(times[8:]) - others) / layers - ffn))
     return found
