@@ -25,12 +25,13 @@ from flashinfer.threads import default_threads
 FILE_BYTES, LEAST_FILE_BYTES = 768 << 20, 64 << 20
 WRITE_SECONDS = 8.0
 ROUNDS = 2  # of all that is measured, as a shared machine changes
+LAST_ROUND = 12.0  # seconds after which none is begun
 READ_SECONDS = 0.3  # of each block size
 BLOCKS = tuple(4096 << k for k in range(9))  # 4 KiB to 1 MiB
 TILES = (128 << 10, 512 << 10, 2 << 20, 4 << 20)  # of streams
 SUBMITS = {8 << 10: 128, 128 << 10: 64, 1 << 20: 16}  # {block size: reads at once, as of a layer}
-ALONE = 100  # reads of each block size, one after the other
-BATCH_BYTES = 32 << 20  # read by one submit; at least BATCH_READS
+ALONE = 100  # reads of each block size, one after the other, or what READ_SECONDS allow
+BATCH_BYTES = 32 << 20  # read by one submit, or what READ_SECONDS allow; at least BATCH_READS
 BATCH_READS = 64
 MEANWHILE_BYTES = 8 << 20  # multiplied while reads are in flight
 WEIGHT_BYTES = 128 << 20  # beyond any cache
@@ -49,13 +50,12 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
     """
     threads = threads or default_threads()
     kernels.set_threads(threads)
-    steps = 2 + ROUNDS * (1 + len(FORMATS)) + 1
-    done = 0
+    steps, done = 2 + ROUNDS * (1 + len(FORMATS)) + 1, 0
 
     def more(n=1):
         nonlocal done
         done += n
-        progress(done, steps)
+        progress(min(done, steps), steps)
 
     try:
         with tempfile.TemporaryDirectory(prefix=".flashinfer-probe-", dir=directory) as folder:
@@ -65,7 +65,10 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
             device, products, dram = [], [], []
             flash = Flash(path, io)
             try:
-                for _ in range(ROUNDS):
+                begun = time.perf_counter()
+                for number in range(ROUNDS):
+                    if number and time.perf_counter() - begun > LAST_ROUND:
+                        break
                     device.append(_device(flash, size))
                     more()
                     for format in FORMATS.values():
@@ -79,7 +82,7 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
             found, speeds = _averages(device), _averages(products)
             submit = min(found["submit"].values())
             layer = _layer(Path(folder) / "probe.flash", threads, **speeds, submit=submit)
-            more()
+            more(steps)
     except OSError as error:
         raise UserError(f"{directory}: cannot be probed: {error.strerror}") from None
     return Profile(
@@ -138,17 +141,22 @@ def _alone(flash, size, block):
     """Seconds of one read of this size with no other in flight: the mean, as a token sees it."""
     memory, random = aligned_bytes(block), np.random.default_rng(1)
     length, zero = np.array([block]), np.zeros(1, dtype=np.int64)
-    places = random.integers(0, size // block, 1 + ALONE)
-    for number, place in enumerate(places):
-        if number == 1:  # the memory's pages are there now
-            begun = time.perf_counter()
+    times = []
+    for place in random.integers(0, size // block, 1 + ALONE):
+        begun = time.perf_counter()
         flash.wait(flash.submit(place.reshape(1) * block, length, memory, zero))
-    return (time.perf_counter() - begun) / ALONE
+        times.append(time.perf_counter() - begun)
+        if len(times) > 4 and sum(times) > READ_SECONDS:
+            break
+    return statistics.fmean(times[1:])  # before the first the memory's pages are not there
 
 
 def _random(flash, size, block):
     """Bytes/s of random reads of one size, very many at once."""
-    count = int(np.clip(BATCH_BYTES // block, BATCH_READS, size // block // 2))
+    least = min(BATCH_READS, size // block // 2)
+    some = _batches(flash, size, block, least)
+    allowed = READ_SECONDS / _seconds(lambda: flash.wait(some()), 1) * least
+    count = int(np.clip(min(BATCH_BYTES // block, allowed), least, size // block // 2))
     batch, batches = _batches(flash, size, block, count), 0
     flash.wait(batch())  # the memory's pages are there now
     begun = time.perf_counter()
