@@ -98,7 +98,7 @@ def measure(models, tokens, disks):
             cases = [(share, disk) for share in SHARES for disk in disks]
             for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
                 if known != (model, share):  # a shared machine changes: asked just before
-                    known, profile = (model, share), probe(model.resolve().parent)
+                    known, profile = (model, share), probe(model)
                 limit = int(bundle.file.size * share) // 4096 * 4096
                 n = tokens if disk is DISKS[0] else max(4, tokens // 6)
                 figures = run(model, limit, disk, n, profile)

@@ -158,7 +158,7 @@ def measure(model, gguf, disks, tokens, engines):
     with Bundle(model) as bundle, tempfile.TemporaryDirectory() as folder:
         for share, disk, engine in tqdm(cases, desc="runs", leave=False):
             if known != share:  # a shared machine changes: its figures just before they are used
-                known, profile = share, probe(model.resolve().parent)
+                known, profile = share, probe(model)
                 reads = random_read_bandwidth(model, 1 << 20)
             limit = int(bundle.file.size * share) // 4096 * 4096
             slow = disk is not DISKS[0] or engine == "llama.cpp"

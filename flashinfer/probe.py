@@ -42,10 +42,12 @@ PARTS = 12  # of these, each used once
 SHAPE = (256, 12, 4, 4096)
 
 
-def probe(directory, threads=None, io="auto", progress=lambda done, total: None):
-    """Measure the device that holds ``directory`` and this CPU; return a Profile.
+def probe(path, threads=None, io="auto", progress=lambda done, total: None):
+    """Measure the device that holds ``path`` and this CPU; return a Profile.
 
-    Writes a file of at most 768 MiB there, and removes it. Raises UserError where that fails.
+    path  a directory: a file of at most 768 MiB is written there, and removed; or a large file, a
+          model's own, which is read (a disk may be faster for what was just written to it)
+    Raises UserError where that fails.
     progress is called as progress(steps done, steps in all).
     """
     threads = threads or default_threads()
@@ -58,12 +60,13 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
         progress(min(done, steps), steps)
 
     try:
+        directory, own = _places(Path(path))
         with tempfile.TemporaryDirectory(prefix=".flashinfer-probe-", dir=directory) as folder:
-            path = Path(folder) / "probe.bin"
-            size = _write(path)
+            file = own or Path(folder) / "probe.bin"
+            size = file.stat().st_size if own else _write(file)
             more(2)
             device, products, dram = [], [], []
-            flash = Flash(path, io)
+            flash = Flash(file, io)
             try:
                 begun = time.perf_counter()
                 for number in range(ROUNDS):
@@ -78,19 +81,31 @@ def probe(directory, threads=None, io="auto", progress=lambda done, total: None)
                 name = flash.io
             finally:
                 flash.close()
-            path.unlink()
+            if not own:
+                file.unlink()
             found, speeds = _averages(device), _averages(products)
             submit = min(found["submit"].values())
             layer = _layer(Path(folder) / "probe.flash", threads, **speeds, submit=submit)
             more(steps)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be probed: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be probed: {error.strerror}") from None
     return Profile(
-        name=f"{os.uname().nodename}:{os.path.abspath(directory)}",
+        name=f"{os.uname().nodename}:{os.path.abspath(path)}",
         note=f"measured; kernels: {kernels.describe()}, reads: {name}",
         threads=threads, dram=statistics.fmean(dram), layer=layer[0], cached=layer[1],
         **found, **speeds,
     )  # fmt: skip
+
+
+def _places(path):
+    """(directory to write to, file to read or None) of what is to be probed."""
+    if not path.is_file():
+        return path, None
+    if path.stat().st_size < LEAST_FILE_BYTES:
+        raise UserError(
+            f"{path}: is smaller than the {LEAST_FILE_BYTES >> 20} MiB it takes; give its directory"
+        )
+    return path.parent, path
 
 
 def _averages(rounds):

@@ -213,13 +213,21 @@ def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch):
     profile.save(found, tmp_path / "x.json")
     assert profile.load(tmp_path / "x.json") == found
     assert found.threads == 1 and "measured" in found.note
+    own = tmp_path / "model.flash"
+    own.write_bytes(np.random.default_rng(0).bytes(8 << 20))
+    found = probe.probe(own, threads=1)
+    assert sorted(found.reads) == sorted(found.alone) and found.streams
+    assert {path.name for path in tmp_path.iterdir()} == {"model.flash", "x.json"}
+    monkeypatch.setattr(probe, "LEAST_FILE_BYTES", 16 << 20)
+    with pytest.raises(UserError, match=r"smaller than the 16 MiB it takes; give its directory"):
+        probe.probe(own)
     with pytest.raises(UserError, match=r"none: cannot be probed: No such file"):
         probe.probe(tmp_path / "none")
 
 
 def test_plan_and_run_tell_what_to_expect(cli, synthetic):
     code, out, err = cli("plan", synthetic, "--memory", "2G")
-    assert code == 1 and err.count("\n") == 1 and "flashinfer probe DIR" in err
+    assert code == 1 and err.count("\n") == 1 and "flashinfer probe PATH" in err
     code, out, err = cli("plan", synthetic, "--device", "rpi6")
     assert code == 1 and err.count("\n") == 1 and "'rpi6' is no file and not one of" in err
     code, out, _ = cli("plan", synthetic, "--memory", "2G", "--device", SLOW)

@@ -25,7 +25,7 @@ def main(args):
         plan, profile, cost = setup.plan, setup.profile, setup.expected
         if profile is None:
             raise UserError(
-                "nothing is known of this device; measure it: flashinfer probe DIR, or name one "
+                "nothing is known of this device; measure it: flashinfer probe PATH, or name one "
                 "with --device"
             )
         figures = {

@@ -1,7 +1,7 @@
 """Measure this machine and the flash of a directory, so that plan and run know what to expect.
 
-Takes half a minute and a file of up to 768 MiB, which is removed. The profile is kept in
-XDG_CACHE_HOME/flashinfer (~/.cache/flashinfer).
+Takes half a minute and a file of up to 768 MiB, which is removed; of a model's file, that one is
+read and nothing is written. The profile is kept in XDG_CACHE_HOME/flashinfer (~/.cache/flashinfer).
 """
 
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from flashinfer.profile import cache_path, save
 
 
 def add_arguments(parser):
-    parser.add_argument("directory", metavar="DIR", help="where the models lie")
+    parser.add_argument("path", metavar="PATH", help="a directory where models lie, or a model")
     parser.add_argument("--io", choices=IO, default="auto", help="how to read (auto)")
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
     parser.add_argument("-o", "--output", metavar="FILE", help="keep the profile there instead")
@@ -30,8 +30,8 @@ def main(args):
         def progress(done, total):
             bar.update(done / total - bar.n)
 
-        found = probe(args.directory, args.threads, args.io, progress)
-    path = Path(args.output) if args.output else cache_path(args.directory)
+        found = probe(args.path, args.threads, args.io, progress)
+    path = Path(args.output) if args.output else cache_path(args.path)
     save(found, path)
     if args.json != "-":
         print_profile(found)
