@@ -230,7 +230,8 @@ class FeedForward:
             if wait is not None:
                 wait()
             there = there | which
-            if which is not late and np.count_nonzero(there) * self.cache.stride < APART_BYTES:
+            n = np.count_nonzero(there)
+            if n == 0 or (which is not late and n * self.cache.stride < APART_BYTES):
                 continue  # so few are no call of their own
             neurons = self._neurons(units[there])
             part = self.activations(self.cache.memory, rows[there].ravel(), x, neurons)
