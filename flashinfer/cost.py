@@ -158,7 +158,7 @@ class _Token:
         waves = math.ceil(units.used / size)
         coming = None
         for number in range(waves):
-            self.line.compute("the rest", self.profile.cached)
+            self.line.compute("the rest", self.profile.cached / 2)  # nothing is read ahead
             done = self._submit(units.missing / waves) if coming is None else coming
             coming = None
             if overlap and number + 1 < waves:
