@@ -287,7 +287,10 @@ def main():
             stack.enter_context(synthetic_model(model, args.like, "q4_0", args.keep))
             if not args.keep:
                 stack.callback(theirs.unlink, missing_ok=True)
+            engines = args.engine or every
             try:
+                if "llama.cpp" not in engines:
+                    raise ImportError("it was not asked for")
                 import gguf
                 import llama_cpp
 
@@ -301,7 +304,7 @@ def main():
                 print(f"llama.cpp is skipped: {error}", file=sys.stderr)
                 theirs = None
             disks = DISKS[:1] if args.quick else DISKS
-            figures = measure(model, theirs, disks, args.tokens, args.engine or every)
+            figures = measure(model, theirs, disks, args.tokens, engines)
     except NoCgroups as error:
         raise SystemExit(f"skipped: {error}") from None
     print_table(figures)
