@@ -188,9 +188,7 @@ class _Token:
         used = config.experts_per_token or config.units
         if calibrated:
             used = config.units * calibrated["predicted"]
-        # Rows far apart, or an expert's, which follow each other.
-        speed = self.profile.linear if config.reads_experts else self.profile.sparse
-        seconds = used * bundle.unit_bytes / speed[tensor.format.name]
+        seconds = used * bundle.unit_bytes / self.profile.sparse[tensor.format.name]
         if whole:
             return _Units(used, rows, True, seconds)
         missing = used * (1 - rows / config.units)
