@@ -70,7 +70,7 @@ def submit_unbundled(self, neurons, slots):
 def activations_after_reading(self, x, selection, rows, late, reads):
     """All reads first, then all products."""
     self._finish_reading_ahead()
-    self.flash.wait(reads)
+    self._finish(reads)
     units, indptr, tokens = selection.units, selection.indptr, selection.tokens
     return self.activations(self.cache.memory, rows.ravel(), x, units, indptr, tokens)
 

@@ -177,6 +177,11 @@ class FeedForward:
             offsets, lengths, self.cache.memory, slots * np.int64(self.cache.stride)
         )
 
+    def _finish(self, reads):
+        """Until reads are done, where there are any."""
+        if reads is not None:
+            self.flash.wait(reads)
+
     def _wait(self, reads, units):
         """Until the units' rows are read."""
         try:
@@ -200,7 +205,7 @@ class FeedForward:
         late[misses] = True
         rows = self._rows(units, slots)
         try:
-            reads = self._submit(units[misses], slots[misses])
+            reads = self._submit(units[misses], slots[misses]) if len(misses) else None
             meanwhile()
             a = self._overlapping(x, selection, rows, late, reads)
         except BaseException:
@@ -212,11 +217,15 @@ class FeedForward:
     def _overlapping(self, x, selection, rows, late, reads):
         """``activations``: of the units in DRAM first, then of those that were read ahead, then
         of the ``late`` ones (bool), which ``reads`` bring."""
-        units = selection.units
-        if selection.indptr is not None:  # of several tokens, all at once
-            self.flash.wait(reads)
-            neurons, several = self._neurons(units), (selection.indptr, selection.tokens)
-            return self.activations(self.cache.memory, rows.ravel(), x, neurons, *several)
+        units, worth = selection.units, APART_BYTES / self.cache.stride
+        n_there = len(units) - np.count_nonzero(late)
+        n_early = self.cache.on_their_way if self.ahead is not None else 0
+        several = selection.indptr is not None
+        if several or (n_there - n_early < worth and (reads is None or n_there < worth)):
+            self._finish_reading_ahead()  # too few of each kind for calls of their own
+            self._finish(reads)
+            neurons, whose = self._neurons(units), (selection.indptr, selection.tokens)
+            return self.activations(self.cache.memory, rows.ravel(), x, neurons, *whose)
         early = np.zeros_like(late)
         if self.ahead is not None:
             early = np.isin(units, self.ahead[1], assume_unique=True)
@@ -225,14 +234,14 @@ class FeedForward:
         for which, wait in (
             (there, None),
             (early, self._finish_reading_ahead),
-            (late, partial(self.flash.wait, reads)),
+            (late, partial(self._finish, reads)),
         ):
             if wait is not None:
                 wait()
             there = there | which
             n = np.count_nonzero(there)
-            if n == 0 or (which is not late and n * self.cache.stride < APART_BYTES):
-                continue  # so few are no call of their own
+            if n == 0 or (which is not late and n < worth):
+                continue
             neurons = self._neurons(units[there])
             part = self.activations(self.cache.memory, rows[there].ravel(), x, neurons)
             a[there] = part.reshape(-1, *a.shape[1:])

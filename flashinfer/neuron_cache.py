@@ -45,6 +45,7 @@ class NeuronCache:
         self.last_used = np.zeros(self.capacity, dtype=np.int64)
         self.priority = Priority(neurons, policy)
         self.guessed = np.empty(0, dtype=np.int32)  # read ahead, not yet asked for
+        self.on_their_way = 0  # of those last placed, the ones that were read ahead
         self.holes = False  # rows that were forgotten: what lies behind them will move
         self.asked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
@@ -71,7 +72,7 @@ class NeuronCache:
         if self.window != UNLIMITED:  # no token uses them: with the next one they leave
             rows = self.slot_of[wrong]
             self.last_used[rows[rows >= 0]] = -UNLIMITED
-        n_right = len(guessed) - len(wrong)
+        n_right = self.on_their_way = len(guessed) - len(wrong)
         self.guesses += len(guessed)
         self.right_guesses += n_right
         read = len(misses) + n_right
