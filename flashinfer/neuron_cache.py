@@ -65,11 +65,13 @@ class NeuronCache:
         right = self.asked[guessed]
         self.asked[neurons] = False
         wrong, values = guessed[~right], self.priority.values
-        before = values[wrong]
-        values[wrong] = np.inf  # these rows may still be being filled
+        if len(wrong):
+            before = values[wrong]
+            values[wrong] = np.inf  # these rows may still be being filled
         slots, misses = self._place(neurons, token)
-        values[wrong] = before
-        if self.window != UNLIMITED:  # no token uses them: with the next one they leave
+        if len(wrong):
+            values[wrong] = before
+        if len(wrong) and self.window != UNLIMITED:  # no token uses them: with the next one they leave
             rows = self.slot_of[wrong]
             self.last_used[rows[rows >= 0]] = -UNLIMITED
         n_right = self.on_their_way = len(guessed) - len(wrong)
