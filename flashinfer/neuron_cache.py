@@ -71,9 +71,9 @@ class NeuronCache:
         slots, misses = self._place(neurons, token)
         if len(wrong):
             values[wrong] = before
-        if len(wrong) and self.window != UNLIMITED:  # no token uses them: with the next one they leave
-            rows = self.slot_of[wrong]
-            self.last_used[rows[rows >= 0]] = -UNLIMITED
+            if self.window != UNLIMITED:  # no token uses them: with the next one they leave
+                rows = self.slot_of[wrong]
+                self.last_used[rows[rows >= 0]] = -UNLIMITED
         n_right = self.on_their_way = len(guessed) - len(wrong)
         self.guesses += len(guessed)
         self.right_guesses += n_right
