@@ -193,9 +193,10 @@ class FeedForward:
     def _streams(self, selection, n_tokens):
         if self.predictor is None:
             return True
+        if n_tokens == 1 or self.config.unit_neurons > 1:
+            return False
         missing = np.count_nonzero(self.cache.slot_of[selection.units] < 0)
-        small = self.config.unit_neurons == 1
-        return small and n_tokens > 1 and missing > STREAM_SHARE * self.units.rows
+        return missing > STREAM_SHARE * self.units.rows
 
     def _compute_cached(self, x, selection, token, y, meanwhile):
         """Through the cache, which has rows for all: what is there while the others are read."""
