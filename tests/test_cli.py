@@ -162,7 +162,7 @@ def test_ctrl_c_is_130_without_a_traceback(synthetic):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "FLASHINFER_KERNELS": "numpy"},  # slowly
     )  # fmt: skip
-    assert process.stdout.read(1)  # it writes, and has most of its tokens still before it
+    assert process.stdout.read(20)  # some tokens are there, and most are still to come
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err
