@@ -161,6 +161,8 @@ def test_ctrl_c_is_130_without_a_traceback(synthetic):
          "--neurons", "dense", "--memory", "80M", "--ignore-eos"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "FLASHINFER_KERNELS": "numpy"},  # slowly
+        # Also where the tests run in the background, whose SIGINT a shell has switched off.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout.read(20)  # some tokens are there, and most are still to come
     process.send_signal(signal.SIGINT)
