@@ -14,6 +14,7 @@ UNLIMITED = 1 << 60  # a window that nothing leaves: rows are kept until they ar
 # "frecency" also weighs how often: each use counts, half as much for every HALF_LIFE tokens since.
 POLICIES = ("frecency", "lru", "window")
 HALF_LIFE = 16.0
+MOST_DOUBLINGS = 512  # a float64 has room for 1023: for a prompt and for sums of uses, too
 
 
 def default_policy(window):
@@ -144,31 +145,37 @@ class NeuronCache:
 class Priority:
     """What each neuron of a layer, in the cache or not, is worth keeping: ``values`` (neurons,).
 
-    The uses of a neuron at tokens t count 2^(t / H) each; the value is H log2 of their sum, which
-    is the token of its last use where there was but one, and for H -> 0. So a value never
-    changes while its neuron is not used.
+    A use by token t adds 2^(t / H): H tokens later a use counts twice as much. So a value changes
+    only when its neuron is used, and when all are scaled down, before they overflow. Without
+    weighing a value is the number of the last use, from 1 on. 0: never used.
     """
 
     def __init__(self, neurons, policy):
         self.half_life = HALF_LIFE if policy == "frecency" else 0.0
-        self.values = np.full(neurons, -np.inf)
+        self.values = np.zeros(neurons)
+        self.begin = 0  # the token whose use counts 1
 
     def expect(self, uses):
         """Before the first token: units are used at these shares of the tokens (units,)."""
-        shares = np.maximum(np.asarray(uses, dtype=np.float64), 1e-9)
         # Of a sum over a long past of uses at such a share; without weighing, an order is enough.
-        self.values[:] = max(1.0, self.half_life) * np.log2(shares * max(1.0, self.half_life))
+        self.values[:] = np.asarray(uses) * max(1.0, self.half_life)
 
     def note(self, selection, token):
         """The neurons of a Selection were used, by tokens numbered from ``token`` on."""
-        neurons, last = selection.units, token + selection.last
+        neurons = selection.units
         if not self.half_life:
-            self.values[neurons] = last
+            self.values[neurons] = token + selection.last + 1
             return
-        sums = np.exp2((self.values[neurons] - last) / self.half_life)
+        count = self._count(token)
         if selection.indptr is None:
-            sums += 1
+            self.values[neurons] += count
         elif len(neurons):
-            before = np.repeat(selection.last, np.diff(selection.indptr)) - selection.tokens
-            sums += np.add.reduceat(np.exp2(-before / self.half_life), selection.indptr[:-1])
-        self.values[neurons] = last + self.half_life * np.log2(sums)
+            later = np.exp2(selection.tokens / self.half_life)
+            self.values[neurons] += count * np.add.reduceat(later, selection.indptr[:-1])
+
+    def _count(self, token):
+        """What a use by this token adds."""
+        while (doublings := (token - self.begin) / self.half_life) > MOST_DOUBLINGS:
+            self.values *= 2.0**-MOST_DOUBLINGS
+            self.begin += int(MOST_DOUBLINGS * self.half_life)
+        return 2.0**doublings

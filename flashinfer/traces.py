@@ -24,7 +24,7 @@ def miss_curve(trace, neurons, policy="frecency"):
         own = worth[selection.units]
         rank = neurons - np.sort(worth).searchsorted(own, side="right")  # worth more
         rank[np.isposinf(own)] = len(last) - 1  # there where all of them are
-        rank[np.isneginf(own)] = neurons - 1  # never used: it is there only if the whole layer is
+        rank[own == 0] = neurons - 1  # never used: it is there only if the whole layer is
         ranks.append(rank)
         priority.note(selection, token)
         last = selection.units

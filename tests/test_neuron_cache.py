@@ -27,21 +27,21 @@ def selections(fires):
 
 
 @pytest.mark.parametrize("step", [1, 7, 300])
-def test_priority_is_the_sum_of_the_uses_by_age(step):
+@pytest.mark.parametrize("begin", [0, 8100, 10**6])  # values are scaled down on the way
+def test_priority_is_the_sum_of_the_uses_by_age(step, begin):
     fires = trace()
     priority, lru = Priority(NEURONS, "frecency"), Priority(NEURONS, "lru")
+    priority.expect(np.full(NEURONS, 0.5))
     for first in range(0, len(fires), step):
         selection = Selection.of_scores(fires[first : first + step].astype(np.float32))
-        priority.note(selection, first)
-        lru.note(selection, first)
-    ages = len(fires) - np.arange(len(fires))
-    sums = (np.exp2(-ages / HALF_LIFE)[:, None] * fires).sum(axis=0)
-    used = sums > 0
-    np.testing.assert_allclose(
-        priority.values[used], len(fires) + HALF_LIFE * np.log2(sums[used]), rtol=1e-9
-    )
-    assert np.isneginf(priority.values[~used]).all()
-    last = np.where(used, len(fires) - 1 - fires[::-1].argmax(axis=0), -np.inf)
+        priority.note(selection, begin + first)
+        lru.note(selection, begin + first)
+    sums = (np.exp2((begin + np.arange(300) - priority.begin) / HALF_LIFE)[:, None] * fires).sum(0)
+    sums += 0.5 * HALF_LIFE * 2.0 ** (-priority.begin / HALF_LIFE)  # what was expected
+    np.testing.assert_allclose(priority.values, sums, rtol=1e-9, atol=1e-300)
+    assert np.isfinite(priority.values).all() and priority.values[fires.any(axis=0)].min() > 0
+    used = fires.any(axis=0)
+    last = np.where(used, begin + len(fires) - fires[::-1].argmax(axis=0), 0)
     assert np.array_equal(lru.values, last)
 
 
