@@ -19,6 +19,8 @@ cdef extern from "kernels.h" nogil:
         float *out
 
     int run_attention(const attention_task *task, int threads)
+    void remember_rows(const float *x, int64_t n_tokens, int64_t n_groups, int64_t width,
+                       uint8_t *cache, int64_t context, int64_t row, int64_t start, int format)
     void rotate_row(float *x, const float *cos, const float *sin, int64_t half)
 
 
@@ -29,6 +31,21 @@ def set_threads(int threads):
     """Use this many threads from now on."""
     global n_threads
     n_threads = threads
+
+
+def remember(cache, const float[:, :, ::1] x, int64_t start):
+    """cache (G, context, >= w) f32 or f16 [:, start : start + T, :w] = x (T, G, w)."""
+    if cache.dtype not in (np.float32, np.float16):
+        raise ValueError(f"the cache is {cache.dtype}")
+    if cache.shape[0] != x.shape[1] or cache.shape[2] < x.shape[2] or not 0 <= start <= cache.shape[1] - x.shape[0]:
+        raise ValueError(f"x is {x.shape[0], x.shape[1], x.shape[2]} from {start} on, the cache {cache.shape}")
+    cdef uint8_t[:, :, ::1] view = cache.view(np.uint8)
+    cdef int64_t row = cache.shape[2]
+    cdef int format = 0 if cache.dtype == np.float32 else 1
+    if x.shape[0] and x.shape[1] and x.shape[2]:
+        with nogil:
+            remember_rows(&x[0, 0, 0], x.shape[0], x.shape[1], x.shape[2], &view[0, 0, 0],
+                          view.shape[1], row, start, format)
 
 
 def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t window=0, bias=None,

@@ -305,6 +305,40 @@ static void rms_norm_row(const float *x, const float *weight, float epsilon, int
     for (int64_t j = 0; weight && j < n; j++) y[j] *= weight[j];
 }
 
+/* To the nearest float16, ties to even, as NumPy and the CPUs round. */
+INLINE uint16_t f32_to_f16(float value) {
+    uint32_t bits, sign;
+    memcpy(&bits, &value, 4);
+    sign = bits >> 16 & 0x8000, bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;  /* not a number */
+    if (bits >= 0x47800000) return sign | 0x7c00; /* 2^16 and more: infinite */
+    if (bits < 0x38800000) {                      /* below 2^-14: the adder rounds to 2^-24 */
+        float shifted;
+        memcpy(&shifted, &bits, 4);
+        shifted += 0.5f;
+        memcpy(&bits, &shifted, 4);
+        return sign | (bits - 0x3f000000);
+    }
+    bits += 0xfff + (bits >> 13 & 1);
+    return sign | ((bits >> 13) - (112 << 10));
+}
+
+/* x (n_tokens, n_groups, width) into a key/value cache (n_groups, context, row), from `start` on. */
+static void remember_rows(const float *x, int64_t n_tokens, int64_t n_groups, int64_t width,
+                          uint8_t *cache, int64_t context, int64_t row, int64_t start, int format) {
+    for (int64_t t = 0; t < n_tokens; t++)
+        for (int64_t g = 0; g < n_groups; g++) {
+            const float *from = x + (t * n_groups + g) * width;
+            int64_t at = (g * context + start + t) * row;
+            if (format == F32) {
+                memcpy((float *)cache + at, from, width * sizeof(float));
+                continue;
+            }
+            uint16_t *to = (uint16_t *)cache + at;
+            for (int64_t i = 0; i < width; i++) to[i] = f32_to_f16(from[i]);
+        }
+}
+
 /* Turn the pairs (i, i + half) of a head by the angles whose cos and sin are given. */
 static void rotate_row(float *x, const float *cos, const float *sin, int64_t half) {
     for (int64_t i = 0; i < half; i++) {

@@ -1,9 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Bookkeeping of one layer's neuron cache; see flashinfer/kernels.py for what place() does."""
+"""Which neurons are used, and where they are kept; see flashinfer/kernels.py."""
 
 import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
+
+
+def positive(const float[::1] scores):
+    """The indices of what is > 0, int32; see flashinfer/kernels.py."""
+    cdef Py_ssize_t i, n = 0
+    found = np.empty(scores.shape[0], dtype=np.int32)
+    cdef int32_t[::1] view = found
+    for i in range(scores.shape[0]):
+        view[n] = <int32_t>i  # overwritten by the next, where it is not > 0
+        n += scores[i] > 0
+    return found[:n].copy()
 
 
 def place(const int32_t[::1] neurons, int64_t token, int64_t window,

@@ -42,12 +42,13 @@ class Attention:
             turns = self.rotary(start, n)
             kernels.rotate(q, *turns)
             kernels.rotate(k, *turns)
-        self.keys[:, start : start + n, :head_dim] = k.transpose(1, 0, 2)
-        self.values[:, start : start + n, :head_dim] = v.transpose(1, 0, 2)
-        padded = np.zeros((n, q.shape[1], self.keys.shape[2]), dtype=np.float32)
-        padded[:, :, :head_dim] = q * np.float32(self.config.attention_scale or head_dim**-0.5)
+        kernels.remember(self.keys, k, start)
+        kernels.remember(self.values, v, start)
+        q *= np.float32(self.config.attention_scale or head_dim**-0.5)
+        if head_dim < self.keys.shape[2]:
+            q = np.pad(q, ((0, 0), (0, 0), (0, self.keys.shape[2] - head_dim)))
         out = kernels.attention(
-            padded,
+            q,
             self.keys,
             self.values,
             start,

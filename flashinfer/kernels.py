@@ -114,6 +114,14 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     return out
 
 
+def remember(cache, x, start):
+    """Keys or values x (T, G, w) float32 of the tokens start.. into their cache, f32 or f16.
+
+    cache  (G, context, w or, padded, more)
+    """
+    cache[:, start : start + x.shape[0], : x.shape[2]] = x.transpose(1, 0, 2)
+
+
 def rotate(x, cos, sin):
     """Turn pairs (i, i + m) of the first 2 m values of each head, in place (rotary positions).
 
@@ -163,6 +171,11 @@ def rms_norm(x, weight, epsilon):
     """x (T, d) float32 -> x / sqrt(mean of squares + epsilon), times weight (d,) or None."""
     y = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.float32(epsilon))
     return y if weight is None else y * weight
+
+
+def positive(scores):
+    """The neurons whose score is > 0: scores (d_ffn,) float32 -> (n,) int32 ascending."""
+    return np.flatnonzero(scores > 0).astype(np.int32)
 
 
 def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
@@ -356,8 +369,8 @@ def _row_of_pair(indptr):
 
 
 NAMES = (
-    "linear", "sparse_up", "sparse_down", "attention", "rotate", "activate", "layer_norm",
-    "rms_norm", "place", "merge_reads", "copy_rows", "Reader",
+    "linear", "sparse_up", "sparse_down", "attention", "remember", "rotate", "activate",
+    "layer_norm", "rms_norm", "positive", "place", "merge_reads", "copy_rows", "Reader",
 )  # fmt: skip
 TWINS = {"numpy": {name: globals()[name] for name in NAMES}}
 # A thread that has nothing to do spins this often before it sleeps: long enough to be there
@@ -378,10 +391,12 @@ else:
         "sparse_up": _sparse_matmul.sparse_up,
         "sparse_down": _sparse_matmul.sparse_down,
         "attention": _attention.attention,
+        "remember": _attention.remember,
         "rotate": _attention.rotate,
         "activate": _sparse_matmul.activate,
         "layer_norm": _sparse_matmul.layer_norm,
         "rms_norm": _sparse_matmul.rms_norm,
+        "positive": _neuron_cache.positive,
         "place": _neuron_cache.place,
         "merge_reads": _direct_io.merge_reads,
         "copy_rows": _direct_io.copy_rows,

@@ -280,6 +280,41 @@ def test_rms_norm(twin, d):
         assert np.array_equal(kernels.rms_norm(x[t : t + 1], weight, 1e-5)[0], found[t])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_remember(twin, dtype):
+    """Every float16, what lies halfway between two, and the neighbours of that."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    finite = np.sort(halves[np.isfinite(halves)])
+    between = (finite[:-1] + finite[1:]) / 2
+    x = np.concatenate([halves, between, np.nextafter(between, np.inf, dtype=np.float32),
+                        np.nextafter(between, -np.inf, dtype=np.float32),
+                        np.float32([65519.99, 65520, 65536, 1e9, -1e9, 1e-30])])  # fmt: skip
+    x = np.resize(x, (len(x) // 30 + 1) * 30).reshape(-1, 2, 15)  # (T, G, w)
+    cache = np.full((2, len(x) + 5, 32), 7, dtype=dtype)
+    kernels.remember(cache, x, 3)
+    expected = x.transpose(1, 0, 2).astype(dtype)
+    found = cache[:, 3 : 3 + len(x), :15].copy()
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert np.array_equal(
+        np.signbit(found[~np.isnan(found)]), np.signbit(expected[~np.isnan(found)])
+    )
+    cache[:, 3 : 3 + len(x), :15] = 7
+    assert (cache == 7).all()
+    for wrong in ((cache, x, 6), (cache, x, -1), (cache[:1], x, 0), (cache[..., :9], x, 0)):
+        if twin == "native":
+            with pytest.raises(ValueError):
+                kernels.remember(*wrong)
+
+
+def test_positive(twin):
+    for scores in (RANDOM.standard_normal(99), np.full(5, 1.0), np.full(5, -1.0), np.zeros(0),
+                   np.array([np.nan, -0.0, 0.0, np.inf, 1e-45, -np.inf])):  # fmt: skip
+        found = kernels.positive(scores.astype(np.float32))
+        assert found.dtype == np.int32
+        assert found.tolist() == [i for i, score in enumerate(scores) if score > 0]
+
+
 def test_rotate(twin):
     """As multiplying pairs, taken as complex numbers, with e^(i angle); the rest stays."""
     x = RANDOM.standard_normal((3, 2, 20)).astype(np.float32)
