@@ -56,6 +56,8 @@ def nothing_resident(make_plan):
 
 def submit_unbundled(self, neurons, slots):
     """The halves of a bundle as two reads, as where up and down are two matrices."""
+    if not len(neurons):
+        return None
     offsets, lengths, _ = self._spans(neurons)
     half = lengths // 2 // self.flash.alignment * self.flash.alignment
     to = slots * np.int64(self.cache.stride)
@@ -67,12 +69,12 @@ def submit_unbundled(self, neurons, slots):
     )
 
 
-def activations_after_reading(self, x, selection, rows, late, reads):
+def activations_after_reading(self, x, selection, rows, early, misses, late):
     """All reads first, then all products."""
-    self._finish_reading_ahead()
-    self._finish(reads)
+    self._wait_ahead()
+    self._wait(late)
     units, indptr, tokens = selection.units, selection.indptr, selection.tokens
-    return self.activations(self.cache.memory, rows.ravel(), x, units, indptr, tokens)
+    return self.neurons.activations(self.cache.memory, rows.ravel(), x, units, indptr, tokens)
 
 
 def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
@@ -81,15 +83,9 @@ def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
     if not bundled:
         FeedForward._submit = submit_unbundled
     if not overlap:
-        FeedForward._overlapping = activations_after_reading
+        FeedForward._as_they_come = activations_after_reading
     if not ahead:
         FeedForward.read_ahead = lambda self, *inputs: None
-
-
-def forget_all(model):
-    for layer in model.layers:
-        cache = layer.feed_forward.cache
-        cache.slot_of[:], cache.neuron_at[:], cache.used = -1, -1, 0
 
 
 def run_step(path, budget, name):
@@ -114,7 +110,8 @@ def run_step(path, budget, name):
         waited[0], before, begun = 0.0, model.flash.bytes_read, time.perf_counter()
         for _ in range(n):
             if window == 0:
-                forget_all(model)
+                for layer in model.layers:
+                    layer.feed_forward.cache.empty()
             logits = model.forward([int(logits.argmax())])
         seconds = (time.perf_counter() - begun) / n
         nbytes = (model.flash.bytes_read - before) / n

@@ -153,7 +153,7 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
             if residual:
                 read[span] = before
         if find_cut:
-            layer.feed_forward.cut = find_cut(layer.feed_forward, x)
+            layer.feed_forward.neurons.cut = find_cut(layer.feed_forward, x)
         asked, early = early, None
         if number + 1 < total:  # what the next layer's predictor would be asked early
             following = model.layers[number + 1]
@@ -182,7 +182,7 @@ def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
                 "missed": found.missed,
                 "rank": len(found.a),
                 "tried": found.tried,
-                **({"threshold": layer.feed_forward.cut[1]} if find_cut else {}),
+                **({"threshold": layer.feed_forward.neurons.cut[1]} if find_cut else {}),
                 "window_rows": means,
                 "window_rows_most": most,
                 "misses": miss_curve(_trace(found, observed), len(found.b)),
@@ -202,15 +202,15 @@ def _feed_forward(ffn, observed):
         for begin, end, expert in _parts(ffn, first, stop, len(x)):
             rows, neurons = starts[begin - first : end - first], np.arange(begin, end)
             tokens = slice(None) if weights is None else np.flatnonzero(observed.routed[:, expert])
-            a, its_y = ffn.activations(tile, rows, x[tokens], neurons), y[tokens]
+            a, its_y = ffn.neurons.activations(tile, rows, x[tokens], neurons), y[tokens]
             fired = np.zeros((len(rows), len(x)), dtype=bool)
             fired[:, tokens] = a != 0
             observed.fired[begin:end] = np.packbits(fired, axis=1)
             if weights is not None:
                 a *= weights[tokens, expert]
-            kernels.sparse_down(tile, rows + ffn.down_at, ffn.format, a, its_y)
+            kernels.sparse_down(tile, rows + ffn.neurons.down_at, ffn.neurons.format, a, its_y)
             y[tokens] = its_y
-    return y if ffn.biases["down"] is None else y + ffn.biases["down"]
+    return y if ffn.neurons.biases["down"] is None else y + ffn.neurons.biases["down"]
 
 
 def _parts(ffn, first, stop, n_tokens):
@@ -237,9 +237,9 @@ def _cut(ffn, x, method, target):
     for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
         neurons = np.arange(first, stop)
         if method == "teal":
-            sizes = np.abs(ffn.activations(tile, starts, x, neurons))
+            sizes = np.abs(ffn.neurons.activations(tile, starts, x, neurons))
         else:
-            sizes = ffn.products(ffn.first, tile, starts, x, neurons)
+            sizes = ffn.neurons.products(ffn.neurons.first, tile, starts, x, neurons)
             if method == "cats":
                 kernels.activate(sizes, ffn.config.activation, ffn.config.threshold)
                 np.abs(sizes, out=sizes)
@@ -248,16 +248,16 @@ def _cut(ffn, x, method, target):
 
 
 def _predictor(ffn, observed, missed, steps, kind):
-    d_ffn, width = ffn.bundles.rows, np.arange(ffn.width)
+    d_ffn, width = ffn.bundles.rows, np.arange(ffn.neurons.width)
 
     def up_tiles():  # or the gate's, which decides where there is one
         for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
             for begin in range(first, stop, 512):
                 end = min(begin + 512, stop)
                 raw = tile[starts[begin - first : end - first, None] + width]
-                yield begin, ffn.format.decode(raw)
+                yield begin, ffn.neurons.format.decode(raw)
 
-    up_bias = ffn.biases[ffn.first]
+    up_bias = ffn.neurons.biases[ffn.neurons.first]
     up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
     up_bias -= np.float32(ffn.config.threshold)
     return find_own(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)

@@ -1,14 +1,11 @@
 """The paper: predict -> look up -> read -> compute."""
 
 import itertools
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.errors import UserError
 from flashinfer.neuron_cache import UNLIMITED
 from flashinfer.predictor import Selection
 
@@ -20,41 +17,33 @@ WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
 
 
 class FeedForward:
-    """A layer's FFN, its bundles on flash: y = down(a) + down_bias, where a neuron's
-
-        a_i = activation(up_i . x + up_bias_i), or where the model is gated
-        a_i = activation(gate_i . x + gate_bias_i) * (up_i . x + up_bias_i)
+    """A layer's FFN, its bundles on flash.
 
     What is read and kept as one is a unit: a neuron, or in a mixture of experts an expert, whose
     neurons lie side by side (or a neuron there, too, where predictors tell them apart).
 
-    config     ModelConfig
+    neurons    Neurons: what they compute
     bundles    StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
-    biases     {"gate", "up": (d_ffn,), "down": (d_model,) or, of experts, (experts, d_model)
-               float32, or None}
     predictor  a Predictor, Router or RoutedPredictor: which units to use; None: all of them
     cache      NeuronCache for the units kept in DRAM
     buffer     uint8 memory that tiles are streamed through
     shared     a SharedExpert that every token uses besides, or None
+    share_ahead  of a guess, the surest first, that is read ahead
     """
 
-    def __init__(self, config, bundles, biases, predictor, cache, flash, buffer, shared=None):
-        self.config, self.bundles, self.biases = config, bundles, biases
+    def __init__(
+        self, neurons, bundles, predictor, cache, flash, buffer, shared=None, share_ahead=1.0
+    ):
+        self.neurons, self.config, self.bundles = neurons, neurons.config, bundles
         self.predictor, self.cache, self.flash, self.buffer = predictor, cache, flash, buffer
-        self.shared = shared
-        self.format = bundles.format
-        self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
-        self.width = self.format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
-        self.down_at = self.width * (config.parts - 1)
-        self.inside = np.arange(config.unit_neurons) * bundles.row_bytes  # a unit's neurons
-        self.units = replace(
-            bundles, rows=config.units, columns=bundles.columns * config.unit_neurons
-        )
-        self.cut = None  # ("cats", 0.1): what a model that has no silent neurons takes as silent
+        self.shared, self.share_ahead = shared, share_ahead
+        n = self.config.unit_neurons
+        self.units = replace(bundles, rows=self.config.units, columns=bundles.columns * n)
+        self.inside = np.arange(n) * bundles.row_bytes  # where a unit's neurons begin in it
         self.following = None  # the StoredTensor that is streamed next, where this one always is
         self.whole_rows = None  # (units, neurons of each): where they begin, once all are there
-        self.share_ahead = 1.0  # of a guess, the surest first, that is read ahead
-        self.ahead = None  # reads begun before their token, and the units they are for
+        self.ahead = None  # reads begun before their token
+        self.settled = True  # whether every row that the cache has given is filled
 
     def __call__(self, x, token, residual=None, meanwhile=lambda: None):
         """x (T, d_model) float32, normalised, and before that; token: number of the first ->
@@ -62,6 +51,7 @@ class FeedForward:
 
         meanwhile  called once, when this layer's own reads are on their way
         """
+        self.settled = False
         y = np.zeros_like(x) if self.shared is None else self.shared(x)
         if self.predictor is None:
             selection = Selection.everything(self.bundles.rows, len(x))
@@ -70,25 +60,32 @@ class FeedForward:
             if self.whole_rows is None:
                 self.cache.priority.note(selection, token)
         if len(x) > 1 or not self.cache.leaves_guesses(selection.units):
-            self._finish_reading_ahead()
+            self._wait_ahead()
         if self.cache.borrowed:
             self.cache.empty()
         if self.whole_rows is not None:
             meanwhile()
-            self.cache.hits += len(selection.units)
-            rows = self.whole_rows[selection.units]
-            self._add(self.cache.memory, rows, x, selection, y, self.width * self.bundles.rows)
+            self._compute_whole(x, selection, y)
         elif self._streams(selection, len(x)):
             meanwhile()
             self._compute_streamed(x, selection, token, y)
-        elif len(selection.units) <= self.cache.capacity and not self._one_by_one(selection):
+        elif self._fits(selection):
             self._compute_cached(x, selection, token, y, meanwhile)
         else:
             meanwhile()
             self._compute_in_waves(x, selection, token, y)
-        if self.biases["down"] is not None:
-            self._add_bias(selection, y)
+        self.neurons.add_bias(selection, y)
+        self.settled = True
         return y
+
+    def abandon(self):
+        """After a failure, once no read is in flight: forget what may not have been read."""
+        self.ahead = None
+        if not self.settled:
+            self.cache.empty()
+            self.settled = True
+
+    # ------------------------------------------------------------------ before the first token
 
     @property
     def stays_whole(self):
@@ -103,7 +100,7 @@ class FeedForward:
         All gates lie together there, then all ups, then all downs: DRAM gives up to half as much
         again where a product's rows follow each other. Flash wants a neuron's parts together.
         """
-        n, width, parts = self.bundles.rows, self.width, self.config.parts
+        n, width, parts = self.bundles.rows, self.neurons.width, self.config.parts
         part = np.arange(parts)[:, None]
         for first, stop, memory, starts in self.flash.stream(self.bundles, self.buffer):
             places = part * n * width + np.arange(first, stop) * width  # (parts, neurons)
@@ -123,17 +120,15 @@ class FeedForward:
         """Begin with the hottest units in the cache; uses (units,): how often each is used."""
         self.cache.priority.expect(uses)
         units = self.hottest(uses)
-        slots, _ = self.cache.place(units, 0)
+        slots, *_ = self.cache.place(units, 0)
         self.cache.misses = 0
         step = max(1, WAVE_BYTES // self.cache.stride)
         for first in range(0, len(units), step):
-            part = units[first : first + step]
-            try:
-                self._wait(self._submit(part, slots[first : first + step]), part)
-            except BaseException:
-                self.cache.forget(units[first:])
-                raise
-            progress(len(part) * self.units.row_bytes)
+            part = slice(first, first + step)
+            self.flash.wait(self._submit(units[part], slots[part]))
+            progress(len(units[part]) * self.units.row_bytes)
+
+    # ------------------------------------------------------------------ ahead of its turn
 
     def read_ahead(self, x, token, residual):
         """Begin to read what the token will probably need (beyond the paper).
@@ -151,107 +146,70 @@ class FeedForward:
         units, kept = self.predictor.early(x, residual, self.share_ahead)
         if max(len(units), self.config.experts_per_token) > cache.capacity:
             return
-        missing, slots = cache.place_ahead(units, kept, token)
-        if len(missing):
-            self.ahead = self._submit(missing, slots), missing
+        self.settled = False
+        self.ahead = self._submit(*cache.place_ahead(units, kept, token))
 
-    def _finish_reading_ahead(self):
-        if self.ahead is None:
-            return
-        (reads, units), self.ahead = self.ahead, None
-        self._wait(reads, units)
+    def _wait_ahead(self):
+        self._wait(self.ahead)
+        self.ahead = None
 
-    def forget_ahead(self):
-        """Drop what was read ahead for a token that will not come."""
-        if self.ahead is None:
-            return
-        (reads, units), self.ahead = self.ahead, None
-        with suppress(UserError):
-            self.flash.wait(reads)
-        self.cache.forget(units)
+    # ------------------------------------------------------------------ computing
 
-    def _submit(self, units, slots):
-        """Begin to read units into their rows of the cache."""
-        offsets, lengths, _ = self._spans(units)
-        return self.flash.submit(
-            offsets, lengths, self.cache.memory, slots * np.int64(self.cache.stride)
-        )
+    def _compute_whole(self, x, selection, y):
+        """From DRAM, where all of the layer is."""
+        self.cache.hits += len(selection.units)
+        apart = self.neurons.width * self.bundles.rows
+        rows = self.whole_rows[selection.units]
+        self.neurons.add(self.cache.memory, rows, x, selection, y, apart)
 
-    def _finish(self, reads):
-        """Until reads are done, where there are any."""
-        if reads is not None:
-            self.flash.wait(reads)
-
-    def _wait(self, reads, units):
-        """Until the units' rows are read."""
-        try:
-            self.flash.wait(reads)
-        except BaseException:
-            self.cache.forget(units)  # no half-read row is ever used
-            raise
-
-    def _streams(self, selection, n_tokens):
-        if self.predictor is None:
-            return True
-        if n_tokens == 1 or self.config.unit_neurons > 1:
-            return False
-        missing = np.count_nonzero(self.cache.slot_of[selection.units] < 0)
-        return missing > STREAM_SHARE * self.units.rows
+    def _fits(self, selection):
+        """Whether all units are computed at once, as the cache has rows for them."""
+        one_by_one = self.neurons.one_by_one(selection)
+        return len(selection.units) <= self.cache.capacity and not one_by_one
 
     def _compute_cached(self, x, selection, token, y, meanwhile):
-        """Through the cache, which has rows for all: what is there while the others are read."""
+        """Through the cache: what is there is computed while the others are read."""
         units = selection.units
-        slots, misses = self.cache.place(units, token + len(x) - 1)
-        late = np.zeros(len(units), dtype=bool)
-        late[misses] = True
+        slots, misses, early = self.cache.place(units, token + len(x) - 1)
         rows = self._rows(units, slots)
-        try:
-            reads = self._submit(units[misses], slots[misses]) if len(misses) else None
-            meanwhile()
-            a = self._overlapping(x, selection, rows, late, reads)
-        except BaseException:
-            self.cache.forget(units[misses])  # no half-read row is ever used
-            raise
-        self._add_down(self.cache.memory, rows.ravel() + self.down_at, a, selection, y)
-        self.cache.used_at(slots, token + selection.last)
+        late = self._submit(units[misses], slots[misses])
+        meanwhile()
+        a = self._as_they_come(x, selection, rows, early, misses, late)
+        down = rows.ravel() + self.neurons.down_at
+        self.neurons.add_down(self.cache.memory, down, a, selection, y)
+        self.cache.used_at(slots, token, selection.last)
 
-    def _overlapping(self, x, selection, rows, late, reads):
-        """``activations``: of the units in DRAM first, then of those that were read ahead, then
-        of the ``late`` ones (bool), which ``reads`` bring."""
-        units, worth = selection.units, APART_BYTES / self.cache.stride
-        n_there = len(units) - np.count_nonzero(late)
-        n_early = self.cache.on_their_way if self.ahead is not None else 0
-        several = selection.indptr is not None
-        if several or (n_there - n_early < worth and (reads is None or n_there < worth)):
-            self._finish_reading_ahead()  # too few of each kind for calls of their own
-            self._finish(reads)
-            neurons, whose = self._neurons(units), (selection.indptr, selection.tokens)
-            return self.activations(self.cache.memory, rows.ravel(), x, neurons, *whose)
-        early = np.zeros_like(late)
-        if self.ahead is not None:
-            early = np.isin(units, self.ahead[1], assume_unique=True)
-        a = np.empty((*rows.shape, len(x)), dtype=np.float32)  # (units, neurons of each, T)
-        there = ~(early | late)
-        for which, wait in (
-            (there, None),
-            (early, self._finish_reading_ahead),
-            (late, partial(self._finish, reads)),
-        ):
-            if wait is not None:
-                wait()
-            there = there | which
-            n = np.count_nonzero(there)
-            if n == 0 or (which is not late and n < worth):
+    def _as_they_come(self, x, selection, rows, early, misses, late):
+        """``Neurons.activations`` of the units in DRAM, then of the ``early`` ones (bool), which
+        were read ahead, then of the ``misses`` (indices), which the reads ``late`` bring.
+
+        Too few of a kind for a call of their own are computed with the next, and so are all where
+        there are several tokens.
+        """
+        units, n = selection.units, len(selection.units)
+        ends = n - len(misses) - np.count_nonzero(early), n - len(misses), n
+        least = n if selection.indptr is not None else min(n, APART_BYTES / self.cache.stride)
+        if any(least <= end < n for end in ends):
+            kind = early.astype(np.uint8)
+            kind[misses] = 2
+            order = kind.argsort(kind="stable")
+        a, begin = np.empty((*rows.shape, len(x)), dtype=np.float32), 0
+        for end, reads in zip(ends, (None, self.ahead, late), strict=True):
+            self._wait(reads)
+            if end == begin or (end < n and end - begin < least):
                 continue
-            neurons = self._neurons(units[there])
-            part = self.activations(self.cache.memory, rows[there].ravel(), x, neurons)
-            a[there] = part.reshape(-1, *a.shape[1:])
-            there = np.zeros_like(late)
-        return a.reshape(-1, len(x))
-
-    def _one_by_one(self, selection):
-        """Large units of several tokens: each is multiplied with its own tokens only."""
-        return self.config.unit_neurons > 1 and selection.indptr is not None
+            which = order[begin:end] if end - begin < n else slice(None)
+            part = self.neurons.activations(
+                self.cache.memory, rows[which].ravel(), x, self.neurons.of(units[which]),
+                selection.indptr, selection.tokens,
+            )  # fmt: skip
+            if end - begin == n:
+                a = part
+            else:
+                a[which] = part.reshape(-1, *a.shape[1:])
+            begin = end
+        self.ahead = None
+        return a if selection.indptr is not None else a.reshape(-1, len(x))
 
     def _compute_in_waves(self, x, selection, token, y):
         """Through fewer rows than are needed, or large units: one wave of them is read while the
@@ -263,130 +221,41 @@ class FeedForward:
         overlap = 2 * size <= cache.capacity
         waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
         none = np.empty(0, dtype=np.int32)
-        _, coming, reads, missing = self._begin_wave(waves[0], none, now)
+        _, coming, reads = self._begin_wave(waves[0], none, now)
         for wave, following in itertools.zip_longest(waves, waves[1:]):
-            self._wait(reads, missing)
-            slots, missing = coming, none
+            self._wait(reads)
+            slots = coming
             if following is not None and overlap:
-                slots, coming, reads, missing = self._begin_wave(following, wave.units, now)
-            try:
-                self._add(cache.memory, self._rows(wave.units, slots), x, wave, y, self.width)
-            except BaseException:
-                cache.forget(missing)
-                raise
-            cache.used_at(slots, token + wave.last)
+                slots, coming, reads = self._begin_wave(following, wave.units, now)
+            self.neurons.add(cache.memory, self._rows(wave.units, slots), x, wave, y)
+            cache.used_at(slots, token, wave.last)
             if following is not None and not overlap:
-                _, coming, reads, missing = self._begin_wave(following, none, now)
+                _, coming, reads = self._begin_wave(following, none, now)
 
     def _begin_wave(self, wave, held, now):
-        """(rows of the units held, rows of the wave's, reads begun, units that they are for)"""
+        """(rows of the units held, rows of the wave's, the reads begun for those)"""
         units = np.concatenate([held, wave.units])
-        slots, misses = self.cache.place(units, now)
+        slots, misses, _ = self.cache.place(units, now)
         self.cache.hits -= len(held)
         reads = self._submit(units[misses], slots[misses])
-        return slots[: len(held)], slots[len(held) :], reads, units[misses]
+        return slots[: len(held)], slots[len(held) :], reads
 
-    def _rows(self, units, slots):
-        """Where in the cache's memory each neuron of these units begins: (units, neurons)."""
-        _, _, skips = self._spans(units)
-        return (slots * np.int64(self.cache.stride) + skips)[:, None] + self.inside
-
-    def _neurons(self, units):
-        n = self.config.unit_neurons
-        return units if n == 1 else (units[:, None] * n + np.arange(n)).ravel()
-
-    def _add(self, memory, rows, x, part, y, apart):
-        """y += down(activations) of the units of ``part``, whose neurons begin at ``rows`` (units,
-        neurons) of memory; apart as in ``activations``."""
-        down = rows + apart * (self.config.parts - 1)
-        if not self._one_by_one(part):
-            neurons = self._neurons(part.units)
-            a = self.activations(memory, rows.ravel(), x, neurons, part.indptr, part.tokens, apart)
-            self._add_down(memory, down.ravel(), a, part, y)
-            return
-        for i, (begin, end) in enumerate(itertools.pairwise(part.indptr)):
-            tokens = part.tokens[begin:end]
-            neurons, its_y = self._neurons(part.units[i : i + 1]), y[tokens]
-            a = self.activations(memory, rows[i], x[tokens], neurons, apart=apart)
-            a *= part.weights[begin:end]
-            kernels.sparse_down(memory, down[i], self.format, a, its_y)
-            y[tokens] = its_y
-
-    def _add_bias(self, selection, y):
-        """y += the down projection's bias, of experts by their weights."""
-        bias, indptr = self.biases["down"], selection.indptr
-        if not self.config.experts:
-            y += bias
-            return
-        for i, unit in enumerate(selection.units):
-            pairs = slice(i, i + 1) if indptr is None else slice(indptr[i], indptr[i + 1])
-            tokens = slice(None) if indptr is None else selection.tokens[pairs]
-            y[tokens] += selection.weights[pairs, None] * bias[unit]
-
-    def _add_down(self, memory, rows, a, part, y):
-        """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
-        if part.weights is not None:
-            a = a.reshape(len(part.weights), -1) * part.weights[:, None]
-            a = a.reshape(-1, 1) if part.indptr is None else a.ravel()
-        kernels.sparse_down(memory, rows, self.format, a, y, part.indptr, part.tokens)
-
-    def activations(self, memory, rows, x, neurons, indptr=None, tokens=None, apart=None):
-        """What ``neurons``, whose first parts begin at ``rows``, give the down projection.
-
-        x (T, d_model) -> (n, T), or with indptr and tokens as ``kernels.sparse_up``; apart: bytes
-        from each part of a neuron to its next, which in a bundle follows at once.
-        """
-        config, (method, cut) = self.config, self.cut or (None, 0.0)
-        a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
-        shut = a <= cut if method == "threshold" else None
-        if config.limit:
-            np.minimum(a, config.limit, out=a)
-        kernels.activate(a, config.activation, config.threshold)
-        if method == "cats":
-            shut = np.abs(a) <= cut
-        if shut is not None:
-            a[shut] = 0
-        if config.gated:
-            self._multiply_up(a, memory, rows + (apart or self.width), x, neurons, indptr, tokens)
-        if method == "teal":
-            a[np.abs(a) <= cut] = 0
-        return a
-
-    def _multiply_up(self, a, memory, rows, x, neurons, indptr, tokens):
-        if len(x) == 1 and (self.config.sparse or self.cut):  # a gate that is shut needs no up
-            open_ = np.flatnonzero(a)
-            a[open_] *= self._up(self.products("up", memory, rows[open_], x, neurons[open_]))
-        else:
-            a *= self._up(self.products("up", memory, rows, x, neurons, indptr, tokens))
-
-    def products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
-        """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
-        bias = self.biases[part]
-        bias = None if bias is None else bias[neurons]
-        return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
-
-    def _up(self, up):
-        """What a gate is multiplied with, of up . x + its bias."""
-        if self.config.limit:
-            np.clip(up, -self.config.limit, self.config.limit, out=up)
-            up += 1
-        return np.maximum(up, 0, out=up) if self.config.up_relu else up
+    def _streams(self, selection, n_tokens):
+        if self.predictor is None:
+            return True
+        if n_tokens == 1 or self.config.unit_neurons > 1:
+            return False
+        missing = np.count_nonzero(self.cache.slot_of[selection.units] < 0)
+        return missing > STREAM_SHARE * self.units.rows
 
     def _compute_streamed(self, x, selection, token, y):
         """The whole layer once, in large sequential reads; the last tokens' neurons are kept."""
         kept, slots = self._keep(selection, token + len(x) - 1, token)
-        try:
-            self._compute_tiles(x, selection, y, kept, slots)
-        except BaseException:
-            self.cache.forget(kept)  # their rows may not have been filled
-            raise
-
-    def _compute_tiles(self, x, selection, y, kept, slots):
         tiles = self.flash.stream(self.bundles, self.buffer, self.following)
         for first, stop, memory, starts in tiles:
             begin, end = np.searchsorted(selection.units, (first, stop))
             part = selection.part(begin, end)
-            self._add(memory, starts[part.units - first, None], x, part, y, self.width)
+            self.neurons.add(memory, starts[part.units - first, None], x, part, y)
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
     def _keep(self, selection, now, token):
@@ -400,9 +269,9 @@ class FeedForward:
             kept &= cache.affords(selection.units)
         hits, misses = cache.hits, cache.misses
         neurons = selection.units[kept]
-        slots, _ = cache.place(neurons, now) if len(neurons) else (neurons, neurons)
+        slots = cache.place(neurons, now)[0] if len(neurons) else neurons
         cache.hits, cache.misses = hits, misses + len(selection.units)
-        cache.used_at(slots, used_at[kept])
+        cache.used_at(slots, token, selection.last[kept])
         return neurons, slots
 
     def _copy_kept(self, kept, slots, first, stop, memory, starts):
@@ -416,6 +285,25 @@ class FeedForward:
             slots[begin:end] * np.int64(self.cache.stride) + skips,
             np.full(len(neurons), self.bundles.row_bytes),
         )  # fmt: skip
+
+    # ------------------------------------------------------------------ reading
+
+    def _submit(self, units, slots):
+        """Begin to read units into their rows of the cache; None where there are none."""
+        if not len(units):
+            return None
+        offsets, lengths, _ = self._spans(units)
+        places = slots * np.int64(self.cache.stride)
+        return self.flash.submit(offsets, lengths, self.cache.memory, places)
+
+    def _wait(self, reads):
+        if reads is not None:
+            self.flash.wait(reads)
+
+    def _rows(self, units, slots):
+        """Where in the cache's memory each neuron of these units begins: (units, neurons)."""
+        _, _, skips = self._spans(units)
+        return (slots * np.int64(self.cache.stride) + skips)[:, None] + self.inside
 
     def _spans(self, units):
         return self.flash.row_spans(self.units, units.astype(np.int64))

@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,17 +46,14 @@ def _anonymous(nbytes):
     return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-@dataclass
+@dataclass(eq=False)
 class Submitted:
-    """Reads in flight: parts are (ticket, offsets, lengths); and what to copy afterwards, from
-    ``staging[sources]`` to ``memory[destinations]``, ``lengths`` bytes each."""
+    """Reads in flight: parts are (ticket, offsets, lengths); and what to copy afterwards:
+    (memory, destinations, places in ``staging``, lengths) of rows."""
 
     parts: list
-    memory: np.ndarray | None = None
+    copies: tuple | None = None
     staging: np.ndarray | None = None
-    destinations: np.ndarray | None = None
-    sources: np.ndarray | None = None
-    lengths: np.ndarray | None = None
 
 
 class Flash:
@@ -74,6 +72,7 @@ class Flash:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
         self.path, self.bytes_read, self.bytes_streamed, self.reads = path, 0, 0, 0
+        self.flying = set()  # Submitted, not waited for
         self.early = None  # (StoredTensor, half of the buffer, first tile), read before its turn
         self.fd, self.alignment = self._open(io)
         try:
@@ -150,28 +149,39 @@ class Flash:
         side in memory too, that read goes to a staging buffer, and ``wait`` copies the rows. Large
         ones are cut into pieces that are in flight together.
         """
+        submitted = self._begin()
         if len(lengths) and lengths[0] > PIECE_BYTES:  # rows of a tensor are all alike
-            offsets, lengths, destinations = _cut(offsets, lengths, destinations)
-            return Submitted([self._start(offsets, lengths, memory, destinations)])
-        staging = self.staging.pop() if self.staging else None
+            pieces = _cut(offsets, lengths, destinations)
+            self.reads += self._start(submitted, memory, *pieces)
+            return submitted
+        submitted.staging = self.staging.pop() if self.staging else None
         first, spans, places, sources = kernels.merge_reads(
             offsets, lengths, destinations, self.gap_bytes, MERGED_BYTES,
-            0 if staging is None else STAGING_BYTES,
+            0 if submitted.staging is None else STAGING_BYTES,
         )  # fmt: skip
         staged = places >= 0
         straight = first[~staged]
-        parts = [self._start(offsets[straight], spans[~staged], memory, destinations[straight])]
-        if not staged.any():
-            self.staging += [staging] if staging is not None else []
-            return Submitted(parts)
-        parts.append(self._start(offsets[first[staged]], spans[staged], staging, places[staged]))
-        rows = np.flatnonzero(sources >= 0)
-        return Submitted(parts, memory, staging, destinations[rows], sources[rows], lengths[rows])
+        pieces = offsets[straight], spans[~staged], destinations[straight]
+        self.reads += self._start(submitted, memory, *pieces)
+        if staged.any():
+            pieces = offsets[first[staged]], spans[staged], places[staged]
+            self.reads += self._start(submitted, submitted.staging, *pieces)
+            rows = np.flatnonzero(sources >= 0)
+            submitted.copies = memory, destinations[rows], sources[rows], lengths[rows]
+        return submitted
 
-    def _start(self, offsets, lengths, memory, destinations):
+    def _begin(self):
+        """A Submitted to be, which ``settle`` knows before anything is in flight."""
+        submitted = Submitted([])
+        self.flying.add(submitted)
+        return submitted
+
+    def _start(self, submitted, memory, offsets, lengths, destinations):
+        """Begin these reads; returns how many."""
         self.bytes_read += int(lengths.sum())
-        self.reads += len(lengths)
-        return self.reader.submit(offsets, lengths, memory, destinations), offsets, lengths
+        ticket = self.reader.submit(offsets, lengths, memory, destinations)
+        submitted.parts.append((ticket, offsets, lengths))
+        return len(lengths)
 
     def wait(self, submitted):
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
@@ -188,23 +198,31 @@ class Flash:
             failure = failure or (
                 f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
             )
-        if submitted.staging is not None:
-            kernels.copy_rows(
-                submitted.staging, submitted.sources, submitted.memory, submitted.destinations,
-                submitted.lengths,
-            )  # fmt: skip
-            self.staging.append(submitted.staging)
+        if submitted.copies is not None:
+            memory, destinations, sources, lengths = submitted.copies
+            kernels.copy_rows(submitted.staging, sources, memory, destinations, lengths)
+        staging, submitted.staging = submitted.staging, None
+        if staging is not None:
+            self.staging.append(staging)
+        self.flying.discard(submitted)
         if failure:
             raise FormatError(failure)
+
+    def settle(self):
+        """After a failure: return when nothing is in flight, whatever became of it."""
+        self.early = None
+        while self.flying:
+            with suppress(FormatError):
+                self.wait(next(iter(self.flying)))
 
     def submit_range(self, offset, length, memory, destination=0):
         """Start one aligned read, cut into pieces that are in flight together."""
         starts = np.arange(0, length, PIECE_BYTES, dtype=np.int64)
         lengths = np.minimum(PIECE_BYTES, length - starts)
-        self.bytes_read += length
+        submitted = self._begin()
+        self._start(submitted, memory, offset + starts, lengths, destination + starts)
         self.bytes_streamed += length
-        ticket = self.reader.submit(offset + starts, lengths, memory, destination + starts)
-        return Submitted([(ticket, offset + starts, lengths)])
+        return submitted
 
     def read_rows(self, tensor, rows, buffer):
         """Yield (position, n, memory, row_starts) for the given rows of a StoredTensor.

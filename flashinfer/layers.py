@@ -11,6 +11,7 @@ from flashinfer.feedforward import FeedForward
 from flashinfer.flash import aligned_bytes
 from flashinfer.loading import allocate_kv_cache
 from flashinfer.neuron_cache import NeuronCache
+from flashinfer.neurons import Neurons
 from flashinfer.positions import RotaryPositions, alibi_table
 from flashinfer.predictor import Predictor, RoutedPredictor, Router
 from flashinfer.shared_expert import SharedExpert
@@ -121,20 +122,7 @@ def _attention(config, weights, i, keys, values, positions):
 
 
 def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
-    name, config, predictor, shared = f"layers.{i}", bundle.config, None, None
-    if plan.neurons == "predicted":
-        predictor = Predictor(
-            *(weights[f"{name}.predictor.{p}"] for p in ("a", "b", "bias")), **bundle.predictor_form
-        )
-    if config.experts:
-        router = Router(
-            weights[f"{name}.router.weight"],
-            weights.get(f"{name}.router.bias"),
-            config.experts_per_token,
-            config.router_normalised,
-        )
-        neurons = config.d_ffn // config.experts
-        predictor = RoutedPredictor(router, predictor, neurons) if predictor else router
+    name, config, shared = f"layers.{i}", bundle.config, None
     if config.shared_d_ffn:
         parts = (weights.get(f"{name}.shared.{p}.weight") for p in ("gate", "up", "down", "weigh"))
         shared = SharedExpert(config, *parts)
@@ -142,10 +130,27 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
     if config.experts and biases["down"] is not None:
         biases["down"] = biases["down"].reshape(config.experts, -1)
     bundles = bundle.tensors[f"{name}.ffn.bundles"]
-    ffn = FeedForward(config, bundles, biases, predictor, cache, flash, buffer, shared)
-    ffn.share_ahead = plan.ahead
-    ffn.cut = bundle.cut(i) if plan.neurons == "predicted" else None
-    return ffn
+    cut = bundle.cut(i) if plan.neurons == "predicted" else None
+    neurons = Neurons(config, bundles.format, biases, cut)
+    predictor = _predictor(bundle, plan, weights, name)
+    return FeedForward(neurons, bundles, predictor, cache, flash, buffer, shared, plan.ahead)
+
+
+def _predictor(bundle, plan, weights, name):
+    """What chooses a layer's units, or None where all are used."""
+    config, form = bundle.config, bundle.predictor_form
+    parts = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
+    predicted = plan.neurons == "predicted"
+    if not config.experts:
+        return Predictor(*parts, **form) if predicted else None
+    router = Router(
+        weights[f"{name}.router.weight"],
+        weights.get(f"{name}.router.bias"),
+        config.experts_per_token,
+        config.router_normalised,
+    )
+    neurons = config.d_ffn // config.experts
+    return RoutedPredictor(router, neurons, *parts, **form) if predicted else router
 
 
 def fill_caches(layers, uses, progress):
@@ -180,9 +185,8 @@ def chain_streams(layers, head):
         parts += [attention.q, attention.k, attention.v, attention.o]
         if ffn.shared is not None:
             parts += [ffn.shared.gate, ffn.shared.up, ffn.shared.down]
-        inner = getattr(ffn.predictor, "predictor", ffn.predictor)
-        if isinstance(inner, Predictor):
-            parts += [inner.a, inner.b]
+        if isinstance(ffn.predictor, Predictor):
+            parts += [ffn.predictor.a, ffn.predictor.b]
         elif ffn.predictor is None and ffn.whole_rows is None:
             parts.append(ffn)
     streamed = [part for part in [*parts, head] if hasattr(part, "following")]

@@ -144,8 +144,9 @@ class Model:
         try:
             h = self._through_layers(self.embed(ids), begun, share)
         except BaseException:
+            self.flash.settle()
             for layer in self.layers:
-                layer.feed_forward.forget_ahead()
+                layer.feed_forward.abandon()
             raise
         self.ids += ids.tolist()
         self.token += len(ids)
@@ -155,8 +156,8 @@ class Model:
         """h (T, d_model), embedded -> (T, d_model)."""
         for number, layer in enumerate(self.layers):
             h, x, residual = self.attend(layer, h)
-            after = partial(self._read_ahead, self.layers[number + 1 : number + 2], h)
-            y = layer.feed_forward(x, self.token, residual, after)
+            read_ahead = partial(self._read_ahead, number + 1, h)
+            y = layer.feed_forward(x, self.token, residual, meanwhile=read_ahead)
             h = self.add_feed_forward(layer, h, y)
             if len(h) > 1:
                 self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
@@ -186,14 +187,13 @@ class Model:
         residual = h if self.config.parallel else after
         return after, x if layer.ffn_norm is None else layer.ffn_norm(residual), residual
 
-    def _read_ahead(self, following, h):
-        """Guess from h, the layer before it unfinished, what the following layer's FFN will use.
-
-        following: that layer, or none; of a prompt nothing is guessed.
-        """
-        for layer in following if len(h) == 1 else ():
-            x, residual = self.early_input(layer, h)
-            layer.feed_forward.read_ahead(x, self.token, residual)
+    def _read_ahead(self, number, h):
+        """Guess from h, the layer before it unfinished, what a layer's FFN will use, and begin to
+        read it; of a prompt nothing is guessed."""
+        if len(h) > 1 or number == len(self.layers):
+            return
+        x, residual = self.early_input(self.layers[number], h)
+        self.layers[number].feed_forward.read_ahead(x, self.token, residual)
 
     def early_input(self, following, h):
         """What the following layer's FFN would read, after its norm and before, if the layers still

@@ -14,6 +14,7 @@ UNLIMITED = 1 << 60  # a window that nothing leaves: rows are kept until they ar
 # "frecency" also weighs how often: each use counts, half as much for every HALF_LIFE tokens since.
 POLICIES = ("frecency", "lru", "window")
 HALF_LIFE = 16.0
+NONE = np.empty(0, dtype=np.int32)
 MOST_DOUBLINGS = 512  # a float64 has room for 1023: for a prompt and for sums of uses, too
 
 
@@ -45,48 +46,45 @@ class NeuronCache:
         self.neuron_at = np.full(self.capacity, -1, dtype=np.int32)
         self.last_used = np.zeros(self.capacity, dtype=np.int64)
         self.priority = Priority(neurons, policy)
-        self.guessed = np.empty(0, dtype=np.int32)  # read ahead, not yet asked for
-        self.on_their_way = 0  # of those last placed, the ones that were read ahead
-        self.holes = False  # rows that were forgotten: what lies behind them will move
-        self.asked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
+        self.guessed = NONE  # read ahead, not yet asked for
+        self.marked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
 
     def empty(self):
         """Forget what the rows hold."""
-        self.slot_of[:], self.neuron_at[:], self.used = -1, -1, 0
+        self.slot_of[:], self.neuron_at[:], self.used, self.guessed = -1, -1, 0, NONE
 
     def place(self, neurons, token):
         """Give each neuron a row, at most ``capacity`` of them; drop what left the window.
 
         neurons (n,) int32 ascending, token: the number of the current one. Returns (slots (n,),
-        misses): the rows, and the indices into ``neurons`` whose rows the caller must fill.
+        misses, early (n,) bool): the rows, the indices into ``neurons`` whose rows the caller must
+        fill, and which of the others are being read ahead.
         """
-        guessed, self.guessed = self.guessed, self.guessed[:0]
-        self.asked[neurons] = True
-        right = self.asked[guessed]
-        self.asked[neurons] = False
-        wrong, values = guessed[~right], self.priority.values
-        if len(wrong):
-            before = values[wrong]
-            values[wrong] = np.inf  # these rows may still be being filled
+        guessed, self.guessed = self.guessed, NONE
+        self.marked[guessed] = True
+        early = self.marked[neurons]
+        self.marked[neurons] = False
+        wrong = guessed[self.marked[guessed]]
+        self.marked[wrong] = False
+        values, before = self.priority.values, self.priority.values[wrong]
+        values[wrong] = np.inf  # these rows may still be being filled
         slots, misses = self._place(neurons, token)
-        if len(wrong):
-            values[wrong] = before
-            if self.window != UNLIMITED:  # no token uses them: with the next one they leave
-                rows = self.slot_of[wrong]
-                self.last_used[rows[rows >= 0]] = -UNLIMITED
-        n_right = self.on_their_way = len(guessed) - len(wrong)
+        values[wrong] = before
+        if self.window != UNLIMITED:  # no token uses the wrong: with the next one they leave
+            rows = self.slot_of[wrong]
+            self.last_used[rows[rows >= 0]] = -UNLIMITED
+        right = len(guessed) - len(wrong)
         self.guesses += len(guessed)
-        self.right_guesses += n_right
-        read = len(misses) + n_right
-        self.hits += len(neurons) - read
-        self.misses += read
-        return slots, misses
+        self.right_guesses += right
+        self.hits += len(neurons) - len(misses) - right
+        self.misses += len(misses) + right
+        return slots, misses, early
 
     def leaves_guesses(self, neurons):
         """Whether ``place`` of these would leave the rows alone that are being read ahead."""
         room = len(neurons) + len(self.guessed) <= self.capacity
-        return room and self.window == UNLIMITED and not self.holes
+        return room and self.window == UNLIMITED
 
     def place_ahead(self, neurons, kept, token):
         """As ``place``, for neurons that the coming token will probably use; returns (those not
@@ -98,10 +96,10 @@ class NeuronCache:
         if kept is not neurons:
             union = np.union1d(neurons, kept[self.slot_of[kept] >= 0])
             neurons = union if len(union) <= self.capacity else neurons
-        held = self.slot_of[neurons] >= 0
-        before = self.last_used[self.slot_of[neurons[held]]]
+        held = neurons[self.slot_of[neurons] >= 0] if self.window != UNLIMITED else NONE
+        uses = self.last_used[self.slot_of[held]]
         slots, misses = self._place(neurons, token)
-        self.last_used[slots[held]] = before  # a guess is no use
+        self.last_used[self.slot_of[held]] = uses  # a guess is no use
         self.guessed = neurons[misses]
         return self.guessed, slots[misses]
 
@@ -115,7 +113,6 @@ class NeuronCache:
             neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used,
             self.priority.values, self.used,
         )  # fmt: skip
-        self.holes = False
         if len(moved_from):
             self.rows[moved_to] = self.rows[moved_from]
         return slots, misses
@@ -130,16 +127,10 @@ class NeuronCache:
         chosen = np.argpartition(-worth, self.capacity - 1)[: self.capacity]
         return np.isin(np.arange(len(neurons)), chosen)
 
-    def used_at(self, slots, tokens):
-        """Say which token used these rows last, where it was not the current one."""
-        self.last_used[slots] = tokens
-
-    def forget(self, neurons):
-        """Drop neurons whose rows could not be filled."""
-        slots = self.slot_of[neurons]
-        self.last_used[slots[slots >= 0]] = -UNLIMITED
-        self.slot_of[neurons] = -1
-        self.holes = True
+    def used_at(self, slots, token, last):
+        """Which token used these rows last, counted from ``token`` on: (n,) each."""
+        if self.window != UNLIMITED:
+            self.last_used[slots] = token + last
 
 
 class Priority:

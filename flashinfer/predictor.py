@@ -4,9 +4,12 @@ A predictor guesses which neurons will fire (paper section 3.1); a router knows 
 together, where experts have a ReLU. All answer ``select(x, residual)`` with a Selection.
 """
 
+import itertools
 import math
 
 import numpy as np
+
+from flashinfer import kernels
 
 SURE = 0.5  # of an early guess of experts, where only the surest are to be read
 
@@ -101,40 +104,42 @@ class Router:
         return np.sort(surest), np.sort(likely)
 
 
-class RoutedPredictor:
-    """Of the experts that a Router chooses, the neurons that a Predictor says will fire.
+class RoutedPredictor(Predictor):
+    """Of the experts that a Router chooses, the neurons that are predicted active.
 
-    neurons  of each expert
+    neurons  of each expert; the others as Predictor's
     """
 
-    def __init__(self, router, predictor, neurons):
-        self.router, self.predictor, self.neurons = router, predictor, neurons
+    def __init__(self, router, neurons, *weights, **form):
+        super().__init__(*weights, **form)
+        self.router, self.neurons = router, neurons
 
     def select(self, x, residual):
         """The Selection of the neurons, each with its expert's weight."""
-        n = self.neurons
+        chosen = self.router.select(x, residual)
         if len(x) == 1:
-            chosen = self.router.select(x, residual)
-            units = (chosen.units[:, None] * np.int64(n) + np.arange(n)).ravel()
-            fires = self.predictor.scores(x, residual, units)[0] > 0
-            none = np.zeros(np.count_nonzero(fires), dtype=np.int32)
-            weights = np.repeat(chosen.weights, n)[fires]
-            return Selection(units[fires].astype(np.int32), None, None, none, weights)
-        scores = self.predictor.scores(x, residual)  # (T, d_ffn)
-        weights = self.router.weights(x)
-        scores.reshape(len(x), -1, n)[weights == 0] = -1.0
-        found = Selection.of_scores(scores)
-        found.weights = weights[found.tokens, np.repeat(found.units // n, np.diff(found.indptr))]
-        return found
+            neurons = self._of(chosen.units)
+            fires = self.scores(x, residual, neurons)[0] > 0
+            last = np.zeros(np.count_nonzero(fires), dtype=np.int32)
+            weights = np.repeat(chosen.weights, self.neurons)[fires]
+            return Selection(neurons[fires].astype(np.int32), None, None, last, weights)
+        units, counts, tokens, weights = [], [], [], []
+        for expert, pairs in zip(chosen.units, chosen.pairs(), strict=True):
+            its, neurons = chosen.tokens[pairs], self._of(expert)
+            fires = self.scores(x[its], residual[its], neurons).T > 0  # (neurons, its tokens)
+            n = np.count_nonzero(fires, axis=1)
+            which = np.nonzero(fires)[1]
+            units.append(neurons[n > 0])
+            counts.append(n[n > 0])
+            tokens.append(its[which])
+            weights.append(chosen.weights[pairs][which])
+        parts = (np.concatenate(part) for part in (units, counts, tokens, weights))
+        return Selection.of_counts(*parts)
 
-    def early(self, x, residual, share=1.0):
-        """(neurons worth reading, neurons worth keeping) by x, which is not final yet."""
-        units = self.select(x, residual).units
-        return units, units
-
-    @property
-    def in_dram(self):
-        return self.predictor.in_dram
+    def _of(self, experts):
+        """The neurons of one or several experts, ascending."""
+        n = self.neurons
+        return (np.reshape(experts, (-1, 1)) * np.int64(n) + np.arange(n)).ravel()
 
 
 class Selection:
@@ -156,15 +161,12 @@ class Selection:
     def of_scores(cls, scores):
         """From a predictor's scores (T, d_ffn)."""
         if len(scores) == 1:
-            units = np.flatnonzero(scores[0] > 0).astype(np.int32)
+            units = kernels.positive(np.ascontiguousarray(scores[0], dtype=np.float32))
             return cls(units, None, None, np.zeros(len(units), dtype=np.int32))
         active = np.ascontiguousarray((scores > 0).T)  # (d_ffn, T)
         counts = np.count_nonzero(active, axis=1)
-        units = np.flatnonzero(counts).astype(np.int32)
-        indptr = np.zeros(len(units) + 1, dtype=np.int32)
-        np.cumsum(counts[units], out=indptr[1:])
-        tokens = (np.flatnonzero(active) % len(scores)).astype(np.int32)
-        return cls(units, indptr, tokens, tokens[indptr[1:] - 1])
+        units = np.flatnonzero(counts)
+        return cls.of_counts(units, counts[units], np.flatnonzero(active) % len(scores))
 
     @classmethod
     def of_choices(cls, chosen, weights):
@@ -175,15 +177,23 @@ class Selection:
             return cls(chosen[0].astype(np.int32), None, None, none, weights[0])
         order = np.argsort(chosen, axis=None, kind="stable")
         units, counts = np.unique(chosen, return_counts=True)
+        return cls.of_counts(units, counts, order // per_token, weights.ravel()[order])
+
+    @classmethod
+    def of_counts(cls, units, counts, tokens, weights=None):
+        """From each unit's number of tokens (n,), and these, unit after unit."""
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        tokens = (order // per_token).astype(np.int32)
-        last = tokens[indptr[1:] - 1]
-        return cls(units.astype(np.int32), indptr, tokens, last, weights.ravel()[order])
+        tokens = tokens.astype(np.int32)
+        return cls(units.astype(np.int32), indptr, tokens, tokens[indptr[1:] - 1], weights)
 
     @classmethod
     def everything(cls, n_units, n_tokens):
         last = np.full(n_units, n_tokens - 1, dtype=np.int32)
         return cls(np.arange(n_units, dtype=np.int32), None, None, last)
+
+    def pairs(self):
+        """Of each unit, which of ``tokens`` (and of ``weights``) are its: slices."""
+        return [slice(*ends) for ends in itertools.pairwise(self.indptr)]
 
     def part(self, first, stop):
         """The units numbered first:stop of these."""

@@ -126,7 +126,7 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
         def counting(x, token, residual, meanwhile):
             nonlocal tokens, fired
             tokens += len(x)
-            fired += np.count_nonzero(x @ rows[:, :40].T + ffn.biases["up"] > 0)
+            fired += np.count_nonzero(x @ rows[:, :40].T + ffn.neurons.biases["up"] > 0)
             return inner(ffn, x, token, residual)
 
         model.layers[0].feed_forward = counting
@@ -191,8 +191,8 @@ def test_what_fires_in_other_architectures(name, tmp_path):
         def counting(x, token, residual, meanwhile):
             up_at = d if model.config.gated else 0
             up, gate = x @ rows[:, up_at : up_at + d].T, x @ rows[:, :d].T
-            up += 0 if ffn.biases["up"] is None else ffn.biases["up"]
-            gate += 0 if ffn.biases["gate"] is None else ffn.biases["gate"]
+            up += 0 if ffn.neurons.biases["up"] is None else ffn.neurons.biases["up"]
+            gate += 0 if ffn.neurons.biases["gate"] is None else ffn.neurons.biases["gate"]
             shares.append(FIRES[name](gate, up).mean())
             return type(ffn).__call__(ffn, x, token, residual)
 
@@ -248,12 +248,12 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
         rows = model.bundle.read("layers.0.ffn.bundles")
         x = RANDOM.standard_normal((7, d)).astype(np.float32)
         gate, up = rows[:, :d] @ x.T, rows[:, d : 2 * d] @ x.T
-        expected = np.where(SHUT[method](gate, up, ffn.cut[1]), 0, silu(gate) * up)
+        expected = np.where(SHUT[method](gate, up, ffn.neurons.cut[1]), 0, silu(gate) * up)
         filled = ffn.cache.memory, ffn.whole_rows.ravel()
-        apart = ffn.width * len(rows)
-        a = ffn.activations(*filled, x, np.arange(len(rows)), apart=apart)
+        apart = ffn.neurons.width * len(rows)
+        a = ffn.neurons.activations(*filled, x, np.arange(len(rows)), apart=apart)
         np.testing.assert_allclose(a, expected, atol=1e-5)
-        one = ffn.activations(*filled, x[:1], np.arange(len(rows)), apart=apart)
+        one = ffn.neurons.activations(*filled, x[:1], np.arange(len(rows)), apart=apart)
         assert np.array_equal(one[:, 0], a[:, 0])
         assert np.array_equal(model.logits(ids[:40])[7], token_by_token(model, ids[:8])[-1])
     code, _, err = cli("run", sparse, "--tokens", "5,6", "-n", "3", "--neurons", "predicted")

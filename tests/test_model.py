@@ -1,14 +1,18 @@
 """The contracts: bits, memory, and that one piece and token by token are the same."""
 
+import errno
 import itertools
+import os
 
 import numpy as np
 import pytest
 
 from conftest import keep_rows, logits_of
-from flashinfer import BudgetError, Model, UserError
+from flashinfer import BudgetError, Model, UserError, kernels
 from flashinfer.feedforward import FeedForward
+from flashinfer.flash import STAGINGS
 from flashinfer.formats.bundle import verify
+from flashinfer.formats.errors import FormatError
 from flashinfer.memory import MIB
 from flashinfer.neuron_cache import UNLIMITED, NeuronCache
 from flashinfer.shapes import config_like, opt_config
@@ -154,6 +158,81 @@ def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
     assert np.array_equal(found["right"], found["none"])
     assert np.array_equal(found["wrong"], found["none"])
     assert read["wrong"] > 1.1 * read["none"] > 1.05 * read["right"]
+
+
+@pytest.mark.parametrize("name", ["positive", "place", "merge_reads", "sparse_up", "sparse_down"])
+@pytest.mark.parametrize("window", [2, None])
+def test_a_token_that_is_interrupted_leaves_nothing_half_read(synthetic, monkeypatch, name, window):
+    """Wherever it is: the next ones get the same bits."""
+    monkeypatch.setattr(NeuronCache, "guesses_pay", True)
+    kernel = getattr(kernels, name)
+    with Model.open(synthetic, window=window) as model:
+        for layer in model.layers:
+            keep_rows(layer.feed_forward, 600, window)
+        expected = np.stack([model.forward([token]) for token in LONG])
+        for when in range(1, 12, 2):
+            left = when
+
+            def interrupting(*args):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+                return kernel(*args)
+
+            model.reset()
+            model.forward(LONG[:5])
+            monkeypatch.setattr(kernels, name, interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                for token in LONG[5:]:
+                    model.forward([token])
+            monkeypatch.setattr(kernels, name, kernel)
+            assert not model.flash.flying and len(model.flash.staging) == STAGINGS
+            kept = sum(layer.feed_forward.cache.used > 0 for layer in model.layers)
+            assert kept >= len(model.layers) - 2  # only what may not have been read is forgotten
+            rest = np.stack([model.forward([token]) for token in LONG[model.position :]])
+            assert np.array_equal(rest, expected[-len(rest) :])
+
+
+def test_a_read_that_fails_leaves_nothing_half_read(synthetic):
+    with Model.open(synthetic) as model:
+        for layer in model.layers:
+            keep_rows(layer.feed_forward, 600, None)
+        expected = np.stack([model.forward([token]) for token in LONG[:9]])
+        for ids in (LONG[8:9], LONG[8:], LONG[8:9]):  # alone, and in a prompt
+            model.reset(8)
+            for layer in model.layers:
+                layer.feed_forward.cache.empty()
+            right, model.flash.reader = model.flash.reader, BrokenReader(model.flash.reader)
+            with pytest.raises(FormatError, match="Input/output error"):
+                model.forward(ids)
+            model.flash.reader = right
+            assert not model.flash.flying
+            assert np.array_equal(model.forward(LONG[8:9]), expected[8])
+
+
+class BrokenReader:
+    """The third batch of reads brings half and fails."""
+
+    def __init__(self, reader):
+        self.reader, self.batches = reader, 0
+
+    def submit(self, offsets, lengths, memory, destinations):
+        self.batches += 1
+        if self.batches < 3 or not len(lengths):
+            return self.reader.submit(offsets, lengths, memory, destinations)
+        return BrokenTicket(
+            self.reader.submit(offsets, lengths // 1024 * 512, memory, destinations)
+        )
+
+
+class BrokenTicket:
+    def __init__(self, ticket):
+        self.ticket = ticket
+
+    def wait(self):
+        self.ticket.wait()
+        raise OSError(errno.EIO, os.strerror(errno.EIO), 0)
 
 
 def test_a_second_text_starts_afresh(calibrated):

@@ -21,7 +21,7 @@ FLOORS = (
     ("predictor_training",),
     ("traces", "timeline", "row_shares"),
     ("attention", "predictor", "weights", "positions", "sampling", "tokenizer"),
-    ("neuron_cache", "flash"),
+    ("neuron_cache", "neurons", "flash"),
     ("kernels",),
     ("_native",),
 )

@@ -26,7 +26,7 @@ def test_neurons_fire_and_change_as_asked(tmp_path, active, fresh):
         model.logits(IDS)
         for number, ffn in enumerate(layer.feed_forward for layer in model.layers):
             rows = model.bundle.read(f"layers.{number}.ffn.bundles")
-            fires = x_of[number] @ rows[:, :256].T + ffn.biases["up"] > 0
+            fires = x_of[number] @ rows[:, :256].T + ffn.neurons.biases["up"] > 0
             recent = sum(np.roll(fires, k, axis=0) for k in range(1, 6)).astype(bool)
             assert fires.mean() == pytest.approx(active, rel=0.15)
             assert (fires & ~recent)[5:].mean() == pytest.approx(fresh, rel=0.2)
@@ -97,7 +97,8 @@ def test_other_architectures_count_up_and_fire_as_asked(name, tmp_path):
             texts.append(list(model.generate([100], 40, temperature=0, stop_at_eos=False)))
             if neurons == "dense":
                 for layer in model.layers:
-                    layer.feed_forward.activations = counted(layer.feed_forward.activations)
+                    computes = layer.feed_forward.neurons
+                    computes.activations = counted(computes.activations)
                 model.logits(range(100, 160))
     assert texts[0] == texts[1] == list(range(101, 141))
     fired, used = np.sum(counts, axis=0)

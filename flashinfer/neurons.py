@@ -1,0 +1,118 @@
+"""What a layer's neurons compute, wherever in memory their rows lie."""
+
+import numpy as np
+
+from flashinfer import kernels
+
+
+class Neurons:
+    """The arithmetic of an FFN: y = down(a) + down_bias, where a neuron's
+
+        a_i = activation(up_i . x + up_bias_i), or where the model is gated
+        a_i = activation(gate_i . x + gate_bias_i) * (up_i . x + up_bias_i)
+
+    It is given in units: of one neuron each, or of a mixture's expert, whose neurons lie side by
+    side.
+
+    config  ModelConfig; format: the bundles' NumberFormat
+    biases  {"gate", "up": (d_ffn,), "down": (d_model,) or, of experts, (experts, d_model)
+            float32, or None}
+    cut     ("cats", 0.1): what a model that has no silent neurons takes as silent; None: nothing
+    """
+
+    def __init__(self, config, format, biases, cut=None):
+        self.config, self.format, self.biases, self.cut = config, format, biases, cut
+        self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
+        self.width = format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
+        self.down_at = self.width * (config.parts - 1)
+        self.inside = np.arange(config.unit_neurons)
+
+    def of(self, units):
+        """The neurons of units (n,) -> (n * neurons of each,)."""
+        if self.config.unit_neurons == 1:
+            return units
+        return (units[:, None] * self.config.unit_neurons + self.inside).ravel()
+
+    def one_by_one(self, selection):
+        """Large units of several tokens: each is multiplied with its own tokens only."""
+        return self.config.unit_neurons > 1 and selection.indptr is not None
+
+    def add(self, memory, rows, x, part, y, apart=None):
+        """y += down(activations) of the units of ``part``, a Selection, whose neurons begin at
+        ``rows`` (units, neurons of each) of memory; apart as in ``activations``."""
+        down = rows + (apart or self.width) * (self.config.parts - 1)
+        if not self.one_by_one(part):
+            neurons = self.of(part.units)
+            a = self.activations(memory, rows.ravel(), x, neurons, part.indptr, part.tokens, apart)
+            self.add_down(memory, down.ravel(), a, part, y)
+            return
+        for i, pairs in enumerate(part.pairs()):
+            tokens = part.tokens[pairs]
+            neurons, its_y = self.of(part.units[i : i + 1]), y[tokens]
+            a = self.activations(memory, rows[i], x[tokens], neurons, apart=apart)
+            a *= part.weights[pairs]
+            kernels.sparse_down(memory, down[i], self.format, a, its_y)
+            y[tokens] = its_y
+
+    def activations(self, memory, rows, x, neurons, indptr=None, tokens=None, apart=None):
+        """What ``neurons``, whose first parts begin at ``rows``, give the down projection.
+
+        x (T, d_model) -> (n, T), or with indptr and tokens as ``kernels.sparse_up``; apart: bytes
+        from each part of a neuron to its next; None: a bundle, where it follows at once.
+        """
+        config, (method, cut) = self.config, self.cut or (None, 0.0)
+        a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
+        shut = a <= cut if method == "threshold" else None
+        if config.limit:
+            np.minimum(a, config.limit, out=a)
+        kernels.activate(a, config.activation, config.threshold)
+        if method == "cats":
+            shut = np.abs(a) <= cut
+        if shut is not None:
+            a[shut] = 0
+        if config.gated:
+            self._multiply_up(a, memory, rows + (apart or self.width), x, neurons, indptr, tokens)
+        if method == "teal":
+            a[np.abs(a) <= cut] = 0
+        return a
+
+    def _multiply_up(self, a, memory, rows, x, neurons, indptr, tokens):
+        if len(x) == 1 and (self.config.sparse or self.cut):  # a gate that is shut needs no up
+            open_ = np.flatnonzero(a)
+            a[open_] *= self._up(self.products("up", memory, rows[open_], x, neurons[open_]))
+        else:
+            a *= self._up(self.products("up", memory, rows, x, neurons, indptr, tokens))
+
+    def products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
+        """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
+        bias = self.biases[part]
+        bias = None if bias is None else bias[neurons]
+        return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
+
+    def _up(self, up):
+        """What a gate is multiplied with, of up . x + its bias."""
+        if self.config.limit:
+            np.clip(up, -self.config.limit, self.config.limit, out=up)
+            up += 1
+        return np.maximum(up, 0, out=up) if self.config.up_relu else up
+
+    def add_down(self, memory, rows, a, part, y):
+        """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
+        if part.weights is not None:
+            a = a.reshape(len(part.weights), -1) * part.weights[:, None]
+            a = a.reshape(-1, 1) if part.indptr is None else a.ravel()
+        kernels.sparse_down(memory, rows, self.format, a, y, part.indptr, part.tokens)
+
+    def add_bias(self, selection, y):
+        """y += the down projection's bias, of experts by their weights."""
+        bias = self.biases["down"]
+        if bias is None:
+            return
+        if not self.config.experts:
+            y += bias
+        elif selection.indptr is None:
+            for unit, weight in zip(selection.units, selection.weights, strict=True):
+                y += weight * bias[unit]
+        else:
+            for unit, pairs in zip(selection.units, selection.pairs(), strict=True):
+                y[selection.tokens[pairs]] += selection.weights[pairs, None] * bias[unit]
