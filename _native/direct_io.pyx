@@ -143,32 +143,38 @@ def merge_reads(const int64_t[::1] offsets, const int64_t[::1] lengths,
                 const int64_t[::1] destinations, int64_t gap_bytes, int64_t most_bytes,
                 int64_t room):
     """Join reads of neighbours on flash; see flashinfer/kernels.py."""
-    cdef Py_ssize_t n = offsets.shape[0], i, k, reads = 0
-    cdef int64_t used = 0, begin = 0, end = 0, span, place
-    cdef bint straight
+    cdef Py_ssize_t n = offsets.shape[0], i = 0, k, stop, n_straight = 0, n_staged = 0, n_copies = 0
+    cdef int64_t used = 0, begin, end, span
+    cdef bint side_by_side, straight_on
     if lengths.shape[0] != n or destinations.shape[0] != n:
         raise ValueError(f"{n} offsets, {lengths.shape[0]} lengths, {destinations.shape[0]} destinations")
-    firsts, all_spans, all_places = (np.empty(n, dtype=np.int64) for _ in range(3))
-    all_sources = np.full(n, -1, dtype=np.int64)
-    cdef int64_t[::1] first = firsts, spans = all_spans, places = all_places, sources = all_sources
-    for i in range(n):
-        span = offsets[i] + lengths[i] - begin
-        if (i > 0 and offsets[i] >= offsets[i - 1] and offsets[i] - end <= gap_bytes
-                and span <= most_bytes):
-            straight = (places[reads - 1] < 0 and offsets[i] == end
-                        and destinations[i] == destinations[i - 1] + lengths[i - 1])
-            place = places[reads - 1] if places[reads - 1] >= 0 else used
-            if straight or place + span <= room:
-                if not straight:
-                    for k in range(first[reads - 1] if places[reads - 1] < 0 else i, i + 1):
-                        sources[k] = place + offsets[k] - begin
-                    places[reads - 1], used = place, place + span
-                spans[reads - 1], end = span, offsets[i] + lengths[i]
-                continue
-        first[reads], spans[reads], places[reads] = i, lengths[i], -1
-        reads += 1
-        begin, end = offsets[i], offsets[i] + lengths[i]
-    return firsts[:reads], all_spans[:reads], all_places[:reads], all_sources
+    all_straight, all_staged, all_copies = (np.empty((3, n), dtype=np.int64) for _ in range(3))
+    cdef int64_t[:, ::1] straight = all_straight, staged = all_staged, copies = all_copies
+    while i < n:
+        begin, end, side_by_side, stop = offsets[i], offsets[i] + lengths[i], True, i + 1
+        while stop < n:
+            span = offsets[stop] + lengths[stop] - begin
+            if offsets[stop] < offsets[stop - 1] or offsets[stop] - end > gap_bytes or span > most_bytes:
+                break
+            straight_on = (side_by_side and offsets[stop] == end
+                           and destinations[stop] == destinations[stop - 1] + lengths[stop - 1])
+            if not straight_on and used + span > room:
+                break
+            end, side_by_side, stop = begin + span, straight_on, stop + 1
+        if side_by_side:
+            straight[0, n_straight], straight[1, n_straight] = begin, end - begin
+            straight[2, n_straight] = destinations[i]
+            n_straight += 1
+        else:
+            staged[0, n_staged], staged[1, n_staged], staged[2, n_staged] = begin, end - begin, used
+            n_staged += 1
+            for k in range(i, stop):
+                copies[0, n_copies], copies[2, n_copies] = destinations[k], lengths[k]
+                copies[1, n_copies] = used + offsets[k] - begin
+                n_copies += 1
+            used += end - begin
+        i = stop
+    return all_straight[:, :n_straight], all_staged[:, :n_staged], all_copies[:, :n_copies]
 
 
 def copy_rows(const uint8_t[::1] source, const int64_t[::1] starts, uint8_t[::1] target,

@@ -155,19 +155,14 @@ class Flash:
             self.reads += self._start(submitted, memory, *pieces)
             return submitted
         submitted.staging = self.staging.pop() if self.staging else None
-        first, spans, places, sources = kernels.merge_reads(
+        straight, staged, copies = kernels.merge_reads(
             offsets, lengths, destinations, self.gap_bytes, MERGED_BYTES,
             0 if submitted.staging is None else STAGING_BYTES,
         )  # fmt: skip
-        staged = places >= 0
-        straight = first[~staged]
-        pieces = offsets[straight], spans[~staged], destinations[straight]
-        self.reads += self._start(submitted, memory, *pieces)
-        if staged.any():
-            pieces = offsets[first[staged]], spans[staged], places[staged]
-            self.reads += self._start(submitted, submitted.staging, *pieces)
-            rows = np.flatnonzero(sources >= 0)
-            submitted.copies = memory, destinations[rows], sources[rows], lengths[rows]
+        self.reads += self._start(submitted, memory, *straight)
+        if staged.size:
+            self.reads += self._start(submitted, submitted.staging, *staged)
+            submitted.copies = memory, *copies
         return submitted
 
     def _begin(self):

@@ -7,6 +7,7 @@ they never do, however rows, tokens and threads are split: see the comment at ea
 """
 
 import errno
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -237,31 +238,30 @@ def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
 
     Reads at most ``gap_bytes`` apart become one of at most ``most_bytes``. Where they lie side by
     side in memory too it goes straight there; else to a staging buffer, as far as its ``room``
-    allows. Returns (first, spans, places, sources): of each read the index of the first it was
-    made of, its bytes, and its place in the staging buffer or -1; and for each of the old reads
-    where its bytes then lie in the staging buffer, or -1.
+    allows. Returns three arrays (3, n): the straight reads' offsets, lengths and destinations; the
+    staged ones' offsets, lengths and places in the staging buffer; and what is to be copied from
+    there: rows' destinations, places and lengths.
     """
-    first, spans, places, sources = [], [], [], [-1] * len(offsets)
-    used = begin = end = 0
-    for i, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
-        span = offset + length - begin
-        near = i > 0 and offset >= offsets[i - 1] and offset - end <= gap_bytes
-        if near and span <= most_bytes:
-            straight = places[-1] < 0 and offset == end
-            straight = straight and destinations[i] == destinations[i - 1] + lengths[i - 1]
-            place = places[-1] if places[-1] >= 0 else used
-            if straight or place + span <= room:
-                if not straight:
-                    for k in range(first[-1], i + 1):
-                        sources[k] = place + int(offsets[k]) - begin
-                    places[-1], used = place, place + span
-                spans[-1], end = span, offset + length
-                continue
-        first.append(i)
-        spans.append(length)
-        places.append(-1)
-        begin, end = offset, offset + length
-    return tuple(np.array(values, dtype=np.int64) for values in (first, spans, places, sources))
+    straight, staged, copies = [], [], []
+    rows = list(zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True))
+    used, i = 0, 0
+    while i < len(rows):
+        begin, end, side_by_side, n = rows[i][0], sum(rows[i][:2]), True, 1
+        for (_, length, place), (offset, n_bytes, to) in itertools.pairwise(rows[i:]):
+            span = offset + n_bytes - begin
+            near = end - length <= offset <= end + gap_bytes and span <= most_bytes
+            straight_on = side_by_side and offset == end and to == place + length
+            if not near or not (straight_on or used + span <= room):
+                break
+            end, side_by_side, n = offset + n_bytes, straight_on, n + 1
+        if side_by_side:
+            straight.append((begin, end - begin, rows[i][2]))
+        else:
+            staged.append((begin, end - begin, used))
+            copies += [(to, used + o - begin, size) for o, size, to in rows[i : i + n]]
+            used += end - begin
+        i += n
+    return tuple(np.array(x, dtype=np.int64).reshape(-1, 3).T for x in (straight, staged, copies))
 
 
 def copy_rows(source, starts, target, places, lengths):

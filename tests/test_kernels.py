@@ -390,29 +390,34 @@ def test_reads_are_merged_like_by_its_twin(data):
     offsets, lengths = (ends - lengths) * unit, lengths * unit
     destinations = np.cumsum(lengths + np.array(steps, np.int64) * unit) - lengths
     gap, most, room = (data.draw(st.integers(0, top)) * unit for top in (5, 30, 40))
+    if data.draw(st.booleans()):
+        most = room = 1000
     results = [
         twin["merge_reads"](offsets, lengths, destinations, gap, most, room)
         for twin in kernels.TWINS.values()
     ]
     for found in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(found, results[0], strict=True))
-    first, spans, places, sources = results[0]
-    assert first.tolist() == sorted(set(first.tolist())) and (n == 0 or first[0] == 0)
-    staged = np.zeros(room, dtype=int)
-    for read, (begin, span, place) in enumerate(zip(first, spans, places, strict=True)):
-        rows = range(begin, first[read + 1] if read + 1 < len(first) else n)
-        assert span <= max(most, lengths[begin]) and (place < 0 or place + span <= room)
-        for row in rows:
-            within = offsets[row] - offsets[begin]
-            assert within >= 0 and within + lengths[row] <= span
-            if place < 0:  # straight to its destination
-                assert sources[row] == -1 and destinations[row] - destinations[begin] == within
-            else:
-                assert sources[row] == place + within
-        if place >= 0:
-            staged[place : place + span] += 1
-            assert len(rows) > 1
-    assert staged.max(initial=0) <= 1  # no two reads to one place
+    straight, staged, copies = results[0]
+    file = RANDOM.integers(0, 256, 1000, dtype=np.uint8)
+    memory, expected = np.zeros((2, 1000), dtype=np.uint8)
+    staging, covered = np.zeros(room, dtype=np.uint8), np.zeros(room, dtype=int)
+    for offset, length, place in straight.T:
+        memory[place : place + length] = file[offset : offset + length]
+    for offset, length, place in staged.T:
+        staging[place : place + length] = file[offset : offset + length]
+        covered[place : place + length] += 1
+    assert covered.sum() == staged[1].sum() and covered.max(initial=0) <= 1  # each has its place
+    for place, source, length in copies.T:
+        memory[place : place + length] = staging[source : source + length]
+    for offset, length, place in zip(offsets, lengths, destinations, strict=True):
+        expected[place : place + length] = file[offset : offset + length]
+    assert np.array_equal(memory, expected)  # every row is there, and nothing else was written to
+    reads = np.concatenate([straight[:2], staged[:2]], axis=1)
+    reads = reads[:, reads[0].argsort()]
+    assert reads[1].max(initial=0) <= max(most, lengths.max(initial=0))
+    if room >= 1000 and most >= 1000:  # then all that is near is joined
+        assert (reads[0, 1:] - reads[0, :-1] - reads[1, :-1] > gap).all()
 
 
 @settings(deadline=None)
