@@ -124,3 +124,16 @@ def test_merge_reads(benchmark, twin):
 def test_layer_norm(benchmark, twin):
     x, weight, bias = RANDOM.standard_normal((3, COLUMNS), dtype=np.float32)
     benchmark(kernels.layer_norm, x[None], weight, bias, 1e-5)
+
+
+def test_positive(benchmark, twin):
+    """A layer of opt-1.3b, of which 4 % fire."""
+    scores = RANDOM.standard_normal(8192, dtype=np.float32) - np.float32(1.75)
+    benchmark(kernels.positive, scores)
+
+
+def test_remember(benchmark, twin):
+    """One token's keys, 32 heads."""
+    cache = np.zeros((32, 2048, 64), dtype=np.float16)
+    x = RANDOM.standard_normal((1, 32, 64), dtype=np.float32)
+    benchmark(kernels.remember, cache, x, 1000)
