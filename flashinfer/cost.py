@@ -79,10 +79,10 @@ class _Token:
         """The products with the matrices of a role, streamed where they do not stay."""
         for spec in self.matrices.get((role, layer), ()):
             tensor = self.bundle.tensors[spec.name]
-            if self.plan.stays(spec):
-                self.line.compute(PARTS[role], self._linear(tensor) * self._share(spec))
-            else:
-                self._stream(tensor, PARTS[role], PARTS[role])
+            kept = self.plan.rows_kept(spec, tensor) / tensor.rows
+            self.line.compute(PARTS[role], kept * self._linear(tensor) * self._share(spec))
+            if kept < 1:
+                self._stream(tensor, PARTS[role], PARTS[role], 1 - kept)
 
     def _share(self, spec):
         """Of a predictor only the rows for the experts that were chosen."""
@@ -90,9 +90,11 @@ class _Token:
         some = config.neurons_apart and spec.name.endswith("predictor.b")
         return config.experts_per_token / config.experts if some else 1.0
 
-    def _stream(self, tensor, part, read):
-        self.read[read] += tensor.nbytes
-        self.line.stream(part, tensor.nbytes, self.plan.buffers / 2, self._linear(tensor))
+    def _stream(self, tensor, part, read, share=1.0):
+        """So much of a tensor, from flash."""
+        nbytes, seconds = share * tensor.nbytes, share * self._linear(tensor)
+        self.read[read] += nbytes
+        self.line.stream(part, nbytes, self.plan.buffers / 2, seconds)
 
     def _linear(self, tensor):
         return tensor.nbytes / self.profile.linear[tensor.format.name]

@@ -250,11 +250,8 @@ class Flash:
         during the last one the first of ``following``, the StoredTensor that will be streamed next.
         row_starts (n,) int64 are the bytes of memory where the rows begin.
         """
-        if self.early is not None and self.early[0] is tensor:
-            (_, side, pending), self.early = self.early, None
-        else:
-            self._drop_early()
-            side, pending = 0, self._read_tile(tensor, 0, buffer, 0)
+        self.begin(tensor, buffer)
+        (_, side, pending), self.early = self.early, None
         while pending is not None:
             first, stop, starts, submitted = pending
             side, pending = 1 - side, None
@@ -264,6 +261,12 @@ class Flash:
                 self.early = following, side, self._read_tile(following, 0, buffer, side)
             self.wait(submitted)
             yield first, stop, buffer, starts
+
+    def begin(self, tensor, buffer):
+        """Start to read the first tile of what ``stream`` will go through next."""
+        if self.early is None or self.early[0] is not tensor:
+            self._drop_early()
+            self.early = tensor, 0, self._read_tile(tensor, 0, buffer, 0)
 
     def _read_tile(self, tensor, first, buffer, side):
         """Start to read rows from ``first`` on into a half of buffer; what ``stream`` works on."""

@@ -5,36 +5,43 @@ import numpy as np
 from flashinfer.attention import padded_width
 from flashinfer.flash import aligned_bytes
 from flashinfer.memory import kv_dtype, pages
-from flashinfer.weights import Resident, Streamed
+from flashinfer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
 
 
 def load_weights(bundle, plan, flash, buffer, progress):
-    """{name: Resident, Streamed, or for vectors a float32 array} for all of a bundle but its FFN.
+    """{name: what weights.py has, or for vectors a float32 array} for all of a bundle but its FFN.
 
     What stays lies in one block of memory as it lies in the file, where it comes first: so it is
     read in one go. ``progress`` is called as progress("load", bytes, bytes in all).
     """
-    kept, streamed = [], []
-    for spec in bundle.specs:
-        (kept if plan.stays(spec) else streamed).append(spec)
-    block = aligned_bytes(sum(pages(bundle.tensors[spec.name].nbytes) for spec in kept))
-    weights, at, run = {}, 0, None
+    kept = {
+        spec.name: rows
+        for spec in bundle.specs
+        if (rows := plan.rows_kept(spec, bundle.tensors[spec.name]))
+    }
+    sizes = {name: rows * bundle.tensors[name].row_bytes for name, rows in kept.items()}
+    block = aligned_bytes(sum(pages(size) for size in sizes.values()))
+    weights, at = {}, 0
     runs = []  # [offset, length, destination]: neighbours on flash are read as one
-    for spec in kept:
-        tensor = bundle.tensors[spec.name]
-        length = pages(tensor.nbytes)
-        if run and run[0] + run[1] == tensor.offset:
-            run[1] += length
+    for spec in bundle.specs:
+        tensor, rows = bundle.tensors[spec.name], kept.get(spec.name, 0)
+        if not rows:
+            weights[spec.name] = Streamed(tensor, flash, buffer)
+            continue
+        length = pages(sizes[spec.name])
+        if runs and sum(runs[-1][:2]) == tensor.offset:
+            runs[-1][1] += length
         else:
-            run = [tensor.offset, length, at]
-            runs.append(run)
-        data = block[at : at + tensor.nbytes].reshape(tensor.rows, tensor.row_bytes)
+            runs.append([tensor.offset, length, at])
+        data = block[at : at + sizes[spec.name]].reshape(rows, tensor.row_bytes)
         if len(spec.shape) == 1:
             weights[spec.name] = data.reshape(-1).view(np.float32)
-        else:
+        elif rows == tensor.rows:
             weights[spec.name] = Resident(tensor, data)
+        else:
+            weights[spec.name] = PartlyStreamed(tensor, data, flash, buffer)
         at += length
     done = 0
     for offset, length, destination in runs:
@@ -43,8 +50,6 @@ def load_weights(bundle, plan, flash, buffer, progress):
             flash.wait(flash.submit_range(offset + start, size, block, destination + start))
             done += size
             progress("load", done, len(block))
-    for spec in streamed:
-        weights[spec.name] = Streamed(bundle.tensors[spec.name], flash, buffer)
     return weights
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flashinfer.attention import padded_width
 from flashinfer.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.formats.errors import BudgetError, UserError
-from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL, head_name
+from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.row_shares import rows_for, share_rows, window_needs
 
 MIB = 1 << 20
@@ -109,7 +109,8 @@ class Plan:
 
     base              the process as it was: interpreter, NumPy, tokenizer
     small             always in DRAM; predictor, attention, head, embeddings: what of them stays
-    attention_layers  layers whose attention stays; the others' is streamed
+    attention_layers  layers whose attention stays; the others' is streamed, as is what does not
+                      stay of the head
     kv_cache          for ``context`` tokens
     buffers           tiles of the stream; working: activations of ``chunk`` tokens,
                       and where merged reads are staged
@@ -148,18 +149,19 @@ class Plan:
     def resident(self):
         return self.small + self.predictor + self.attention + self.head + self.embeddings
 
-    def stays(self, spec):
-        """Whether a TensorSpec's tensor is kept whole in DRAM."""
+    def rows_kept(self, spec, tensor):
+        """How many rows of a tensor, the first ones, stay in DRAM."""
+        if spec.role == HEAD:
+            return min(tensor.rows, self.head // tensor.row_bytes)
+        return tensor.rows if self._stays(spec) else 0
+
+    def _stays(self, spec):
         if spec.role == ATTENTION:
             return int(spec.name.split(".")[1]) < self.attention_layers
         if spec.role == PREDICTOR:
             vector = len(spec.shape) == 1  # the biases always stay
             return self.neurons == "predicted" and (vector or self.predictor > 0)
-        return (
-            spec.role == SMALL
-            or (spec.role == HEAD and self.head > 0)
-            or (spec.role == EMBEDDING and self.embeddings > 0)
-        )
+        return spec.role == SMALL or (spec.role == EMBEDDING and self.embeddings > 0)
 
 
 class Sizes:
@@ -194,7 +196,7 @@ class Sizes:
         self.per_token += per_feature * config.hidden_size
         self.per_token += 8 * width
         self.logits = 24 * config.vocab_size  # and what sampling sorts
-        self.head = by_role[HEAD] if head_name(config) in bundle.tensors else 0
+        self.head = by_role[HEAD]
 
 
 def kv_dtype(bundle):
@@ -236,7 +238,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
     attention = attention_layers * sizes.attention_layer
     left -= attention
-    head = sizes.head if attention_layers == sizes.layers and left >= sizes.head else 0
+    head = min(sizes.head, left // PAGE * PAGE) if attention_layers == sizes.layers else 0
     left -= head
     # Where one is read while the other is computed there are two.
     shared_rows = 2 if least.shared_rows and left >= stride else least.shared_rows

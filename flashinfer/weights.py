@@ -1,7 +1,9 @@
-"""A matrix of weights, wherever it is: in DRAM, or streamed from flash at each use.
+"""A matrix of weights, wherever it is: in DRAM, or streamed from flash at each use, or partly so.
 
-Both give the same bits: a product's elements do not depend on how its rows are grouped.
+All give the same bits: a product's elements do not depend on how its rows are grouped.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -69,3 +71,29 @@ class Streamed:
         for position, n, memory, starts in self.flash.read_rows(tensor, distinct, self.buffer):
             out[position : position + n] = tensor.format.decode(memory[starts[:, None] + width])
         return out[where]
+
+
+class PartlyStreamed(Streamed):
+    """The first rows in DRAM, as Resident's ``data``, the others on flash."""
+
+    def __init__(self, tensor, data, flash, buffer):
+        n, self.first = len(data), Resident(tensor, data)
+        others = replace(tensor, offset=tensor.offset + n * tensor.row_bytes, rows=tensor.rows - n)
+        super().__init__(others, flash, buffer)
+
+    def linear(self, x, bias=None):
+        """x (T, columns) -> (T, rows) float32."""
+        n = len(self.first.matrix.data)
+        first, others = (None, None) if bias is None else (bias[:n], bias[n:])
+        self.flash.begin(self.tensor, self.buffer)
+        y = self.first.linear(x, first)
+        return np.concatenate([y, super().linear(x, others)], axis=1)
+
+    def rows(self, ids):
+        """Single rows as float32 (len(ids), columns)."""
+        n = len(self.first.matrix.data)
+        out, there = np.empty((len(ids), self.tensor.columns), dtype=np.float32), ids < n
+        out[there] = self.first.rows(ids[there])
+        if not there.all():
+            out[~there] = super().rows(ids[~there] - n)
+        return out

@@ -65,7 +65,7 @@ def test_budget_changes_no_bit(synthetic, twin, least):
     """From the least, where all that can streams, to plenty, where nothing is read."""
     plenty, _ = logits_of(synthetic, LONG, context=64)
     streamed = set()
-    steps = (-1.5, -1, 0, 1, 2, 4, 40)  # MiB; the least that is named has 2 to spare
+    steps = (-1.5, -1, 0, 1, 2, 3, 4, 40)  # MiB; the least that is named has 2 to spare
     for extra, neurons in itertools.product(steps, ("predicted", "dense")):
         # The test's own process grows, so the least is taken anew for each budget.
         with pytest.raises(BudgetError) as caught:
@@ -73,13 +73,15 @@ def test_budget_changes_no_bit(synthetic, twin, least):
         memory = int(caught.value.least + extra * MIB)
         with Model.open(synthetic, memory=memory, context=64, neurons=neurons) as model:
             plan = model.plan
-            streamed.add((plan.attention_layers, plan.head > 0))
+            head = type(model.head).__name__
+            streamed.add((plan.attention_layers, head))
             whole = model.logits(LONG)
             model.reset()
             single = np.stack([model.forward([token]) for token in LONG[:20]])
         assert np.array_equal(whole, plenty), plan
         assert np.array_equal(single, plenty[:20]), plan
-    assert len(streamed) > 2  # the budgets did differ in what they left on flash
+    heads = {head for _, head in streamed}  # the budgets did differ in what they left on flash
+    assert heads == {"Streamed", "PartlyStreamed", "Resident"} and len(streamed) > 4, streamed
 
 
 def test_predicted_is_dense_where_the_predictor_misses_nothing(synthetic, twin):
