@@ -34,7 +34,8 @@ def frequencies_of(rotary, context):
     if rotary.kind == "dynamic":  # the base grows with the text (NTK-aware scaling)
         most = p["max_position_embeddings"]
         growth = p["factor"] * max(context, most) / most - (p["factor"] - 1)
-        base = rotary.base * growth ** (rotary.dim / max(1, rotary.dim - 2))
+        with np.errstate(over="ignore"):  # an absurd factor turns nothing, then
+            base = rotary.base * np.float64(growth) ** (rotary.dim / max(1, rotary.dim - 2))
         return base**-steps, 1.0
     if rotary.kind == "llama3":
         return _llama3(plain, p), 1.0
