@@ -1,8 +1,6 @@
-"""Finding out which neurons fire: run a text densely, make predictors, write them into the bundle.
+"""Finding out which neurons fire: run a text densely, make predictors, write them down."""
 
-Layer by layer: all the text's tokens pass one layer before the next, so each layer is read once
-or thrice and what is kept in DRAM is one layer's inputs, whatever the model's size.
-"""
+from functools import partial
 
 import numpy as np
 
@@ -14,8 +12,8 @@ from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
 from flashinfer.predictor import Selection
 from flashinfer.predictor_import import imported
-from flashinfer.predictor_training import Observations, count, window_rows
-from flashinfer.predictor_training import find_predictor as find_own
+from flashinfer.predictor_training import Observations, count, find_predictor, window_rows
+from flashinfer.text_states import TextStates
 from flashinfer.traces import miss_curve
 
 SEQUENCE = 256  # tokens that attend to each other
@@ -61,30 +59,12 @@ def calibrate(
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
     with Bundle(path, calibrated=False) as bundle:
-        experts, sparse = bundle.config.experts, bundle.config.sparse
+        config = bundle.config
         # Experts with a ReLU have silent neurons, too; no model is known that has biases as well.
-        apart = experts and sparse and not bundle.config.ffn_bias and predictor != "none"
-        if experts and (target_sparsity or predictor_from):
-            raise UserError(f"{path}: of a mixture of experts, which of them a text uses is found; "
-                            "it takes no thresholds and no predictors")  # fmt: skip
-        if not experts and sparse == (target_sparsity is not None):
-            raise UserError(
-                f"{path}: its activation, {bundle.config.activation}, leaves "
-                + ("neurons silent by itself; --target-sparsity is for those that do not"
-                   if target_sparsity else
-                   "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
-            )  # fmt: skip
-        fitting = _tokens_that_fit if apart or not experts else calibrate_routing.tokens_that_fit
-        tokens = min(tokens, len(token_ids), fitting(bundle.config, budget))
-        sequence = min(SEQUENCE, bundle.config.max_position_embeddings)
-    tokens = tokens // sequence * sequence if tokens > sequence else tokens
-    if tokens < LEAST_TOKENS:
-        raise UserError(
-            f"{tokens} tokens are too few to calibrate on; at least {LEAST_TOKENS}, and several "
-            "thousand for good predictors" + (
-                "" if tokens == len(token_ids) else " (more --memory allows more tokens)"
-            )
-        )  # fmt: skip
+        apart = config.sparse and not config.ffn_bias and predictor != "none"
+        routes = bool(config.experts) and not apart
+        _check(bundle, target_sparsity, predictor_from)
+        tokens, sequence = _length(config, tokens, len(token_ids), budget, routes)
     with Model.open(
         Bundle(path, calibrated=False),
         memory=_model_budget(budget),
@@ -92,39 +72,57 @@ def calibrate(
         context=sequence,
         threads=threads,
     ) as model:
-        if experts and not apart:
-            layers = calibrate_routing.routing(
-                model, np.asarray(token_ids[:tokens]), sequence, progress
-            )
-            calibration = {"text": text, "tokens": tokens, "layers": layers}
-            _write(model.bundle, destination or path, [], calibration)
-            return calibration
-        found, layers = [], []
-
-        def find_predictor(number, ffn, observed):
-            if predictor_from is None:
-                return _predictor(ffn, observed, missed, steps, predictor)
-            threshold = model.bundle.hf_config.get("sparse_threshold") or 0.0
-            if not isinstance(threshold, (int, float)):
-                raise UserError(f"{path}: its config's sparse_threshold is not a number")
-            shape = model.config.hidden_size, model.config.d_ffn
-            one = imported(predictor_from, number, *shape, threshold)
-            return count(one, observed, observed.split()[1:])
-
-        for one, record in _layers(
-            model, np.asarray(token_ids[:tokens]), sequence, progress,
-            find_predictor, predictor_from is not None,
-            target_sparsity and (lambda ffn, x: (method, _cut(ffn, x, method, target_sparsity))),
-        ):  # fmt: skip
-            found.append(one)
-            layers.append(record)
+        states = TextStates(model, np.asarray(token_ids[:tokens]), sequence)
+        predict = partial(_own_predictor, missed=missed, steps=steps, kind=predictor)
+        if predictor_from is not None:
+            predict = partial(_imported, model.bundle, predictor_from)
+        find_cut = target_sparsity and partial(_cut, method=method, target=target_sparsity)
+        if routes:
+            found = [(None, record) for record in calibrate_routing.routing(states, progress)]
+        else:
+            residual = predictor_from is not None
+            found = list(_layers(states, predict, residual, find_cut, progress))
+        layers = [record for _, record in found]
         calibration = {"text": text, "tokens": tokens, "layers": layers}
         if predictor_from is not None:
             calibration["predictor"] = PREDICTOR_FORMS[1]
         if target_sparsity:
             calibration["sparsity"] = {"method": method, "target": target_sparsity}
-        _write(model.bundle, destination or path, found, calibration)
+        predictors = [one for one, _ in found if one is not None]
+        _write(model.bundle, destination or path, predictors, calibration)
     return calibration
+
+
+def _check(bundle, target_sparsity, predictor_from):
+    """Raise UserError where a bundle cannot be calibrated so."""
+    path, config = bundle.path, bundle.config
+    if config.experts and (target_sparsity or predictor_from):
+        raise UserError(
+            f"{path}: of a mixture of experts, which of them a text uses is found; it takes no "
+            "thresholds and no predictors"
+        )
+    if not config.experts and config.sparse == (target_sparsity is not None):
+        raise UserError(
+            f"{path}: its activation, {config.activation}, leaves "
+            + ("neurons silent by itself; --target-sparsity is for those that do not"
+               if target_sparsity else
+               "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
+        )  # fmt: skip
+
+
+def _length(config, wanted, there, budget, routes):
+    """(tokens to calibrate on, of a sequence), as many as fit; UserError where they are too few."""
+    fitting = calibrate_routing.tokens_that_fit if routes else _tokens_that_fit
+    tokens = min(wanted, there, fitting(config, budget))
+    sequence = min(SEQUENCE, config.max_position_embeddings)
+    tokens = tokens // sequence * sequence if tokens > sequence else tokens
+    if tokens < LEAST_TOKENS:
+        raise UserError(
+            f"{tokens} tokens are too few to calibrate on; at least {LEAST_TOKENS}, and several "
+            "thousand for good predictors"
+            + ("" if tokens == there else " (more --memory allows more tokens)")
+        )
+    return tokens, sequence
 
 
 def _tokens_that_fit(config, budget):
@@ -138,79 +136,75 @@ def _model_budget(budget):
     return budget - budget // 3
 
 
-def _layers(model, ids, sequence, progress, find_predictor, residual, find_cut):
+def _layers(states, predict, residual, find_cut, progress):
     """Yield (Found, its record) layer by layer; ``residual``: the predictors read that."""
-    starts = np.arange(0, len(ids), sequence)
-    h = np.concatenate([model.embed(ids[s : s + sequence]) for s in starts])  # (N, d_model)
-    total, early = len(model.layers), None
-    for number, layer in enumerate(model.layers):
-        progress(number, total)
-        x = np.empty_like(h)
-        read = np.empty_like(h) if residual else x
-        for start in starts:
-            span = slice(start, start + sequence)
-            h[span], x[span], before = model.attend(layer, h[span])
-            if residual:
-                read[span] = before
+    layers, early = states.model.layers, None
+    for number, layer in enumerate(layers):
+        progress(number, len(layers))
+        ffn = layer.feed_forward
+        x, before = states.attend(layer, residual)
         if find_cut:
-            layer.feed_forward.neurons.cut = find_cut(layer.feed_forward, x)
-        asked, early = early, None
-        if number + 1 < total:  # what the next layer's predictor would be asked early
-            following = model.layers[number + 1]
-            normed, before = model.early_input(following, h[-CACHE_TOKENS:])
-            early = Observations(
-                np.array(before if residual else normed),  # h will change
-                None,
-                starts,
-                _routed(following.feed_forward, normed),
-            )
-        observed = Observations(x, None, starts, _routed(layer.feed_forward, x))
-        y = _feed_forward(layer.feed_forward, observed)
-        for start in starts:
-            span = slice(start, start + sequence)
-            h[span] = model.add_feed_forward(layer, h[span], y[span])
-        del y
-        progress(number + 0.3, total)
-        observed.x = read
-        found = find_predictor(number, layer.feed_forward, observed)
-        means, most = window_rows(found, observed)
-        yield (
-            found,
-            {
-                "active": found.active,
-                "predicted": found.predicted,
-                "missed": found.missed,
-                "rank": len(found.a),
-                "tried": found.tried,
-                **({"threshold": layer.feed_forward.neurons.cut[1]} if find_cut else {}),
-                "window_rows": means,
-                "window_rows_most": most,
-                "misses": miss_curve(_trace(found, observed), len(found.b)),
-                "guessed": 0.0 if asked is None else _guessed(found, observed, asked),
-            },
-        )
-    progress(total, total)
+            ffn.neurons.cut = find_cut(ffn, x)
+        asked, early = early, _early(states, number + 1, residual)
+        weights = ffn.predictor.weights(x) if ffn.config.experts else None  # (N, experts)
+        observed = Observations(x, None, states.starts, None if weights is None else weights > 0)
+        states.add(layer, _feed_forward(ffn, observed, weights))
+        progress(number + 0.3, len(layers))
+        observed.x = before if residual else x
+        found = predict(number, ffn, observed)
+        yield found, _record(found, observed, asked, ffn.neurons.cut)
+    progress(len(layers), len(layers))
 
 
-def _feed_forward(ffn, observed):
-    """The exact FFN over observed.x (N, d_model) -> (N, d_model); notes which neurons fired."""
+def _early(states, number, residual):
+    """What a layer's predictor would be asked one layer early, as Observations, or None."""
+    inputs = states.early_input(number, CACHE_TOKENS)
+    if inputs is None:
+        return None
+    ffn, (normed, before) = states.model.layers[number].feed_forward, inputs
+    routed = ffn.predictor.weights(normed) > 0 if ffn.config.experts else None
+    return Observations(np.array(before if residual else normed), None, states.starts, routed)
+
+
+def _record(found, observed, asked, cut):
+    """What the bundle says of a layer; asked: the Observations of one layer early."""
+    means, most = window_rows(found, observed)
+    return {
+        "active": found.active,
+        "predicted": found.predicted,
+        "missed": found.missed,
+        "rank": len(found.a),
+        "tried": found.tried,
+        **({"threshold": cut[1]} if cut else {}),
+        "window_rows": means,
+        "window_rows_most": most,
+        "misses": miss_curve(_trace(found, observed), len(found.b)),
+        "guessed": 0.0 if asked is None else _guessed(found, observed, asked),
+    }
+
+
+def _feed_forward(ffn, observed, weights):
+    """The exact FFN over observed.x (N, d_model) -> (N, d_model); notes which neurons fired.
+
+    weights  (N, experts): what each of a mixture's experts counts, or None
+    """
     x = observed.x
     y = np.zeros_like(x) if ffn.shared is None else ffn.shared(x)
     observed.fired = np.zeros((ffn.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
-    weights = None if observed.routed is None else ffn.predictor.weights(x)  # (N, experts)
+    neurons = ffn.neurons
     for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
         for begin, end, expert in _parts(ffn, first, stop, len(x)):
-            rows, neurons = starts[begin - first : end - first], np.arange(begin, end)
+            rows = starts[begin - first : end - first]
             tokens = slice(None) if weights is None else np.flatnonzero(observed.routed[:, expert])
-            a, its_y = ffn.neurons.activations(tile, rows, x[tokens], neurons), y[tokens]
-            fired = np.zeros((len(rows), len(x)), dtype=bool)
+            a = neurons.activations(tile, rows, x[tokens], np.arange(begin, end))
+            fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
             fired[:, tokens] = a != 0
             observed.fired[begin:end] = np.packbits(fired, axis=1)
             if weights is not None:
                 a *= weights[tokens, expert]
-            kernels.sparse_down(tile, rows + ffn.neurons.down_at, ffn.neurons.format, a, its_y)
+            kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
             y[tokens] = its_y
-    return y if ffn.neurons.biases["down"] is None else y + ffn.neurons.biases["down"]
+    return y if neurons.biases["down"] is None else y + neurons.biases["down"]
 
 
 def _parts(ffn, first, stop, n_tokens):
@@ -225,13 +219,9 @@ def _parts(ffn, first, stop, n_tokens):
         first = end
 
 
-def _routed(ffn, x):
-    """Which tokens choose which expert of a mixture: (N, experts) bool; of others None."""
-    return ffn.predictor.weights(x) > 0 if ffn.config.experts else None
-
-
 def _cut(ffn, x, method, target):
-    """The threshold below which the share ``target`` of a layer's neurons lies, on a sample."""
+    """(method, the threshold below which the share ``target`` of a layer's neurons lies, on a
+    sample)."""
     x = np.ascontiguousarray(x[:: -(-len(x) // SAMPLE)])
     found = []
     for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
@@ -244,10 +234,10 @@ def _cut(ffn, x, method, target):
                 kernels.activate(sizes, ffn.config.activation, ffn.config.threshold)
                 np.abs(sizes, out=sizes)
         found.append(sizes)
-    return float(np.quantile(np.concatenate(found), target))
+    return method, float(np.quantile(np.concatenate(found), target))
 
 
-def _predictor(ffn, observed, missed, steps, kind):
+def _own_predictor(number, ffn, observed, missed, steps, kind):
     d_ffn, width = ffn.bundles.rows, np.arange(ffn.neurons.width)
 
     def up_tiles():  # or the gate's, which decides where there is one
@@ -260,7 +250,16 @@ def _predictor(ffn, observed, missed, steps, kind):
     up_bias = ffn.neurons.biases[ffn.neurons.first]
     up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
     up_bias -= np.float32(ffn.config.threshold)
-    return find_own(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)
+    return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)
+
+
+def _imported(bundle, source, number, ffn, observed):
+    """A layer's predictor as it comes with PowerInfer's models."""
+    threshold = bundle.hf_config.get("sparse_threshold") or 0.0
+    if not isinstance(threshold, (int, float)):
+        raise UserError(f"{bundle.path}: its config's sparse_threshold is not a number")
+    shape = bundle.config.hidden_size, bundle.config.d_ffn
+    return count(imported(source, number, *shape, threshold), observed, observed.split()[1:])
 
 
 def _trace(found, observed):

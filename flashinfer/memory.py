@@ -39,6 +39,11 @@ def format_size(nbytes):
     return f"{nbytes / MIB:,.1f} MiB" if nbytes < 10 * MIB else f"{nbytes / MIB:,.0f} MiB"
 
 
+def unit_name(neurons):
+    """What is read and kept as one, for people, by ``Plan.neurons``."""
+    return "expert" if neurons == "routed" else "neuron"
+
+
 def default_budget():
     """The memory cgroup's limit or what the system has available, less a margin of 5 %."""
     available = _meminfo("MemAvailable")

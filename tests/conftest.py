@@ -104,3 +104,13 @@ def keep_rows(ffn, n, window):
     ffn.cache = NeuronCache(
         len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
     )
+
+
+def logits_with_rows(path, ids, rows, window=None):
+    """As ``logits_of``, with so many rows in each layer's cache."""
+    with Model.open(path, window=window) as model:
+        for layer in model.layers:
+            keep_rows(layer.feed_forward, rows, window)
+        whole = model.logits(ids)
+        model.reset()
+        return whole, np.stack([model.forward([token]) for token in ids])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from conftest import DATA, keep_rows, logits_of
+from conftest import DATA, keep_rows, logits_of, logits_with_rows
 from flashinfer import BudgetError, Model, UserError
 from flashinfer.calibrate import calibrate
 from flashinfer.formats.bundle import Bundle, verify
@@ -67,12 +67,7 @@ def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch)
     for options in ({"threads": 3}, {"io": "buffered"}, {"window": 2}, {"cache": "lru"}):
         found += logits_of(calibrated, ids, **options)
     for rows in (7, 60, 150):
-        with Model.open(calibrated) as model:
-            for layer in model.layers:
-                keep_rows(layer.feed_forward, rows, None)
-            found.append(model.logits(ids))
-            model.reset()
-            found.append(np.stack([model.forward([token]) for token in ids]))
+        found += logits_with_rows(calibrated, ids, rows)
     with pytest.raises(BudgetError) as caught:
         Model.open(calibrated, memory=1)
     for more in (0, 1 << 20):
@@ -110,7 +105,7 @@ def test_predictors_can_be_left_away(plain, tmp_path):
 def test_from_the_command_line(cli, calibrated):
     code, out, _ = cli("inspect", calibrated)
     assert code == 0 and "8 experts, 3 of them a token" in out and "guessed early" in out
-    assert "neurons: predicted; a bundle is" in out
+    assert "neurons: predicted; each neuron is" in out
     code, out, err = cli("run", calibrated, "--tokens", "5,6", "-n", "4", "--temp", "0")
     assert code == 0 and "neurons were in DRAM" in err, err
     for neurons, units in (("predicted", "neurons"), ("dense", "routed")):

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from flashinfer.cli.common import write_json
 from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
 from flashinfer.formats.bundle import Bundle
+from flashinfer.memory import unit_name
 
 __all__ = ["add_arguments", "main"]  # the arguments are those of plan
 
@@ -47,7 +48,7 @@ def print_description(figures, plan, bundle):
     print_memory(plan, figures["bytes_by_role"])
     window = plan.window or plan.affords
     print(
-        f"\nneurons: {plan.neurons}; {'an expert' if plan.neurons == 'routed' else 'a bundle'} is "
+        f"\nneurons: {plan.neurons}; each {unit_name(plan.neurons)} is "
         f"{figures['unit_bytes']:,} bytes; cache: "
         f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
     )

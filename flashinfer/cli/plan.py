@@ -6,7 +6,7 @@ from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.cli.run import add_model_arguments
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
-from flashinfer.memory import format_size
+from flashinfer.memory import format_size, unit_name
 from flashinfer.planning import opened, prepare
 
 ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
@@ -80,13 +80,13 @@ def print_memory(plan, sizes):
 def print_cost(cost, figures, profile):
     """What a token takes, by part."""
     plan = figures["plan"]
-    units = "experts" if plan["neurons"] == "routed" else "neurons"
+    unit = unit_name(plan["neurons"])
     notes = [f"{figures['threads']} threads", f"cache: {plan['policy']}"]
-    if units == "neurons":
+    if unit == "neuron":
         notes.append(f"neurons up to {figures['gap_bytes']:,} bytes apart are read as one")
     if cost.requests:
         ahead = {0.0: "none", 1.0: "all"}.get(plan["ahead"], "the surest half")
-        notes.append(f"read ahead: {ahead} of the {units} guessed")
+        notes.append(f"read ahead: {ahead} of the {unit}s guessed")
     print(
         f"\non {profile.name} ({profile.note})\n{'; '.join(notes)}\n\n"
         "a token                      read         time"

@@ -13,7 +13,7 @@ from flashinfer.cli.common import add_json, id_list, model_bars, positive, size,
 from flashinfer.flash import IO
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.memory import format_size
+from flashinfer.memory import format_size, unit_name
 from flashinfer.model import Model
 from flashinfer.neuron_cache import POLICIES
 from flashinfer.planning import NEURONS
@@ -179,8 +179,8 @@ def print_account(model, out):
         f"generation  {figures['generated_tokens']} tokens, "
         f"{figures['tokens_per_second']:.1f} tokens/s\n"
         f"flash       {figures['flash_bytes_per_token'] / 1e6:.2f} MB read per token, "
-        f"{100 * figures['cache_hit_rate']:.1f} % of "
-        f"{'experts' if figures['neurons'] == 'routed' else 'neurons'} were in DRAM\n"
+        f"{100 * figures['cache_hit_rate']:.1f} % of {unit_name(figures['neurons'])}s were in "
+        "DRAM\n"
         f"memory      {format_size(figures['peak_rss_bytes'])} at most, of "
         f"{format_size(figures['memory_budget_bytes'])}; kernels: "
         f"{kernels.describe()}, reads: {model.flash.io}",

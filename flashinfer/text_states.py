@@ -1,0 +1,44 @@
+"""A text on its way through a model, all of its tokens through one layer before the next.
+
+So each layer's weights are read once or thrice, and what is kept in DRAM is one layer's inputs,
+whatever the model's size.
+"""
+
+import numpy as np
+
+
+class TextStates:
+    """The hidden states of a text's N tokens, which attend to each other in sequences.
+
+    starts  where each sequence begins, ascending, 0 first
+    """
+
+    def __init__(self, model, ids, sequence):
+        self.model, self.starts = model, np.arange(0, len(ids), sequence)
+        self.spans = [slice(start, start + sequence) for start in self.starts]
+        self.h = np.concatenate([model.embed(ids[span]) for span in self.spans])  # (N, d_model)
+
+    def attend(self, layer, residual=True):
+        """Through a layer's attention; its FFN's input, after its norm and, where ``residual`` is
+        asked for, before it, else None: (N, d_model) each."""
+        x = np.empty_like(self.h)
+        before = np.empty_like(self.h) if residual else None
+        for span in self.spans:
+            self.h[span], x[span], its_residual = self.model.attend(layer, self.h[span])
+            if residual:
+                before[span] = its_residual
+        return x, before
+
+    def early_input(self, number, last=None):
+        """What a layer's FFN would read if the layers still to come before it added nothing, of the
+        ``last`` tokens: after its norm and before, or None where there is no such layer. Either
+        may be ``h`` itself, which will change."""
+        if number == len(self.model.layers):
+            return None
+        h = self.h if last is None else self.h[-last:]
+        return self.model.early_input(self.model.layers[number], h)
+
+    def add(self, layer, y):
+        """y (N, d_model), the FFN's output, and the layer is done."""
+        for span in self.spans:
+            self.h[span] = self.model.add_feed_forward(layer, self.h[span], y[span])
