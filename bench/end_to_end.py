@@ -24,7 +24,8 @@ from bench.limits import machine, random_read_bandwidth
 from bench.models import synthetic_model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.bundle import Bundle
-from flashinfer.probe import dram_bandwidth, probe
+from flashinfer.measuring import dram_bandwidth
+from flashinfer.probe import probe
 from flashinfer.profile import save
 from flashinfer.shapes import NAMES
 

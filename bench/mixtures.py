@@ -35,7 +35,8 @@ from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.feedforward import FeedForward
 from flashinfer.formats.bundle import Bundle
-from flashinfer.probe import dram_bandwidth, probe
+from flashinfer.measuring import dram_bandwidth
+from flashinfer.probe import probe
 from flashinfer.profile import load, save
 from flashinfer.shapes import MIXTURES
 

@@ -8,7 +8,7 @@ import pytest
 
 from flashinfer import kernels
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.probe import dram_bandwidth
+from flashinfer.measuring import dram_bandwidth
 from flashinfer.threads import default_threads
 
 ROWS, COLUMNS = 65536, 2048  # 268 MB in f16: more than any cache

@@ -62,7 +62,7 @@ class _Token:
         self.layers = bundle.config.num_hidden_layers
         self.line = Timeline(profile)
         for part in ("attention", "feed-forward", *PARTS.values(), "the rest"):
-            self.line.compute(part, 0.0)
+            self.line.compute(part, 0.0)  # to be printed in this order
         self.read = dict.fromkeys(("neurons", *PARTS.values()), 0.0)
         self.requests = 0.0
         self.matrices = {}  # {(role, layer): TensorSpecs}, layer None: of the whole model
@@ -80,7 +80,7 @@ class _Token:
         for spec in self.matrices.get((role, layer), ()):
             tensor = self.bundle.tensors[spec.name]
             kept = self.plan.rows_kept(spec, tensor) / tensor.rows
-            self.line.compute(PARTS[role], kept * self._linear(tensor) * self._share(spec))
+            self.line.multiply(PARTS[role], kept * self._linear(tensor) * self._share(spec))
             if kept < 1:
                 self._stream(tensor, PARTS[role], PARTS[role], 1 - kept)
 
@@ -130,7 +130,7 @@ class _Token:
             if units is None:
                 self._stream(self._bundles(number), "feed-forward", "neurons")
             else:
-                line.compute("feed-forward", units.seconds)
+                line.multiply("feed-forward", units.seconds)
         elif units.capacity < units.used:
             coming = self.read_ahead(number + 1)
             self._in_waves(units)
@@ -147,11 +147,11 @@ class _Token:
         (when they are there, how many), the same when they are; at last the down projection."""
         parts, used = self.bundle.config.parts, max(units.used, units.missing, 1e-9)
         before = units.seconds * (1 - 1 / parts) / used
-        self.line.compute("feed-forward", before * (used - units.missing))
+        self.line.multiply("feed-forward", before * (used - units.missing))
         for done, n in reads:
             self.line.wait(done or 0.0)
-            self.line.compute("feed-forward", before * n)
-        self.line.compute("feed-forward", units.seconds / parts)
+            self.line.multiply("feed-forward", before * n)
+        self.line.multiply("feed-forward", units.seconds / parts)
 
     def _in_waves(self, units):
         """As ``FeedForward._compute_in_waves``."""
@@ -166,7 +166,7 @@ class _Token:
             if overlap and number + 1 < waves:
                 coming = self._submit(units.missing / waves)
             self.line.wait(done)
-            self.line.compute("feed-forward", units.seconds / waves)
+            self.line.multiply("feed-forward", units.seconds / waves)
 
     def _submit(self, missing):
         """Begin to read so many units of a layer; when they are there."""
@@ -198,18 +198,15 @@ class _Token:
             missing = misses(calibrated, plan, rows, config.units)
         units = _Units(used, rows or plan.shared_rows, False, seconds, missing)
         if number > 0 and rows >= used and (config.reads_experts or plan.predictor):
-            named, right = _guess(calibrated, plan.ahead)
-            units.ahead, units.wrong = missing * named * right, missing * named * (1 - right)
+            named, right = missing * plan.ahead, _right(calibrated, plan.ahead)
+            units.ahead, units.wrong = named * right, named * (1 - right)
         return units
 
 
-def _guess(calibrated, share):
-    """(units that a guess names for each that is used, how many of those are right) where the
-    surest ``share`` of it counts."""
+def _right(calibrated, share):
+    """How much of a guess is right, where its surest ``share`` counts."""
     right = calibrated.get("guessed", GUESSED)
-    if share < 1:
-        right = calibrated.get("surest", (1 + right) / 2)
-    return share, right
+    return right if share == 1 else calibrated.get("surest", (1 + right) / 2)
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Profile:
     linear, sparse  {number format: bytes/s of weights} of the products with one token
     layer       what a layer costs a token besides reads and products, where it stays in DRAM
     cached      and where it has a neuron cache
+    wake        what the first product takes longer where its threads sleep, as they do after a wait
     submit      {bytes of a read: what one takes of the CPU's time, to be begun and at its end}
     """
 
@@ -44,6 +45,7 @@ class Profile:
     sparse: dict
     layer: float
     cached: float
+    wake: float
     submit: dict
 
     def read_seconds(self, nbytes):
@@ -117,7 +119,7 @@ def load(path):
             raw[table] = {int(size): value for size, value in raw[table].items()}
         found = Profile(**{field.name: raw[field.name] for field in fields(Profile)})
         speeds = [found.dram, found.threads]
-        speeds += [found.layer, found.cached]
+        speeds += [found.layer, found.cached, found.wake]
         tables = found.alone, found.reads, found.streams, found.submit
         for table in tables:
             speeds += [*table, *table.values()]

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 UNITS, STREAMS = "waiting for reads", "waiting for streams"
+SPIN = 2e-4  # seconds after which a thread that has nothing to compute sleeps
 
 
 class Timeline:
@@ -19,10 +20,18 @@ class Timeline:
         self.profile = profile
         self.now, self.seconds = 0.0, defaultdict(float)
         self.free = 0.0  # when the flash will have done all that was submitted
+        self.multiplied = 0.0  # when the last product was done
 
     def compute(self, part, seconds):
         self.seconds[part] += seconds
         self.now += seconds
+
+    def multiply(self, part, seconds):
+        """Compute with all threads, which may have to be woken."""
+        if seconds > 0:
+            asleep = self.now - self.multiplied > SPIN
+            self.compute(part, seconds + asleep * self.profile.wake)
+            self.multiplied = self.now
 
     def submit(self, requests, nbytes):
         """Begin reads of ``nbytes`` in all; return when they will be done."""
@@ -42,5 +51,5 @@ class Timeline:
         """A tensor in tiles, each read while the one before is computed, ``seconds`` in all."""
         speed = self.profile.stream_speed(min(tile_bytes, nbytes))
         self.free = max(self.now, self.free) + nbytes / speed
-        self.compute(part, seconds)
+        self.multiply(part, seconds)
         self.wait(self.free, STREAMS)

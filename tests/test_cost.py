@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from flashinfer import Model, cost, memory, planning, probe, profile
+from flashinfer import Model, cost, measuring, memory, planning, probe, profile
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.shapes import config_like
@@ -75,13 +75,13 @@ def test_gaps_are_worth_reading_where_requests_are_dear(tmp_path):
     assert held.stream_speed(1 << 22) == pytest.approx(90e6)
 
 
-def clock():
+def clock(wake=1e-12):
     """Reads of 1 ms of the flash's time, 5 ms alone; streams of 1 GB/s; submitting is free."""
     board = profile.find(SLOW, ".")
     return Timeline(
         replace(
             board, alone={4096: 5e-3, 8192: 5e-3}, reads={4096: 4096e3, 8192: 8192e3},
-            streams={4096: 1e9, 8192: 1e9}, submit={4096: 1e-12},
+            streams={4096: 1e9, 8192: 1e9}, submit={4096: 1e-12}, wake=wake,
         )
     )  # fmt: skip
 
@@ -113,6 +113,18 @@ def test_streams_take_the_longer_of_reading_and_computing():
     line.submit(20, 20 * 4096)  # which the next stream waits for
     line.stream("a", 10_000_000, 1 << 20, 0.0)
     assert line.now == pytest.approx(40e-3 + 24e-3 + 10e-3)
+
+
+def test_threads_that_wait_must_be_woken():
+    line = clock(wake=1e-3)
+    line.multiply("a", 2e-3)
+    line.compute("b", 1e-4)  # not for long: they are still there
+    line.multiply("a", 2e-3)
+    assert line.now == pytest.approx(4.1e-3)
+    line.wait(line.submit(1, 4096))
+    line.multiply("a", 0.0)  # nothing wakes them
+    line.multiply("a", 2e-3)
+    assert line.now == pytest.approx(4.1e-3 + 5e-3 + 3e-3)
 
 
 def mixture(tmp_path, **options):
@@ -201,10 +213,9 @@ def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch):
     for name, value in {
         "FILE_BYTES": 16 << 20, "LEAST_FILE_BYTES": 1 << 20, "READ_SECONDS": 0.01,
         "MEANWHILE_BYTES": 1 << 20, "BATCH_BYTES": 1 << 20, "BATCH_READS": 16,
-        "WEIGHT_BYTES": 1 << 20,
-        "SHAPE": (64, 2, 2, 128),
+        "WEIGHT_BYTES": 1 << 20, "MATRIX_BYTES": 1 << 18, "SHAPE": (64, 2, 2, 128),
     }.items():  # fmt: skip
-        monkeypatch.setattr(probe, name, value)
+        monkeypatch.setattr(measuring if hasattr(measuring, name) else probe, name, value)
     steps = []
     found = probe.probe(
         tmp_path, threads=1, progress=lambda done, total: steps.append(done / total)

@@ -54,8 +54,10 @@ def print_profile(profile):
     print("products, GB/s of weights  " + "".join(f"{name:>8}" for name in profile.linear))
     for what, speeds in (("all rows", profile.linear), ("some rows", profile.sparse)):
         print(f"  {what:<25}" + "".join(f"{speed / 1e9:8.1f}" for speed in speeds.values()))
+    submits = [1e6 * seconds for seconds in profile.submit.values()]
     print(
         f"\na layer besides these  {1e6 * profile.layer:.0f} us a token, with a neuron cache "
-        f"{1e6 * profile.cached:.0f} us; a read takes {1e6 * min(profile.submit.values()):.1f} to "
-        f"{1e6 * max(profile.submit.values()):.1f} us of the CPU's"
+        f"{1e6 * profile.cached:.0f} us\n"
+        f"a read takes           {min(submits):.1f} to {max(submits):.1f} us of the CPU's\n"
+        f"threads wake in        {1e6 * profile.wake:.0f} us"
     )
