@@ -22,14 +22,12 @@ class Disk:
     bytes_per_second: int | None = None
     reads_per_second: int | None = None
 
-    def bandwidth(self, unthrottled, block_bytes):
-        """What is left of ``unthrottled`` bytes/s for reads of this size."""
-        limits = [unthrottled]
-        if self.bytes_per_second:
-            limits.append(self.bytes_per_second)
-        if self.reads_per_second:
-            limits.append(self.reads_per_second * block_bytes)
-        return min(limits)
+    def least_seconds(self, unthrottled, nbytes, reads):
+        """What so many reads of so many bytes take at least, which take ``unthrottled`` seconds
+        where the disk is as it is; the kernel holds bytes and reads to their limits at once."""
+        by_bytes = nbytes / self.bytes_per_second if self.bytes_per_second else 0.0
+        by_reads = reads / self.reads_per_second if self.reads_per_second else 0.0
+        return max(unthrottled, by_bytes, by_reads)
 
 
 def block_device(path):

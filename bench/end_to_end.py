@@ -80,8 +80,8 @@ def floors(figures, bundle, disk, limits):
     streamed, reads = figures["streamed_bytes_per_token"], figures["reads_per_token"]
     scattered = figures["flash_bytes_per_token"] - streamed
     size = scattered / max(1, reads)
-    seconds = scattered / disk.bandwidth(limits.reads(size), size)
-    seconds += streamed / disk.bandwidth(limits.reads(1 << 20), 1 << 20)
+    seconds = scattered / limits.reads(size) + streamed / limits.reads(1 << 20)
+    seconds = disk.least_seconds(seconds, scattered + streamed, reads + streamed / (1 << 20))
     touched = sum(
         bundle.tensors[spec.name].nbytes
         for spec in bundle.specs

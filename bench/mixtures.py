@@ -141,7 +141,8 @@ def optimal_share(traces, rows, units, tokens):
 
 def floor(figures, bundle, disk, reads, dram):
     """Seconds that a token's bytes take at least, from flash or from DRAM, whichever is more."""
-    seconds = figures["flash_bytes_per_token"] / disk.bandwidth(reads, 1 << 20)
+    nbytes = figures["flash_bytes_per_token"]
+    seconds = disk.least_seconds(nbytes / reads, nbytes, figures["reads_per_token"])
     config = bundle.config
     touched = sum(
         bundle.tensors[spec.name].nbytes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer.flash import PIECE_BYTES
+from flashinfer.flash import PIECE_BYTES, STAGING_BYTES
 from flashinfer.formats.bundle import CAPACITIES, WINDOWS
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.timeline import Timeline
@@ -158,22 +158,27 @@ class _Token:
         size = max(1, units.capacity // 2)
         overlap = 2 * size <= units.capacity
         waves = math.ceil(units.used / size)
+        among = self.bundle.config.units / waves  # a wave's lie close together
         coming = None
         for number in range(waves):
             self.line.compute("the rest", self.profile.cached / 2)  # nothing is read ahead
-            done = self._submit(units.missing / waves) if coming is None else coming
+            done = self._submit(units.missing / waves, among) if coming is None else coming
             coming = None
             if overlap and number + 1 < waves:
-                coming = self._submit(units.missing / waves)
+                coming = self._submit(units.missing / waves, among)
             self.line.wait(done)
             self.line.multiply("feed-forward", units.seconds / waves)
 
-    def _submit(self, missing):
-        """Begin to read so many units of a layer; when they are there."""
+    def _submit(self, missing, among=None):
+        """Begin to read so many units ``among`` these, or a layer's; when they are there."""
+        among = among or self.bundle.config.units
         unit_bytes = self.bundle.unit_bytes
-        nbytes, requests = merged(
-            missing, self.bundle.config.units, unit_bytes, self.gap_bytes, self.block
-        )
+        nbytes, requests = merged(missing, among, unit_bytes, self.gap_bytes, self.block)
+        if nbytes > STAGING_BYTES:  # the others are read one by one
+            share = STAGING_BYTES / nbytes
+            alone = merged(missing, among, unit_bytes, -1, self.block)
+            nbytes = share * nbytes + (1 - share) * alone[0]
+            requests = share * requests + (1 - share) * alone[1]
         requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
         self.read["neurons"] += nbytes
         self.requests += requests
@@ -233,7 +238,8 @@ def misses(calibrated, plan, rows, neurons):
 
 
 def merged(missing, neurons, row_bytes, gap_bytes, block):
-    """(bytes, requests) for rows that are missing at random, neighbours read as one."""
+    """(bytes, requests) for rows that are missing at random, neighbours read as one (gap_bytes
+    -1: none is)."""
     if missing <= 0:
         return 0.0, 0.0
     skip = int(np.gcd(row_bytes, block))

@@ -252,15 +252,19 @@ class Flash:
         """
         self.begin(tensor, buffer)
         (_, side, pending), self.early = self.early, None
-        while pending is not None:
-            first, stop, starts, submitted = pending
-            side, pending = 1 - side, None
-            if stop < tensor.rows:
-                pending = self._read_tile(tensor, stop, buffer, side)
-            elif following is not None:
-                self.early = following, side, self._read_tile(following, 0, buffer, side)
-            self.wait(submitted)
-            yield first, stop, buffer, starts
+        try:
+            while pending is not None:
+                first, stop, starts, submitted = pending
+                side, pending = 1 - side, None
+                if stop < tensor.rows:
+                    pending = self._read_tile(tensor, stop, buffer, side)
+                elif following is not None:
+                    self.early = following, side, self._read_tile(following, 0, buffer, side)
+                self.wait(submitted)
+                yield first, stop, buffer, starts
+        finally:
+            if pending is not None:  # the caller has had enough
+                self.wait(pending[-1])
 
     def begin(self, tensor, buffer):
         """Start to read the first tile of what ``stream`` will go through next."""
@@ -287,7 +291,8 @@ class Flash:
     def close(self):
         """Close the file; reads in flight are finished first."""
         if self.fd >= 0:
-            self.reader = self.early = None
+            self.settle()
+            self.reader = None
             os.close(self.fd)
             self.fd = -1
 

@@ -1,7 +1,4 @@
-"""What reads of a file, products and memory take here: what ``probe`` is made of.
-
-Each is a mean over some tenths of a second, as a token sees it.
-"""
+"""What reads of a file, products and memory take here: what ``probe`` is made of."""
 
 import itertools
 import statistics
@@ -42,7 +39,7 @@ def alone(flash, size, block):
     return statistics.fmean(times[1:])  # before the first the memory's pages are not there
 
 
-def random(flash, size, block):
+def many(flash, size, block):
     """Bytes/s of random reads of one size, very many at once."""
     least = min(BATCH_READS, size // block // 2)
     some = _batches(flash, size, block, least)

@@ -53,6 +53,7 @@ class NeuronCache:
     def empty(self):
         """Forget what the rows hold."""
         self.slot_of[:], self.neuron_at[:], self.used, self.guessed = -1, -1, 0, NONE
+        self.marked[:] = False
 
     def place(self, neurons, token):
         """Give each neuron a row, at most ``capacity`` of them; drop what left the window.
@@ -67,10 +68,11 @@ class NeuronCache:
         self.marked[neurons] = False
         wrong = guessed[self.marked[guessed]]
         self.marked[wrong] = False
-        values, before = self.priority.values, self.priority.values[wrong]
-        values[wrong] = np.inf  # these rows may still be being filled
-        slots, misses = self._place(neurons, token)
-        values[wrong] = before
+        values = self.priority.values
+        if len(wrong):  # their rows may still be being filled: nobody else's yet
+            values = values.copy()
+            values[wrong] = np.inf
+        slots, misses = self._place(neurons, token, values)
         if self.window != UNLIMITED:  # no token uses the wrong: with the next one they leave
             rows = self.slot_of[wrong]
             self.last_used[rows[rows >= 0]] = -UNLIMITED
@@ -98,7 +100,7 @@ class NeuronCache:
             neurons = union if len(union) <= self.capacity else neurons
         held = neurons[self.slot_of[neurons] >= 0] if self.window != UNLIMITED else NONE
         uses = self.last_used[self.slot_of[held]]
-        slots, misses = self._place(neurons, token)
+        slots, misses = self._place(neurons, token, self.priority.values)
         self.last_used[self.slot_of[held]] = uses  # a guess is no use
         self.guessed = neurons[misses]
         return self.guessed, slots[misses]
@@ -108,10 +110,10 @@ class NeuronCache:
         """Whether enough of what was read ahead was used."""
         return self.guesses < 64 or self.right_guesses > 0.5 * self.guesses
 
-    def _place(self, neurons, token):
+    def _place(self, neurons, token, values):
         slots, misses, moved_from, moved_to, self.used = kernels.place(
-            neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used,
-            self.priority.values, self.used,
+            neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used, values,
+            self.used,
         )  # fmt: skip
         if len(moved_from):
             self.rows[moved_to] = self.rows[moved_from]

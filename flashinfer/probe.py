@@ -132,7 +132,7 @@ def _device(flash, size, between):
         between()
     for block in BLOCKS:
         found["alone"][block] = measuring.alone(flash, size, block)
-        found["reads"][block] = measuring.random(flash, size, block)
+        found["reads"][block] = measuring.many(flash, size, block)
         between()
     for block, count in SUBMITS.items():
         found["submit"][block] = measuring.submit(flash, size, block, count)

@@ -32,6 +32,7 @@ class Profile:
     cached      and where it has a neuron cache
     wake        what the first product takes longer where its threads sleep, as they do after a wait
     submit      {bytes of a read: what one takes of the CPU's time, to be begun and at its end}
+    most_bytes, most_reads  a second, where the flash is held to them; 0: it is not
     """
 
     name: str
@@ -47,6 +48,8 @@ class Profile:
     cached: float
     wake: float
     submit: dict
+    most_bytes: float = 0.0
+    most_reads: float = 0.0
 
     def read_seconds(self, nbytes):
         """What one read of this size takes of the flash's time, when many are in flight."""
@@ -72,24 +75,23 @@ class Profile:
 
     def gap_bytes(self, row_bytes):
         """The widest gap between two rows for which one read takes clearly less than two."""
-        worth, gap = WORTH_JOINING * self.read_seconds(row_bytes), 0
-        while gap < MOST_GAP and self.read_seconds(2 * row_bytes + gap + 4096) <= worth:
+        worth, gap = WORTH_JOINING * self._held_seconds(row_bytes), 0
+        while gap < MOST_GAP and self._held_seconds(2 * row_bytes + gap + 4096) <= worth:
             gap += 4096
         return gap
 
-    def held(self, bytes_per_second, reads_per_second=math.inf):
-        """The same machine with its flash held to these limits."""
-        limit = bytes_per_second or math.inf
-        reads = {
-            size: min(speed, limit, size * (reads_per_second or math.inf))
-            for size, speed in self.reads.items()
-        }
-        alone = {
-            size: max(seconds, size / limit, 1 / (reads_per_second or math.inf))
-            for size, seconds in self.alone.items()
-        }
-        streams = {size: min(speed, limit) for size, speed in self.streams.items()}
-        return replace(self, alone=alone, reads=reads, streams=streams)
+    def _held_seconds(self, nbytes):
+        """As ``read_seconds``, or what one read of so many takes by what the flash is held to."""
+        return max(self.read_seconds(nbytes), self.allowed_after(1, nbytes))
+
+    def allowed_after(self, requests, nbytes):
+        """Seconds after which so much may have been read, by what the flash is held to."""
+        by_bytes = nbytes / self.most_bytes if self.most_bytes else 0.0
+        return max(by_bytes, requests / self.most_reads if self.most_reads else 0.0)
+
+    def held(self, bytes_per_second, reads_per_second=0.0):
+        """The same machine with its flash held to these limits, as a cgroup's throttle does."""
+        return replace(self, most_bytes=bytes_per_second or 0.0, most_reads=reads_per_second or 0.0)
 
 
 def _at(nbytes, seconds):
@@ -117,6 +119,7 @@ def load(path):
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         for table in ("alone", "reads", "streams", "submit"):
             raw[table] = {int(size): value for size, value in raw[table].items()}
+        raw = {"most_bytes": 0.0, "most_reads": 0.0, **raw}
         found = Profile(**{field.name: raw[field.name] for field in fields(Profile)})
         speeds = [found.dram, found.threads]
         speeds += [found.layer, found.cached, found.wake]
@@ -124,6 +127,8 @@ def load(path):
         for table in tables:
             speeds += [*table, *table.values()]
         speeds += [table[name] for table in (found.linear, found.sparse) for name in FORMATS]
+        limits = found.most_bytes, found.most_reads
+        speeds += [limit for limit in limits if limit != 0]
         if not all(tables) or not all(0 < speed < math.inf for speed in speeds):
             raise ValueError
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 
+from flashinfer.flash import PIECE_BYTES
+
 UNITS, STREAMS = "waiting for reads", "waiting for streams"
 SPIN = 2e-4  # seconds after which a thread that has nothing to compute sleeps
 
@@ -21,6 +23,7 @@ class Timeline:
         self.now, self.seconds = 0.0, defaultdict(float)
         self.free = 0.0  # when the flash will have done all that was submitted
         self.multiplied = 0.0  # when the last product was done
+        self.requests = self.nbytes = 0.0  # read since the token began
 
     def compute(self, part, seconds):
         self.seconds[part] += seconds
@@ -41,8 +44,16 @@ class Timeline:
         by_itself = self.now + self.profile.batch_seconds(requests, nbytes)
         behind = self.free + requests * self.profile.read_seconds(size)
         self.free = max(by_itself, behind)
+        done = max(self.free, self._allowed(requests, nbytes))
         self.compute("submitting reads", requests * self.profile.submit_seconds(size))
-        return self.free
+        return done
+
+    def _allowed(self, requests, nbytes):
+        """When what the flash is held to allows these, too: what a token did not use while it
+        computed it may use later."""
+        self.requests += requests
+        self.nbytes += nbytes
+        return self.profile.allowed_after(self.requests, self.nbytes)
 
     def wait(self, done, part=UNITS):
         self.compute(part, max(0.0, done - self.now))
@@ -51,5 +62,6 @@ class Timeline:
         """A tensor in tiles, each read while the one before is computed, ``seconds`` in all."""
         speed = self.profile.stream_speed(min(tile_bytes, nbytes))
         self.free = max(self.now, self.free) + nbytes / speed
+        done = max(self.free, self._allowed(nbytes / PIECE_BYTES, nbytes))
         self.multiply(part, seconds)
-        self.wait(self.free, STREAMS)
+        self.wait(done, STREAMS)

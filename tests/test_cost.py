@@ -69,10 +69,11 @@ def test_gaps_are_worth_reading_where_requests_are_dear(tmp_path):
     held = free.held(90e6, 2000)  # 2000 requests of up to 45 kB cost the same
     assert free.gap_bytes(8192) == 0
     assert 12_000 <= held.gap_bytes(8192) <= 60_000
-    assert held.read_seconds(4096) == pytest.approx(1 / 2000)
-    assert held.read_seconds(1 << 20) == pytest.approx((1 << 20) / 90e6)
-    assert held.batch_seconds(10, 10 << 20) == pytest.approx((10 << 20) / 90e6)
-    assert held.stream_speed(1 << 22) == pytest.approx(90e6)
+    assert held.allowed_after(100, 100 * 4096) == pytest.approx(100 / 2000)
+    assert held.allowed_after(10, 10 << 20) == pytest.approx((10 << 20) / 90e6)
+    assert free.allowed_after(10, 10 << 20) == 0
+    profile.save(held, tmp_path / "held.json")
+    assert profile.load(tmp_path / "held.json") == held
 
 
 def clock(wake=1e-12):
@@ -113,6 +114,17 @@ def test_streams_take_the_longer_of_reading_and_computing():
     line.submit(20, 20 * 4096)  # which the next stream waits for
     line.stream("a", 10_000_000, 1 << 20, 0.0)
     assert line.now == pytest.approx(40e-3 + 24e-3 + 10e-3)
+
+
+def test_a_flash_that_is_held_counts_bytes_and_reads_at_once():
+    line = clock()
+    line.profile = line.profile.held(1e6, 100)
+    line.compute("a", 0.1)  # meanwhile the flash may save up
+    assert line.submit(10, 40_960) == pytest.approx(0.114)  # 5 + 9 ms: they were allowed
+    assert line.submit(30, 30 * 4096) == pytest.approx(0.4)  # 40 reads in all
+    line.wait(0.4)
+    line.stream("a", 1_000_000, 1 << 20, 0.0)  # bytes were left over
+    assert line.now == pytest.approx(40 * 4096e-6 + 1)
 
 
 def test_threads_that_wait_must_be_woken():
