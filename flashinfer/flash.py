@@ -193,11 +193,11 @@ class Flash:
             failure = failure or (
                 f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
             )
-        if submitted.copies is not None:
-            memory, destinations, sources, lengths = submitted.copies
-            kernels.copy_rows(submitted.staging, sources, memory, destinations, lengths)
         staging, submitted.staging = submitted.staging, None
         if staging is not None:
+            if submitted.copies is not None:
+                memory, destinations, sources, lengths = submitted.copies
+                kernels.copy_rows(staging, sources, memory, destinations, lengths)
             self.staging.append(staging)
         self.flying.discard(submitted)
         if failure:
