@@ -46,7 +46,9 @@ class Attention:
         kernels.remember(self.values, v, start)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
         if head_dim < self.keys.shape[2]:
-            q = np.pad(q, ((0, 0), (0, 0), (0, self.keys.shape[2] - head_dim)))
+            padded = np.zeros((*q.shape[:2], self.keys.shape[2]), dtype=np.float32)
+            padded[:, :, :head_dim] = q
+            q = padded
         out = kernels.attention(
             q,
             self.keys,

@@ -78,17 +78,16 @@ def calibrate(
             predict = partial(_imported, model.bundle, predictor_from)
         find_cut = target_sparsity and partial(_cut, method=method, target=target_sparsity)
         if routes:
-            found = [(None, record) for record in calibrate_routing.routing(states, progress)]
+            predictors, layers = [], list(calibrate_routing.routing(states, progress))
         else:
             residual = predictor_from is not None
-            found = list(_layers(states, predict, residual, find_cut, progress))
-        layers = [record for _, record in found]
+            found = _layers(states, predict, residual, find_cut, progress)
+            predictors, layers = map(list, zip(*found, strict=True))
         calibration = {"text": text, "tokens": tokens, "layers": layers}
         if predictor_from is not None:
             calibration["predictor"] = PREDICTOR_FORMS[1]
         if target_sparsity:
             calibration["sparsity"] = {"method": method, "target": target_sparsity}
-        predictors = [one for one, _ in found if one is not None]
         _write(model.bundle, destination or path, predictors, calibration)
     return calibration
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.neuron_cache import UNLIMITED
+from flashinfer.neuron_cache import NONE, UNLIMITED
 from flashinfer.predictor import Selection
 
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
@@ -220,8 +220,7 @@ class FeedForward:
             size = min(size, max(1, WAVE_BYTES // cache.stride))
         overlap = 2 * size <= cache.capacity
         waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
-        none = np.empty(0, dtype=np.int32)
-        _, coming, reads = self._begin_wave(waves[0], none, now)
+        _, coming, reads = self._begin_wave(waves[0], NONE, now)
         for wave, following in itertools.zip_longest(waves, waves[1:]):
             self._wait(reads)
             slots = coming
@@ -230,7 +229,7 @@ class FeedForward:
             self.neurons.add(cache.memory, self._rows(wave.units, slots), x, wave, y)
             cache.used_at(slots, token, wave.last)
             if following is not None and not overlap:
-                _, coming, reads = self._begin_wave(following, none, now)
+                _, coming, reads = self._begin_wave(following, NONE, now)
 
     def _begin_wave(self, wave, held, now):
         """(rows of the units held, rows of the wave's, the reads begun for those)"""

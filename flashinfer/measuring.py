@@ -122,14 +122,6 @@ def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
     return nbytes / min(times)
 
 
-def stir():
-    """Compute for some milliseconds: a machine that was idle for long begins slowly."""
-    x, matrix = _matrix(FORMATS["f16"], 1 << 20)
-    until = time.perf_counter() + STIR_SECONDS
-    while time.perf_counter() < until:
-        kernels.linear(x, matrix)
-
-
 class Products:
     """The products of one number format with one token, sampled now and then, as a shared machine's
     memory changes from second to second."""
@@ -160,9 +152,15 @@ class Products:
         kernels.sparse_down(self.weights.reshape(-1), starts + width, self.format, a, y)
         self.sparses.append((time.perf_counter() - begun) / (2 * width * len(starts)))
 
+    def stir(self):
+        """Compute for some milliseconds: a machine that was idle for long begins slowly."""
+        until = time.perf_counter() + STIR_SECONDS
+        while time.perf_counter() < until:
+            kernels.linear(self.x, self.matrices[0])
+
     def wake(self):
         """Seconds that a product takes longer where its threads sleep."""
-        stir()
+        self.stir()
         asleep, awake, matrices = [], [], itertools.cycle(self.matrices)
         for _ in range(WAKES):
             for times, pause in ((asleep, 1e-3), (awake, 0.0)):

@@ -5,6 +5,13 @@ import numpy as np
 from flashinfer import kernels
 
 
+def neurons_of(units, each):
+    """The neurons of units (n,) that have ``each`` of them, side by side -> (n * each,)."""
+    if each == 1:
+        return units
+    return (units[:, None] * np.int64(each) + np.arange(each)).ravel()
+
+
 class Neurons:
     """The arithmetic of an FFN: y = down(a) + down_bias, where a neuron's
 
@@ -25,13 +32,10 @@ class Neurons:
         self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
-        self.inside = np.arange(config.unit_neurons)
 
     def of(self, units):
         """The neurons of units (n,) -> (n * neurons of each,)."""
-        if self.config.unit_neurons == 1:
-            return units
-        return (units[:, None] * self.config.unit_neurons + self.inside).ravel()
+        return neurons_of(units, self.config.unit_neurons)
 
     def one_by_one(self, selection):
         """Large units of several tokens: each is multiplied with its own tokens only."""

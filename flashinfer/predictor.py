@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.neurons import neurons_of
 
 SURE = 0.5  # of an early guess of experts, where only the surest are to be read
 
@@ -118,14 +119,14 @@ class RoutedPredictor(Predictor):
         """The Selection of the neurons, each with its expert's weight."""
         chosen = self.router.select(x, residual)
         if len(x) == 1:
-            neurons = self._of(chosen.units)
+            neurons = neurons_of(chosen.units, self.neurons)
             fires = self.scores(x, residual, neurons)[0] > 0
             last = np.zeros(np.count_nonzero(fires), dtype=np.int32)
             weights = np.repeat(chosen.weights, self.neurons)[fires]
             return Selection(neurons[fires].astype(np.int32), None, None, last, weights)
         units, counts, tokens, weights = [], [], [], []
-        for expert, pairs in zip(chosen.units, chosen.pairs(), strict=True):
-            its, neurons = chosen.tokens[pairs], self._of(expert)
+        for i, pairs in enumerate(chosen.pairs()):
+            its, neurons = chosen.tokens[pairs], neurons_of(chosen.units[i : i + 1], self.neurons)
             fires = self.scores(x[its], residual[its], neurons).T > 0  # (neurons, its tokens)
             n = np.count_nonzero(fires, axis=1)
             which = np.nonzero(fires)[1]
@@ -135,11 +136,6 @@ class RoutedPredictor(Predictor):
             weights.append(chosen.weights[pairs][which])
         parts = (np.concatenate(part) for part in (units, counts, tokens, weights))
         return Selection.of_counts(*parts)
-
-    def _of(self, experts):
-        """The neurons of one or several experts, ascending."""
-        n = self.neurons
-        return (np.reshape(experts, (-1, 1)) * np.int64(n) + np.arange(n)).ravel()
 
 
 class Selection:

@@ -15,7 +15,6 @@ from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.measuring import Products, dram_bandwidth
 from flashinfer.model import Model
 from flashinfer.profile import Profile
 from flashinfer.shapes import opt_config
@@ -74,11 +73,11 @@ def probe(path, threads=None, io="auto", progress=lambda done, total: None):
 
 def _measure(file, size, io, threads, more):
     """({field of Profile: what was measured}, how was read)"""
-    products = {name: Products(format) for name, format in FORMATS.items()}
+    products = {name: measuring.Products(format) for name, format in FORMATS.items()}
     device, dram = [], []
 
     def between():
-        measuring.stir()
+        products["f16"].stir()
         for product in products.values():
             product.sample()
         more()
@@ -90,7 +89,7 @@ def _measure(file, size, io, threads, more):
             if number and time.perf_counter() - begun > LAST_ROUND:
                 break
             device.append(_device(flash, size, between))
-            dram.append(dram_bandwidth(threads))
+            dram.append(measuring.dram_bandwidth(threads))
     finally:
         flash.close()
     tables = {"dram": statistics.fmean(dram), **_averages(device)}

@@ -119,8 +119,8 @@ def load(path):
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         for table in ("alone", "reads", "streams", "submit"):
             raw[table] = {int(size): value for size, value in raw[table].items()}
-        raw = {"most_bytes": 0.0, "most_reads": 0.0, **raw}
-        found = Profile(**{field.name: raw[field.name] for field in fields(Profile)})
+        known = {field.name for field in fields(Profile)}
+        found = Profile(**{name: value for name, value in raw.items() if name in known})
         speeds = [found.dram, found.threads]
         speeds += [found.layer, found.cached, found.wake]
         tables = found.alone, found.reads, found.streams, found.submit

@@ -88,9 +88,12 @@ def synthetic(tmp_path_factory):
     return path
 
 
-def logits_of(path, ids, **options):
-    """Logits of a prompt, then of its tokens one by one: (T, vocab), (T, vocab)."""
+def logits_of(path, ids, rows=None, **options):
+    """Logits of a prompt, then of its tokens one by one: (T, vocab), (T, vocab); ``rows``: as many
+    in each layer's cache."""
     with Model.open(path, **options) as model:
+        for layer in model.layers if rows else ():
+            keep_rows(layer.feed_forward, rows, options.get("window"))
         whole = model.logits(ids)
         model.reset()
         single = np.stack([model.forward([token]) for token in ids])
@@ -104,13 +107,3 @@ def keep_rows(ffn, n, window):
     ffn.cache = NeuronCache(
         len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
     )
-
-
-def logits_with_rows(path, ids, rows, window=None):
-    """As ``logits_of``, with so many rows in each layer's cache."""
-    with Model.open(path, window=window) as model:
-        for layer in model.layers:
-            keep_rows(layer.feed_forward, rows, window)
-        whole = model.logits(ids)
-        model.reset()
-        return whole, np.stack([model.forward([token]) for token in ids])

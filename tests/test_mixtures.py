@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conftest import DATA, keep_rows, logits_of, logits_with_rows
+from conftest import DATA, keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError, memory
 from flashinfer.calibrate import calibrate
 from flashinfer.formats import mxfp4
@@ -38,7 +38,7 @@ def test_mixtures_change_no_bit(tmp_path, twin, monkeypatch, name):
     whole, single = logits_of(path, ids)
     found = [single, *logits_of(path, ids, threads=3), *logits_of(path, ids, io="buffered")]
     for rows, window in itertools.product((1, 2, 3, 5, 7), (None, 2)):
-        found += logits_with_rows(path, ids, rows, window)
+        found += logits_of(path, ids, rows, window=window)
     with pytest.raises(BudgetError) as caught:
         Model.open(path, memory=1)
     found += logits_of(path, ids, memory=caught.value.least)

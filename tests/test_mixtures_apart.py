@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from conftest import DATA, keep_rows, logits_of, logits_with_rows
+from conftest import DATA, keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError
 from flashinfer.calibrate import calibrate
 from flashinfer.formats.bundle import Bundle, verify
@@ -67,7 +67,7 @@ def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch)
     for options in ({"threads": 3}, {"io": "buffered"}, {"window": 2}, {"cache": "lru"}):
         found += logits_of(calibrated, ids, **options)
     for rows in (7, 60, 150):
-        found += logits_with_rows(calibrated, ids, rows)
+        found += logits_of(calibrated, ids, rows)
     with pytest.raises(BudgetError) as caught:
         Model.open(calibrated, memory=1)
     for more in (0, 1 << 20):
