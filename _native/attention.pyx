@@ -1,9 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Causal attention over the key/value cache; see flashinfer/kernels.py."""
+"""Causal attention over the key/value cache; see flashinfer/kernels/."""
 
-import numpy as np
-
-from libc.stdint cimport int64_t, uint8_t
+include "doors.pxi"
 
 
 cdef extern from "kernels.h" nogil:
@@ -27,63 +25,97 @@ cdef extern from "kernels.h" nogil:
 cdef int n_threads = 1
 
 
-def set_threads(int threads):
+def set_threads(threads):
     """Use this many threads from now on."""
     global n_threads
-    n_threads = threads
+    try:
+        n_threads = <int>whole(threads, 1, 1024)
+    except REFUSALS:
+        explained("set_threads", threads)
+        raise
 
 
-def remember(cache, const float[:, :, ::1] x, int64_t start):
+cdef int format_of(array) except -1:
+    """The number format of a key/value cache: 0 f32, 1 f16."""
+    if not isinstance(array, ndarray) or array.dtype not in (FLOAT32, FLOAT16):
+        raise Refused()
+    check_array(array, array.dtype, 3)
+    return 0 if array.dtype == FLOAT32 else 1
+
+
+def remember(cache, x, start):
     """cache (G, context, >= w) f32 or f16 [:, start : start + T, :w] = x (T, G, w)."""
-    if cache.dtype not in (np.float32, np.float16):
-        raise ValueError(f"the cache is {cache.dtype}")
-    if cache.shape[0] != x.shape[1] or cache.shape[2] < x.shape[2] or not 0 <= start <= cache.shape[1] - x.shape[0]:
-        raise ValueError(f"x is {x.shape[0], x.shape[1], x.shape[2]} from {start} on, the cache {cache.shape}")
-    cdef uint8_t[:, :, ::1] view = cache.view(np.uint8)
-    cdef int64_t row = cache.shape[2]
-    cdef int format = 0 if cache.dtype == np.float32 else 1
+    try:
+        _remember(cache, x, start)
+    except REFUSALS:
+        explained("remember", cache, x, start)
+        raise
+
+
+cdef _remember(cache, x_array, start):
+    cdef int format = format_of(cache)
+    cdef const float[:, :, ::1] x = floats_3d(x_array)
+    cdef uint8_t[:, :, ::1] view
+    cdef int64_t row = cache.shape[2], context = cache.shape[1]
+    if cache.shape[0] != x.shape[1] or row < x.shape[2]:
+        raise Refused()
+    cdef int64_t first = whole(start, 0, context - x.shape[0])
+    if not cache.flags.writeable or not cache.flags.c_contiguous:
+        raise Refused()
     if x.shape[0] and x.shape[1] and x.shape[2]:
+        view = cache.view(UINT8)
         with nogil:
             remember_rows(&x[0, 0, 0], x.shape[0], x.shape[1], x.shape[2], &view[0, 0, 0],
-                          view.shape[1], row, start, format)
+                          context, row, first, format)
 
 
-def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t window=0, bias=None,
-              float cap=0.0, sinks=None):
+def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     """q (T, H, w) scaled; keys, values (G, context, w) f32 or f16 -> (T, H, w) float32."""
+    try:
+        return _attention(q, keys, values, start, window, bias, cap, sinks)
+    except REFUSALS:
+        explained("attention", q, keys, values, start, window, bias, cap, sinks)
+        raise
+
+
+cdef _attention(q_array, keys, values, start, window, bias, cap, sinks):
+    cdef const float[:, :, ::1] q = floats_3d(q_array)
     cdef const float[:, ::1] bias_view
     cdef const float[::1] sink_view
+    cdef const uint8_t[:, :, ::1] key_bytes, value_bytes
     cdef attention_task task
     cdef int failed
-    if keys.shape != values.shape or keys.dtype != values.dtype:
-        raise ValueError(f"keys are {keys.shape} {keys.dtype}, values {values.shape} {values.dtype}")
-    if keys.dtype not in (np.float32, np.float16) or q.shape[2] % 32:
-        raise ValueError(f"keys are {keys.dtype}, heads {q.shape[2]} wide")
-    if keys.shape[0] == 0 or q.shape[1] % keys.shape[0] or keys.shape[2] != q.shape[2] or not 0 <= start <= keys.shape[1] - q.shape[0]:
-        raise ValueError(f"q is {q.shape[0], q.shape[1], q.shape[2]} from {start} on, keys {keys.shape}")
-    cdef const uint8_t[:, :, ::1] key_bytes = keys.view(np.uint8)
-    cdef const uint8_t[:, :, ::1] value_bytes = values.view(np.uint8)
+    task.format = format_of(keys)
+    if format_of(values) != task.format or keys.shape != values.shape:
+        raise Refused()
+    if not keys.flags.c_contiguous or not values.flags.c_contiguous:
+        raise Refused()
+    task.n_tokens, task.n_heads, task.width = q.shape[0], q.shape[1], q.shape[2]
+    task.n_groups, task.context = keys.shape[0], keys.shape[1]
+    if not task.n_groups or task.n_heads % task.n_groups or task.width % 32 or keys.shape[2] != task.width:
+        raise Refused()
+    task.start = whole(start, 0, task.context - task.n_tokens)
+    task.window, task.cap = whole(window, 0, MOST), number(cap, 0.0)
+    task.bias = task.sinks = NULL
+    if bias is not None:
+        bias_view = floats_2d(bias)
+        if bias_view.shape[0] != task.n_heads or bias_view.shape[1] != task.context:
+            raise Refused()
+    if sinks is not None:
+        sink_view = floats(sinks)
+        if sink_view.shape[0] != task.n_heads:
+            raise Refused()
     out = np.empty((q.shape[0], q.shape[1], q.shape[2]), dtype=np.float32)
     cdef float[:, :, ::1] out_view = out
     if out.size == 0:
         return out
-    task.q, task.keys, task.values = &q[0, 0, 0], &key_bytes[0, 0, 0], &value_bytes[0, 0, 0]
-    task.n_tokens, task.n_heads, task.width = q.shape[0], q.shape[1], q.shape[2]
-    task.context, task.start, task.out = keys.shape[1], start, &out_view[0, 0, 0]
-    task.cap = cap
-    task.n_groups, task.window, task.bias = keys.shape[0], max(0, window), NULL
     if bias is not None:
-        bias_view = bias
-        if bias_view.shape[0] != q.shape[1] or bias_view.shape[1] != keys.shape[1]:
-            raise ValueError(f"bias is {bias.shape}, not ({q.shape[1]}, {keys.shape[1]})")
         task.bias = &bias_view[0, 0]
-    task.sinks = NULL
     if sinks is not None:
-        sink_view = sinks
-        if sink_view.shape[0] != q.shape[1]:
-            raise ValueError(f"there are {sink_view.shape[0]} sinks for {q.shape[1]} heads")
         task.sinks = &sink_view[0]
-    task.format = 0 if keys.dtype == np.float32 else 1
+    key_bytes, value_bytes = keys.view(UINT8), values.view(UINT8)
+    task.q, task.keys, task.values = &q[0, 0, 0], &key_bytes[0, 0, 0], &value_bytes[0, 0, 0]
+    task.out = &out_view[0, 0, 0]
     with nogil:
         failed = run_attention(&task, n_threads)
     if failed:
@@ -91,13 +123,25 @@ def attention(const float[:, :, ::1] q, keys, values, int64_t start, int64_t win
     return out
 
 
-def rotate(float[:, :, ::1] x, const float[:, ::1] cos, const float[:, ::1] sin):
-    """Turn pairs of the first values of each head of x (T, H, w) in place; see flashinfer/kernels.py."""
+def rotate(x, cos, sin):
+    """Turn pairs of the first values of each head of x (T, H, w) in place."""
+    try:
+        _rotate(x, cos, sin)
+    except REFUSALS:
+        explained("rotate", x, cos, sin)
+        raise
+
+
+cdef _rotate(x_array, cos_array, sin_array):
+    check_array(x_array, FLOAT32, 3)
+    cdef float[:, :, ::1] x = x_array
+    cdef const float[:, ::1] cos = floats_2d(cos_array)
+    cdef const float[:, ::1] sin = floats_2d(sin_array)
     cdef Py_ssize_t t, h, half = cos.shape[1]
     if cos.shape[0] != x.shape[0] or sin.shape[0] != x.shape[0] or sin.shape[1] != half:
-        raise ValueError(f"x has {x.shape[0]} tokens, cos {cos.shape[0]}, sin {sin.shape[0]}")
+        raise Refused()
     if 2 * half > x.shape[2]:
-        raise ValueError(f"{2 * half} of {x.shape[2]} values cannot be turned")
+        raise Refused()
     if half and x.shape[1]:
         with nogil:
             for t in range(x.shape[0]):

@@ -1,15 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Many reads in flight, straight to where they are used; see flashinfer/kernels.py."""
+"""Many reads in flight, straight to where they are used; see flashinfer/kernels/."""
 
 import os
 
-import numpy as np
-
 cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memmove
+
+include "doors.pxi"
 
 
 cdef extern from "read_batch.h" nogil:
@@ -55,6 +54,7 @@ cdef class Ticket:
     cdef read_batch *batch
     cdef Reader reader
     cdef object memory
+    cdef bint waiting
 
     def wait(self):
         """Return when all is read. Raises OSError, or EOFError, with args (index, ...)."""
@@ -62,6 +62,9 @@ cdef class Ticket:
         cdef int error
         if self.batch == NULL:
             return
+        if self.waiting:
+            raise RuntimeError("two threads wait for the same reads")
+        self.waiting = True
         self.reader.wait(self.batch)
         failed, error = self.batch.failed, self.batch.error
         free(self.batch)
@@ -88,14 +91,18 @@ cdef class Reader:
     cdef read_ring *ring
     cdef int fd
 
-    def __cinit__(self, int fd, int threads):
-        self.fd = fd
-        if threads:
-            self.pool = read_pool_new(threads)
+    def __cinit__(self, fd, threads):
+        try:
+            self.fd, n_threads = <int>whole(fd, 0, (1 << 31) - 1), <int>whole(threads, 0, 1024)
+        except REFUSALS:
+            explained("reader", fd, threads)
+            raise
+        if n_threads:
+            self.pool = read_pool_new(n_threads)
             if self.pool == NULL:
                 raise OSError("no thread could be started for reading")
         else:
-            self.ring = read_ring_new(fd, RING_ENTRIES)
+            self.ring = read_ring_new(self.fd, RING_ENTRIES)
             if self.ring == NULL:
                 raise OSError(errno, os.strerror(errno))
 
@@ -113,16 +120,27 @@ cdef class Reader:
             else:
                 read_pool_wait(self.pool, batch)
 
-    def submit(self, const int64_t[::1] offsets, const int64_t[::1] lengths,
-               uint8_t[::1] memory, const int64_t[::1] destinations):
+    def submit(self, offsets, lengths, memory, destinations):
         """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``."""
+        try:
+            return self._submit(offsets, lengths, memory, destinations)
+        except REFUSALS:
+            explained("submit", offsets, lengths, memory, destinations)
+            raise
+
+    cdef _submit(self, offsets_array, lengths_array, memory_array, destinations_array):
+        cdef const int64_t[::1] offsets = int64s(offsets_array), lengths = int64s(lengths_array)
+        cdef const int64_t[::1] destinations = int64s(destinations_array)
+        check_array(memory_array, UINT8, 1)
+        cdef uint8_t[::1] memory = memory_array
         cdef Py_ssize_t n = offsets.shape[0], i
         cdef Ticket ticket = Ticket.__new__(Ticket)
         if lengths.shape[0] != n or destinations.shape[0] != n:
-            raise ValueError(f"{n} offsets, {lengths.shape[0]} lengths, {destinations.shape[0]} destinations")
+            raise Refused()
         for i in range(n):
-            if offsets[i] < 0 or lengths[i] < 0 or destinations[i] < 0 or destinations[i] + lengths[i] > memory.shape[0]:
-                raise ValueError(f"read {i} of {lengths[i]} bytes to {destinations[i]} does not fit")
+            if not (fits(offsets[i], lengths[i], MOST)
+                    and fits(destinations[i], lengths[i], memory.shape[0])):
+                raise Refused()
         cdef read_batch *batch = <read_batch *>malloc(sizeof(read_batch) + (n + 1) * sizeof(read_request))
         if batch == NULL:
             raise MemoryError("no memory for the read requests")
@@ -130,7 +148,7 @@ cdef class Reader:
         for i in range(n):
             batch.requests[i].offset, batch.requests[i].length = offsets[i], lengths[i]
             batch.requests[i].destination = <char *>&memory[0] + destinations[i]
-        ticket.batch, ticket.reader, ticket.memory = batch, self, memory
+        ticket.batch, ticket.reader, ticket.memory = batch, self, memory_array
         with nogil:
             if self.ring != NULL:
                 read_ring_submit(self.ring, batch)
@@ -139,15 +157,29 @@ cdef class Reader:
         return ticket
 
 
-def merge_reads(const int64_t[::1] offsets, const int64_t[::1] lengths,
-                const int64_t[::1] destinations, int64_t gap_bytes, int64_t most_bytes,
-                int64_t room):
-    """Join reads of neighbours on flash; see flashinfer/kernels.py."""
+def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
+    """Join reads of neighbours on flash."""
+    try:
+        return _merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room)
+    except REFUSALS:
+        explained("merge_reads", offsets, lengths, destinations, gap_bytes, most_bytes, room)
+        raise
+
+
+cdef _merge_reads(offsets_array, lengths_array, destinations_array, gap_given, most_given,
+                  room_given):
+    cdef const int64_t[::1] offsets = int64s(offsets_array), lengths = int64s(lengths_array)
+    cdef const int64_t[::1] destinations = int64s(destinations_array)
+    cdef int64_t gap_bytes = whole(gap_given, 0, MOST), most_bytes = whole(most_given, 0, MOST)
+    cdef int64_t room = whole(room_given, 0, MOST)
     cdef Py_ssize_t n = offsets.shape[0], i = 0, k, stop, n_straight = 0, n_staged = 0, n_copies = 0
     cdef int64_t used = 0, begin, end, span
     cdef bint side_by_side, straight_on
     if lengths.shape[0] != n or destinations.shape[0] != n:
-        raise ValueError(f"{n} offsets, {lengths.shape[0]} lengths, {destinations.shape[0]} destinations")
+        raise Refused()
+    for k in range(n):
+        if not (fits(offsets[k], lengths[k], MOST) and fits(destinations[k], lengths[k], MOST)):
+            raise Refused()
     all_straight, all_staged, all_copies = (np.empty((3, n), dtype=np.int64) for _ in range(3))
     cdef int64_t[:, ::1] straight = all_straight, staged = all_staged, copies = all_copies
     while i < n:
@@ -177,17 +209,29 @@ def merge_reads(const int64_t[::1] offsets, const int64_t[::1] lengths,
     return all_straight[:, :n_straight], all_staged[:, :n_staged], all_copies[:, :n_copies]
 
 
-def copy_rows(const uint8_t[::1] source, const int64_t[::1] starts, uint8_t[::1] target,
-              const int64_t[::1] places, const int64_t[::1] lengths):
-    """Copy rows from one memory to another; see flashinfer/kernels.py."""
+def copy_rows(source, starts, target, places, lengths):
+    """Copy rows from one memory to another."""
+    try:
+        _copy_rows(source, starts, target, places, lengths)
+    except REFUSALS:
+        explained("copy_rows", source, starts, target, places, lengths)
+        raise
+
+
+cdef _copy_rows(source_array, starts_array, target_array, places_array, lengths_array):
+    cdef const uint8_t[::1] source = bytes_1d(source_array)
+    check_array(target_array, UINT8, 1)
+    cdef uint8_t[::1] target = target_array
+    cdef const int64_t[::1] starts = int64s(starts_array), places = int64s(places_array)
+    cdef const int64_t[::1] lengths = int64s(lengths_array)
     cdef Py_ssize_t n = starts.shape[0], i
     if places.shape[0] != n or lengths.shape[0] != n:
-        raise ValueError(f"{n} starts, {places.shape[0]} places, {lengths.shape[0]} lengths")
+        raise Refused()
     for i in range(n):
-        if (lengths[i] < 0 or starts[i] < 0 or starts[i] + lengths[i] > source.shape[0]
-                or places[i] < 0 or places[i] + lengths[i] > target.shape[0]):
-            raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
+        if not (fits(starts[i], lengths[i], source.shape[0])
+                and fits(places[i], lengths[i], target.shape[0])):
+            raise Refused()
     with nogil:
         for i in range(n):
             if lengths[i]:
-                memcpy(&target[places[i]], &source[starts[i]], lengths[i])
+                memmove(&target[places[i]], &source[starts[i]], lengths[i])

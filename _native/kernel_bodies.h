@@ -241,6 +241,7 @@ static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float
         case GELU_TANH: x[i] = v * sigmoid_f32(1.5957691216f * (v + 0.044715f * v * v * v)); break;
         case CAP: x[i] = cap_f32(v, threshold); break;
         case QUICK_GELU: x[i] = v * sigmoid_f32(1.702f * v); break;
+        case SIGMOID: x[i] = sigmoid_f32(v); break;
         default: x[i] = v * sigmoid_f32(v); break;
         }
     }

@@ -6,10 +6,7 @@
  */
 #pragma once
 
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -23,7 +20,8 @@
 #endif
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#include "functions.h"
+
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
 #define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
 #define ROW_PANEL 24    /* rows that meet a block of tokens while that is in the nearest cache */
@@ -34,7 +32,7 @@
 #define DOWN_ROWS 64
 
 enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
-enum { RELU = 0, RELU2 = 1, SILU = 2, GELU = 3, GELU_TANH = 4, CAP = 5, QUICK_GELU = 6 };
+enum { RELU, RELU2, SILU, GELU, GELU_TANH, CAP, QUICK_GELU, SIGMOID };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
@@ -85,8 +83,6 @@ typedef struct {
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 
-INLINE float float_of_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
-
 INLINE float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
     if (rest >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
@@ -100,47 +96,16 @@ INLINE int64_t bytes_of_32(int format) {
     return format == F32 ? 128 : format == Q8_0 ? Q8_0_BYTES : format == Q4_0 ? Q4_0_BYTES : 64;
 }
 
+/* Bytes of a row of d values, or -1 where a format has no such row. */
+static int64_t bytes_of_row(int format, int64_t d) {
+    if (format < F32 || format > Q4_0 || (format >= Q8_0 && d % BLOCK)) return -1;
+    return format >= Q8_0 ? d / BLOCK * bytes_of_32(format) : d * (format == F32 ? 4 : 2);
+}
+
 INLINE float block_scale(const uint8_t *block) {
     uint16_t half;
     memcpy(&half, block, 2);
     return f16_to_f32(half);
-}
-
-/* e^x for x <= 0, within 2 units in the last place, the same bits on every unit. */
-INLINE float exp_f32(float x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    if (!(x > -87.0f)) return x == x ? 0.0f : x;
-    float shifted = __builtin_fmaf(x, 1.44269504f, magic);
-    float k = shifted - magic;
-    float r = __builtin_fmaf(k, -0.693359375f, x);
-    r = __builtin_fmaf(k, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
-    p = __builtin_fmaf(p, r * r, r + 1.0f);
-    return p * float_of_bits((uint32_t)((int32_t)k + 127) << 23);
-}
-
-INLINE float sigmoid_f32(float x) {
-    float e = exp_f32(x < 0 ? x : -x);
-    return (x < 0 ? e : 1.0f) / (1.0f + e);
-}
-
-/* c tanh(x / c), which never leaves -c to c */
-INLINE float cap_f32(float x, float c) { return c * (2.0f * sigmoid_f32(x * (2.0f / c)) - 1.0f); }
-
-/* Within 1.5e-7 (Abramowitz and Stegun 7.1.26). */
-INLINE float erf_f32(float x) {
-    float size = fabsf(x), t = 1.0f / (1.0f + 0.3275911f * size);
-    float p = 1.061405429f * t;
-    p = (p - 1.453152027f) * t;
-    p = (p + 1.421413741f) * t;
-    p = (p - 0.284496736f) * t;
-    p = (p + 0.254829592f) * t;
-    return copysignf(1.0f - p * exp_f32(-size * size), x);
 }
 
 #define PASTE2(a, b) a##_##b

@@ -1,13 +1,25 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Which neurons are used, and where they are kept; see flashinfer/kernels.py."""
+"""Which units are used, and where they are kept; see flashinfer/kernels/."""
 
-import numpy as np
-
-from libc.stdint cimport int32_t, int64_t
+include "doors.pxi"
 
 
-def positive(const float[::1] scores):
-    """The indices of what is > 0, int32; see flashinfer/kernels.py."""
+cdef extern from "route.h" nogil:
+    void route_token(const float *logits, int64_t experts, int64_t per_token, int normalised,
+                     int32_t *chosen, float *weights)
+
+
+def positive(scores):
+    """The indices of what is > 0, int32."""
+    try:
+        return _positive(scores)
+    except REFUSALS:
+        explained("positive", scores)
+        raise
+
+
+cdef _positive(scores_array):
+    cdef const float[::1] scores = floats(scores_array)
     cdef Py_ssize_t i, n = 0
     found = np.empty(scores.shape[0], dtype=np.int32)
     cdef int32_t[::1] view = found
@@ -17,14 +29,76 @@ def positive(const float[::1] scores):
     return found[:n].copy()
 
 
-def place(const int32_t[::1] neurons, int64_t token, int64_t window,
-          int32_t[::1] slot_of, int32_t[::1] neuron_at, int64_t[::1] last_used,
-          double[::1] priority, int64_t used):
+def route(logits, per_token, normalised):
+    """What each token's router chooses: (chosen (T, per_token) int32, weights float32)."""
+    try:
+        return _route(logits, per_token, normalised)
+    except REFUSALS:
+        explained("route", logits, per_token, normalised)
+        raise
+
+
+cdef _route(logits_array, per_token, normalised):
+    cdef const float[:, ::1] logits = floats_2d(logits_array)
+    cdef int64_t t, n = logits.shape[0], experts = logits.shape[1]
+    cdef int64_t k = whole(per_token, 1, experts)
+    cdef bint chosen_only = normalised
+    chosen = np.empty((n, k), dtype=np.int32)
+    weights = np.empty((n, k), dtype=np.float32)
+    cdef int32_t[:, ::1] chosen_view = chosen
+    cdef float[:, ::1] weight_view = weights
+    with nogil:
+        for t in range(n):
+            route_token(&logits[t, 0], experts, k, chosen_only, &chosen_view[t, 0],
+                        &weight_view[t, 0])
+    return chosen, weights
+
+
+def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
     """Give each of ``neurons`` a row; return (slots, misses, moved_from, moved_to, used)."""
-    cdef Py_ssize_t n = neurons.shape[0], i, missing = 0, next_free = 0, moves = 0
+    try:
+        return _place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
+    except REFUSALS:
+        explained("place", neurons, token, window, slot_of, neuron_at, last_used, priority, used)
+        raise
+
+
+cdef int check_books(const int32_t[::1] neurons, const int32_t[::1] slot_of,
+                     const int32_t[::1] neuron_at, int64_t used) except -1:
+    """Check that neurons are ascending ids, and that each used row and its neuron agree."""
+    cdef Py_ssize_t i
+    cdef int64_t n, last = -1
+    for i in range(used):
+        n = neuron_at[i]
+        if not 0 <= n < slot_of.shape[0] or slot_of[n] != i:
+            raise Refused()
+    for i in range(neurons.shape[0]):
+        n = neurons[i]
+        if not last < n < slot_of.shape[0] or slot_of[n] >= used:
+            raise Refused()
+        if slot_of[n] >= 0 and neuron_at[slot_of[n]] != n:
+            raise Refused()
+        last = n
+    return 0
+
+
+cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_array,
+            last_used_array, priority_array, used_given):
+    cdef const int32_t[::1] neurons = int32s(neurons_array)
+    check_array(slot_of_array, INT32, 1)
+    check_array(neuron_at_array, INT32, 1)
+    check_array(last_used_array, INT64, 1)
+    check_array(priority_array, FLOAT64, 1)
+    cdef int32_t[::1] slot_of = slot_of_array, neuron_at = neuron_at_array
+    cdef int64_t[::1] last_used = last_used_array
+    cdef const double[::1] priority = priority_array
     cdef int64_t capacity = neuron_at.shape[0], row, last
-    if n > capacity:
-        raise ValueError(f"{n} neurons do not fit the cache's {capacity} rows")
+    cdef int64_t token = whole(token_given, 0, MOST), window = whole(window_given, 1, MOST)
+    cdef int64_t used = whole(used_given, 0, capacity)
+    cdef Py_ssize_t n = neurons.shape[0], i, missing = 0, next_free = 0, moves = 0
+    if n > capacity or last_used.shape[0] != capacity or priority.shape[0] != slot_of.shape[0]:
+        raise Refused()
+    check_books(neurons, slot_of, neuron_at, used)
     slots = np.empty(n, dtype=np.int32)
     misses = np.empty(n, dtype=np.int32)
     cdef int32_t[::1] slot_view = slots, miss_view = misses
@@ -39,13 +113,13 @@ def place(const int32_t[::1] neurons, int64_t token, int64_t window,
 
     # Rows that the misses may take: those that left the window, then, where these and the unused
     # rows do not suffice, those of the least priority.
-    kept = np.asarray(last_used[:used]) > token - window
+    kept = last_used_array[:used] > token - window
     free = np.flatnonzero(~kept).astype(np.int32)
     cdef int64_t short = missing - (capacity - used) - free.shape[0]
     if short > 0:
         kept[slots[slots >= 0]] = False
         candidates = np.flatnonzero(kept)
-        worth = np.asarray(priority)[np.asarray(neuron_at)[candidates]]
+        worth = priority_array[neuron_at_array[candidates]]
         least = np.argpartition(worth, short - 1)[:short]
         free = np.sort(np.concatenate([free, candidates[least].astype(np.int32)]))
     cdef const int32_t[::1] free_view = free
@@ -62,8 +136,6 @@ def place(const int32_t[::1] neurons, int64_t token, int64_t window,
         else:
             row = used
             used += 1
-            if row >= capacity:
-                raise ValueError("the cache's books are wrong")
         slot_of[neurons[miss_view[i]]] = <int32_t>row
         neuron_at[row] = neurons[miss_view[i]]
         last_used[row] = token

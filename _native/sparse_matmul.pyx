@@ -1,12 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Products with rows of weights in the file's own number format; see flashinfer/kernels.py.
+"""Products with rows of weights in the file's own number format; see flashinfer/kernels/.
 
 The loops are in kernels.h; here shapes are checked once and the GIL is released.
 """
 
-import numpy as np
-
-from libc.stdint cimport int32_t, int64_t, uint8_t
+include "doors.pxi"
 
 
 cdef extern from "kernels.h" nogil:
@@ -35,6 +33,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct vector_unit_t "vector_unit":
         const char *name
 
+    int64_t bytes_of_row(int format, int64_t d)
     int run_up(up_task *task, int64_t products, int threads)
     int run_down(const down_task *task, int64_t products, int threads)
     const vector_unit_t *best_unit()
@@ -47,12 +46,14 @@ cdef extern from "kernels.h" nogil:
 cdef int n_threads = 1
 
 
-def set_threads(int threads):
+def set_threads(threads):
     """Use this many threads from now on."""
     global n_threads
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    n_threads = threads
+    try:
+        n_threads = <int>whole(threads, 1, 1024)
+    except REFUSALS:
+        explained("set_threads", threads)
+        raise
 
 
 def vector_unit():
@@ -60,78 +61,107 @@ def vector_unit():
     return best_unit().name.decode()
 
 
-def linear(const float[:, ::1] x, weight, bias=None):
+cdef int check_length(const float[::1] vector, int64_t length) except -1:
+    if vector is not None and vector.shape[0] != length:
+        raise Refused()
+    return 0
+
+
+cdef const float *start(const float[::1] vector) noexcept:
+    """Where a vector begins; NULL where it is None or empty."""
+    return NULL if vector is None or vector.shape[0] == 0 else &vector[0]
+
+
+# ---------------------------------------------------------------- products
+
+
+def linear(x, weight, bias=None):
     """x (T, d) float32, weight Matrix (n, d), bias (n,) -> (T, n) float32."""
+    try:
+        return _linear(x, weight, bias)
+    except REFUSALS:
+        explained("linear", x, weight, bias)
+        raise
+
+
+cdef _linear(x_array, weight, bias):
+    cdef const float[:, ::1] x = floats_2d(x_array)
+    check_array(weight.data, UINT8, 2)
     cdef const uint8_t[:, ::1] data = weight.data
-    cdef const float[::1] bias_view
+    cdef const float[::1] bias_view = maybe_floats(bias)
     cdef up_task task
-    cdef int failed
-    if x.shape[1] != weight.columns:
-        raise ValueError(f"x is {x.shape[0], x.shape[1]}, weight ({data.shape[0]}, {weight.columns})")
-    out = np.empty((x.shape[0], data.shape[0]), dtype=np.float32)
+    cdef int format = weight.format.code, failed
+    cdef int64_t n = data.shape[0], d = x.shape[1]
+    if weight.columns != d or data.shape[1] != bytes_of_row(format, d):
+        raise Refused()
+    check_length(bias_view, n)
+    out = np.empty((x.shape[0], n), dtype=np.float32)
     cdef float[:, ::1] out_view = out
-    if x.shape[0] == 0 or data.shape[0] == 0:
+    if x.shape[0] == 0 or n == 0:
         return out
-    task.memory, task.rows, task.row_bytes, task.n_rows = &data[0, 0], NULL, data.shape[1], data.shape[0]
-    task.d, task.n_tokens, task.format = x.shape[1], x.shape[0], weight.format.code
-    task.x, task.bias, task.indptr, task.tokens = &x[0, 0], NULL, NULL, NULL
-    task.out, task.out_row, task.out_token = &out_view[0, 0], 1, data.shape[0]
-    if bias is not None:
-        bias_view = bias
-        if bias_view.shape[0] != data.shape[0]:
-            raise ValueError(f"bias is ({bias_view.shape[0]},), weight has {data.shape[0]} rows")
-        task.bias = &bias_view[0]
+    task.memory, task.rows, task.row_bytes, task.n_rows = &data[0, 0], NULL, data.shape[1], n
+    task.d, task.n_tokens, task.format = d, x.shape[0], format
+    task.x, task.bias, task.indptr, task.tokens = &x[0, 0], start(bias_view), NULL, NULL
+    task.out, task.out_row, task.out_token = &out_view[0, 0], 1, n
     with nogil:
-        failed = run_up(&task, task.n_rows * task.n_tokens, n_threads)
+        failed = run_up(&task, n * task.n_tokens, n_threads)
     if failed:
         raise MemoryError("no memory for the activations")
     return out
 
 
-cdef int64_t check(const uint8_t[::1] memory, const int64_t[::1] rows, int64_t row_bytes,
-                   indptr, tokens, int64_t n_tokens) except -1:
+cdef int64_t check_rows(const uint8_t[::1] memory, const int64_t[::1] rows, int format, int64_t d,
+                        const int32_t[::1] indptr, const int32_t[::1] tokens,
+                        int64_t n_tokens) except -1:
     """Check that every row lies in memory and every token exists; return the products' count."""
-    cdef Py_ssize_t i
-    cdef const int32_t[::1] starts, token_view
-    for i in range(rows.shape[0]):
-        if rows[i] < 0 or rows[i] + row_bytes > memory.shape[0]:
-            raise ValueError(f"row {i} at byte {rows[i]} is outside the {memory.shape[0]} bytes")
+    cdef int64_t i, k, n = rows.shape[0], row_bytes = bytes_of_row(format, d)
+    if row_bytes < 0 or (indptr is None) != (tokens is None):
+        raise Refused()
+    for i in range(n):
+        if not fits(rows[i], row_bytes, memory.shape[0]):
+            raise Refused()
     if indptr is None:
-        return rows.shape[0] * n_tokens
-    starts, token_view = indptr, tokens
-    if starts.shape[0] != rows.shape[0] + 1 or starts[0] != 0 or starts[rows.shape[0]] != token_view.shape[0]:
-        raise ValueError(f"indptr does not fit {rows.shape[0]} rows and {token_view.shape[0]} tokens")
-    for i in range(rows.shape[0]):
-        if starts[i + 1] < starts[i]:
-            raise ValueError("indptr is not ascending")
-    for i in range(token_view.shape[0]):
-        if not 0 <= token_view[i] < n_tokens:
-            raise ValueError(f"token {token_view[i]} is not one of {n_tokens}")
-    return token_view.shape[0]
+        return n * n_tokens
+    if indptr.shape[0] != n + 1 or indptr[0] != 0 or indptr[n] != tokens.shape[0]:
+        raise Refused()
+    for i in range(n):  # before any of them is used as an index
+        if indptr[i + 1] < indptr[i]:
+            raise Refused()
+    for i in range(n):
+        for k in range(indptr[i], indptr[i + 1]):
+            if not 0 <= tokens[k] < n_tokens or (k > indptr[i] and tokens[k] <= tokens[k - 1]):
+                raise Refused()
+    return tokens.shape[0]
 
 
-def sparse_up(const uint8_t[::1] memory, const int64_t[::1] rows, format,
-              const float[:, ::1] x, bias=None, indptr=None, tokens=None):
+def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
     """Row i of weights . x[t] + bias[i] -> (n, T), or with indptr one value a (row, token) pair."""
-    cdef const float[::1] bias_view
-    cdef const int32_t[::1] starts, token_view
+    try:
+        return _sparse_up(memory, rows, format, x, bias, indptr, tokens)
+    except REFUSALS:
+        explained("sparse_up", memory, rows, format, x, bias, indptr, tokens)
+        raise
+
+
+cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens):
+    cdef const uint8_t[::1] memory = bytes_1d(memory_array)
+    cdef const int64_t[::1] rows = int64s(rows_array)
+    cdef const float[:, ::1] x = floats_2d(x_array)
+    cdef const float[::1] bias_view = maybe_floats(bias)
+    cdef const int32_t[::1] starts = maybe_int32s(indptr)
+    cdef const int32_t[::1] token_view = maybe_int32s(tokens)
     cdef up_task task
-    cdef int failed
-    cdef int64_t products = check(memory, rows, format.row_bytes(x.shape[1]), indptr, tokens, x.shape[0])
+    cdef int code = format.code, failed
+    cdef int64_t products = check_rows(memory, rows, code, x.shape[1], starts, token_view, x.shape[0])
+    check_length(bias_view, rows.shape[0])
     out = np.empty(products, dtype=np.float32)
     cdef float[::1] out_view = out
     if products:
         task.memory, task.rows, task.row_bytes, task.n_rows = &memory[0], &rows[0], 0, rows.shape[0]
-        task.d, task.n_tokens, task.format = x.shape[1], x.shape[0], format.code
-        task.x, task.bias, task.indptr, task.tokens = &x[0, 0], NULL, NULL, NULL
+        task.d, task.n_tokens, task.format = x.shape[1], x.shape[0], code
+        task.x, task.bias, task.indptr, task.tokens = &x[0, 0], start(bias_view), NULL, NULL
         task.out, task.out_row, task.out_token = &out_view[0], x.shape[0], 1
-        if bias is not None:
-            bias_view = bias
-            if bias_view.shape[0] != rows.shape[0]:
-                raise ValueError(f"bias is ({bias_view.shape[0]},), there are {rows.shape[0]} rows")
-            task.bias = &bias_view[0]
-        if indptr is not None:
-            starts, token_view = indptr, tokens
+        if starts is not None:
             task.indptr, task.tokens = &starts[0], &token_view[0]
         with nogil:
             failed = run_up(&task, products, n_threads)
@@ -140,23 +170,39 @@ def sparse_up(const uint8_t[::1] memory, const int64_t[::1] rows, format,
     return out if indptr is not None else out.reshape(rows.shape[0], x.shape[0])
 
 
-def sparse_down(const uint8_t[::1] memory, const int64_t[::1] rows, format,
-                a, float[:, ::1] y, indptr=None, tokens=None):
+def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
     """y[t] += a[i, t] * row i, i ascending, in place; a as sparse_up returns it."""
-    cdef const int32_t[::1] starts, token_view
-    cdef const float[::1] values = a.reshape(-1)
+    try:
+        _sparse_down(memory, rows, format, a, y, indptr, tokens)
+    except REFUSALS:
+        explained("sparse_down", memory, rows, format, a, y, indptr, tokens)
+        raise
+
+
+cdef _sparse_down(memory_array, rows_array, format, a, y_array, indptr, tokens):
+    cdef const uint8_t[::1] memory = bytes_1d(memory_array)
+    cdef const int64_t[::1] rows = int64s(rows_array)
+    check_array(y_array, FLOAT32, 2)
+    cdef float[:, ::1] y = y_array
+    cdef const int32_t[::1] starts = maybe_int32s(indptr)
+    cdef const int32_t[::1] token_view = maybe_int32s(tokens)
+    cdef const float[:, ::1] table
     cdef down_task task
-    cdef int failed
-    cdef int64_t products = check(memory, rows, format.row_bytes(y.shape[1]), indptr, tokens, y.shape[0])
+    cdef int code = format.code, failed
+    cdef int64_t products = check_rows(memory, rows, code, y.shape[1], starts, token_view, y.shape[0])
+    if indptr is None:
+        table = floats_2d(a)
+        if table.shape[0] != rows.shape[0] or table.shape[1] != y.shape[0]:
+            raise Refused()
+    cdef const float[::1] values = floats(a if indptr is not None else a.reshape(-1))
     if values.shape[0] != products:
-        raise ValueError(f"a has {values.shape[0]} values, not {products}")
-    if products == 0:
+        raise Refused()
+    if products == 0 or y.shape[1] == 0:
         return
     task.memory, task.rows, task.n_rows = &memory[0], &rows[0], rows.shape[0]
-    task.d, task.n_tokens, task.format = y.shape[1], y.shape[0], format.code
+    task.d, task.n_tokens, task.format = y.shape[1], y.shape[0], code
     task.a, task.y, task.indptr, task.tokens = &values[0], &y[0, 0], NULL, NULL
-    if indptr is not None:
-        starts, token_view = indptr, tokens
+    if starts is not None:
         task.indptr, task.tokens = &starts[0], &token_view[0]
     with nogil:
         failed = run_down(&task, products, n_threads)
@@ -164,48 +210,90 @@ def sparse_down(const uint8_t[::1] memory, const int64_t[::1] rows, format,
         raise MemoryError("no memory for the factors")
 
 
-def layer_norm(const float[:, ::1] x, const float[::1] weight, const float[::1] bias, float epsilon):
-    """x (T, d) -> normalised (T, d) float32; see flashinfer/kernels.py."""
+# ---------------------------------------------------------------- norms and activations
+
+
+def layer_norm(x, weight, bias, epsilon):
+    """x (T, d) -> normalised (T, d) float32."""
+    try:
+        return _layer_norm(x, weight, bias, epsilon)
+    except REFUSALS:
+        explained("layer_norm", x, weight, bias, epsilon)
+        raise
+
+
+cdef _layer_norm(x_array, weight, bias, epsilon_given):
+    cdef const float[:, ::1] x = floats_2d(x_array)
+    cdef const float[::1] w = maybe_floats(weight)
+    cdef const float[::1] b = maybe_floats(bias)
+    cdef float epsilon = number(epsilon_given, 0.0)
     cdef Py_ssize_t t, n = x.shape[0], d = x.shape[1]
-    if (weight is None) != (bias is None):
-        raise ValueError("weight and bias must both be given, or neither")
-    if weight is not None and (weight.shape[0] != d or bias.shape[0] != d):
-        raise ValueError(f"weight and bias must have {d} values")
-    cdef const float *w = NULL if weight is None or not d else &weight[0]
-    cdef const float *b = NULL if bias is None or not d else &bias[0]
+    if (w is None) != (b is None):
+        raise Refused()
+    check_length(w, d)
+    check_length(b, d)
     out = np.empty((n, d), dtype=np.float32)
     cdef float[:, ::1] y = out
+    cdef const float *weights = start(w)
+    cdef const float *biases = start(b)
     if n and d:
         with nogil:
             for t in range(n):
-                layer_norm_row(&x[t, 0], w, b, epsilon, d, &y[t, 0])
+                layer_norm_row(&x[t, 0], weights, biases, epsilon, d, &y[t, 0])
     return out
 
 
-def rms_norm(const float[:, ::1] x, const float[::1] weight, float epsilon):
-    """x (T, d) -> normalised (T, d) float32; see flashinfer/kernels.py."""
+def rms_norm(x, weight, epsilon):
+    """x (T, d) -> normalised (T, d) float32."""
+    try:
+        return _rms_norm(x, weight, epsilon)
+    except REFUSALS:
+        explained("rms_norm", x, weight, epsilon)
+        raise
+
+
+cdef _rms_norm(x_array, weight, epsilon_given):
+    cdef const float[:, ::1] x = floats_2d(x_array)
+    cdef const float[::1] w = maybe_floats(weight)
+    cdef float epsilon = number(epsilon_given, 0.0)
     cdef Py_ssize_t t, n = x.shape[0], d = x.shape[1]
-    if weight is not None and weight.shape[0] != d:
-        raise ValueError(f"weight must have {d} values")
-    cdef const float *w = NULL if weight is None or not d else &weight[0]
+    check_length(w, d)
     out = np.empty((n, d), dtype=np.float32)
     cdef float[:, ::1] y = out
+    cdef const float *weights = start(w)
     if n and d:
         with nogil:
             for t in range(n):
-                rms_norm_row(&x[t, 0], w, epsilon, d, &y[t, 0])
+                rms_norm_row(&x[t, 0], weights, epsilon, d, &y[t, 0])
     return out
 
 
-KINDS = {"relu": 0, "relu2": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "cap": 5, "quick_gelu": 6}
+cdef dict KINDS = {
+    "relu": 0, "relu2": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "cap": 5, "quick_gelu": 6,
+    "sigmoid": 7,
+}
 
 
-def activate(x, kind, float threshold=0.0):
-    """An activation of x, float32 and contiguous, in place; see flashinfer/kernels.py."""
-    if not x.flags.c_contiguous:
-        raise ValueError("x is not contiguous")
-    cdef float[::1] values = x.reshape(-1)
+def activate(x, kind, threshold=0.0):
+    """An activation of x, float32 and contiguous, in place."""
+    try:
+        _activate(x, kind, threshold)
+    except REFUSALS:
+        explained("activate", x, kind, threshold)
+        raise
+
+
+cdef _activate(x, kind, threshold_given):
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Refused()
+    cdef float threshold = number(threshold_given, -LARGEST)
     cdef int code = KINDS[kind]
+    if kind == "cap" and not threshold > 0:
+        raise Refused()
+    check_array(x, FLOAT32, x.ndim)
+    if not x.flags.c_contiguous:
+        raise Refused()
+    cdef float[::1] values = x.reshape(-1)
     if values.shape[0]:
         with nogil:
             run_activate(&values[0], values.shape[0], code, threshold, n_threads)

@@ -134,13 +134,21 @@ typedef struct { float q[32]; } NAME(v32);
 #define ROW_BLOCK 1
 
 INLINE V NAME(set)(float value) { V v; EACH v.q[i] = value; return v; }
-INLINE V NAME(load_f32)(const float *p) { V v; EACH v.q[i] = p[i]; return v; }
+INLINE V NAME(load_f32)(const float *p) { V v; memcpy(v.q, p, sizeof v.q); return v; }
 INLINE void NAME(store)(float *p, V v) { EACH p[i] = v.q[i]; }
 INLINE V NAME(fma)(V x, V y, V z) { EACH z.q[i] = __builtin_fmaf(x.q[i], y.q[i], z.q[i]); return z; }
-INLINE V NAME(load_f16)(const uint16_t *p) { V v; EACH v.q[i] = f16_to_f32(p[i]); return v; }
+INLINE V NAME(load_f16)(const uint16_t *p) { /* rows may begin at any byte */
+    V v;
+    uint16_t halves[32];
+    memcpy(halves, p, sizeof halves);
+    EACH v.q[i] = f16_to_f32(halves[i]);
+    return v;
+}
 INLINE V NAME(load_bf16)(const uint16_t *p) {
     V v;
-    EACH v.q[i] = float_of_bits((uint32_t)p[i] << 16);
+    uint16_t halves[32];
+    memcpy(halves, p, sizeof halves);
+    EACH v.q[i] = float_of_bits((uint32_t)halves[i] << 16);
     return v;
 }
 INLINE V NAME(load_q8_0)(const uint8_t *block) {

@@ -1,5 +1,7 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
+import threading
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -17,7 +19,7 @@ from flashinfer.threads import default_threads
 
 
 class Model:
-    """A model whose feed-forward weights stay on flash.
+    """A model whose feed-forward weights stay on flash. One thread, and one text, at a time.
 
         with Model.open("x.flash", memory="600M") as model:
             for token in model.generate([2, 10, 15], max_new_tokens=64, temperature=0):
@@ -78,6 +80,8 @@ class Model:
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
+        self._lock = threading.RLock()  # held by the thread that computes
+        self._text = None  # what is generated into the key/value cache
         try:
             kernels.set_threads(threads)
             self.stats = self._new_stats()
@@ -109,8 +113,32 @@ class Model:
 
         token_ids (T,) -> logits (vocab_size,) of the last, or with ``every`` (T, vocab_size),
         float32. A long prompt goes through the layers ``plan.chunk`` tokens at a time.
-        Raises UserError where an id is not in the vocabulary or the context is full.
+        Raises UserError where an id is not in the vocabulary or the context is full, and where
+        another thread uses the model.
         """
+        with self._alone():
+            return self._forward(token_ids, every)
+
+    @contextmanager
+    def _alone(self, text=None):
+        """The model for this thread, which begins something new or goes on with ``text``.
+
+        Raises UserError where another thread computes, the model is closed, or another text has
+        been begun meanwhile.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise UserError("the model is in use by another thread; it serves one at a time")
+        try:
+            if self.closed:
+                raise UserError("the model is closed")
+            if text is not None and text is not self._text:
+                raise UserError("another text was begun with this model; this one cannot go on")
+            self._text = text
+            yield
+        finally:
+            self._lock.release()
+
+    def _forward(self, token_ids, every=False):
         ids = self._checked(token_ids)
         rows = []
         for first in range(0, len(ids), self.plan.chunk):
@@ -234,16 +262,20 @@ class Model:
 
     def reset(self, kept=0):
         """Forget the tokens but for the first ``kept``. The neuron cache stays as it is: it
-        changes no result."""
-        del self.ids[kept:]
+        changes no result. Raises UserError where there are not so many."""
+        if not 0 <= kept <= self.position:
+            raise UserError(f"{kept} of {self.position} tokens cannot be kept")
+        with self._alone():
+            del self.ids[kept:]
 
     def logits(self, token_ids):
         """token_ids (T,) from an empty context -> (T, vocab_size) float32, one row a token.
 
         The array returned is yours, and not part of the memory budget.
         """
-        self.reset()
-        return self.forward(token_ids, every=True)
+        with self._alone():
+            self.reset()
+            return self._forward(token_ids, every=True)
 
     def generate(
         self, token_ids, max_new_tokens=64, temperature=0.8, top_k=40, top_p=0.95, seed=None,
@@ -253,23 +285,26 @@ class Model:
 
         Starts from an empty context or, with ``reuse``, from what of ``token_ids`` is in the
         key/value cache already: the same tokens, sooner. The end-of-text token is yielded, and
-        is the last one.
+        is the last one. Raises UserError, in the middle as well, where the model was given another
+        text or closed.
         """
         sampler = Sampler(temperature, top_k, top_p, seed)
         ids = self._checked_prompt(token_ids, max_new_tokens)
-        self.reset(_in_common(self.ids, ids[:-1]) if reuse else 0)
-        ids = ids[self.position :]
-        self.stats = self._new_stats()
-        with measured(self.stats.prompt, len(ids), self.counters):
-            logits = self.forward(ids)
+        with self._alone():
+            self.reset(_in_common(self.ids, ids[:-1]) if reuse else 0)
+            ids = ids[self.position :]
+            self.stats = self._new_stats()
+            with measured(self.stats.prompt, len(ids), self.counters):
+                logits = self._forward(ids)
+            self._text = text = object()
         for number in range(max_new_tokens):
             token = sampler(logits)
             self.stats.token_ids.append(token)
             yield token
             if number + 1 == max_new_tokens or (stop_at_eos and token in self.config.eos_token_ids):
                 return
-            with measured(self.stats.generation, 1, self.counters):
-                logits = self.forward([token])
+            with self._alone(text), measured(self.stats.generation, 1, self.counters):
+                logits = self._forward([token])
 
     def _new_stats(self):
         in_force = self.plan.neurons == "predicted" and self.bundle.calibration
@@ -300,10 +335,15 @@ class Model:
             sum(cache.misses for cache in caches),
         )
 
+    @property
+    def closed(self):
+        return self.flash.fd < 0
+
     def close(self):
-        """Close the file. The model cannot be used any more."""
-        self.bundle.close()
-        self.flash.close()
+        """Close the file, once no other thread computes. The model cannot be used any more."""
+        with self._lock:
+            self.bundle.close()
+            self.flash.close()
 
     def __enter__(self):
         return self

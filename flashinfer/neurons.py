@@ -103,8 +103,11 @@ class Neurons:
     def add_down(self, memory, rows, a, part, y):
         """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
         if part.weights is not None:
-            a = a.reshape(len(part.weights), -1) * part.weights[:, None]
-            a = a.reshape(-1, 1) if part.indptr is None else a.ravel()
+            # Each unit's weight counts for all its neurons, or each pair's for its own.
+            if part.indptr is None:
+                a = a * np.repeat(part.weights, self.config.unit_neurons)[:, None]
+            else:
+                a = a * part.weights
         kernels.sparse_down(memory, rows, self.format, a, y, part.indptr, part.tokens)
 
     def add_bias(self, selection, y):

@@ -4,39 +4,50 @@ import math
 
 import numpy as np
 
+from flashinfer.fixed_math import cos_sin, log, power
+from flashinfer.formats.errors import FormatError
+
+TOGETHER = 64  # positions whose angles are computed at a time
+FASTEST = 1e6  # radians a position, beyond which float32 angles would be noise
+
 
 class RotaryPositions:
     """cos and sin of the angles by which queries and keys are turned.
 
     The forms whose frequencies depend on the text's length take ``context`` for it: the bits of a
-    token do not change while a text grows.
+    token do not change while a text grows. Raises FormatError where they are no angles.
     """
 
     def __init__(self, rotary, context):
-        self.frequencies, self.scale = frequencies_of(rotary, context)
-        self.last = None, None  # what was asked for last: every layer asks for the same
+        with np.errstate(all="ignore"):  # absurd factors become infinite, and are refused
+            frequencies, self.scale = frequencies_of(rotary, context)
+        if not (np.abs(frequencies) <= FASTEST).all() or not abs(self.scale) < math.inf:
+            raise FormatError(f"config: rotary positions of kind {rotary.kind} are no angles")
+        self.frequencies = frequencies
+        self.begin, self.turns = 0, self._turns(0, 1)  # every layer asks for the same
 
     def __call__(self, start, n):
         """Positions start.. -> cos, sin (n, dim / 2) float32."""
-        if self.last[0] != (start, n):
-            angles = np.arange(start, start + n)[:, None] * self.frequencies
-            turns = [(f(angles) * self.scale).astype(np.float32) for f in (np.cos, np.sin)]
-            self.last = (start, n), turns
-        return self.last[1]
+        first = start - self.begin
+        if not 0 <= first <= first + n <= len(self.turns[0]):
+            self.begin, self.turns, first = start, self._turns(start, max(n, TOGETHER)), 0
+        return [values[first : first + n] for values in self.turns]
+
+    def _turns(self, start, n):
+        angles = np.arange(start, start + n)[:, None] * self.frequencies
+        return [(values * self.scale).astype(np.float32) for values in cos_sin(angles)]
 
 
 def frequencies_of(rotary, context):
     """Angles per position (dim / 2,) float64, and what cos and sin are multiplied with."""
-    p, steps = rotary.parameters, np.arange(0, rotary.dim, 2) / rotary.dim
-    plain = rotary.base**-steps
+    p, plain = rotary.parameters, _powers(rotary.base, rotary.dim)
     if rotary.kind == "linear":  # positions squeezed (Chen et al. 2023)
         return plain / p["factor"], 1.0
     if rotary.kind == "dynamic":  # the base grows with the text (NTK-aware scaling)
         most = p["max_position_embeddings"]
         growth = p["factor"] * max(context, most) / most - (p["factor"] - 1)
-        with np.errstate(over="ignore"):  # an absurd factor turns nothing, then
-            base = rotary.base * np.float64(growth) ** (rotary.dim / max(1, rotary.dim - 2))
-        return base**-steps, 1.0
+        base = rotary.base * power(growth, rotary.dim / max(1, rotary.dim - 2))
+        return _powers(base, rotary.dim), 1.0
     if rotary.kind == "llama3":
         return _llama3(plain, p), 1.0
     if rotary.kind == "yarn":
@@ -44,6 +55,11 @@ def frequencies_of(rotary, context):
     if rotary.kind == "longrope":
         return _longrope(plain, p, context)
     return plain, 1.0
+
+
+def _powers(base, dim):
+    """base^(-2 i / dim) for i below dim / 2, float64."""
+    return np.array([power(base, -2 * i / dim) for i in range(dim // 2)])
 
 
 def _llama3(plain, p):
@@ -60,7 +76,7 @@ def _yarn(plain, rotary):
 
     def dimension_of(turns):
         length = p["original_max_position_embeddings"]
-        return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rotary.base))
+        return dim * log(length / (turns * 2 * math.pi)) / (2 * log(rotary.base))
 
     low, high = dimension_of(p.get("beta_fast") or 32), dimension_of(p.get("beta_slow") or 1)
     if p.get("truncate", True):
@@ -75,7 +91,7 @@ def _yarn_scale(p):
     """What makes up for the flatter softmax of a longer text."""
 
     def scale(weight):
-        return 0.1 * weight * math.log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
+        return 0.1 * weight * log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
 
     if p.get("attention_factor") is not None:
         return p["attention_factor"]
@@ -92,7 +108,7 @@ def _longrope(plain, p, context):
     scale = p.get("attention_factor")
     if scale is None:
         factor = p["factor"]
-        scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        scale = math.sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
     return plain / np.array(factors), scale
 
 
@@ -101,9 +117,9 @@ def alibi_table(heads, head_dim, context):
 
     As Falcon has it: slopes and products in bfloat16, scaled as the scores are.
     """
-    closest = 1 << math.floor(math.log2(heads))
-    slopes = [2 ** (-8 / closest * (i + 1)) for i in range(closest)]
-    slopes += [2 ** (-4 / closest * (2 * i + 1)) for i in range(heads - closest)]
+    closest = 1 << (heads.bit_length() - 1)
+    slopes = [power(2, -8 / closest * (i + 1)) for i in range(closest)]
+    slopes += [power(2, -4 / closest * (2 * i + 1)) for i in range(heads - closest)]
     slopes = _bfloat16(np.array(slopes, dtype=np.float32))
     table = _bfloat16(slopes[:, None] * _bfloat16(np.arange(context, dtype=np.float32)))
     return table * np.float32(head_dim**-0.5)

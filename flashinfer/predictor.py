@@ -74,14 +74,7 @@ class Router:
 
     def select(self, x, residual):
         """x (T, d_model) -> the Selection of the experts, with their weights."""
-        logits = self.scores(x)
-        chosen = np.argpartition(-logits, self.per_token - 1, axis=1)[:, : self.per_token]
-        chosen.sort(axis=1)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        total = weights.sum(axis=1, keepdims=True)
-        weights = np.take_along_axis(weights, chosen, axis=1)
-        weights /= weights.sum(axis=1, keepdims=True) if self.normalised else total
-        return Selection.of_choices(chosen, weights)
+        return Selection.of_choices(*kernels.route(self.scores(x), self.per_token, self.normalised))
 
     def weights(self, x):
         """What each expert counts for each token (T, experts) float32: 0 where it is not chosen."""

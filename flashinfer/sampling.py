@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from flashinfer.fixed_math import exp
 from flashinfer.formats.errors import UserError
 
 
@@ -29,11 +30,12 @@ class Sampler:
         if self.temperature == 0:
             return int(np.argmax(logits))
         k = self.top_k if 0 < self.top_k < len(logits) else len(logits)
-        ids = np.argpartition(-logits, k - 1)[:k]
-        ids = ids[np.lexsort((ids, -logits[ids]))]  # likeliest first, ties by id
+        least = np.partition(logits, len(logits) - k)[len(logits) - k]
+        ids = np.flatnonzero(logits >= least)
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:k]  # likeliest first, ties by id
         likely = logits[ids].astype(np.float64)
-        weights = np.exp(likely - likely[0])
+        weights = exp(likely - likely[0])
         before = np.cumsum(weights) - weights  # of the likelier ones
         kept = before < self.top_p * weights.sum()
-        weights = np.exp((likely[kept] - likely[0]) / self.temperature)
+        weights = exp((likely[kept] - likely[0]) / self.temperature)
         return int(ids[self.random.choice(len(weights), p=weights / weights.sum())])

@@ -51,7 +51,8 @@ class F16(NumberFormat):
     name, safetensors, code, block, block_bytes = "f16", "F16", 1, 1, 2
 
     def decode(self, raw):
-        return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
 
     def encode(self, values):
         with np.errstate(over="ignore"):
@@ -86,7 +87,7 @@ class BlockFormat(NumberFormat):
 
     def decode(self, raw):
         scales, quants = self.quants(raw)
-        return (quants * scales).reshape(*raw.shape[:-1], -1)
+        return (quants * scales).reshape(*raw.shape[:-1], quants.shape[-2] * self.block)
 
 
 class Q8_0(BlockFormat):
@@ -128,12 +129,14 @@ class Q4_0(BlockFormat):
 
 def _blocks(raw, format):
     """raw (..., row_bytes) -> scales (..., blocks, 1) float32, the blocks' other bytes uint8."""
-    blocks = np.ascontiguousarray(raw).reshape(*raw.shape[:-1], -1, format.block_bytes)
-    return blocks[..., :2].copy().view("<f2").astype(np.float32), blocks[..., 2:].copy()
+    n = raw.shape[-1] // format.block_bytes
+    blocks = np.ascontiguousarray(raw).reshape(*raw.shape[:-1], n, format.block_bytes)
+    return F16().decode(blocks[..., :2]), blocks[..., 2:].copy()
 
 
 def _in_blocks(values, format):
-    return np.asarray(values, dtype=np.float32).reshape(*values.shape[:-1], -1, format.block)
+    n = values.shape[-1] // format.block
+    return np.asarray(values, dtype=np.float32).reshape(*values.shape[:-1], n, format.block)
 
 
 def _inverse(scales):
@@ -143,7 +146,7 @@ def _inverse(scales):
 
 def _pack(scales, quants, values):
     raw = np.concatenate([FORMATS["f16"].encode(scales), quants], axis=-1)
-    return raw.reshape(*values.shape[:-1], -1)
+    return raw.reshape(*values.shape[:-1], raw.shape[-2] * raw.shape[-1])
 
 
 FORMATS = {format.name: format for format in (F32(), F16(), BF16(), Q8_0(), Q4_0())}

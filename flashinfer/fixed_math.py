@@ -1,0 +1,75 @@
+"""Elementary functions from additions and multiplications alone.
+
+NumPy's and the C library's differ in the last bits from machine to machine. What reaches a logit,
+or a choice between tokens, is computed by these instead: the same bits everywhere.
+"""
+
+from decimal import Context, Decimal
+
+import numpy as np
+
+# Decimal arithmetic is exact to these digits; a float64 holds 16 of them.
+DIGITS = Context(prec=40, Emin=-999_999, Emax=999_999, traps=[])
+# pi / 2 in four pieces, of 26 bits but for the last, so that multiples of them are exact.
+HALF_PI = (
+    float.fromhex("0x1.921fb5p+0"),
+    float.fromhex("0x1.110b46p-26"),
+    float.fromhex("0x1.1a6263p-54"),
+    float.fromhex("0x1.8a2e03707344ap-81"),
+)
+FARTHEST = 2.0**26  # radians that are reduced so; beyond, by the remainder of a division
+# Taylor's series, whose next term is below 2^-60 within pi / 4.
+SIN = (-1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800, -1 / 1307674368000)
+COS = (
+    -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800, 1 / 479001600, -1 / 87178291200,
+    1 / 20922789888000,
+)  # fmt: skip
+LN2 = (float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33"))
+
+
+def power(base, exponent):
+    """base ** exponent of numbers, base > 0, rounded to the nearest float; beyond, 0 or inf."""
+    return float(DIGITS.power(Decimal(float(base)), Decimal(float(exponent))))
+
+
+def log(value):
+    """The natural logarithm of a number > 0, rounded to the nearest float."""
+    return float(DIGITS.ln(Decimal(float(value))))
+
+
+def cos_sin(angles):
+    """angles float64, finite -> their cosines and sines, within 2^-50."""
+    near = np.where(np.abs(angles) < FARTHEST, angles, np.fmod(angles, 2 * np.pi))
+    turns = np.rint(near * (2 / np.pi))
+    r = near
+    for piece in HALF_PI:
+        r = r - turns * piece
+    square = r * r
+    sine, cosine = r + r * square * _series(SIN, square), 1 + square * _series(COS, square)
+    quarter = turns.astype(np.int64) & 3
+    swapped = (quarter & 1).astype(bool)
+    cosines = np.where(swapped, sine, cosine)
+    sines = np.where(swapped, cosine, sine)
+    return (
+        np.where((quarter == 1) | (quarter == 2), -cosines, cosines),
+        np.where(quarter >= 2, -sines, sines),
+    )
+
+
+def exp(x):
+    """e^x of float64 <= 0, within some units in the last place; below -700 it is 0."""
+    within = np.maximum(x, -700.0)
+    k = np.rint(within * (1 / LN2[0]))
+    r = (within - k * LN2[0]) - k * LN2[1]
+    terms = np.ones_like(r)
+    for n in range(18, 0, -1):  # Taylor's series, by Horner's rule
+        terms = 1 + terms * r / n
+    return np.where(x < -700.0, 0.0, np.ldexp(terms, k.astype(np.int32)))
+
+
+def _series(terms, x):
+    """terms[0] + terms[1] x + ..., by Horner's rule."""
+    total = np.full_like(x, terms[-1])
+    for term in terms[-2::-1]:
+        total = total * x + term
+    return total

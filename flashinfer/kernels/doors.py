@@ -1,0 +1,305 @@
+"""What each kernel takes: one function a kernel, which raises ValueError where that is not given.
+
+The NumPy twins call theirs first. The compiled ones check the same in C, and call it for the
+message, so that both refuse the same arguments in the same words.
+"""
+
+import functools
+import operator
+
+import numpy as np
+
+from flashinfer.formats.number_formats import FORMATS, NumberFormat
+
+# Of an offset, a length, the number of a token: the sum of two stays within 64 bits.
+MOST = 1 << 62
+MOST_THREADS = 1024
+LARGEST = float(np.finfo(np.float32).max)
+ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "cap", "quick_gelu", "sigmoid")
+FLOATS, HALVES = (np.dtype(np.float32),), (np.dtype(np.float32), np.dtype(np.float16))
+DOUBLES, BYTES = (np.dtype(np.float64),), (np.dtype(np.uint8),)
+INT32, INT64 = (np.dtype(np.int32),), (np.dtype(np.int64),)
+
+
+def checked(door):
+    """A decorator for a NumPy twin: its arguments pass ``door`` first.
+
+    What overflows on the way becomes infinite without a warning, as it does in the compiled twins.
+    """
+
+    def decorate(kernel):
+        @functools.wraps(kernel)
+        def call(*arguments, **named):
+            door(*arguments, **named)
+            with np.errstate(all="ignore"):
+                return kernel(*arguments, **named)
+
+        return call
+
+    return decorate
+
+
+# ---------------------------------------------------------------- products
+
+
+def linear(x, weight, bias=None):
+    array("x", x, FLOATS, 2)
+    array("weight.data", weight.data, BYTES, 2)
+    if x.shape[1] != weight.columns:
+        raise ValueError(f"x is {x.shape}, weight ({len(weight.data)}, {weight.columns})")
+    width = _row_bytes(weight.format, weight.columns)
+    if weight.data.shape[1] != width:
+        raise ValueError(
+            f"weight's rows have {weight.data.shape[1]} bytes; {weight.columns} values of "
+            f"{weight.format.name} have {width}"
+        )
+    _vector("bias", bias, len(weight.data))
+
+
+def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
+    array("x", x, FLOATS, 2)
+    _rows(memory, rows, format, x.shape[1])
+    _pairs(indptr, tokens, len(rows), len(x))
+    _vector("bias", bias, len(rows))
+
+
+def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
+    array("y", y, FLOATS, 2, writable=True)
+    _rows(memory, rows, format, y.shape[1])
+    _pairs(indptr, tokens, len(rows), len(y))
+    array("a", a, FLOATS, 2 if indptr is None else 1)
+    shape = (len(rows), len(y)) if indptr is None else (len(tokens),)
+    if a.shape != shape:
+        raise ValueError(f"a is {a.shape}, not {shape}")
+
+
+def activate(x, kind, threshold=0.0):
+    array("x", x, FLOATS, None, writable=True)
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
+        raise ValueError(f"kind is {kind!r}, not one of {', '.join(ACTIVATIONS)}")
+    number("threshold", threshold, -LARGEST)
+    if kind == "cap" and not np.float32(threshold) > 0:
+        raise ValueError(f"a cap of {threshold} is not above 0")
+
+
+def layer_norm(x, weight, bias, epsilon):
+    array("x", x, FLOATS, 2)
+    if (weight is None) != (bias is None):
+        raise ValueError("weight and bias must both be given, or neither")
+    _vector("weight", weight, x.shape[1])
+    _vector("bias", bias, x.shape[1])
+    number("epsilon", epsilon, 0.0)
+
+
+def rms_norm(x, weight, epsilon):
+    array("x", x, FLOATS, 2)
+    _vector("weight", weight, x.shape[1])
+    number("epsilon", epsilon, 0.0)
+
+
+def set_threads(threads):
+    whole("threads", threads, 1, MOST_THREADS)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
+    array("q", q, FLOATS, 3)
+    array("keys", keys, HALVES, 3)
+    array("values", values, HALVES, 3)
+    if keys.shape != values.shape or keys.dtype != values.dtype:
+        raise ValueError(
+            f"keys are {keys.dtype} {keys.shape}, values {values.dtype} {values.shape}"
+        )
+    tokens, heads, width = q.shape
+    groups, context, _ = keys.shape
+    if not groups or heads % groups or keys.shape[2] != width or width % 32:
+        raise ValueError(
+            f"q is {q.shape}, keys {keys.shape}: heads of a multiple of 32 values, of which "
+            "equally many share each key, are needed"
+        )
+    whole("start", start, 0, context - tokens)
+    whole("window", window, 0, MOST)
+    number("cap", cap, 0.0)
+    if bias is not None:
+        array("bias", bias, FLOATS, 2)
+        if bias.shape != (heads, context):
+            raise ValueError(f"bias is {bias.shape}, not ({heads}, {context})")
+    _vector("sinks", sinks, heads)
+
+
+def remember(cache, x, start):
+    array("cache", cache, HALVES, 3, writable=True)
+    array("x", x, FLOATS, 3)
+    if cache.shape[0] != x.shape[1] or cache.shape[2] < x.shape[2]:
+        raise ValueError(f"x is {x.shape}, the cache {cache.shape}")
+    whole("start", start, 0, cache.shape[1] - len(x))
+
+
+def rotate(x, cos, sin):
+    array("x", x, FLOATS, 3, writable=True)
+    array("cos", cos, FLOATS, 2)
+    array("sin", sin, FLOATS, 2)
+    if cos.shape != sin.shape or len(cos) != len(x) or 2 * cos.shape[1] > x.shape[2]:
+        raise ValueError(f"x is {x.shape}, cos {cos.shape}, sin {sin.shape}")
+
+
+# ---------------------------------------------------------------- which units, and where they are
+
+
+def positive(scores):
+    array("scores", scores, FLOATS, 1)
+
+
+def route(logits, per_token, normalised):
+    array("logits", logits, FLOATS, 2)
+    whole("per_token", per_token, 1, logits.shape[1])
+
+
+def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
+    array("neurons", neurons, INT32, 1)
+    array("slot_of", slot_of, INT32, 1, writable=True)
+    array("neuron_at", neuron_at, INT32, 1, writable=True)
+    array("last_used", last_used, INT64, 1, writable=True)
+    array("priority", priority, DOUBLES, 1)
+    capacity = len(neuron_at)
+    if len(last_used) != capacity or len(priority) != len(slot_of):
+        raise ValueError(
+            f"there are {capacity} rows and {len(last_used)} last uses, {len(slot_of)} neurons and "
+            f"{len(priority)} priorities"
+        )
+    whole("token", token, 0, MOST)
+    whole("window", window, 1, MOST)
+    whole("used", used, 0, capacity)
+    if len(neurons) > capacity:
+        raise ValueError(f"{len(neurons)} neurons do not fit the cache's {capacity} rows")
+    if len(neurons) and (
+        neurons[0] < 0 or neurons[-1] >= len(slot_of) or (neurons[1:] <= neurons[:-1]).any()
+    ):
+        raise ValueError(f"neurons are not ascending and within 0 to {len(slot_of) - 1}")
+    held, rows = neuron_at[:used], slot_of[neurons]
+    sound = held.min(initial=0) >= 0 and held.max(initial=-1) < len(slot_of)
+    sound = sound and np.array_equal(slot_of[held], np.arange(used)) and rows.max(initial=-1) < used
+    if not (sound and np.array_equal(neuron_at[rows[rows >= 0]], neurons[rows >= 0])):
+        raise ValueError("slot_of and neuron_at disagree about which rows hold what")
+
+
+# ---------------------------------------------------------------- reads
+
+
+def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
+    _together(offsets=offsets, lengths=lengths, destinations=destinations)
+    for name, value in (("gap_bytes", gap_bytes), ("most_bytes", most_bytes), ("room", room)):
+        whole(name, value, 0, MOST)
+    for i in np.flatnonzero(~(_fits(offsets, lengths, MOST) & _fits(destinations, lengths, MOST))):
+        raise ValueError(f"read {i} of {lengths[i]} bytes at {offsets[i]} is none")
+
+
+def copy_rows(source, starts, target, places, lengths):
+    array("source", source, BYTES, 1)
+    array("target", target, BYTES, 1, writable=True)
+    _together(starts=starts, places=places, lengths=lengths)
+    fits = _fits(starts, lengths, len(source)) & _fits(places, lengths, len(target))
+    for i in np.flatnonzero(~fits):
+        raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
+
+
+def reader(fd, threads):
+    whole("fd", fd, 0, (1 << 31) - 1)
+    whole("threads", threads, 0, MOST_THREADS)
+
+
+def submit(offsets, lengths, memory, destinations):
+    array("memory", memory, BYTES, 1, writable=True)
+    _together(offsets=offsets, lengths=lengths, destinations=destinations)
+    fits = _fits(offsets, lengths, MOST) & _fits(destinations, lengths, len(memory))
+    for i in np.flatnonzero(~fits):
+        raise ValueError(f"read {i} of {lengths[i]} bytes to {destinations[i]} does not fit")
+
+
+# ---------------------------------------------------------------- kinds of arguments
+
+
+def array(name, value, dtypes, dimensions, writable=False):
+    """A C-contiguous, aligned array of one of these dtypes; dimensions None: of any number."""
+    kind = " or ".join(dtype.name for dtype in dtypes)
+    wanted = f"{name} must be a {'writable, ' if writable else ''}contiguous array of {kind}"
+    wanted += "" if dimensions is None else f" in {dimensions} dimensions"
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{wanted}, not {type(value).__name__}")
+    flags, given = value.flags, f"{value.dtype} {value.shape}"
+    if value.dtype not in dtypes or dimensions not in (None, value.ndim):
+        raise ValueError(f"{wanted}, not {given}")
+    if not (flags.c_contiguous and flags.aligned and (flags.writeable or not writable)):
+        raise ValueError(f"{wanted}; this {given} is scattered, unaligned or read-only")
+
+
+def whole(name, value, low, high):
+    """A whole number from ``low`` to ``high``."""
+    try:
+        sound = not isinstance(value, bool) and low <= operator.index(value) <= high
+    except TypeError:
+        sound = False
+    if not sound:
+        raise ValueError(f"{name} is {str(value)[:40]}, not a whole number from {low} to {high}")
+
+
+def number(name, value, low):
+    """A number from ``low`` on that float32 holds."""
+    sound = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not (sound and low <= value <= LARGEST):
+        raise ValueError(f"{name} is {str(value)[:40]}, not a number from {low} to {LARGEST}")
+
+
+def _vector(name, value, length):
+    """A vector of ``length`` float32, or None."""
+    if value is None:
+        return
+    array(name, value, FLOATS, 1)
+    if len(value) != length:
+        raise ValueError(f"{name} has {len(value)} values, not {length}")
+
+
+def _row_bytes(format, columns):
+    if not isinstance(format, NumberFormat) or format is not FORMATS.get(format.name):
+        raise ValueError(f"format is {format!r:.40}, not one of {', '.join(FORMATS)}")
+    return format.row_bytes(columns)
+
+
+def _rows(memory, rows, format, columns):
+    """Rows of ``columns`` values that begin at these bytes of memory."""
+    array("memory", memory, BYTES, 1)
+    array("rows", rows, INT64, 1)
+    last = len(memory) - _row_bytes(format, columns)
+    for i in np.flatnonzero((rows < 0) | (rows > last)):
+        raise ValueError(f"row {i} at byte {rows[i]} is outside the {len(memory)} bytes")
+
+
+def _pairs(indptr, tokens, n_rows, n_tokens):
+    """Which tokens ask for which row, or None for both: all for all."""
+    if indptr is None and tokens is None:
+        return
+    array("indptr", indptr, INT32, 1)
+    array("tokens", tokens, INT32, 1)
+    if len(indptr) != n_rows + 1 or indptr[0] != 0 or indptr[-1] != len(tokens):
+        raise ValueError(f"indptr does not fit {n_rows} rows and {len(tokens)} tokens")
+    if (np.diff(indptr.astype(np.int64)) < 0).any():
+        raise ValueError("indptr is not ascending")
+    row = np.repeat(np.arange(n_rows), np.diff(indptr))
+    falls = (np.diff(row) == 0) & (np.diff(tokens.astype(np.int64)) <= 0)
+    if falls.any() or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < n_tokens):
+        raise ValueError(f"the tokens of a row are not ascending and within 0 to {n_tokens - 1}")
+
+
+def _together(**arrays):
+    """Vectors of int64, equally long."""
+    for name, value in arrays.items():
+        array(name, value, INT64, 1)
+    if len({len(value) for value in arrays.values()}) > 1:
+        raise ValueError(", ".join(f"{len(value)} {name}" for name, value in arrays.items()))
+
+
+def _fits(begins, lengths, size):
+    """Whether each of these ranges lies within ``size`` bytes."""
+    return (begins >= 0) & (lengths >= 0) & (begins <= size) & (lengths <= size - begins)
