@@ -69,7 +69,9 @@ cdef int check_length(const float[::1] vector, int64_t length) except -1:
 
 cdef const float *start(const float[::1] vector) noexcept:
     """Where a vector begins; NULL where it is None or empty."""
-    return NULL if vector is None or vector.shape[0] == 0 else &vector[0]
+    if vector is None or vector.shape[0] == 0:
+        return NULL
+    return &vector[0]
 
 
 # ---------------------------------------------------------------- products

@@ -1,15 +1,19 @@
 """The same bits from every compiler and vector unit, another architecture's too where it runs."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parent / "_native"
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", f"-I{NATIVE}"]
+UNITS = ("plain", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod")  # of all CPUs
 BUILDS = {  # compiler, flags of its own, what runs its programs
     "gcc": (["gcc", "-fopenmp"], []),
     "gcc-O1-serial": (["gcc", "-O1"], []),
@@ -17,7 +21,27 @@ BUILDS = {  # compiler, flags of its own, what runs its programs
     "aarch64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64-static"]),
 }
 # A change of this is a change of every logit: the order of sums, or exp, is another.
-HASHES = ("2dcb447d6b55df60", "8d3146ac92528588")  # of what OPT needs, and of what others need, too
+HASHES = ("2dcb447d6b55df60", "67796820b338cb18")  # of what OPT needs, and of what others need, too
+
+
+def environments():
+    """{what is varied: an environment}: the vector unit, and what NumPy may use of the CPU."""
+    found = {unit: {"FLASHINFER_VECTOR_UNIT": unit} for unit in UNITS}
+    dispatched = np._core._multiarray_umath.__cpu_dispatch__
+    for n in range(len(dispatched)):
+        features = " ".join(dispatched[n:])
+        found[f"NumPy without {features}"] = {"NPY_DISABLE_CPU_FEATURES": features}
+    return found
+
+
+@pytest.mark.parametrize("name, environment", environments().items(), ids=str)
+def test_digests(name, environment):
+    """Of the demo model, every architecture and every number format: those that are committed."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", HERE / "bits.py"], capture_output=True, text=True,
+        check=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert json.loads(run.stdout) == json.loads((HERE / "data" / "bits.json").read_text())
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -32,7 +56,7 @@ def test_bits(name, tmp_path):
         check=True,
     )
     found = {}
-    for unit in ("", "plain", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod"):
+    for unit in ("", *UNITS):
         run = subprocess.run(
             [*runner, program], capture_output=True, text=True, check=True,
             env={**os.environ, "FLASHINFER_VECTOR_UNIT": unit},

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "kernels.h"
+#include "route.h"
 
 enum { ROWS = 40, TOKENS = 6, HEADS = 3, CONTEXT = 50, WIDTH = 64, START = 20 };
 
@@ -75,7 +76,7 @@ static void options(void) {
         .window = 7, .format = F32, .bias = bias, .cap = 3.0f, .out = out};
     if (run_attention(&task, 2)) exit(1);
     add_to_hash(out, 4 * TOKENS * HEADS * WIDTH);
-    for (int kind = RELU; kind <= CAP; kind++) {
+    for (int kind = RELU; kind <= SIGMOID; kind++) {
         for (int64_t i = 0; i < HEADS * CONTEXT; i++) out[i] = 9 * bias[i];
         run_activate(out, HEADS * CONTEXT, kind, 0.01f, 2);
         add_to_hash(out, 4 * HEADS * CONTEXT);
@@ -83,6 +84,12 @@ static void options(void) {
     rms_norm_row(bias, keys, 1e-5f, HEADS * CONTEXT, out);
     rotate_row(out, keys, keys + 70, 70);
     add_to_hash(out, 4 * HEADS * CONTEXT);
+    int32_t chosen[9];
+    for (int normalised = 0; normalised < 2; normalised++) {
+        route_token(bias, HEADS * CONTEXT, 9, normalised, chosen, out);
+        add_to_hash(chosen, sizeof chosen);
+        add_to_hash(out, sizeof chosen);
+    }
     free(q), free(out), free(keys), free(bias);
 }
 

@@ -1,0 +1,85 @@
+"""Digests of logits: the same on every machine, with every vector unit and every NumPy.
+
+    python tests/bits.py [--write]
+
+prints a JSON object of them, or writes it to tests/data/bits.json, with which test_portability.py
+compares. A change of one is a change of that model's logits.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from flashinfer import Model, fixed_math
+from flashinfer.cli.run import demo_model
+from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.convert import convert
+from flashinfer.formats.layout import FFN, PREDICTOR, format_of
+from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.writing import new_tensor, write_bundle
+
+DATA = Path(__file__).parent / "data"
+COMMITTED = DATA / "bits.json"
+BLOCKS = "gpt-oss"  # its rows are whole blocks, so that it exists in every number format
+
+
+def digest(*arrays):
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[
+        :16
+    ]
+
+
+def of_model(path, **options):
+    with Model.open(path, **options) as model:
+        n = min(40, model.config.max_position_embeddings - 8)
+        ids = (np.arange(n) * 37 + 11) % (model.config.vocab_size - 3) + 3
+        prompt = model.logits(ids)
+        return digest(prompt, *(model.forward([int(token)]) for token in ids[:8]))
+
+
+def requantised(source, target, name):
+    """The bundle ``source`` without its calibration, in another number format."""
+    with Bundle(source, calibrated=False) as bundle:
+        tensors = []
+        for spec in bundle.specs:
+            if spec.role == PREDICTOR:
+                continue
+            values = bundle.read(spec.name).reshape(spec.shape)
+            format = format_of(spec, FORMATS[name], FORMATS[name])
+            if spec.role == FFN:  # each part of a bundle has blocks of its own
+                parts = np.split(values, bundle.config.parts, axis=1)
+                values = np.concatenate([format.encode(part) for part in parts], axis=1)
+            tensors.append(new_tensor(spec.name, format, spec.shape, lambda v=values: [v]))
+        write_bundle(target, tensors, bundle.hf_config, bundle.source)
+
+
+def all_digests():
+    angles = np.arange(-5000, 5000) * np.pi / 7 + np.arange(10000) ** 2.0
+    found = {
+        "fixed_math": digest(*fixed_math.cos_sin(angles), fixed_math.exp(-np.abs(angles) / 99))
+    }
+    found["demo"] = of_model(demo_model())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.flash"
+        for name in FORMATS:
+            requantised(demo_model(), path, name)
+            found[f"demo, dense, {name}"] = of_model(path)
+        for source in sorted(DATA.iterdir()):
+            if not (source / "model.safetensors").exists():
+                continue
+            for name in FORMATS if source.name == BLOCKS else ("f32",):
+                convert(source, path, name)
+                found[f"{source.name}, {name}"] = of_model(path)
+    return found
+
+
+if __name__ == "__main__":
+    text = json.dumps(all_digests(), indent=1) + "\n"
+    if "--write" in sys.argv:
+        COMMITTED.write_text(text)
+    else:
+        print(text, end="")
