@@ -16,7 +16,9 @@ from flashinfer.row_shares import rows_for, share_rows, window_needs
 
 MIB = 1 << 20
 PAGE = 4096
-RESERVE = 10 * MIB  # threads' stacks, the kernel's own pages, what Python allocates on the way
+RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
+THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
+PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_CHUNK = 8
@@ -117,8 +119,9 @@ class Plan:
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head
     kv_cache          for ``context`` tokens
-    buffers           tiles of the stream; working: activations of ``chunk`` tokens,
-                      and where merged reads are staged
+    threads           that compute
+    buffers           tiles of the stream; working: activations of ``chunk`` tokens, the threads'
+                      stacks, and where merged reads are staged
     cache_rows        rows of each layer's neuron cache; shared_rows: those that layers without
                       any take turns with; cache: bytes of both
     policy            which neuron makes room, see neuron_cache.POLICIES
@@ -130,6 +133,7 @@ class Plan:
 
     budget: int
     neurons: str
+    threads: int
     context: int
     chunk: int
     base: int
@@ -172,7 +176,7 @@ class Plan:
 class Sizes:
     """What the parts of a bundle take in DRAM."""
 
-    def __init__(self, bundle, context, neurons, stride):
+    def __init__(self, bundle, context, neurons, threads, stride):
         config = self.config = bundle.config
         self.neurons, self.context, self.stride = neurons, context, stride
         self.layers, self.units = config.num_hidden_layers, config.units
@@ -199,7 +203,9 @@ class Sizes:
         active = config.unit_neurons if config.reads_experts else config.d_ffn
         self.per_token = per_neuron * (active + config.shared_d_ffn)
         self.per_token += per_feature * config.hidden_size
-        self.per_token += 8 * width
+        self.per_token += 8 * width + PANEL * threads
+        # Each thread has scores of its own.
+        self.threads = threads * (THREAD + 4 * (context + MAX_CHUNK))
         self.logits = 24 * config.vocab_size  # and what sampling sorts
         self.head = by_role[HEAD]
 
@@ -214,14 +220,14 @@ def pages(nbytes):
     return -(-nbytes // PAGE) * PAGE
 
 
-def make_plan(bundle, budget, context, neurons, policy, window, stride, base=None):
+def make_plan(bundle, budget, context, neurons, policy, window, stride, threads=1, base=None):
     """Divide ``budget`` bytes; return a Plan.
 
-    policy  one of neuron_cache.POLICIES; window: in tokens, or None
+    policy  one of neuron_cache.POLICIES; window: in tokens, or None; threads: that compute
     stride  bytes of a row of the neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
     """
-    sizes = Sizes(bundle, context, neurons, stride)
+    sizes = Sizes(bundle, context, neurons, threads, stride)
     base = (rss() if base is None else base) + RESERVE + budget // 512  # page tables
     least = _least(sizes, base, budget)
     if budget < least.nbytes:
@@ -237,7 +243,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
         predictor = 0
     spare = budget - least.nbytes - predictor
     chunk, one_token, buffers = _for_speed(bundle, sizes, least, spare)
-    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED
+    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED + sizes.threads
     least_cache = least.cache + one_token
     left = budget - base - small - sizes.kv_cache - predictor - buffers - working - least_cache
     attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
@@ -256,6 +262,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, base=Non
     return Plan(
         budget=budget,
         neurons=neurons,
+        threads=threads,
         context=context,
         chunk=chunk,
         base=base,
@@ -295,7 +302,7 @@ def _least(sizes, base, budget):
         rows = 1  # large enough
     cache, one = pages(sizes.layers * rows * sizes.stride), pages(sizes.stride)
     nbytes = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
-    nbytes += sizes.per_token * LEAST_CHUNK + sizes.logits
+    nbytes += sizes.per_token * LEAST_CHUNK + sizes.logits + sizes.threads
     if budget < nbytes + cache and sizes.config.reads_experts:
         return _Least(nbytes + one, 0, 1, one)
     return _Least(nbytes + cache, rows, 0, cache)

@@ -15,7 +15,6 @@ from flashinfer.loading import load_weights
 from flashinfer.planning import opened, prepare
 from flashinfer.sampling import Sampler
 from flashinfer.stats import Stats, measured
-from flashinfer.threads import default_threads
 
 
 class Model:
@@ -52,7 +51,8 @@ class Model:
         neurons  "predicted" or "dense"; None: predicted where the bundle has predictors. Of a
                  mixture only the experts that its router chooses, always
         context  tokens that the key/value cache holds; None: the model's most, up to 1024
-        threads  to compute with; None: one for each core this process may use
+        threads  to compute with, at most a few for each CPU; None: one for each core this process
+                 may use
         io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
         cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
                  None: "window" where ``window`` is given, else "frecency"
@@ -74,16 +74,16 @@ class Model:
         except BaseException:
             bundle.close()
             raise
-        return cls(bundle, setup, threads or default_threads(), progress)
+        return cls(bundle, setup, progress)
 
-    def __init__(self, bundle, setup, threads, progress):
+    def __init__(self, bundle, setup, progress):
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
         self._lock = threading.RLock()  # held by the thread that computes
         self._text = None  # what is generated into the key/value cache
         try:
-            kernels.set_threads(threads)
+            kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()
             self._load(setup.stride, setup.uses)
         except BaseException:

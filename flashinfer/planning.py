@@ -13,6 +13,7 @@ from flashinfer.memory import Plan
 from flashinfer.neuron_cache import POLICIES, default_policy
 from flashinfer.predictor import SURE
 from flashinfer.profile import Profile
+from flashinfer.threads import threads_to_use
 
 SOON = 64  # tokens within which what is read at once should be used
 NEURONS = ("predicted", "dense")  # to ask for; "routed" is what a mixture of experts does
@@ -60,7 +61,8 @@ def prepare(
     try:
         stride = flash.row_stride(row_bytes)
         policy = cache or default_policy(window)
-        plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride)
+        threads = threads_to_use(threads)
+        plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride, threads)
         expected = None
         if known:
             plan, expected = _with_reads_ahead(bundle, plan, known, flash)

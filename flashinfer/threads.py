@@ -1,10 +1,35 @@
 """How many threads to compute with."""
 
 import os
+import sys
 from pathlib import Path
 
+MOST_PER_CPU = 4  # more do nothing but wait, and each has a stack
 CPUS = Path("/sys/devices/system/cpu")
 CGROUPS = Path("/sys/fs/cgroup")
+
+
+def threads_to_use(wanted=None):
+    """``wanted`` threads, or ``default_threads``; of more than a few for each CPU, which is said,
+    these few."""
+    if wanted is None:
+        return default_threads()
+    cpus = usable_cpus()
+    if wanted > MOST_PER_CPU * cpus:
+        print(
+            f"flashinfer: {wanted} threads are more than {cpus} CPUs can use; "
+            f"{MOST_PER_CPU * cpus} are started",
+            file=sys.stderr,
+        )
+    return min(wanted, MOST_PER_CPU * cpus)
+
+
+def usable_cpus():
+    """CPUs that this process may use, by its affinity."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 def default_threads():

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -121,6 +122,24 @@ def test_the_least_budget_holds_in_a_cgroup_of_that_size(synthetic, neurons):
             assert run.returncode == 0, (run.returncode, run.stderr)
             peak = float(run.stderr.split("memory ")[1].split()[0])
             assert peak <= budget
+
+
+@pytest.mark.parametrize("threads", ["8", "1024"])
+def test_the_least_budget_holds_with_many_threads(synthetic, threads):
+    """More than the CPUs can use are started a few at most; their stacks are in the budget."""
+    options = ["--tokens", "5,6,7", "-n", "9", "--temp", "0", "-t", threads]
+    least = least_of_a_new_process(synthetic, *options)
+    command = [
+        sys.executable, "-m", "flashinfer", "run", str(synthetic), *options, "--memory",
+        f"{least}M",
+    ]  # fmt: skip
+    try:
+        run = run_limited(command, least << 20, capture_output=True, text=True)
+    except NoCgroups as error:
+        pytest.skip(str(error))
+    assert run.returncode == 0, (run.returncode, run.stderr)
+    clamped = int(threads) > 4 * len(os.sched_getaffinity(0))
+    assert run.stderr.count("threads are more than") == clamped
 
 
 def test_the_default_budget_is_the_cgroup(synthetic):
