@@ -46,10 +46,3 @@ def test_strange_values_are_used_or_refused(name, data):
         assert cos.shape == sin.shape == (5, found.rotary.dim // 2)
     if found.positions == "alibi" and found.num_attention_heads < 1 << 12:
         assert np.isfinite(alibi_table(found.num_attention_heads, found.head_dim, 8)).all()
-
-
-def test_an_absurd_factor_is_no_crash():
-    config = json.loads(json.dumps(CONFIGS["llama-dynamic"]))
-    config["rope_parameters"]["factor"] = 1e300
-    cos, sin = RotaryPositions(model_config(config).rotary, 64)(3, 5)
-    assert np.isfinite(cos).all() and np.isfinite(sin).all()
