@@ -310,7 +310,8 @@ def switched_windows(config, layers, default):
     used, first = flag(config, "use_sliding_window"), config["max_window_layers"]
     if not isinstance(first, int):
         raise FormatError(f"config: max_window_layers is {shown(first)}, not a whole number")
-    sliding = slides(config, layers, lambda layer: used and default(layer, first))
+    there = used and config["sliding_window"] is not None
+    sliding = slides(config, layers, lambda layer: there and default(layer, first))
     if any(sliding) and not used:
         raise FormatError("config: layer_types has sliding_attention, use_sliding_window is false")
     return sliding_windows(config, sliding)

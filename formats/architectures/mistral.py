@@ -1,22 +1,24 @@
-"""Mistral (Jiang et al. 2023) with its sliding window."""
+"""Mistral (Jiang et al. 2023) with its sliding window, of all layers or of those it names."""
 
 from ..config import ModelConfig
 from . import hugging_face
-from .hugging_face import FFN, NAMES, one_window, usual_options
+from .hugging_face import FFN, NAMES, slides, sliding_windows, usual_options
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
-MODEL_TYPES = ("mistral",)
+MODEL_TYPES = ("mistral", "ministral")
 DEFAULTS = {
     **hugging_face.LLAMA,
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
+    "layer_types": None,
 }
 
 
 def model_config(config):
     """The ModelConfig of a MistralConfig (a dict). Raises FormatError."""
     options = usual_options(config)
-    windows = one_window(config, options["num_hidden_layers"])
-    return ModelConfig(**options, sliding_windows=windows)
+    windowed = config["sliding_window"] is not None
+    sliding = slides(config, options["num_hidden_layers"], lambda layer: windowed)
+    return ModelConfig(**options, sliding_windows=sliding_windows(config, sliding))

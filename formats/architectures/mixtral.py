@@ -15,7 +15,7 @@ FFN = {
 }
 FUSED_FFN = hugging_face.FUSED_EXPERTS
 DEFAULTS = {
-    **mistral.DEFAULTS,
+    **hugging_face.without(mistral.DEFAULTS, "layer_types"),
     "rms_norm_eps": 1e-5,
     "rope_theta": 1000000.0,
     "sliding_window": None,
@@ -30,4 +30,4 @@ __all__ = [
 
 def model_config(config):
     """The ModelConfig of a MixtralConfig (a dict). Raises FormatError."""
-    return mixture(mistral.model_config(config), config, normalised=True)
+    return mixture(mistral.model_config({**config, "layer_types": None}), config, normalised=True)
