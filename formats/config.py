@@ -215,4 +215,5 @@ def token_ids(config, key):
 
 def shown(value):
     """A value from a file as an error message can hold it: a few words, however deep it goes."""
-    return reprlib.repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
