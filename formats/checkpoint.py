@@ -35,16 +35,22 @@ class Checkpoint:
         self.config_path = self.directory / "config.json"
         self.config = read_json(self.config_path)
         self.shards = _open_shards(self.directory) if shards is None else shards
-        self.shapes = {}
-        self.shard_of = {}
+        self.shapes, self.shard_of = {}, {}
+        self.scales = {}  # {FP8 tensor: (the tensor of its scales, rows and columns of a block)}
+        try:
+            self._find_tensors()
+            self._join_fp8()
+            self._join_mxfp4()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_tensors(self):
         for shard in self.shards:
             for name, shape in shard.shapes().items():
                 if name in self.shard_of:
-                    raise FormatError(f"{directory}: tensor {name} stands in two files")
+                    raise FormatError(f"{self.directory}: tensor {name} stands in two files")
                 self.shard_of[name], self.shapes[name] = shard, shape
-        self.scales = {}  # {FP8 tensor: (the tensor of its scales, rows and columns of a block)}
-        self._join_fp8()
-        self._join_mxfp4()
 
     def _join_mxfp4(self):
         """Tensors X_blocks and X_scales look like one called X_mxfp4."""
@@ -252,9 +258,21 @@ def _open_shards(directory):
         if (directory / single).exists():
             return [reader(directory / single)]
         if (directory / index).exists():
-            return [reader(directory / name) for name in shard_names(directory / index)]
+            return _open_all(directory, shard_names(directory / index), reader)
     names = " or ".join(name for kind in KINDS for name in kind[:2])
     raise FormatError(f"{directory}: no weights here; looked for {names}")
+
+
+def _open_all(directory, names, reader):
+    shards = []
+    try:
+        for name in names:
+            shards.append(reader(directory / name))
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+    return shards
 
 
 def shard_names(index):
