@@ -42,9 +42,10 @@ def try_config(seed, number, model_type=None):
     model_type = model_type or MODEL_TYPES[number % len(MODEL_TYPES)]
     config = random_config(random, model_type)
     with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         (Path(folder) / "config.json").write_text(json.dumps(config))
+        warnings.simplefilter("ignore")
         theirs = their_logits(folder, random)
+        warnings.simplefilter("error")
         if isinstance(theirs, str):
             try:
                 model_config(config)
