@@ -76,7 +76,7 @@ def their_logits(folder, random):
         saved_as(random, model, folder)
         (Path(folder) / "config.json").write_text(text)
         # Of Falcon's two ways "eager" adds alibi twice.
-        attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+        attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention,
             experts_implementation="eager",
@@ -93,11 +93,12 @@ def their_logits(folder, random):
 
 @torch.no_grad()
 def randomise(model, seed):
-    """Weights so large that every option makes a difference, norms and biases too."""
+    """Weights so large that every option makes a difference, norms and biases too; of wide rows
+    smaller ones, as a difference of rounding would grow with each layer."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            parameter.normal_(0, 0.2)
+            parameter.normal_(0, max(0.1, min(0.2, 1.3 * parameter.shape[-1] ** -0.5)))
         else:
             parameter.add_(0.2 * torch.randn_like(parameter))
 

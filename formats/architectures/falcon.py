@@ -2,8 +2,8 @@
 
 from ..config import ModelConfig, dimension, flag, number
 from ..errors import FormatError
-from . import hugging_face
-from .hugging_face import activation, dimensions, interleaved, longest, rope_parameters, rotary
+from .hugging_face import activation, dimensions, interleaved
+from .rope import ROPE, longest, rope_parameters, rotary
 
 MODEL_TYPES = ("falcon",)
 KINDS = ("weight", "bias")
@@ -31,7 +31,7 @@ FFN = {
 }
 ROWS = {f"{p}_proj": interleaved(p) for p in "qkv"}
 DEFAULTS = {
-    **hugging_face.ROPE,
+    **ROPE,
     "vocab_size": 65024,
     "hidden_size": 4544,
     "n_embed": None,

@@ -4,7 +4,8 @@ scores and logits bent below a cap."""
 from ..config import ModelConfig, number
 from . import gemma, hugging_face
 from .gemma import gemma_options
-from .hugging_face import FFN, slides, sliding_windows
+from .hugging_face import FFN
+from .windows import slides, sliding_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "model_config"]
 MODEL_TYPES = ("gemma2",)

@@ -4,7 +4,8 @@ layers that see little have rotary positions of their own."""
 from ..config import ModelConfig, dimension
 from . import gemma2, hugging_face
 from .gemma2 import FFN, NAMES, NORM_LESS_ONE, gemma2_options
-from .hugging_face import check_object, rotary, slides, sliding_windows
+from .rope import check_object, rotary
+from .windows import slides, sliding_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "model_config"]
 MODEL_TYPES = ("gemma3_text",)

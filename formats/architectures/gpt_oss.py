@@ -5,7 +5,8 @@ import numpy as np
 from ..config import ModelConfig, flag, number, shown
 from ..errors import FormatError
 from . import hugging_face
-from .hugging_face import mixture, slides, sliding_windows, usual_options
+from .hugging_face import mixture, usual_options
+from .windows import slides, sliding_windows
 
 MODEL_TYPES = ("gpt_oss",)
 MLP = "model.layers.{}.mlp"

@@ -5,7 +5,9 @@ import numpy as np
 from ..config import ModelConfig, shown
 from ..errors import FormatError
 from . import hugging_face
-from .hugging_face import behind, one_window, rope_parameters, usual_options
+from .hugging_face import behind, usual_options
+from .rope import rope_parameters
+from .windows import one_window
 
 MODEL_TYPES = ("phi3",)
 NAMES = {

@@ -2,7 +2,8 @@
 
 from ..config import ModelConfig
 from . import hugging_face
-from .hugging_face import FFN, NAMES, switched_windows, usual_options
+from .hugging_face import FFN, NAMES, usual_options
+from .windows import switched_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
 MODEL_TYPES = ("qwen2",)

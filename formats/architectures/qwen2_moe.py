@@ -2,7 +2,8 @@
 
 from ..config import ModelConfig, dimension, flag
 from . import hugging_face, qwen2
-from .hugging_face import FUSED_ROWS, mixture, switched_windows, usual_options
+from .hugging_face import FUSED_ROWS, mixture, usual_options
+from .windows import switched_windows
 
 MODEL_TYPES = ("qwen2_moe",)
 MLP = "model.layers.{}.mlp"

@@ -2,8 +2,9 @@
 
 from ..config import ModelConfig, flag
 from . import hugging_face, qwen2
-from .hugging_face import FUSED_ROWS, mixture, one_window
+from .hugging_face import FUSED_ROWS, mixture
 from .qwen3 import qwen3_options
+from .windows import one_window
 
 MODEL_TYPES = ("qwen3_moe",)
 NAMES = {**hugging_face.NAMES, "layers.{}.router.weight": "model.layers.{}.mlp.gate.weight"}
