@@ -5,11 +5,13 @@ safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alik
 
 from math import prod
 from pathlib import Path
+from zipfile import is_zipfile
 
-from . import mxfp4
+from . import fp8, mxfp4
 from .architectures import architecture
+from .config import token_ids
 from .errors import FormatError, UserError
-from .number_formats import BY_SAFETENSORS
+from .number_formats import SOURCES
 from .safetensors import SafetensorsFile
 from .vocabulary import chat_template, read_json, tokenizer_json
 
@@ -33,14 +35,22 @@ class Checkpoint:
         self.config_path = self.directory / "config.json"
         self.config = read_json(self.config_path)
         self.shards = _open_shards(self.directory) if shards is None else shards
-        self.shapes = {}
-        self.shard_of = {}
+        self.shapes, self.shard_of = {}, {}
+        self.scales = {}  # {FP8 tensor: (the tensor of its scales, rows and columns of a block)}
+        try:
+            self._find_tensors()
+            self._join_fp8()
+            self._join_mxfp4()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_tensors(self):
         for shard in self.shards:
             for name, shape in shard.shapes().items():
                 if name in self.shard_of:
-                    raise FormatError(f"{directory}: tensor {name} stands in two files")
+                    raise FormatError(f"{self.directory}: tensor {name} stands in two files")
                 self.shard_of[name], self.shapes[name] = shard, shape
-        self._join_mxfp4()
 
     def _join_mxfp4(self):
         """Tensors X_blocks and X_scales look like one called X_mxfp4."""
@@ -50,6 +60,22 @@ class Checkpoint:
                 raise FormatError(f"{self.directory}: tensor {name} has no scales, or is {shape}")
             del self.shapes[name], self.shapes[f"{base}_scales"]
             self.shapes[f"{base}_mxfp4"] = (*shape[:-2], shape[-2] * mxfp4.BLOCK)
+
+    def _join_fp8(self):
+        """Scales of FP8 tensors are a part of these."""
+        for name in [n for n in self.shapes if self.shard_of[n].dtype(n) == "F8_E4M3"]:
+            scales, shape = f"{name}{fp8.SCALE}", self.shapes[name]
+            try:
+                block = fp8.block_shape(self.config)
+            except FormatError as error:
+                raise FormatError(f"{self.config_path}: {error}") from None
+            found = fp8.block_of(shape, self.shapes.pop(scales, ()), block)
+            if found is None:
+                raise FormatError(
+                    f"{self.directory}: FP8 tensor {name} {shape} has no {scales} for whole blocks "
+                    f"of {block}"
+                )
+            self.scales[name] = scales, found
 
     @property
     def naming(self):
@@ -67,7 +93,8 @@ class Checkpoint:
     def shards_of(self, name):
         """The shards that a tensor of ``shapes`` is read from."""
         pair = _mxfp4_pair(name) if name.endswith("_mxfp4") else [name]
-        return [self.shard_of[n] for n in pair]
+        scales = [self.scales[name][0]] if name in self.scales else []
+        return [self.shard_of[n] for n in pair + scales]
 
     def raw_rows(self, name, format, start, stop):
         """Rows as bytes of this NumberFormat, where that saves decoding them: never, here."""
@@ -80,18 +107,39 @@ class Checkpoint:
                 self.shard_of[n].read_bytes(n, start, stop) for n in _mxfp4_pair(name)
             )
             return mxfp4.decode(blocks.reshape(*scales.shape, -1), scales)
-        return self.shard_of[name].read_rows(name, start, stop)
+        values = self.shard_of[name].read_rows(name, start, stop)
+        if name not in self.scales:
+            return values
+        scales, block = self.scales[name]
+        scales = self.shard_of[scales].read_rows(
+            scales, start // block[0], -(-(start + len(values)) // block[0])
+        )
+        return fp8.scaled(values, scales, block, start)
 
     def read_columns(self, name):
         """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32.
 
         Holds the whole tensor in its own number format, and one piece.
         """
-        yield from self.shard_of[name].read_columns(name)
+        pieces = self.shard_of[name].read_columns(name)
+        if name not in self.scales:
+            yield from pieces
+            return
+        scales, (rows, columns) = self.scales[name]
+        scales, start = self.shard_of[scales].read_rows(scales).T, 0
+        for piece in pieces:  # of which the blocks are transposed, too
+            yield fp8.scaled(piece, scales[start // columns :], (columns, rows), start)
+            start += len(piece)
 
     def generation_config(self):
+        """What is to be done differently when text is made; {} where nothing is said."""
         path = self.directory / "generation_config.json"
-        return read_json(path) if path.exists() else {}
+        found = read_json(path) if path.exists() else {}
+        try:
+            token_ids(found, "eos_token_id")
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from None
+        return found
 
     def close(self):
         for shard in self.shards:
@@ -117,6 +165,9 @@ class SafetensorsShard:
     def shapes(self):
         return {name: info.shape for name, info in self.file.tensors.items()}
 
+    def dtype(self, name):
+        return self.file.tensors[name].dtype
+
     def read_bytes(self, name, start, stop):
         """Rows of a 3-D or 4-D tensor of bytes, its matrices one after the other (rows, bytes)."""
         info = self.file.tensors[name]
@@ -128,9 +179,9 @@ class SafetensorsShard:
 
     def read_columns(self, name):
         info = self.file.tensors[name]
-        if info.dtype not in BY_SAFETENSORS:
+        if info.dtype not in SOURCES:
             raise FormatError(f"{self.file.path}: tensor {name} is {info.dtype}, not a float")
-        format = BY_SAFETENSORS[info.dtype]
+        format = SOURCES[info.dtype]
         raw = self.file.read_bytes(info.offset, info.nbytes).reshape(info.shape[0], -1)
         for start in range(0, info.shape[1], COLUMN_CHUNK):
             piece = raw[:, format.row_bytes(start) : format.row_bytes(start + COLUMN_CHUNK)]
@@ -138,9 +189,10 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A ``pytorch_model.bin``; torch loads it, weights only, mapped and not read."""
+    """A ``pytorch_model.bin``; torch loads it, weights only, and maps it where it can."""
 
     def __init__(self, path):
+        self.path = path
         try:
             import torch
         except ImportError:
@@ -149,28 +201,45 @@ class TorchShard:
                 "checkpoint as safetensors"
             ) from None
         try:
-            self.tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped.
+            mapped = is_zipfile(path)
+            tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise FormatError(f"{path}: PyTorch cannot read it: {reason}") from None
-        if not isinstance(self.tensors, dict) or not all(
-            isinstance(t, torch.Tensor) for t in self.tensors.values()
+        if not isinstance(tensors, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor)
+            for name, tensor in tensors.items()
         ):
             raise FormatError(f"{path}: not a map of tensors")
+        self.tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self.fp8, self.u8, self.strided = torch.float8_e4m3fn, torch.uint8, torch.strided
 
     def shapes(self):
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
-    def read_rows(self, name, start=0, stop=None):
+    def dtype(self, name):
+        return "F8_E4M3" if self.tensors[name].dtype == self.fp8 else str(self.tensors[name].dtype)
+
+    def _floats(self, name):
         tensor = self.tensors[name]
+        if not tensor.is_floating_point() or tensor.layout != self.strided or tensor.is_meta:
+            raise FormatError(f"{self.path}: tensor {name} is {tensor.dtype}, not a float")
+        return tensor
+
+    def read_rows(self, name, start=0, stop=None):
+        tensor = self._floats(name)
         tensor = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
         return tensor[start:stop].float().numpy()
 
     def read_bytes(self, name, start, stop):
-        return self.tensors[name].flatten(0, 1)[start:stop].flatten(1).numpy()
+        tensor = self.tensors[name]
+        if tensor.dtype != self.u8:
+            raise FormatError(f"{self.path}: tensor {name} is {tensor.dtype}, not bytes")
+        return tensor.flatten(0, 1)[start:stop].flatten(1).numpy()
 
     def read_columns(self, name):
-        tensor = self.tensors[name]
+        tensor = self._floats(name)
         for start in range(0, tensor.shape[1], COLUMN_CHUNK):
             yield tensor[:, start : start + COLUMN_CHUNK].float().numpy().T
 
@@ -186,12 +255,24 @@ KINDS = (  # single file, index of shards, reader; the first that is there is us
 
 def _open_shards(directory):
     for single, index, reader in KINDS:
-        if (directory / index).exists():
-            return [reader(directory / name) for name in shard_names(directory / index)]
         if (directory / single).exists():
             return [reader(directory / single)]
+        if (directory / index).exists():
+            return _open_all(directory, shard_names(directory / index), reader)
     names = " or ".join(name for kind in KINDS for name in kind[:2])
     raise FormatError(f"{directory}: no weights here; looked for {names}")
+
+
+def _open_all(directory, names, reader):
+    shards = []
+    try:
+        for name in names:
+            shards.append(reader(directory / name))
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+    return shards
 
 
 def shard_names(index):

@@ -1,6 +1,6 @@
 """What a model is, in the engine's terms: a few options, whatever the architecture's name."""
 
-import math
+import reprlib
 from dataclasses import dataclass, field
 
 from .errors import FormatError
@@ -13,6 +13,8 @@ LARGEST = 1 << 31
 MOST_LAYERS = MOST_EXPERTS = 4096
 MOST_NEURONS = 1 << 24
 WIDEST = 1 << 20
+# No honest number lies outside of them, and between them all formulas stay finite.
+SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-126, 2.0**100
 
 
 @dataclass(frozen=True)
@@ -180,26 +182,26 @@ def dimension(config, key, default=None, most=LARGEST):
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < most:
-        raise FormatError(f"config: {key} is {str(value)[:40]!r}, not a positive whole number")
+        raise FormatError(f"config: {key} is {shown(value)}, not a positive whole number")
     return value
 
 
-def number(config, key, default=None):
-    """The positive finite number ``config[key]``. Raises FormatError where it is not one."""
+def number(config, key, zero=False):
+    """The positive number ``config[key]``, or 0 where ``zero`` allows it. Raises FormatError."""
     value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise FormatError(f"config: {key} is {str(value)[:40]!r}, not a positive number")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise FormatError(f"config: {key} is {shown(value)}, not a number")
+    if not (SMALLEST_NUMBER <= value <= LARGEST_NUMBER or (zero and value == 0)):
+        raise FormatError(f"config: {key} is {shown(value)}, not a positive number of float32")
     return float(value)
 
 
-def flag(config, key, default):
-    """The boolean ``config[key]``. Raises FormatError where it is not one."""
+def flag(config, key):
+    """The boolean ``config[key]``; null is false. Raises FormatError where it is neither."""
     value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, bool):
-        raise FormatError(f"config: {key} is {str(value)[:40]!r}, not true or false")
-    return value
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"config: {key} is {shown(value)}, not true or false")
+    return bool(value)
 
 
 def token_ids(config, key):
@@ -207,5 +209,11 @@ def token_ids(config, key):
     value = config.get(key)
     values = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < LARGEST for v in values):
-        raise FormatError(f"config: {key} is {str(value)[:40]!r}, not a token id or a list of them")
+        raise FormatError(f"config: {key} is {shown(value)}, not a token id or a list of them")
     return values
+
+
+def shown(value):
+    """A value from a file as an error message can hold it: a few words, however deep it goes."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .architectures import architecture
+from .architectures import model_config
 from .checkpoint import Checkpoint
 from .errors import FormatError, UserError
 from .gguf import is_gguf
@@ -37,7 +37,7 @@ def convert(
     """
     with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
         try:
-            config = architecture(checkpoint.config).model_config(checkpoint.config)
+            config = model_config(checkpoint.config)
         except FormatError as error:
             raise FormatError(f"{checkpoint.config_path}: {error}") from None
         if dtype is None and not isinstance(checkpoint, GgufCheckpoint):

@@ -1,6 +1,7 @@
 """A GGUF file seen as a Hugging Face checkpoint, so that ``convert`` takes either."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,8 @@ NAMES = {
         for p in ("gate", "up", "down")
     },
 }
+LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # what their configs call num_experts
+PARTLY = ("phi", "phi3", "nemotron")  # a part of each head may be rotary
 TURNED = ("llama", "bamboo", "granitemoe")  # pairs that turn lie side by side there
 # Not weights of the model: what the first say is in the config, the others are PowerInfer's
 # predictors, which calibrate takes.
@@ -107,7 +110,8 @@ class GgufCheckpoint:
         return self._get(f"{self.architecture}.{key}", kind)
 
     def _config(self, activation):
-        """A Hugging Face config (a dict); what is missing is refused when it is read."""
+        """A Hugging Face config (a dict) that leaves nothing out, as GGUF has defaults of its own;
+        null is refused where it is read and must not be."""
         model_type, usual, epsilon, epsilon_key = ARCHITECTURES[self.architecture]
         tensors = self.file.tensors
         if "blk.0.fc1.weight" in tensors:  # PowerInfer's models have a ReLU
@@ -117,12 +121,18 @@ class GgufCheckpoint:
         head_dim = self._of("attention.key_length")
         if head_dim is None and heads and hidden_size:
             head_dim = hidden_size // heads
+        window = self._of("attention.sliding_window") or None
+        if model_type == "llama" and self._of("expert_count"):
+            model_type = "mixtral"
+        elif model_type == "llama" and window:
+            model_type = "mistral"
+        neurons = self._of("feed_forward_length")
         config = {
             "model_type": model_type,
             "vocab_size": embeddings.shape[0] if embeddings else None,
             "hidden_size": hidden_size,
-            "intermediate_size": self._of("feed_forward_length"),
-            "ffn_hidden_size": self._of("feed_forward_length"),
+            "intermediate_size": neurons,
+            "ffn_hidden_size": neurons,
             "num_hidden_layers": self._of("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": self._of("attention.head_count_kv"),
@@ -130,40 +140,35 @@ class GgufCheckpoint:
             "max_position_embeddings": self._of("context_length"),
             "tie_word_embeddings": "output.weight" not in tensors,
             "hidden_act": activation or usual,
-            "hidden_activation": activation or usual,
             "activation": activation or usual,
             epsilon: self._of(epsilon_key, float),
             "attention_bias": "blk.0.attn_output.bias" in tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in tensors,
             "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
-            "rope_theta": self._of("rope.freq_base", float),
-            "rope_scaling": self._rope_scaling(),
+            "rope_parameters": self._rope_parameters(),
+            "original_max_position_embeddings": self._of("rope.scaling.original_context_length"),
+            "partial_rotary_factor": self._partial_rotary_factor(model_type, head_dim),
+            "sliding_window": window,
             "bos_token_id": self._get("tokenizer.ggml.bos_token_id", int),
             "eos_token_id": self._ends_of_text(),
         }
+        if model_type == "phi3" and config["original_max_position_embeddings"] is None:
+            config["original_max_position_embeddings"] = config["max_position_embeddings"]
         if self._of("expert_count"):
-            config.update(self._mixture(config))
-        turned = self._of("rope.dimension_count")
-        if turned and head_dim:
-            config["partial_rotary_factor"] = turned / head_dim
-        window = self._of("attention.sliding_window")
-        if window and model_type in ("llama", "phi3"):
-            config["sliding_window"] = window
-            config["model_type"] = "mistral" if model_type == "llama" else model_type
+            config.update(self._mixture(model_type, neurons))
         if model_type == "falcon":
             two = "blk.0.attn_norm_2.weight" in tensors
             config["new_decoder_architecture"] = True  # how its heads are grouped
             config["num_kv_heads"] = config["num_key_value_heads"] or 1
             config["num_ln_in_parallel_attn"] = 2 if two else 1
-        return {key: value for key, value in config.items() if value is not None}
+        return config
 
-    def _mixture(self, config):
+    def _mixture(self, model_type, neurons):
         """What is more where there are experts."""
-        neurons = self._of("expert_feed_forward_length") or config["intermediate_size"]
-        model_type = "mixtral" if config["model_type"] == "llama" else config["model_type"]
+        neurons = self._of("expert_feed_forward_length") or neurons
+        experts = self._of("expert_count")
         return {
-            "model_type": model_type,
-            "num_experts": self._of("expert_count"),
+            "num_local_experts" if model_type in LOCAL_EXPERTS else "num_experts": experts,
             "num_experts_per_tok": self._of("expert_used_count"),
             "moe_intermediate_size": neurons,
             "intermediate_size": neurons,
@@ -174,16 +179,25 @@ class GgufCheckpoint:
             "attention_multiplier": self._of("attention.scale", float),
             "residual_multiplier": self._of("residual_scale", float),
             "logits_scaling": self._of("logit_scale", float),
-            "layer_types": self._layer_types(),
-            "sliding_window": self._of("attention.sliding_window"),
         }
 
-    def _layer_types(self):
-        """Every other layer of a gpt-oss sees a window; it is in llama.cpp's code alone."""
-        if self.architecture != "gpt-oss":
-            return None
-        kinds = ("sliding_attention", "full_attention")
-        return [kinds[layer % 2] for layer in range(self._of("block_count") or 0)]
+    def _partial_rotary_factor(self, model_type, head_dim):
+        """Which part of each head is turned. Raises FormatError where it must be all."""
+        turned = self._of("rope.dimension_count")
+        if not turned or not head_dim or turned == head_dim:
+            return 1.0
+        if model_type not in PARTLY:
+            raise FormatError(
+                f"{self.directory}: rope.dimension_count {turned} of heads of {head_dim} is not "
+                f"supported for {self.architecture}"
+            )
+        # The next larger number, as a product with head_dim must not be rounded below ``turned``.
+        return math.nextafter(turned / head_dim, math.inf)
+
+    def _rope_parameters(self):
+        """The kind of rotary positions, and what it needs."""
+        base = self._of("rope.freq_base", float)
+        return {"rope_theta": 10000.0 if base is None else base, **self._rope_scaling()}
 
     def _rope_scaling(self):
         tensors = self.file.tensors
@@ -193,23 +207,19 @@ class GgufCheckpoint:
                 "rope_type": "longrope", "short_factor": factors, "long_factor": factors,
                 "attention_factor": 1.0,
             }  # fmt: skip
-        original = self._of("rope.scaling.original_context_length")
         if "rope_factors_short.weight" in tensors and "rope_factors_long.weight" in tensors:
             return {
                 "rope_type": "longrope",
                 "short_factor": self._vector("rope_factors_short.weight"),
                 "long_factor": self._vector("rope_factors_long.weight"),
                 "attention_factor": self._of("rope.scaling.attn_factor", float),
-                "original_max_position_embeddings": original,
             }
         kind = self._get(f"{self.architecture}.rope.scaling.type", str, "none")
         if kind == "none":
-            return None
+            return {"rope_type": "default"}
         scaling = {"rope_type": kind, "factor": self._of("rope.scaling.factor", float)}
         if self.architecture == "gpt-oss":
             scaling["truncate"] = False
-        if original:
-            scaling["original_max_position_embeddings"] = original
         return scaling
 
     def _vector(self, name):

@@ -56,6 +56,9 @@ class HubShard:
     def shapes(self):
         return {name: tuple(info.shape) for name, info in self.tensors.items()}
 
+    def dtype(self, name):
+        return self.tensors[name].dtype
+
     def read_rows(self, *arguments):
         return self._fetched().read_rows(*arguments)
 

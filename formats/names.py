@@ -12,6 +12,10 @@ from .writing import encoded, new_tensor
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
+# What older checkpoints hold of no weight: frequencies and tables of rotary positions, masks.
+BUFFERS = (
+    "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias",
+)  # fmt: skip
 
 
 class Names:
@@ -20,11 +24,14 @@ class Names:
     def __init__(self, checkpoint, config):
         self.checkpoint, self.config = checkpoint, config
         self.naming = naming = checkpoint.naming
+        self.ffn, self.packed = naming.FFN, getattr(naming, "ROWS", {})
+        fused = getattr(naming, "FUSED_FFN", None)
+        if fused and any(name in checkpoint.shapes for name in alternatives(fused["down"], 0)):
+            self.ffn, self.packed = fused, {**self.packed, **naming.FUSED_ROWS}
         self.names = {
             **naming.NAMES,
-            **{f"layers.{{}}.ffn.{part}": name for part, name in naming.FFN.items()},
+            **{f"layers.{{}}.ffn.{part}": name for part, name in self.ffn.items()},
         }
-        self.packed = getattr(naming, "ROWS", {})  # which rows of a packed tensor ours is
         self.heights = {}  # {packed tensor: its rows}
         for template, name in self.names.items():
             if rows := self.packed.get(_part(template)):
@@ -39,9 +46,7 @@ class Names:
         Where all of a layer's experts lie in one tensor, the rows are those of each.
         """
         named = self.names.get(template, template)
-        names = named.format(layer, layer, expert=expert).split("|")
-        # A checkpoint of the bare model, without its head, lacks the first part of the names.
-        names += [name.partition(".")[2] for name in names if template not in HEADS]
+        names = alternatives(named, layer, expert, bare=template not in HEADS)
         name = next((n for n in names if n in self.checkpoint.shapes), None)
         if name is None:
             raise FormatError(f"{self.checkpoint.directory}: tensor {names[0]} is missing")
@@ -118,7 +123,7 @@ class Names:
         found = [
             {
                 part: self.find(f"layers.{{}}.ffn.{part}", layer, shapes[part], expert)
-                for part in self.naming.FFN
+                for part in self.ffn
             }
             for expert in experts
         ]
@@ -173,10 +178,10 @@ class Names:
     def refuse_strangers(self):
         """Raise FormatError where the checkpoint holds what the architecture has no use for."""
         strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
-        if self.config.tied:
-            strangers -= {"lm_head.weight"}  # a copy of the embeddings
-        # Some older checkpoints hold the frequencies of the rotary positions.
-        strangers = {name for name in strangers if not name.endswith("rotary_emb.inv_freq")}
+        strangers = {name for name in strangers if not name.endswith(BUFFERS)}
+        if self.config.tied and HEADS[0] in strangers:
+            self.refuse_another_head(HEADS[0], *self.sources["embed_tokens.weight"])
+            strangers.discard(HEADS[0])
         if strangers:
             some = ", ".join(sorted(strangers)[:3])
             raise FormatError(
@@ -184,11 +189,34 @@ class Names:
                 f"{self.checkpoint.config['model_type']} does not have: {some}"
             )
 
+    def refuse_another_head(self, head, embeddings):
+        """Raise FormatError where a tied output head stands in the checkpoint, and is no copy."""
+        shapes, read = self.checkpoint.shapes, self.checkpoint.read_rows
+        same = shapes[head] == shapes[embeddings]
+        step = max(1, CHUNK_VALUES // int(np.prod(shapes[embeddings][1:])))
+        for start in range(0, shapes[embeddings][0], step):
+            part = (start, min(start + step, shapes[embeddings][0]))
+            same = same and np.array_equal(read(head, *part), read(embeddings, *part))
+        if not same:
+            raise FormatError(
+                f"{self.checkpoint.directory}: tensor {head} differs from {embeddings}, to which "
+                'config.json ties it; "tie_word_embeddings": false there uses it'
+            )
+
+
+def alternatives(named, layer, expert=None, bare=True):
+    """The names that a tensor may have in a checkpoint; ``named`` has those of the whole model.
+
+    bare  a checkpoint of the bare model, without its head, lacks the first part of the names
+    """
+    names = named.format(layer, layer, expert=expert).split("|")
+    return names + [name.partition(".")[2] for name in names if bare]
+
 
 def _part(template):
     """The key in ROWS: q_proj of layers.{}.q_proj.bias, gate of layers.{}.ffn.gate."""
     pieces = template.split(".")
-    return pieces[-1] if "ffn" in pieces else pieces[-2]
+    return pieces[-1] if "ffn" in pieces else ".".join(pieces[2:-1])
 
 
 def _runs(rows):

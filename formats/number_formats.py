@@ -76,6 +76,31 @@ class BF16(NumberFormat):
         return rounded.astype("<u2").view(np.uint8)
 
 
+class F64(NumberFormat):
+    """Of checkpoints only: rounded to float32 when it is read."""
+
+    name, safetensors, block, block_bytes = "f64", "F64", 1, 8
+
+    def decode(self, raw):
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(raw).view("<f8").astype(np.float32)
+
+
+class F8E4M3(NumberFormat):
+    """FP8 of checkpoints, of which fp8.py has the scales: 4 bits of exponent, 3 of mantissa."""
+
+    name, safetensors, block, block_bytes = "f8_e4m3", "F8_E4M3", 1, 1
+
+    def __init__(self):
+        exponents, mantissas = np.divmod(np.arange(128), 8)
+        values = np.ldexp(mantissas + 8.0 * (exponents > 0), np.maximum(exponents, 1) - 10)
+        values[127] = np.nan  # it has no infinities
+        self.values = np.concatenate([values, -values]).astype(np.float32)
+
+    def decode(self, raw):
+        return self.values[raw]
+
+
 class BlockFormat(NumberFormat):
     """Blocks of 32 whole numbers that share a scale."""
 
@@ -151,6 +176,8 @@ def _pack(scales, quants, values):
 
 FORMATS = {format.name: format for format in (F32(), F16(), BF16(), Q8_0(), Q4_0())}
 BY_SAFETENSORS = {f.safetensors: f for f in FORMATS.values() if f.block == 1}
+# What a checkpoint's tensors are decoded from.
+SOURCES = {**BY_SAFETENSORS, **{format.safetensors: format for format in (F64(), F8E4M3())}}
 
 
 def number_format(name):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import FormatError
-from .number_formats import BY_SAFETENSORS
+from .number_formats import SOURCES
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
 ITEM_BYTES = {
@@ -90,10 +90,10 @@ class SafetensorsFile:
         """Rows ``start:stop`` of a tensor as float32 (of a vector: elements; of more than two
         dimensions: those of its matrices, one after the other)."""
         info = self.tensors[name]
-        if info.dtype not in BY_SAFETENSORS:
-            known = ", ".join(BY_SAFETENSORS)
+        if info.dtype not in SOURCES:
+            known = ", ".join(SOURCES)
             raise FormatError(f"{self.path}: tensor {name} is {info.dtype}; known are {known}")
-        format = BY_SAFETENSORS[info.dtype]
+        format = SOURCES[info.dtype]
         rows = prod(info.shape[:-1]) if len(info.shape) > 1 else prod(info.shape)
         stop = rows if stop is None else min(stop, rows)
         row_bytes = info.nbytes // rows if rows else 0

@@ -78,7 +78,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     if model.rotary.kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(model.rotary.kind))
         writer.add_rope_scaling_factor(model.rotary.parameters["factor"])
-        original = model.rotary.parameters["original_max_position_embeddings"]
+    if original := model.rotary.parameters.get("original_max_position_embeddings"):
         writer.add_rope_scaling_orig_ctx_len(original)
     writer.add_eos_token_id(model.eos_token_ids[0])
     if metadata:

@@ -48,7 +48,8 @@ def checkpoint(folder, template=CHATML, context=400):
     config = {
         "model_type": "qwen2", "hidden_size": width, "intermediate_size": ffn,
         "vocab_size": len(vocab), "num_hidden_layers": 1, "num_attention_heads": 4,
-        "max_position_embeddings": context, "hidden_act": "relu", "tie_word_embeddings": False,
+        "num_key_value_heads": 4, "max_position_embeddings": context, "hidden_act": "relu",
+        "tie_word_embeddings": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     ends = {"eos_token_id": [vocab["<|im_end|>"], vocab["<|endoftext|>"]]}

@@ -1,55 +1,199 @@
 """Configs from files that nobody vouches for: a ModelConfig, or one line."""
 
+import copy
 import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_configs import OWN_CODE, random_config
 
 from conftest import DATA
 from flashinfer.formats.architectures import ARCHITECTURES, model_config
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import FormatError
+from flashinfer.formats.layout import layout
 from flashinfer.positions import RotaryPositions, alibi_table
 
 CONFIGS = {path.parent.name: json.loads(path.read_text()) for path in DATA.glob("*/config.json")}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 STRANGE = st.sampled_from(
-    [None, True, False, 0, 1, -1, 2, 3, 7, 1e-300, 1e300, 2**40, "", "relu", "yarn", [], [1], {}]
-)
+    [
+        None, True, False, 0, 1, -1, 2, 3, 7, 1e-300, 1e300, 2**40, "", "relu", "yarn", [], [1], {},
+        10**400, -(10**400), 1e308, 5e-324, 1e38, 1e-38, 1e30, math.nan, math.inf, -math.inf, "1",
+        -0.0, 2.0, 1.5, "\ud800", "a\nb", nested(300), [None], [1e308, "x"], {"a": nested(200)},
+        {"rope_type": 10**400}, [10**400], 1 << 31, (1 << 31) - 1, 1 << 63, 4096,
+        ["sliding_attention"], ["full_attention", 3], {"quant_method": []},
+    ]
+)  # fmt: skip
+ANYWHERE = ("is_causal", "per_layer_config", "quantization_config")
 
 
 def test_every_architecture_has_a_checkpoint_here():
     kinds = {config["model_type"] for config in CONFIGS.values()}
-    assert kinds == ARCHITECTURES.keys() - {"turbosparsemistral"}
+    assert kinds == ARCHITECTURES.keys() - {"turbosparsemistral", "ministral"}
 
 
-@settings(max_examples=400, deadline=None)
-@given(name=st.sampled_from(sorted(CONFIGS)), data=st.data())
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_strange_values_are_used_or_refused(name, data):
-    config = json.loads(json.dumps(CONFIGS[name]))
-    keys = sorted(config)
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = config
-        rope = config.get("rope_parameters")
-        if isinstance(rope, dict) and data.draw(st.booleans()):
-            place, keys = rope, sorted({*rope, "factor", "beta_fast", "mscale", "truncate"})
-        place[data.draw(st.sampled_from(keys))] = data.draw(STRANGE)
-        keys = sorted(config)
+def places(config):
+    """Every object in a config of which a value may be another."""
+    found = [config]
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(config.get(key), dict):
+            found.append(config[key])
+            found += [value for value in config[key].values() if isinstance(value, dict)]
+    return found
+
+
+ROPE_KEYS = (
+    "rope_type", "type", "factor", "rope_theta", "beta_fast", "beta_slow", "mscale",
+    "mscale_all_dim", "truncate", "attention_factor", "low_freq_factor", "high_freq_factor",
+    "short_factor", "long_factor", "original_max_position_embeddings", "partial_rotary_factor",
+    "full_attention", "sliding_attention",
+)  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    model_type=st.sampled_from(sorted(ARCHITECTURES)),
+    seed=st.integers(0, 1 << 30),
+    changes=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99), STRANGE), max_size=3),
+)
+def test_strange_values_are_used_or_refused(model_type, seed, changes):
+    """Warnings are errors here."""
+    config = random_config(np.random.default_rng(seed), model_type)
+    if model_type in OWN_CODE:
+        config.setdefault("hidden_act", "relu")
+    for place, key, value in changes:
+        objects = places(config)
+        chosen = objects[place % len(objects)]
+        keys = (*ARCHITECTURES[model_type].DEFAULTS, *ANYWHERE) if chosen is config else ROPE_KEYS
+        chosen[keys[key % len(keys)]] = copy.deepcopy(value)
+    check(config)
+
+
+def check(config):
+    """A config gives a ModelConfig that the engine can use, or is refused in one line."""
     try:
         found = model_config(config)
     except FormatError as error:
-        assert "\n" not in str(error) and str(error).startswith("config: ")
-        return
-    if found.rotary and found.head_dim < 1 << 12:
-        cos, sin = RotaryPositions(found.rotary, 64)(3, 5)
-        assert cos.shape == sin.shape == (5, found.rotary.dim // 2)
+        assert str(error).startswith("config: ") and "\n" not in str(error)
+        assert len(str(error)) < 400
+        return None
+    assert isinstance(found, ModelConfig)
+    layout(found)
+    for rotary in filter(None, (found.rotary, found.rotary_near)):
+        if rotary.dim < 1 << 12:
+            cos, sin = RotaryPositions(rotary, 64)(3, 5)
+            assert cos.shape == sin.shape == (5, rotary.dim // 2)
+            assert np.isfinite(cos).all() and np.isfinite(sin).all()
     if found.positions == "alibi" and found.num_attention_heads < 1 << 12:
         assert np.isfinite(alibi_table(found.num_attention_heads, found.head_dim, 8)).all()
+    return found
 
 
-def test_an_absurd_factor_is_no_crash():
-    config = json.loads(json.dumps(CONFIGS["llama-dynamic"]))
-    config["rope_parameters"]["factor"] = 1e300
-    cos, sin = RotaryPositions(model_config(config).rotary, 64)(3, 5)
-    assert np.isfinite(cos).all() and np.isfinite(sin).all()
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_most_random_configs_are_used(model_type):
+    """So that the test above changes something that works."""
+    configs = [random_config(np.random.default_rng(seed), model_type) for seed in range(40)]
+    if model_type in OWN_CODE:
+        configs = [{"hidden_act": "relu", **config} for config in configs]
+    assert sum(check(config) is not None for config in configs) > 24
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 40, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "vocab_size": 96,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps"),
+        ({"rope_theta": 1e308}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": 5e-324}}, "factor"),
+        ({"hidden_act": "\ud800"}, "hidden_act"),
+        ({"head_dim": nested(400)}, "head_dim"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 100.0}}}, "full_attention"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5},
+         "partial_rotary_factor"),
+        ({"is_causal": False}, "is_causal"),
+        ({"per_layer_config": {"1": {}}}, "per_layer_config"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional"),
+        ({"model_type": "gpt_oss", "swiglu_alpha": 1.0}, "swiglu_alpha"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "use_sliding_window"),
+        ({"model_type": "mistral", "layer_types": ["mamba"] * 2}, "layer_types"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named(changes, field):
+    assert check(LLAMA) is not None
+    with pytest.raises(FormatError, match=field):
+        model_config({**LLAMA, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, wanted",
+    [
+        ({}, {"activation": "silu", "num_key_value_heads": 4, "max_position_embeddings": 2048}),
+        ({"hidden_act": "quick_gelu"}, {"activation": "quick_gelu"}),
+        ({"rms_norm_eps": 0}, {"norm_epsilon": 0.0}),
+        ({"partial_rotary_factor": 0.5, "norm_topk_prob": False, "sliding_window": 5},
+         {"sliding_windows": ()}),
+        ({"eos_token_id": [3, 200], "bos_token_id": 96},
+         {"eos_token_ids": (3,), "bos_token_id": None}),
+        ({"model_type": "gemma", "num_key_value_heads": 4, "hidden_act": "relu"},
+         {"activation": "relu"}),
+        ({"model_type": "gemma", "num_key_value_heads": 4, "hidden_act": "gelu",
+          "hidden_activation": "relu"}, {"activation": "gelu_tanh"}),
+        ({"model_type": "gemma2", "hidden_act": "relu"},
+         {"activation": "gelu_tanh", "score_cap": 50.0, "logit_cap": 30.0,
+          "attention_scale": 256**-0.5, "sliding_windows": (4096, 0)}),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 3.0}, {"score_cap": 0.0}),
+        ({"model_type": "mixtral", "num_key_value_heads": 4, "norm_topk_prob": False},
+         {"router_normalised": True, "sliding_windows": ()}),
+        ({"model_type": "qwen3_moe", "num_local_experts": 9, "intermediate_size": "none"},
+         {"experts": 9, "d_ffn": 9 * 768}),
+        ({"model_type": "gpt_oss", "num_key_value_heads": 4, "hidden_act": "none"},
+         {"sliding_windows": (128, 0), "activation": "quick_gelu"}),
+        ({"model_type": "qwen2_moe", "num_key_value_heads": 4, "use_sliding_window": True,
+          "sliding_window": 7}, {"sliding_windows": (7, 0)}),
+        ({"model_type": "mistral", "num_key_value_heads": 4}, {"sliding_windows": (4096, 4096)}),
+        ({"model_type": "falcon", "n_embed": 48}, {"hidden_size": 48, "d_ffn": 192}),
+    ],
+)  # fmt: skip
+def test_what_a_config_leaves_out(changes, wanted):
+    found = model_config({**LLAMA, **changes})
+    assert {key: getattr(found, key) for key in wanted} == wanted
+
+
+def test_rotary_positions_where_a_config_says_nothing():
+    def rotary(**changes):
+        return model_config({**LLAMA, "num_key_value_heads": 4, **changes}).rotary
+
+    assert (rotary(model_type="gpt_oss").kind, rotary(model_type="gpt_oss").base) == ("yarn", 1.5e5)
+    assert rotary(model_type="gpt_oss").parameters["factor"] == 32.0
+    assert rotary(model_type="mixtral").base == 1e6
+    both = {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 50.0}
+    found = rotary(rope_parameters={"rope_type": "dynamic", "rope_theta": 7.0}, **both)
+    assert (found.kind, found.base, found.parameters["factor"]) == ("linear", 50.0, 2.0)
+    factors = {"short_factor": [1.0] * 5, "long_factor": [2.0] * 5, "type": "su"}
+    found = rotary(
+        model_type="phi3", max_position_embeddings=8192,
+        rope_scaling={**factors, "original_max_position_embeddings": 16},
+    )  # fmt: skip
+    assert found.kind == "longrope"  # phi3 looks for the original length beside, not here
+    assert found.parameters["original_max_position_embeddings"] == 4096
+    assert found.parameters["factor"] == 2.0

@@ -68,8 +68,9 @@ def random_qwen2(folder, width=256, ffn=512):
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     config = {
         "model_type": "qwen2", "hidden_size": width, "intermediate_size": ffn, "vocab_size": 40,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 32,
-        "hidden_act": "silu", "tie_word_embeddings": True, "eos_token_id": 2,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "max_position_embeddings": 32, "hidden_act": "silu", "tie_word_embeddings": True,
+        "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder

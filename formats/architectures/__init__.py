@@ -2,21 +2,29 @@
 
 A module gives
     MODEL_TYPES           the names it goes by
-    model_config(config)  the ModelConfig of a Hugging Face config (a dict)
+    DEFAULTS              {field of its config class that changes the result: what it is where a
+                          config leaves it out}; no other fields are looked at
+    model_config(config)  the ModelConfig of these fields (a dict)
     NAMES                 {our tensor: the checkpoint's}, {} is the layer
     FFN                   {"gate", "up", "down": the checkpoint's tensor}, {expert} is the expert;
                           without it, all of a layer's experts are in one tensor
 and where they are needed
+    ALIASES               {another name of a field, which goes before it: the field}
     ROWS                  {our projection: which rows of a packed tensor it is, of a ModelConfig}
     NORM_LESS_ONE         norms are stored with one taken away
+    FUSED_FFN, FUSED_ROWS  FFN and ROWS where all of a layer's experts are in one tensor
     EXPERTS_TURNED        matrices of experts that lie in one tensor have rows and columns exchanged
 """
 
+from ..config import shown
 from ..errors import FormatError
+from ..fp8 import is_supported
 from . import (
+    bamboo,
     falcon,
     gemma,
     gemma2,
+    gemma3,
     gpt_oss,
     granitemoe,
     llama,
@@ -32,11 +40,12 @@ from . import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    sparsellama,
 )
 
 MODULES = (
-    opt, llama, mistral, qwen2, qwen3, falcon, persimmon, phi, phi3, nemotron, gemma, gemma2,
-    olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
+    opt, llama, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
+    nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
@@ -46,7 +55,7 @@ def architecture(config):
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise FormatError(
-            f"config: model_type {str(model_type)[:40]!r} is not supported; "
+            f"config: model_type {shown(model_type)} is not supported; "
             f"supported: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[model_type]
@@ -54,4 +63,19 @@ def architecture(config):
 
 def model_config(config):
     """The ModelConfig of any supported Hugging Face config (a dict). Raises FormatError."""
-    return architecture(config).model_config(config)
+    module = architecture(config)
+    for field, is_usual in UNUSUAL.items():
+        if field in config and not is_usual(config[field]):
+            raise FormatError(f"config: {field} {shown(config[field])} is not supported")
+    fields = {key: config.get(key, default) for key, default in module.DEFAULTS.items()}
+    for alias, field in getattr(module, "ALIASES", {}).items():
+        fields[field] = config.get(alias, fields[field])
+    return module.model_config(fields)
+
+
+# Fields that change the result of every architecture: whether they are as usual.
+UNUSUAL = {
+    "is_causal": lambda value: value is True,
+    "per_layer_config": lambda value: value is None,
+    "quantization_config": is_supported,
+}

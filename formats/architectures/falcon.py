@@ -1,7 +1,9 @@
 """Falcon 7B, 40B and RW (Almazrouei et al. 2023): side by side or not, rotary or alibi."""
 
 from ..config import ModelConfig, dimension, flag, number
-from .hugging_face import activation, dimensions, interleaved, rotary
+from ..errors import FormatError
+from .hugging_face import activation, dimensions, interleaved
+from .rope import ROPE, longest, rope_parameters, rotary
 
 MODEL_TYPES = ("falcon",)
 KINDS = ("weight", "bias")
@@ -28,44 +30,77 @@ FFN = {
     "down": f"{LAYER}.mlp.dense_4h_to_h.weight",
 }
 ROWS = {f"{p}_proj": interleaved(p) for p in "qkv"}
+DEFAULTS = {
+    **ROPE,
+    "vocab_size": 65024,
+    "hidden_size": 4544,
+    "n_embed": None,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 71,
+    "num_ln_in_parallel_attn": None,
+    "layer_norm_epsilon": 1e-5,
+    "num_kv_heads": None,
+    "alibi": False,
+    "new_decoder_architecture": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "bias": False,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 11,
+    "eos_token_id": 11,
+    "ffn_hidden_size": None,
+    "activation": "gelu",
+    "tie_word_embeddings": True,
+}
 
 
 def model_config(config):
     """The ModelConfig of a FalconConfig (a dict). Raises FormatError."""
-    heads = dimension(config, "num_attention_heads")
-    new, alibi = flag(config, "new_decoder_architecture", False), flag(config, "alibi", False)
-    key_values = heads
-    if new:
-        key_values = dimension(config, "num_kv_heads", heads)
-    elif flag(config, "multi_query", True):
-        key_values = 1
-    parallel = new or flag(config, "parallel_attn", True)
-    norms = dimension(config, "num_ln_in_parallel_attn", 2 if new else 1)
-    bias = flag(config, "bias", False)
+    if config["n_embed"] is not None:
+        config = {**config, "hidden_size": config["n_embed"]}
     four = 4 * dimension(config, "hidden_size")
     common = dimensions(
         {
             **config,
             "ffn_hidden_size": dimension(config, "ffn_hidden_size", four),
-            "num_key_value_heads": key_values,
-            "max_position_embeddings": dimension(config, "max_position_embeddings", 2048),
+            "num_key_value_heads": _key_value_heads(config),
         },
         d_ffn="ffn_hidden_size",
-        tied=True,
     )
+    turned = None
+    if not flag(config, "alibi"):
+        turned = rotary(config, rope_parameters(config), common["head_dim"])
+        common["max_position_embeddings"] = longest(turned, common["max_position_embeddings"])
+    bias = flag(config, "bias")
     return ModelConfig(
         **common,
-        **activation({"hidden_act": config.get("activation", "gelu")}),
-        positions="alibi" if alibi else "rotary",
-        rotary=None if alibi else rotary(
-            {"max_position_embeddings": 2048, **config}, common["head_dim"]
-        ),
+        **activation(config, "activation"),
+        **_norms(config),
+        positions="rotary" if turned else "alibi",
+        rotary=turned,
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
-        parallel=parallel,
-        shared_norm=parallel and norms == 1,
+        norm_epsilon=number(config, "layer_norm_epsilon", zero=True),
         gated=False,
         qkv_bias=bias,
         o_bias=bias,
         ffn_bias=bias,
-    )  # fmt: skip
+    )
+
+
+def _key_value_heads(config):
+    heads = dimension(config, "num_attention_heads")
+    if not flag(config, "new_decoder_architecture"):
+        return 1 if flag(config, "multi_query") else heads
+    return dimension(config, "num_kv_heads", heads)
+
+
+def _norms(config):
+    """Whether attention and FFN stand side by side, and read the same norm."""
+    new, parallel = flag(config, "new_decoder_architecture"), flag(config, "parallel_attn")
+    norms = dimension(config, "num_ln_in_parallel_attn", 2 if new else 1)
+    if (new and not parallel) or (parallel and norms != 1 and (not new or norms != 2)):
+        raise FormatError(
+            f"config: num_ln_in_parallel_attn {norms} with parallel_attn {parallel} and "
+            f"new_decoder_architecture {new} is no model"
+        )
+    return {"parallel": parallel, "shared_norm": parallel and norms == 1}

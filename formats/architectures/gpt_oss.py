@@ -1,12 +1,12 @@
 """GPT-OSS (OpenAI 2025): experts in MXFP4, with biases and a limited gate; attention sinks."""
 
-from dataclasses import replace
-
 import numpy as np
 
-from ..config import dimension, number
-from . import hugging_face, llama
-from .hugging_face import mixture, sliding_windows
+from ..config import ModelConfig, flag, number, shown
+from ..errors import FormatError
+from . import hugging_face
+from .hugging_face import mixture, usual_options
+from .windows import slides, sliding_windows
 
 MODEL_TYPES = ("gpt_oss",)
 MLP = "model.layers.{}.mlp"
@@ -29,18 +29,61 @@ ROWS = {  # gate and up lie in turn
     for name in (part, f"{part}_bias")
 }
 EXPERTS_TURNED = True  # those that are not in MXFP4
+ALPHA = 1.702  # gate x sigmoid(ALPHA gate x), which is what quick_gelu is
+
+
+DEFAULTS = {
+    **hugging_face.without(hugging_face.LLAMA, "hidden_act"),  # its activation is its own
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "attention_bias": True,
+    "rope_theta": 150000.0,
+    "sliding_window": 128,
+    "layer_types": None,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "swiglu_alpha": ALPHA,
+    "swiglu_limit": 7.0,
+}
+ALIASES = {"num_experts": "num_local_experts"}
+# Where rope_parameters is absent, or null.
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def model_config(config):
     """The ModelConfig of a GptOssConfig (a dict). Raises FormatError."""
-    plain = llama.model_config({"attention_bias": True, **config})
-    return replace(
-        plain,
-        **mixture(config, "intermediate_size"),
+    if config["swiglu_alpha"] != ALPHA:
+        raise FormatError(
+            f"config: swiglu_alpha {shown(config['swiglu_alpha'])} is not supported, {ALPHA} is"
+        )
+    if config["rope_parameters"] is None:
+        config = {**config, "rope_parameters": YARN}
+    options = usual_options({**config, "hidden_act": "quick_gelu"})
+    sliding = slides(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
+    plain = ModelConfig(
+        **options,
+        qkv_bias=flag(config, "attention_bias"),
+        o_bias=flag(config, "attention_bias"),
         router_bias=True,
         ffn_bias=True,
-        activation="quick_gelu",
-        limit=number(config, "swiglu_limit", 7.0),
+        limit=number(config, "swiglu_limit"),
         attention_sinks=True,
-        sliding_windows=sliding_windows(config, dimension(config, "num_hidden_layers")),
+        sliding_windows=sliding_windows(config, sliding),
     )
+    return mixture(plain, config, normalised=True)

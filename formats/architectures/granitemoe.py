@@ -1,34 +1,42 @@
 """Granite 3 MoE (IBM 2024): all of a layer's experts in two tensors; scaled sums and logits."""
 
-from dataclasses import replace
-
-import numpy as np
-
-from ..config import number
-from . import hugging_face, llama
-from .hugging_face import mixture
+from ..config import ModelConfig, flag, number
+from . import hugging_face
+from .hugging_face import mixture, usual_options
 
 MODEL_TYPES = ("granitemoe",)
 MOE = "model.layers.{}.block_sparse_moe"
-NAMES = {**hugging_face.NAMES, "layers.{}.router.weight": f"{MOE}.router.layer.weight"}
-FFN = {
-    "gate": f"{MOE}.input_linear.weight",
-    "up": f"{MOE}.input_linear.weight",
-    "down": f"{MOE}.output_linear.weight",
+NAMES = {
+    **hugging_face.NAMES,
+    "layers.{}.router.weight": f"{MOE}.router.layer.weight|{MOE}.router.weight",
 }
-ROWS = {  # of each expert's matrix
-    "gate": lambda config: np.arange(config.unit_neurons),
-    "up": lambda config: np.arange(config.unit_neurons, 2 * config.unit_neurons),
+FFN = {
+    "gate": f"{MOE}.input_linear.weight|{MOE}.experts.gate_up_proj",
+    "up": f"{MOE}.input_linear.weight|{MOE}.experts.gate_up_proj",
+    "down": f"{MOE}.output_linear.weight|{MOE}.experts.down_proj",
+}
+ROWS = hugging_face.FUSED_ROWS
+DEFAULTS = {
+    **hugging_face.LLAMA,
+    "attention_bias": False,
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
 }
 
 
 def model_config(config):
     """The ModelConfig of a GraniteMoeConfig (a dict). Raises FormatError."""
-    return replace(
-        llama.model_config(config),
-        **mixture(config, "intermediate_size"),
-        embedding_scale=number(config, "embedding_multiplier", 1.0),
-        attention_scale=number(config, "attention_multiplier", 1.0),
-        residual_scale=number(config, "residual_multiplier", 1.0),
-        logit_scale=1 / number(config, "logits_scaling", 1.0),
+    plain = ModelConfig(
+        **usual_options(config),
+        qkv_bias=flag(config, "attention_bias"),
+        o_bias=flag(config, "attention_bias"),
+        embedding_scale=number(config, "embedding_multiplier"),
+        attention_scale=number(config, "attention_multiplier"),
+        residual_scale=number(config, "residual_multiplier"),
+        logit_scale=1 / number(config, "logits_scaling"),
     )
+    return mixture(plain, config, normalised=True)

@@ -1,20 +1,13 @@
 """What the architectures' modules share: how Hugging Face names things, and packs them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from ..config import (
-    MOST_EXPERTS,
-    MOST_LAYERS,
-    ROTARY,
-    Rotary,
-    dimension,
-    flag,
-    number,
-    token_ids,
-)
+from ..config import MOST_EXPERTS, MOST_LAYERS, dimension, flag, number, shown, token_ids
 from ..errors import FormatError
+from .rope import ROPE, longest, rope_parameters, rotary
 
 # Our name -> the checkpoint's, of Llama and the many that follow it; {} is the layer.
 NAMES = {
@@ -36,26 +29,61 @@ NAMES = {
     },
 }
 FFN = {p: f"model.layers.{{}}.mlp.{p}_proj.weight" for p in ("gate", "up", "down")}
-# The same of a mixture's experts, one tensor each.
+# The same of a mixture's experts, one tensor each; or all of a layer's in two.
 EXPERTS = {
     p: f"model.layers.{{}}.mlp.experts.{{expert}}.{p}_proj.weight" for p in ("gate", "up", "down")
 }
+FUSED_EXPERTS = {
+    part: f"model.layers.{{}}.mlp.experts.{name}"
+    for part, name in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
+}
+FUSED_ROWS = {  # of each expert's matrix in them
+    "gate": lambda config: np.arange(config.unit_neurons),
+    "up": lambda config: np.arange(config.unit_neurons, 2 * config.unit_neurons),
+}
+
+# The fields of Llama's config class and of the many that follow it, and what is taken where a
+# config leaves them out.
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    **ROPE,
+}
+
+
+def without(defaults, *fields):
+    """The defaults of a config class that has no use for these fields."""
+    return {key: value for key, value in defaults.items() if key not in fields}
+
 
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
-    "fatrelu": "relu",
     "relu2": "relu2",
-    "relu_squared": "relu2",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
 }
 
 
-def dimensions(config, d_ffn="intermediate_size", tied=False):
+def dimensions(config, d_ffn="intermediate_size"):
     """The options of ModelConfig that nearly every config has under the same name."""
     hidden_size = dimension(config, "hidden_size")
     heads = dimension(config, "num_attention_heads")
@@ -63,13 +91,12 @@ def dimensions(config, d_ffn="intermediate_size", tied=False):
         raise FormatError(
             f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
         )
-    most = dimension(config, "max_position_embeddings")
-    kind, scaling = rotary_kind(config)
-    if kind == "dynamic":  # made to go on behind it
-        most = int(most * number(scaling, "factor"))
-    bos = token_ids(config, "bos_token_id")
+    vocab_size = dimension(config, "vocab_size")
+    # Ids beyond the vocabulary are those of a model that was made smaller: they never occur.
+    begins = [id for id in token_ids(config, "bos_token_id") if id < vocab_size]
+    ends = [id for id in token_ids(config, "eos_token_id") if id < vocab_size]
     return {
-        "vocab_size": dimension(config, "vocab_size"),
+        "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "embedding_size": hidden_size,
         "d_ffn": dimension(config, d_ffn),
@@ -77,123 +104,60 @@ def dimensions(config, d_ffn="intermediate_size", tied=False):
         "num_attention_heads": heads,
         "num_key_value_heads": dimension(config, "num_key_value_heads", heads),
         "head_dim": dimension(config, "head_dim", hidden_size // heads),
-        "max_position_embeddings": most,
-        "tied": flag(config, "tie_word_embeddings", tied),
-        "bos_token_id": bos[0] if bos else None,
-        "eos_token_ids": token_ids(config, "eos_token_id"),
+        "max_position_embeddings": dimension(config, "max_position_embeddings"),
+        "tied": flag(config, "tie_word_embeddings"),
+        "bos_token_id": begins[0] if begins else None,
+        "eos_token_ids": tuple(ends),
     }
 
 
-def usual_options(config, epsilon, share=1.0):
+def usual_options(config, epsilon="rms_norm_eps", d_ffn="intermediate_size", partly=False):
     """``dimensions``, ``activation``, ``rotary`` and the norms' epsilon, in one.
 
-    epsilon  the key it has, and its default; share: of each head that is rotary
+    epsilon, d_ffn  the keys of these; partly: whether a part of each head may be rotary
     """
-    common = dimensions(config)
+    common = dimensions(config, d_ffn)
+    turned = rotary(config, rope_parameters(config), common["head_dim"], partly)
     return {
         **common,
         **activation(config),
-        "rotary": rotary(config, common["head_dim"], share),
-        "norm_epsilon": number(config, *epsilon),
+        "rotary": turned,
+        "max_position_embeddings": longest(turned, common["max_position_embeddings"]),
+        "norm_epsilon": number(config, epsilon, zero=True),
     }
 
 
-def mixture(config, neurons="moe_intermediate_size", normalised=True):
-    """ModelConfig's options of a layer's experts; neurons: the key of how many each has."""
+def mixture(plain, config, normalised):
+    """The ModelConfig of layers of experts, each of which is the FFN of ``plain``.
+
+    normalised  whether the weights of the experts that a token uses add up to 1
+    """
     key = "num_experts" if "num_experts" in config else "num_local_experts"
+    if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
+        raise FormatError(
+            "config: layers without experts between those with (decoder_sparse_step, "
+            "mlp_only_layers) are not supported"
+        )
     experts = dimension(config, key, most=MOST_EXPERTS)
-    if dimension(config, "decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
-        raise FormatError("config: layers without experts between those with are not supported")
-    return {
-        "d_ffn": experts * dimension(config, neurons),
-        "experts": experts,
-        "experts_per_token": dimension(config, "num_experts_per_tok"),
-        "router_normalised": flag(config, "norm_topk_prob", normalised),
-    }
+    return replace(
+        plain,
+        d_ffn=experts * plain.d_ffn,
+        experts=experts,
+        experts_per_token=dimension(config, "num_experts_per_tok"),
+        router_normalised=normalised,
+    )
 
 
 def activation(config, key="hidden_act"):
     """ModelConfig's ``activation`` and ``threshold``. Raises FormatError where it is unknown."""
-    name = config.get(key)
+    name = config[key]
+    if name == "fatrelu" and "hidden_act_param" in config:
+        return {"activation": "relu", "threshold": number(config, "hidden_act_param", zero=True)}
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise FormatError(
-            f"config: {key} {str(name)[:40]!r} is not supported; "
-            f"supported: {', '.join(ACTIVATIONS)}"
+            f"config: {key} {shown(name)} is not supported; supported: {', '.join(ACTIVATIONS)}"
         )
-    threshold = number(config, "hidden_act_param", 0.01) if name == "fatrelu" else 0.0
-    return {"activation": ACTIVATIONS[name], "threshold": threshold}
-
-
-def rotary_kind(config):
-    """One of ROTARY and its parameters, in the old form (rope_scaling) or new (rope_parameters)."""
-    scaling = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        found = config.get(key) or {}
-        if not isinstance(found, dict):
-            raise FormatError(f"config: {key} is {str(found)[:40]!r}, not an object")
-        scaling.update(found)
-    kind = scaling.get("rope_type", scaling.get("type")) or "default"
-    kind = "longrope" if kind == "su" else kind
-    if kind not in ROTARY:
-        raise FormatError(
-            f"config: rotary positions {str(kind)[:40]!r} are not supported; "
-            f"supported: {', '.join(ROTARY)}"
-        )
-    return kind, scaling
-
-
-def rotary(config, head_dim, share=1.0):
-    """The Rotary of a config, by which the first ``share`` of each head is turned."""
-    kind, scaling = rotary_kind(config)
-    base = number(scaling, "rope_theta", number(config, "rope_theta", 10000.0))
-    share = number(scaling, "partial_rotary_factor", number(config, "partial_rotary_factor", share))
-    most = dimension(config, "max_position_embeddings")
-    original = dimension(config, "original_max_position_embeddings", most)
-    scaling["original_max_position_embeddings"] = dimension(
-        scaling, "original_max_position_embeddings", original
-    )
-    scaling["max_position_embeddings"] = most
-    if base <= 1 or scaling["original_max_position_embeddings"] < 2:
-        raise FormatError(f"config: rotary positions of base {base} are not angles")
-    dim = int(min(share, 1.0) * head_dim)
-    return Rotary(dim, base, kind, _checked(kind, scaling, dim))
-
-
-def _checked(kind, scaling, dim):
-    """The parameters that a kind of rotary positions needs. Raises FormatError."""
-    if kind == "llama3":
-        low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
-        if high <= low:
-            raise FormatError(f"config: high_freq_factor {high} is not above low_freq_factor {low}")
-    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
-        values = scaling.get(key)
-        if not isinstance(values, list) or len(values) != dim // 2:
-            raise FormatError(f"config: {key} is not a list of {dim // 2} numbers")
-        for value in values:
-            number({key: value}, key)
-    for key in ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
-        if scaling.get(key) is not None:
-            number(scaling, key)
-    if kind in ("yarn", "longrope") and scaling.get("factor") is None:
-        known = scaling["max_position_embeddings"] / scaling["original_max_position_embeddings"]
-        scaling["factor"] = known
-    if kind != "default":
-        number(scaling, "factor")
-    return scaling
-
-
-def sliding_windows(config, layers):
-    """ModelConfig's ``sliding_windows`` by ``layer_types``, or one ``sliding_window`` for all."""
-    window = config.get("sliding_window")
-    if window is None or config.get("use_sliding_window") is False:
-        return ()
-    window = dimension(config, "sliding_window")
-    types = config.get("layer_types")
-    if isinstance(types, list) and len(types) == layers:
-        return tuple(window if kind == "sliding_attention" else 0 for kind in types)
-    first = config.get("max_window_layers") if "use_sliding_window" in config else 0
-    first = first if isinstance(first, int) else 0
-    return tuple(window if layer >= first else 0 for layer in range(layers))
+    return {"activation": ACTIVATIONS[name]}
 
 
 def interleaved(part):

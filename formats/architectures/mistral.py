@@ -1,19 +1,25 @@
-"""Mistral (Jiang et al. 2023) with its sliding window; Bamboo and TurboSparse, whose gate and up
-both pass a ReLU (dReLU, Song et al. 2024)."""
+"""Mistral (Jiang et al. 2023) with its sliding window, of all layers or of those it names."""
 
 from ..config import ModelConfig
-from .hugging_face import FFN, NAMES, sliding_windows, usual_options
+from . import hugging_face
+from .hugging_face import FFN, NAMES, usual_options
+from .windows import slides, sliding_windows
 
-__all__ = ["FFN", "MODEL_TYPES", "NAMES", "model_config"]
-DOUBLE_RELU = ("bamboo", "turbosparsemistral")
-MODEL_TYPES = ("mistral", *DOUBLE_RELU)
+__all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
+MODEL_TYPES = ("mistral", "ministral")
+DEFAULTS = {
+    **hugging_face.LLAMA,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+    "layer_types": None,
+}
 
 
 def model_config(config):
     """The ModelConfig of a MistralConfig (a dict). Raises FormatError."""
-    options = usual_options(config, ("rms_norm_eps", 1e-6))
-    return ModelConfig(
-        **options,
-        sliding_windows=sliding_windows(config, options["num_hidden_layers"]),
-        up_relu=config["model_type"] in DOUBLE_RELU,
-    )
+    options = usual_options(config)
+    windowed = config["sliding_window"] is not None
+    sliding = slides(config, options["num_hidden_layers"], lambda layer: windowed)
+    return ModelConfig(**options, sliding_windows=sliding_windows(config, sliding))

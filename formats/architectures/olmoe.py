@@ -3,22 +3,43 @@
 from ..config import ModelConfig, flag
 from ..errors import FormatError
 from . import hugging_face
-from .hugging_face import mixture, usual_options
+from .hugging_face import FUSED_ROWS, mixture, usual_options
 
 MODEL_TYPES = ("olmoe",)
 NAMES = {**hugging_face.NAMES, "layers.{}.router.weight": "model.layers.{}.mlp.gate.weight"}
-FFN = hugging_face.EXPERTS
+FFN, FUSED_FFN = hugging_face.EXPERTS, hugging_face.FUSED_EXPERTS
+DEFAULTS = {
+    **hugging_face.LLAMA,
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": None,
+    "eos_token_id": 50279,
+    "attention_bias": False,
+    "clip_qkv": None,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+}
+ALIASES = {"num_local_experts": "num_experts"}
+__all__ = [
+    "ALIASES", "DEFAULTS", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES", "NAMES", "model_config",
+]  # fmt: skip
 
 
 def model_config(config):
     """The ModelConfig of an OlmoeConfig (a dict). Raises FormatError."""
-    if config.get("clip_qkv") is not None:
+    if config["clip_qkv"] is not None:
         raise FormatError("config: clip_qkv is not supported")
-    options = usual_options(config, ("rms_norm_eps", 1e-5))
-    return ModelConfig(
-        **{**options, **mixture(config, "intermediate_size", normalised=False)},
+    plain = ModelConfig(
+        **usual_options(config),
         qk_norm=True,
         qk_norm_whole=True,
-        qkv_bias=flag(config, "attention_bias", False),
-        o_bias=flag(config, "attention_bias", False),
+        qkv_bias=flag(config, "attention_bias"),
+        o_bias=flag(config, "attention_bias"),
     )
+    return mixture(plain, config, flag(config, "norm_topk_prob"))

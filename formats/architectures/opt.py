@@ -28,23 +28,40 @@ NAMES = {
     "layers.{}.ffn.down_bias": "model.decoder.layers.{}.fc2.bias",
 }
 FFN = {"up": "model.decoder.layers.{}.fc1.weight", "down": "model.decoder.layers.{}.fc2.weight"}
+DEFAULTS = {
+    "vocab_size": 50272,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "ffn_dim": 3072,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": True,
+    "_remove_final_layer_norm": False,
+    "word_embed_proj_dim": None,
+    "num_attention_heads": 12,
+    "activation_function": "relu",
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "enable_bias": True,
+    "layer_norm_elementwise_affine": True,
+    "tie_word_embeddings": True,
+}
 
 
 def model_config(config):
     """The ModelConfig of an OPTConfig (a dict). Raises FormatError."""
-    common = dimensions(config, d_ffn="ffn_dim", tied=True)
-    norm_before = flag(config, "do_layer_norm_before", True)
-    bias = flag(config, "enable_bias", True)
+    common = dimensions(config, d_ffn="ffn_dim")
+    norm_before = flag(config, "do_layer_norm_before")
+    bias = flag(config, "enable_bias")
     common["embedding_size"] = dimension(config, "word_embed_proj_dim", common["hidden_size"])
     return ModelConfig(
         **common,
-        **activation({"activation_function": "relu", **config}, "activation_function"),
+        **activation(config, "activation_function"),
         positions="learned",
         position_offset=2,
         norm="layer",
         norm_before=norm_before,
-        norm_affine=flag(config, "layer_norm_elementwise_affine", True),
-        final_norm=norm_before and not flag(config, "_remove_final_layer_norm", False),
+        norm_affine=flag(config, "layer_norm_elementwise_affine"),
+        final_norm=norm_before and not flag(config, "_remove_final_layer_norm"),
         gated=False,
         qkv_bias=bias,
         o_bias=bias,

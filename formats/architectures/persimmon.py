@@ -1,6 +1,7 @@
 """Persimmon (Adept 2023): squared ReLU, normalised queries and keys, half rotary."""
 
 from ..config import ModelConfig, flag
+from . import hugging_face
 from .hugging_face import interleaved, usual_options
 
 MODEL_TYPES = ("persimmon",)
@@ -26,15 +27,27 @@ FFN = {
     "down": f"{LAYER}.mlp.dense_4h_to_h.weight",
 }
 ROWS = {f"{p}_proj": interleaved(p) for p in "qkv"}
+DEFAULTS = {
+    # It has no keys and values that heads share, and no other width of them.
+    **hugging_face.without(hugging_face.LLAMA, "rms_norm_eps", "num_key_value_heads", "head_dim"),
+    "vocab_size": 262144,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "hidden_act": "relu2",
+    "max_position_embeddings": 16384,
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": True,
+}
 
 
 def model_config(config):
     """The ModelConfig of a PersimmonConfig (a dict). Raises FormatError."""
-    config = {**config, "num_key_value_heads": None}  # it has no shared ones
     return ModelConfig(
-        **usual_options(config, ("layer_norm_eps", 1e-5), share=0.5),
+        **usual_options(config, epsilon="layer_norm_eps", partly=True),
         norm="layer",
-        qk_norm=flag(config, "qk_layernorm", True),
+        qk_norm=flag(config, "qk_layernorm"),
         gated=False,
         qkv_bias=True,
         o_bias=True,

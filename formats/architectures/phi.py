@@ -1,6 +1,7 @@
 """Phi-1, Phi-1.5 and Phi-2 (Li et al. 2023): attention and FFN read one norm, side by side."""
 
 from ..config import ModelConfig, flag
+from . import hugging_face
 from .hugging_face import usual_options
 
 MODEL_TYPES = ("phi",)
@@ -23,16 +24,27 @@ NAMES = {
     "layers.{}.ffn.down_bias": "model.layers.{}.mlp.fc2.bias",
 }
 FFN = {"up": "model.layers.{}.mlp.fc1.weight", "down": "model.layers.{}.mlp.fc2.weight"}
+DEFAULTS = {
+    **hugging_face.without(hugging_face.LLAMA, "rms_norm_eps"),
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": False,
+}
 
 
 def model_config(config):
     """The ModelConfig of a PhiConfig (a dict). Raises FormatError."""
     return ModelConfig(
-        **usual_options(config, ("layer_norm_eps", 1e-5), share=0.5),
+        **usual_options(config, epsilon="layer_norm_eps", partly=True),
         norm="layer",
         parallel=True,
         shared_norm=True,
-        qk_norm=flag(config, "qk_layernorm", False),
+        qk_norm=flag(config, "qk_layernorm"),
         gated=False,
         qkv_bias=True,
         o_bias=True,

@@ -2,13 +2,16 @@
 
 import numpy as np
 
-from ..config import ModelConfig
-from .hugging_face import NAMES as LLAMA
-from .hugging_face import behind, sliding_windows, usual_options
+from ..config import ModelConfig, shown
+from ..errors import FormatError
+from . import hugging_face
+from .hugging_face import behind, usual_options
+from .rope import rope_parameters
+from .windows import one_window
 
 MODEL_TYPES = ("phi3",)
 NAMES = {
-    **LLAMA,
+    **hugging_face.NAMES,
     **{f"layers.{{}}.{p}_proj.weight": "model.layers.{}.self_attn.qkv_proj.weight" for p in "qkv"},
 }
 GATE_UP = "model.layers.{}.mlp.gate_up_proj.weight"
@@ -18,12 +21,32 @@ ROWS = {
     "gate": lambda config: np.arange(config.d_ffn),
     "up": lambda config: np.arange(config.d_ffn, 2 * config.d_ffn),
 }
+DEFAULTS = {
+    **hugging_face.LLAMA,
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 32000,
+    "partial_rotary_factor": 1.0,
+    "sliding_window": None,
+}
+# What its configs call rotary positions, and what they are.
+ROPE_TYPES = {"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"}
 
 
 def model_config(config):
     """The ModelConfig of a Phi3Config (a dict). Raises FormatError."""
-    options = usual_options(config, ("rms_norm_eps", 1e-5))
-    return ModelConfig(
-        **options,
-        sliding_windows=sliding_windows(config, options["num_hidden_layers"]),
-    )
+    found = rope_parameters(config)
+    kind = found.get("rope_type", found.get("type", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise FormatError(
+            f"config: rope_type {shown(kind)} is not supported; supported: {', '.join(ROPE_TYPES)}"
+        )
+    found = {**found, "rope_type": ROPE_TYPES[kind]}
+    config = {**config, "rope_scaling": None, "rope_parameters": found}
+    options = usual_options(config, partly=True)
+    windows = one_window(config, options["num_hidden_layers"])
+    return ModelConfig(**options, sliding_windows=windows)

@@ -1,19 +1,27 @@
 """Qwen3 (Yang et al. 2025): Llama with normalised queries and keys."""
 
 from ..config import ModelConfig, flag
-from .hugging_face import FFN, NAMES, sliding_windows, usual_options
+from . import qwen2
+from .hugging_face import FFN, NAMES, usual_options
+from .windows import switched_windows
 
-__all__ = ["FFN", "MODEL_TYPES", "NAMES", "model_config"]
+__all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
 MODEL_TYPES = ("qwen3",)
+DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128, "attention_bias": False}
 
 
 def model_config(config):
     """The ModelConfig of a Qwen3Config (a dict). Raises FormatError."""
-    options = usual_options(config, ("rms_norm_eps", 1e-6))
-    return ModelConfig(
-        **options,
-        qk_norm=True,
-        qkv_bias=flag(config, "attention_bias", False),
-        o_bias=flag(config, "attention_bias", False),
-        sliding_windows=sliding_windows(config, options["num_hidden_layers"]),
-    )
+    options = qwen3_options(config)
+    windows = switched_windows(config, options["num_hidden_layers"], qwen2.last_layers)
+    return ModelConfig(**options, sliding_windows=windows)
+
+
+def qwen3_options(config, d_ffn="intermediate_size"):
+    """ModelConfig's options but for the windows."""
+    return {
+        **usual_options(config, d_ffn=d_ffn),
+        "qk_norm": True,
+        "qkv_bias": flag(config, "attention_bias"),
+        "o_bias": flag(config, "attention_bias"),
+    }

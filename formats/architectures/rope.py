@@ -1,0 +1,110 @@
+"""Rotary positions as Hugging Face's configs say them, in the older form and the new."""
+
+from ..config import LARGEST, ROTARY, Rotary, dimension, flag, number, shown
+from ..errors import FormatError
+from .windows import LAYER_TYPES
+
+# The fields of a config class that stand for them, and what they are where a config says nothing.
+ROPE = {
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": None,
+    "original_max_position_embeddings": None,
+}
+
+
+def rope_parameters(config):
+    """The parameters of rotary positions (a dict), which are the same in all layers.
+
+    Those of ``rope_scaling``, the older form, where it says anything, else of ``rope_parameters``;
+    what they leave out stands beside them.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        check_object(config[key], key)
+    found = config["rope_scaling"] or config["rope_parameters"] or {}
+    if kinds := found.keys() & LAYER_TYPES.keys():
+        raise FormatError(f"config: rotary positions of {min(kinds)} alone are not supported")
+    beside = {key: config[key] for key in ("rope_theta", "partial_rotary_factor")}
+    found = {**beside, **found}
+    if config["original_max_position_embeddings"] is not None:
+        found["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    return found
+
+
+def check_object(value, key):
+    """Raises FormatError where a value is neither a JSON object nor null."""
+    if value is not None and not isinstance(value, dict):
+        raise FormatError(f"config: {key} is {shown(value)}, not an object")
+
+
+def rotary(config, found, head_dim, partly=False):
+    """The Rotary of parameters that ``rope_parameters`` found.
+
+    partly  whether the architecture turns the part of each head that ``partial_rotary_factor``
+            says; the others take no notice of it, or cannot be run with it
+    """
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind not in ROTARY:
+        raise FormatError(
+            f"config: rotary positions of rope_type {shown(kind)} are not supported; "
+            f"supported: {', '.join(ROTARY)}"
+        )
+    base, share = number(found, "rope_theta"), 1.0
+    if base <= 1:
+        raise FormatError(f"config: rope_theta is {base}, not above 1")
+    if partly or (kind != "default" and found.get("partial_rotary_factor") is not None):
+        share = number(found, "partial_rotary_factor")
+    if share > 1 or (share < 1 and not partly):
+        raise FormatError(f"config: partial_rotary_factor {share} is not supported here")
+    dim = int(head_dim * share)
+    if dim % 2 or not dim:
+        raise FormatError(
+            f"config: {dim} values of each head (head_dim {head_dim}, partial_rotary_factor "
+            f"{share}) cannot be rotary"
+        )
+    most = dimension(config, "max_position_embeddings")
+    return Rotary(dim, base, kind, _rotary_parameters(kind, found, most, dim))
+
+
+def _rotary_parameters(kind, found, most, dim):
+    """The parameters that a kind of rotary positions has. Raises FormatError."""
+    known = {"max_position_embeddings": most}
+    if kind in ("llama3", "yarn", "longrope"):
+        original = dimension(found, "original_max_position_embeddings", most)
+        if original < 2:
+            raise FormatError(f"config: original_max_position_embeddings is {original}")
+        known["original_max_position_embeddings"] = original
+    if kind in ("yarn", "longrope") and found.get("factor") is None:
+        known["factor"] = most / known["original_max_position_embeddings"]
+    elif kind != "default":
+        known["factor"] = number(found, "factor")
+    if kind == "llama3":
+        low, high = number(found, "low_freq_factor"), number(found, "high_freq_factor")
+        if high <= low:
+            raise FormatError(f"config: high_freq_factor {high} is not above low_freq_factor {low}")
+        known.update(low_freq_factor=low, high_freq_factor=high)
+    if kind == "longrope":
+        known.update({key: _factors(found, key, dim) for key in ("short_factor", "long_factor")})
+    if kind in ("yarn", "longrope") and found.get("attention_factor") is not None:
+        known["attention_factor"] = number(found, "attention_factor")
+    if kind == "yarn":
+        known["truncate"] = flag({"truncate": True, **found}, "truncate")
+        for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+            if found.get(key) is not None:
+                known[key] = number(found, key, zero=True)
+    return known
+
+
+def _factors(found, key, dim):
+    values = found.get(key)
+    if not isinstance(values, list) or len(values) != dim // 2:
+        raise FormatError(f"config: {key} is not a list of {dim // 2} numbers")
+    return [number({key: value}, key) for value in values]
+
+
+def longest(rotary, most):
+    """How many positions there are: dynamic rotary positions are made to go on behind ``most``."""
+    if rotary.kind == "dynamic":
+        most = min(int(most * max(1.0, rotary.parameters["factor"])), LARGEST - 1)
+    return most

@@ -1,0 +1,255 @@
+"""Random Hugging Face configs of every architecture, small enough to be made into a model.
+
+Fields are left out at random, so that defaults count, stand in their older forms, or beside others
+that the architecture takes no notice of. Some configs are no model's; most are.
+"""
+
+import json
+
+from flashinfer.formats.architectures import ARCHITECTURES
+
+TOKENS = 24  # of the texts that are compared: longer than most windows
+# Their code comes with their checkpoints, not with the library.
+OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral")
+MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
+MIXTURES = ("olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss")
+ACTIVATIONS = (
+    "silu", "swish", "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh",
+    "gelu_python", "gelu_accurate", "quick_gelu",
+)  # fmt: skip
+UNKNOWN_ACTIVATIONS = ("mish", "tanh", "gelu_10", "none")
+# What no architecture looks at, or not this one.
+STRANGERS = {
+    "pretraining_tp": 2,
+    "torch_dtype": "float16",
+    "use_cache": False,
+    "attention_dropout": 0.3,
+    "some_field": {"of": ["another", 1]},
+    "quantization_config": None,
+    "router_jitter_noise": 0.2,
+    "transformers_version": "4.30.0",
+}
+KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+
+
+class Draw:
+    """Random choices; ``config`` is what was chosen so far."""
+
+    def __init__(self, random, model_type):
+        self.random, self.model_type = random, model_type
+        self.defaults = ARCHITECTURES[model_type].DEFAULTS
+        self.config = {"model_type": model_type}
+
+    def often(self, share):
+        return self.random.random() < share
+
+    def one_of(self, *values):
+        return values[self.random.integers(len(values))]
+
+    def number(self, low, high):
+        """Of a logarithmic scale, with a few digits."""
+        return float(f"{low * (high / low) ** self.random.random():.3g}")
+
+    def put(self, field, *values, there=0.6):
+        """One of ``values``, where the architecture knows the field; else seldom."""
+        if self.often(there if field in self.defaults else 0.02):
+            self.config[field] = self.one_of(*values)
+
+
+def random_config(random, model_type):
+    """A config (a dict) as config.json might hold it."""
+    draw = Draw(random, model_type)
+    _dimensions(draw)
+    _options(draw)
+    if model_type in MIXTURES:
+        _mixture(draw)
+    _windows(draw)
+    if model_type == "gemma3_text":
+        _rotary_of_two_kinds(draw)
+    elif model_type != "opt":
+        _rotary(draw)
+    if '"dynamic"' in json.dumps(draw.config) and draw.often(0.6):
+        draw.config["max_position_embeddings"] = draw.one_of(12, 16)
+    for field, value in STRANGERS.items():
+        if draw.often(0.05):
+            draw.config.setdefault(field, value)
+    return draw.config
+
+
+def _dimensions(draw):
+    config, defaults = draw.config, draw.defaults
+    config.update(vocab_size=draw.one_of(60, 96), pad_token_id=0)
+    config["num_hidden_layers"] = draw.one_of(1, 2, 3, 4)
+    heads = draw.one_of(2, 4, 4, 8, 8, 16, 32)
+    if draw.often(0.05):
+        heads = defaults["num_attention_heads"]
+    else:
+        config["num_attention_heads"] = heads
+    width = draw.one_of(4, 6, 8, 12) if heads < 32 else 2
+    if draw.often(0.9) and partly_rotary(draw):
+        width = max(4, width // 4 * 4)
+    config["hidden_size"] = heads * width
+    key_values = defaults.get("num_key_value_heads")
+    fits = draw.model_type != "nemotron" and (key_values is None or heads % key_values == 0)
+    if draw.often(0.3 if fits else 0.95):
+        shared = [n for n in (1, 2, 4, 8, 16, 32) if heads % n == 0]
+        draw.put("num_key_value_heads", *shared, there=1)
+    draw.put("num_kv_heads", *(n for n in (1, 2, heads) if heads % n == 0))
+    needs = defaults.get("head_dim") is not None or draw.model_type in ("ministral", "mixtral")
+    of_olmoe = 0.05 if draw.model_type == "olmoe" else 1  # whose norms do not follow it
+    if draw.often((0.8 if needs else 0.4) * of_olmoe):
+        draw.put("head_dim", 4, 8, 12, 16, there=1)
+    for field in ("intermediate_size", "ffn_dim"):
+        draw.put(field, 24, 33, 40, 72, there=1)
+    draw.put("ffn_hidden_size", 24, 33, 40, 72)
+    draw.put("max_position_embeddings", 24, 32, 48)
+    draw.put("word_embed_proj_dim", 16, 24, config["hidden_size"])
+
+
+def partly_rotary(draw):
+    """Whether a part of each head may be rotary."""
+    return draw.defaults.get("partial_rotary_factor") is not None
+
+
+def _options(draw):
+    flags = (
+        "tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "bias", "enable_bias",
+        "qk_layernorm", "do_layer_norm_before", "_remove_final_layer_norm", "alibi",
+        "layer_norm_elementwise_affine", "new_decoder_architecture", "multi_query",
+        "parallel_attn",
+    )  # fmt: skip
+    for field in flags:
+        draw.put(field, True, False, there=0.5)
+    for field in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"):
+        draw.put(field, 0.0, 1e-6, 1e-5, 1e-3, 0.1)
+    names = UNKNOWN_ACTIVATIONS if draw.often(0.03) else ACTIVATIONS
+    for field in ("hidden_act", "hidden_activation", "activation", "activation_function"):
+        if field in draw.defaults or draw.often(0.2):
+            draw.config[field] = draw.one_of(*names)
+            if draw.often(0.4):
+                del draw.config[field]
+    draw.put("num_ln_in_parallel_attn", 1, 2, None, there=0.3)
+    draw.put("query_pre_attn_scalar", 8, 24, 100, 256)
+    draw.put("attn_logit_softcapping", None, 1.0, 5.0, 30.0)
+    draw.put("final_logit_softcapping", None, 1.0, 5.0, 50.0)
+    for field in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        draw.put(field, 0.3, 0.5, 2, 3.0)
+    draw.put("attention_multiplier", 0.1, 0.25, 1)
+    draw.put("use_bidirectional_attention", False, None, *([True] if draw.often(0.1) else []))
+    draw.put("swiglu_limit", 0.5, 2.0, 7.0)
+    draw.put("swiglu_alpha", 1.702, *([1.0] if draw.often(0.1) else []))
+    draw.put("clip_qkv", None, *([0.5] if draw.often(0.1) else []))
+
+
+def _mixture(draw):
+    config, aliases = draw.config, ("num_experts", "num_local_experts")
+    draw.put("moe_intermediate_size", 24, 33, there=1)
+    draw.put("shared_expert_intermediate_size", 20, 56, there=1)
+    own = next(field for field in aliases if field in draw.defaults)
+    if draw.often(0.8):
+        known = aliases if hasattr(ARCHITECTURES[draw.model_type], "ALIASES") else (own,)
+        config[draw.one_of(own, *known)] = draw.one_of(8, 9, 12)
+    draw.put("num_experts_per_tok", 1, 2, 3)
+    draw.put("norm_topk_prob", True, False)
+    draw.put("decoder_sparse_step", 1, there=0.3)
+    draw.put("mlp_only_layers", [], None, there=0.3)
+
+
+def _windows(draw):
+    layers, config = draw.config["num_hidden_layers"], draw.config
+    draw.put("sliding_window", 3, 5, 8, 11, 40, there=0.7)
+    if draw.often(0.1):
+        draw.put("sliding_window", None, there=1)
+    draw.put("use_sliding_window", True, True, False, there=0.8)
+    draw.put("max_window_layers", 0, 1, 2, 3, there=0.7)
+    draw.put("sliding_window_pattern", 1, 2, 3, 6)
+    if "sliding_window" in draw.defaults and draw.often(0.4):
+        kinds = ("sliding_attention", "full_attention")
+        slides = config.get("use_sliding_window", "use_sliding_window" not in draw.defaults)
+        kinds = kinds if slides or draw.often(0.1) else kinds[1:]
+        config["layer_types"] = [draw.one_of(*kinds) for _ in range(layers)]
+
+
+def _rotary(draw):
+    config, usual = draw.config, draw.defaults["partial_rotary_factor"]
+    heads = config.get("num_attention_heads", draw.defaults["num_attention_heads"])
+    head_dim = config.get("head_dim", draw.defaults.get("head_dim"))
+    head_dim = head_dim or config["hidden_size"] // heads
+    share, partly = usual or 1.0, draw.often(0.5 if usual else 0.15)
+    if partly:
+        share = draw.one_of(*(s for s in (0.5, 0.5, 1.0, 0.25) if head_dim * s % 2 == 0))
+        if draw.often(0.7):
+            config["partial_rotary_factor"] = share
+    if draw.often(0.5):
+        config["rope_theta"] = draw.number(10, 1e6)
+    draw.put("original_max_position_embeddings", 10, 16, 20, 40, there=0.15)
+    kinds = KINDS
+    if draw.model_type == "phi3" and draw.often(0.9):
+        kinds = ("default", "su", "yarn", "longrope")
+        draw.put("original_max_position_embeddings", 10, 16, 20, 40, there=0.6)
+    elif partly and not usual and draw.often(0.9):
+        kinds = ("default",)
+    if draw.often(0.02):
+        kinds = ("proportional", "none", 7)
+    for form, share_of_configs in (("rope_scaling", 0.35), ("rope_parameters", 0.5)):
+        if draw.often(share_of_configs):
+            older = form == "rope_scaling"
+            config[form] = _kind(draw, draw.one_of(*kinds), int(head_dim * share), older)
+            if draw.often(0.2 if older else 0.7):
+                config[form]["rope_theta"] = draw.number(10, 1e6)
+            if partly and draw.often(0.7):
+                config[form]["partial_rotary_factor"] = share
+        elif draw.often(0.2):
+            config[form] = None
+
+
+def _rotary_of_two_kinds(draw):
+    config = draw.config
+    head_dim = config.get("head_dim", 256)
+    for field in ("rope_theta", "rope_local_base_freq"):
+        if draw.often(0.4):
+            config[field] = draw.number(10, 1e6)
+    if draw.often(0.6):
+        found = config["rope_parameters"] = {}
+        for kind in ("full_attention", "sliding_attention"):
+            if draw.often(0.7):
+                found[kind] = _kind(draw, draw.one_of(*KINDS), head_dim, draw.often(0.3))
+                if draw.often(0.6):
+                    found[kind]["rope_theta"] = draw.number(10, 1e6)
+        if draw.often(0.1):  # one for all, which this architecture has no use for
+            found.update(_kind(draw, draw.one_of(*KINDS), head_dim, False))
+        if not found and draw.often(0.5):
+            config["rope_parameters"] = None
+    if draw.often(0.3):
+        config["rope_scaling"] = _kind(draw, draw.one_of(*KINDS), head_dim, True)
+
+
+def _kind(draw, kind, dim, older):
+    """The parameters of one kind of rotary positions, without its base."""
+    found = {"type" if older and draw.often(0.5) else "rope_type": kind}
+    if kind == "default" and draw.often(0.5):
+        found = {}
+    if draw.model_type == "phi3" and kind in ("su", "yarn"):
+        kind = "longrope"
+    if kind in ("linear", "dynamic", "yarn", "llama3") or draw.often(0.3):
+        found["factor"] = draw.one_of(2.0, 4, 8.0)
+    if kind in ("llama3", "yarn", "longrope") and draw.often(0.7):
+        found["original_max_position_embeddings"] = draw.one_of(8, 16, 20)
+    if kind == "llama3":
+        found.update(low_freq_factor=draw.one_of(1, 1.0, 2.0), high_freq_factor=4.0)
+    if kind == "longrope":
+        for key in ("short_factor", "long_factor"):
+            found[key] = [draw.number(1, 8) for _ in range(dim // 2)]
+    if kind in ("yarn", "longrope") and draw.often(0.2):
+        found["attention_factor"] = draw.number(0.5, 2)
+    if kind == "yarn":
+        for key, value in {
+            "beta_fast": draw.one_of(4.0, 16, 0),
+            "beta_slow": draw.one_of(0.5, 2),
+            "mscale": draw.one_of(0.7, 1.0, 0),
+            "mscale_all_dim": draw.one_of(0, 0.4, 1.0),
+            "truncate": draw.one_of(True, False),
+        }.items():
+            if draw.often(0.4):
+                found[key] = value
+    return found

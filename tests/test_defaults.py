@@ -1,0 +1,97 @@
+"""What a config leaves out is what the library's config class makes of it."""
+
+import json
+from dataclasses import MISSING, fields
+
+import numpy as np
+import pytest
+
+transformers = pytest.importorskip("transformers")
+
+from random_configs import MODEL_TYPES, random_config  # noqa: E402
+
+from flashinfer.formats.architectures import ARCHITECTURES, model_config  # noqa: E402
+from flashinfer.formats.errors import FormatError  # noqa: E402
+
+# Fields of the classes that change no logit: of training, of generation, of the library's own.
+WITHOUT_EFFECT = {
+    "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_dropout", "layerdrop",
+    "resid_pdrop", "init_std", "initializer_range", "use_cache", "pad_token_id", "pretraining_tp",
+    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
+    "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype",
+    "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "problem_type",
+}  # fmt: skip
+# Fields that some classes have, and their models do not look at.
+NOT_LOOKED_AT = {
+    "gemma3_text": {"attn_logit_softcapping"},
+    "gpt_oss": {"hidden_act"},
+    "qwen2_moe": {"intermediate_size"},
+    "qwen3_moe": {"intermediate_size"},
+}
+# Fields that the classes do not name, but take: what older configs say of rotary positions, a
+# head's width, and others that the class or its model looks for by name.
+UNNAMED = {
+    "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+    "head_dim", "rope_local_base_freq", "sliding_window_pattern", "n_embed", "layer_types",
+    "hidden_act_param",
+}  # fmt: skip
+
+
+def class_of(model_type):
+    return transformers.AutoConfig.for_model(model_type).__class__
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_defaults_are_those_of_the_config_class(model_type):
+    defaults = ARCHITECTURES[model_type].DEFAULTS
+    named = {f.name: f.default for f in fields(class_of(model_type)) if f.default is not MISSING}
+    for field in defaults.keys() & named.keys():
+        assert (field, defaults[field]) == (field, named[field])
+    assert defaults.keys() - named.keys() <= UNNAMED
+    ignored = WITHOUT_EFFECT | NOT_LOOKED_AT.get(model_type, set())
+    assert named.keys() - defaults.keys() <= ignored, "fields that nobody looked at"
+    assert not ignored & defaults.keys()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_base_of_rotary_positions(model_type):
+    defaults, config = ARCHITECTURES[model_type].DEFAULTS, class_of(model_type)()
+    rope = getattr(config, "rope_parameters", None)
+    if rope is None:
+        assert "rope_theta" not in defaults
+        return
+    if "sliding_attention" in rope:
+        assert rope["sliding_attention"]["rope_theta"] == defaults["rope_local_base_freq"]
+        rope = rope["full_attention"]
+    assert rope["rope_theta"] == defaults["rope_theta"]
+    assert rope.get("partial_rotary_factor") == defaults["partial_rotary_factor"]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_library_fills_in_the_same(model_type):
+    """A config from which a field was taken is the same model as what the library makes of it."""
+    transformers.logging.set_verbosity_error()
+    compared = 0
+    for seed in range(12):
+        config = random_config(np.random.default_rng([7, seed]), model_type)
+        for field in [None, *config]:
+            if field != "model_type":
+                left = {key: value for key, value in config.items() if key != field}
+                compared += same(left)
+    assert compared > 30
+
+
+def same(config):
+    """Whether a config could be compared; they agree where it can."""
+    text = json.dumps(config)
+    try:
+        full = transformers.AutoConfig.for_model(**json.loads(text)).to_dict()
+    except Exception:  # the library refuses it, in one of many ways
+        return False
+    try:
+        ours = model_config(json.loads(text))
+        theirs = model_config({**full, "model_type": config["model_type"]})
+    except FormatError:
+        return False
+    assert ours == theirs, text
+    return True

@@ -1,0 +1,192 @@
+"""Random configs against transformers: the same logits, or a refusal that says which field.
+
+python tests/test_random_configs.py [--count 2000] [--seed 0] [--type gemma3_text]
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from random_configs import MODEL_TYPES, TOKENS, random_config
+
+from flashinfer import Model
+from flashinfer.formats.architectures import ARCHITECTURES, model_config
+from flashinfer.formats.convert import convert
+from flashinfer.formats.errors import FormatError, UserError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+MOST = 1e-4  # of the largest logit
+COMPARED, REFUSED, NOT_THEIRS, WRONG = "compared", "refused", "transformers refuses", "WRONG"
+
+
+@dataclass
+class Outcome:
+    model_type: str
+    what: str  # one of the four
+    reason: str = ""
+
+
+def try_config(seed, number, model_type=None):
+    """The Outcome of one config, which ``seed`` and ``number`` name."""
+    random = np.random.default_rng([seed, number])
+    model_type = model_type or MODEL_TYPES[number % len(MODEL_TYPES)]
+    config = random_config(random, model_type)
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        warnings.simplefilter("ignore")
+        theirs = their_logits(folder, random)
+        warnings.simplefilter("error")
+        if isinstance(theirs, str):
+            try:
+                model_config(config)
+            except FormatError:
+                pass
+            return Outcome(model_type, NOT_THEIRS, theirs)
+        ids, theirs = theirs
+        try:
+            convert(folder, Path(folder) / "x.flash", "f32")
+            with Model.open(Path(folder) / "x.flash", context=TOKENS) as model:
+                ours = model.logits(ids)
+        except UserError as error:
+            return Outcome(model_type, REFUSED, str(error).replace(folder, ""))
+    difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    if difference < MOST:
+        return Outcome(model_type, COMPARED)
+    return Outcome(model_type, WRONG, f"seed {seed}, number {number}, {difference:.1e}: {config}")
+
+
+def their_logits(folder, random):
+    """A random checkpoint for the config in ``folder``, and what transformers makes of it: (ids,
+    logits), or why it makes nothing of it."""
+    text = (Path(folder) / "config.json").read_text()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        randomise(model, int(random.integers(1 << 30)))
+        saved_as(random, model, folder)
+        (Path(folder) / "config.json").write_text(text)
+        # Of Falcon's two ways "eager" adds alibi twice.
+        attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention,
+            experts_implementation="eager",
+        ).eval()  # fmt: skip
+        ids = random.integers(3, config.vocab_size, TOKENS)
+        with torch.no_grad():
+            logits = model(torch.tensor(ids)[None]).logits[0].numpy()
+    except Exception as error:  # whatever it is, the config is not one of theirs
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]}"
+    if not np.isfinite(logits).all():
+        return "its logits are not finite"
+    return ids, logits
+
+
+@torch.no_grad()
+def randomise(model, seed):
+    """Weights so large that every option makes a difference, norms and biases too; of wide rows
+    smaller ones, as a difference of rounding would grow with each layer."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, max(0.1, min(0.2, 1.3 * parameter.shape[-1] ** -0.5)))
+        else:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+
+
+def saved_as(random, model, folder):
+    """As safetensors in one of their forms, sharded or not, or as PyTorch's own files."""
+    form = random.integers(6)
+    if form == 0:
+        torch.save(dict(model.named_parameters()), Path(folder) / "pytorch_model.bin")
+        return
+    options = {1: {"save_original_format": False}, 2: {"max_shard_size": "20KB"}}.get(form, {})
+    dtype = {3: torch.bfloat16, 4: torch.float64}.get(form, torch.float32)
+    model.to(dtype).save_pretrained(folder, **options)
+
+
+def run(count, seed, model_type=None, report=None):
+    """[Outcome]; report is called with each."""
+    quiet()
+    outcomes = []
+    for number in range(count):
+        outcomes.append(try_config(seed, number, model_type))
+        if report:
+            report(outcomes[-1])
+    return outcomes
+
+
+def quiet():
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+
+
+def test_configs_give_the_same_logits_or_are_refused():
+    seed = int(np.random.SeedSequence().entropy % 2**32)  # printed where the test fails
+    outcomes = run(6 * len(MODEL_TYPES), seed)
+    assert [o.reason for o in outcomes if o.what == WRONG] == []
+    compared = Counter(o.model_type for o in outcomes if o.what == COMPARED)
+    assert compared.total() >= 0.6 * len(outcomes), f"seed {seed}"
+    assert compared.keys() == set(MODEL_TYPES), f"seed {seed}"
+
+
+WRONG_DEFAULTS = [
+    ("mixtral", "rope_theta", 10000.0),
+    ("gemma2", "attn_logit_softcapping", None),
+    ("gemma3_text", "sliding_window_pattern", 2),
+    ("qwen2", "sliding_window", 3),
+    ("gpt_oss", "swiglu_limit", 0.5),
+    ("phi", "hidden_act", "relu"),
+    ("olmoe", "norm_topk_prob", True),
+    ("nemotron", "norm_eps", 1.0),
+]
+
+
+@pytest.mark.parametrize("model_type, field, wrong", WRONG_DEFAULTS)
+def test_a_wrong_default_is_found(model_type, field, wrong, monkeypatch):
+    """The comparison above sees what it should."""
+    monkeypatch.setitem(ARCHITECTURES[model_type].DEFAULTS, field, wrong)
+    quiet()
+    assert any(try_config(1, n, model_type).what == WRONG for n in range(20))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--type", choices=MODEL_TYPES, help="of one architecture only")
+    args = parser.parse_args()
+
+    def report(outcome):
+        if outcome.what == WRONG:
+            print(outcome.model_type, outcome.reason, flush=True)
+
+    outcomes = run(args.count, args.seed, args.type, report)
+    kinds = (COMPARED, REFUSED, NOT_THEIRS, WRONG)
+    print("| architecture |", " | ".join(kinds), "|\n|---|---|---|---|---|")
+    for model_type in (*MODEL_TYPES, "all"):
+        found = Counter(o.what for o in outcomes if model_type in (o.model_type, "all"))
+        print(f"| {model_type} |", " | ".join(str(found[kind]) for kind in kinds), "|")
+    for kind in (REFUSED, NOT_THEIRS):
+        reasons = defaultdict(set)
+        for outcome in outcomes:
+            if outcome.what == kind:
+                reasons[outcome.reason].add(outcome.model_type)
+        print(f"\n{kind}:")
+        for reason, types in sorted(reasons.items()):
+            print(f"  {reason} ({', '.join(sorted(types))})")
+    sys.exit(any(o.what == WRONG for o in outcomes))
+
+
+if __name__ == "__main__":
+    main()
