@@ -77,6 +77,8 @@ class Conversation:
                 f"the conversation does not fit the context of {self.model.plan.context} tokens; "
                 "/reset begins anew, --ctx-size gives more room"
             )
+        if not ids:
+            raise UserError("the chat template makes no text of this conversation")
         return ids
 
     def say(self, text, max_new_tokens, **sampling):

@@ -122,8 +122,8 @@ def decoded(token, steps, first):
         elif kind == "Spaces":
             token = token if first else f" {token}"
         elif kind == "ByteLevel":
-            if all(c in BYTES for c in token):
-                return bytes(BYTES[c] for c in token)
+            if LETTERS.issuperset(token):
+                return token.translate(BYTES).encode("latin-1")
         elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # ByteFallback
             try:
                 return bytes([int(token[3:5], 16)])
@@ -155,15 +155,11 @@ def of_word_piece(token, step, first):
     return token
 
 
-def byte_letters():
-    """{letter: byte} of byte-level BPEs: printable bytes stand for themselves, the others for the
-    letters from 256 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTES = byte_letters()
+# The letters of byte-level BPEs: printable bytes stand for themselves, the others for the letters
+# from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = dict(enumerate((b for b in range(256) if b not in PRINTABLE), 256))
+LETTERS = {chr(code) for code in (*PRINTABLE, *BYTES)}
 loaded = {}
 
 

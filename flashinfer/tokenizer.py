@@ -194,10 +194,10 @@ class TextStream:
         return text
 
 
-def utf8(text):
-    """The bytes of a text. Raises UserError where it has lone surrogates, as Python makes them of
-    arguments and files that are not UTF-8."""
+def utf8(text, name="the text"):
+    """The bytes of a text. Raises UserError, with its name, where it has lone surrogates, as Python
+    makes them of arguments and of input that are not UTF-8."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError("the text is not UTF-8") from None
+        raise UserError(f"{name}: is not UTF-8 text") from None

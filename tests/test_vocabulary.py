@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from conftest import DATA
 from flashinfer.formats.errors import FormatError
 from flashinfer.formats.gguf import GgufFile
-from flashinfer.formats.vocabulary import chat_template, gguf_tokenizer, tokenizer_json
+from flashinfer.formats.gguf_vocabulary import gguf_tokenizer
+from flashinfer.formats.vocabulary import chat_template, tokenizer_json
 
 tokenizers = pytest.importorskip("tokenizers")
 

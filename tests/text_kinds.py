@@ -5,7 +5,9 @@ import json
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from flashinfer.formats.vocabulary import byte_level_bpe, sentencepiece
+from flashinfer.formats.pre_tokenizers import GPT2, split
+from flashinfer.formats.sentencepiece import Pieces, as_json
+from flashinfer.formats.tokenizer_parts import added_tokens, byte_level_bpe
 
 LETTERS = "abcdefgh .,'n"
 SPECIAL = ["<s>", "</s>"]
@@ -26,7 +28,8 @@ class OfText:
 def byte_level():
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*letters, *SPECIAL, "ab", "Ġab"])}
-    return byte_level_bpe(vocab, [["a", "b"], ["Ġ", "ab"]], set(SPECIAL))
+    added = added_tokens(vocab, SPECIAL)
+    return byte_level_bpe(vocab, [["a", "b"], ["Ġ", "ab"]], added, split((GPT2,)))
 
 
 def byte_fallback(space_first):
@@ -34,7 +37,7 @@ def byte_fallback(space_first):
     pieces = ["<unk>", *SPECIAL, *byte_tokens, "▁", *LETTERS.replace(" ", ""), "▁a", "▁▁", "일"]
     kinds = [2, 3, 3, *[6] * 256, *[1] * (len(pieces) - 259)]
     scores = [-float(i) for i in range(len(pieces))]
-    return sentencepiece(pieces, scores, kinds, None, space_first)
+    return as_json(Pieces(pieces, scores, kinds, space_first=space_first))
 
 
 def made(model, decoder, **parts):

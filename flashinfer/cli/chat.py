@@ -12,6 +12,7 @@ from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.model import Model
+from flashinfer.tokenizer import utf8
 
 HELP = "/system TEXT, /reset, /exit; Ctrl-C stops a reply"
 CONTEXT = 2048  # tokens, where the model allows as many
@@ -29,6 +30,7 @@ def add_arguments(parser):
 
 
 def main(args):
+    utf8(args.system or "", "--system")
     with Bundle(args.model) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
         tokenizer = chat_tokenizer(bundle, args.memory)
@@ -40,7 +42,7 @@ def main(args):
             device=args.device, warm=args.warm, progress=progress,
         ) as model,
     ):  # fmt: skip
-        conversation = Conversation(model, unicode(args.system, "--system"), tokenizer)
+        conversation = Conversation(model, args.system, tokenizer)
         print(f"{args.model}; {HELP}", file=sys.stderr)
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is only that
         while (line := read_line(conversation.most_characters)) is not None:
@@ -52,15 +54,6 @@ def main(args):
                 reply(conversation, line, args)
 
 
-def unicode(text, name):
-    """The text, where it is UTF-8 as it was given. Raises UserError."""
-    try:
-        (text or "").encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{name}: is not UTF-8 text") from None
-    return text
-
-
 def read_line(most):
     """What the user types, or None at its end. Ctrl-C clears the line.
 
@@ -68,7 +61,8 @@ def read_line(most):
     """
     while True:
         try:
-            line = unicode(raw_line(most), "the line")
+            line = raw_line(most)
+            utf8(line or "", "the line")
             return line if line is None else line.strip()
         except UserError as error:
             print(f"flashinfer: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from flashinfer.model import Model
 from flashinfer.neuron_cache import POLICIES
 from flashinfer.planning import NEURONS
 from flashinfer.profile import boards
-from flashinfer.tokenizer import TextStream, Tokenizer
+from flashinfer.tokenizer import TextStream, Tokenizer, utf8
 
 
 def add_model_arguments(parser):
@@ -150,6 +150,7 @@ def prompt_ids(args, tokenizer, config):
     """The prompt's token ids. Of one that is too long for the context little is read."""
     most = min(args.ctx_size or config.max_position_embeddings, config.max_position_embeddings)
     name = args.file or "--prompt"
+    utf8(args.prompt or "", name)
     with opened_text(args.file) if args.file else StringIO(args.prompt or "") as file:
         ids, whole = tokenizer.encode_up_to(most, file.read)
     tokenizer.close()
