@@ -28,7 +28,10 @@ def gguf_tokenizer(metadata):
 def _sentencepiece(metadata, tokens, kinds):
     scores = _numbers(metadata, "scores", len(tokens), 0.0)
     space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    pieces = Pieces(tokens, scores, kinds, space_first=space)
+    remove = bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False))
+    if "tokenizer.ggml.precompiled_charsmap" in metadata:
+        raise FormatError("its tokenizer has a map of characters, which is not supported here")
+    pieces = Pieces(tokens, scores, kinds, space_first=space, remove_spaces=remove)
     return sentencepiece.as_json(pieces, *_around(metadata, tokens, True))
 
 

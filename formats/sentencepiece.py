@@ -114,6 +114,7 @@ def as_json(vocabulary, first=None, last=None, prefix_once=False):
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     special = v.of_kind(UNKNOWN, CONTROL)
     added = {token["content"]: token for token in added_tokens(vocab, special) + v.added}
+    ids = {**vocab, **{token: entry["id"] for token, entry in added.items()}}
     return {
         "version": "1.0",
         "truncation": None,
@@ -121,7 +122,7 @@ def as_json(vocabulary, first=None, last=None, prefix_once=False):
         "added_tokens": sorted(added.values(), key=lambda token: token["id"]),
         "normalizer": {"type": "Sequence", "normalizers": normalizers(v, prefix_once)},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts} if cuts else None,
-        "post_processor": begins_and_ends(first, last, vocab),
+        "post_processor": begins_and_ends(first, last, ids),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }

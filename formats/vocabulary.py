@@ -34,7 +34,7 @@ def tokenizer_json(directory):
     path = directory / "tokenizer.json"
     if path.exists():
         read_json(path)
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     settings = _settings(directory)
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         return json.dumps(_byte_level(directory, settings))
@@ -48,27 +48,37 @@ def chat_template(directory):
     directory = Path(directory)
     path = directory / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     template = _settings(directory).get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     return template if isinstance(template, str) else None
 
 
 def read_json(path):
     """A JSON object from a file. Raises FormatError, naming it, where that is not what it holds."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"{path}: does not exist") from None
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
+        value = json.loads(read_text(path))
+    except FormatError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object")
     return value
+
+
+def read_text(path):
+    """The text of a file. Raises FormatError, naming it, where that is not what it holds."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FormatError(f"{path}: does not exist") from None
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: is not UTF-8 text") from None
 
 
 def _byte_level(directory, settings):
@@ -97,12 +107,7 @@ def _class(directory, settings):
 
 
 def _read_merges(path):
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: is not UTF-8 text") from None
+    lines = read_text(path).split("\n")
     if lines[0].startswith("#version"):
         lines = lines[1:]
     return pairs_of((line.rstrip("\r") for line in lines if line.strip("\r")), path)
