@@ -3,28 +3,32 @@
 import json
 from importlib.util import find_spec
 
-from flashinfer.formats.errors import UserError
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.layout import TEMPLATE
 from flashinfer.tokenizer import TextStream, Tokenizer
 from flashinfer.worker import WorkerFailed
 
-LEAST_CHARACTERS = 32  # that a token of a conversation is taken to have at most, or more
+CHARACTERS = (32, 512)  # of the longest token: at least, and at most, that its length is taken for
+MOST_TEMPLATE = 1 << 20  # bytes
 
 
-def chat_tokenizer(bundle, budget=None):
-    """The Tokenizer of an open Bundle, with its chat template.
+def chat_tokenizer(bundle, context, budget=None):
+    """The Tokenizer of an open Bundle, with its chat template, for up to ``context`` tokens.
 
     Its process stays, and what it takes is set aside in the budget of a model opened afterwards.
     Raises as Tokenizer does, UserError where there is no template or no jinja2, FormatError where
     the template is damaged.
     """
-    source = bundle.chat_template()
-    if source is None:
+    place = bundle.where(TEMPLATE)
+    if place is None:
         raise UserError(f"{bundle.path}: has no chat template; use flashinfer run")
+    if place[1] > MOST_TEMPLATE:
+        raise FormatError(f"{bundle.path}: its chat template of {place[1]} bytes is too long")
     if find_spec("jinja2") is None:
         raise UserError("chat needs jinja2: pip install 'flashinfer[text]'")
     tokenizer = Tokenizer(bundle, budget)
-    tokenizer.use_template(source)
-    tokenizer.stay()
+    tokenizer.use_template(bundle.chat_template())
+    tokenizer.stay(context)
     return tokenizer
 
 
@@ -38,14 +42,15 @@ class Conversation:
     """
 
     def __init__(self, model, system=None, tokenizer=None):
-        self.model, self.tokenizer = model, tokenizer or chat_tokenizer(model.bundle)
-        self.system = system
+        self.tokenizer = tokenizer or chat_tokenizer(model.bundle, model.plan.context)
+        self.model, self.system = model, system
         self.reset()
 
     @property
     def most_characters(self):
         """Characters of a text that is surely too long for the context."""
-        return self.model.plan.context * max(LEAST_CHARACTERS, self.tokenizer.longest)
+        least, most = CHARACTERS
+        return self.model.plan.context * min(max(least, self.tokenizer.longest), most)
 
     def reset(self):
         """Forget what was said, but for the system's message."""
@@ -85,7 +90,8 @@ class Conversation:
         """Yield the reply to ``text`` as it comes, in pieces of whole characters.
 
         What was yielded is part of the conversation, also where the caller stops early. Raises
-        UserError, and forgets ``text``, where the context has no room left.
+        UserError, and forgets ``text``, where the context has no room left, or the template or the
+        model refuses it.
         """
         self.messages.append({"role": "user", "content": text})
         try:
@@ -108,5 +114,10 @@ class Conversation:
                     yield said[-1]
             said.append(stream.end())
             yield said[-1]
+        except UserError:  # before the first token
+            said = None
+            self.messages.pop()
+            raise
         finally:
-            self.messages.append({"role": "assistant", "content": "".join(said)})
+            if said is not None:
+                self.messages.append({"role": "assistant", "content": "".join(said)})

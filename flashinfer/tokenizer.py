@@ -18,8 +18,8 @@ from flashinfer.worker import Worker, WorkerFailed
 MAPPED = 32 << 20  # address space of an interpreter and its libraries that is never touched
 STARTED = 64 << 20  # what they take besides
 PER_BYTE = 64  # memory that a tokenizer.json takes, at most, for each of its bytes
-PER_CHARACTER = 512  # and a text that becomes tokens
-HEADROOM = 16 << 20  # set aside for texts to come where the process stays
+PER_CHARACTER = 1024  # and a text that becomes tokens, for each character
+HEADROOM, PER_TOKEN = 8 << 20, 2048  # set aside for texts to come where the process stays
 FIRST_CHARACTERS = 1 << 16  # of a text that may be too long: what is tried first
 
 
@@ -86,16 +86,19 @@ class Tokenizer:
         """Take a chat template. Raises FormatError where it is damaged."""
         self.template = source
         try:
-            self.ask("template", utf8(source))
+            self.ask("template", utf8(source, "the chat template"))
         except WorkerFailed as failed:
             self.close()
             raise FormatError(f"{self.path}: its chat template is damaged: {failed}") from None
 
-    def stay(self):
-        """Keep the process, and set memory aside for it, which a model opened now reckons with."""
-        pid = self.worker.process.pid
+    def stay(self, tokens):
+        """Keep the process, and set memory aside for it, which a model opened now reckons with.
+
+        tokens  of the longest text to come
+        """
+        pid, headroom = self.worker.process.pid, HEADROOM + PER_TOKEN * tokens
         space, dram = memory.held(pid)
-        self.set_aside, self.limit = dram + HEADROOM, space + HEADROOM
+        self.set_aside, self.limit = dram + headroom, space + headroom
         memory.helpers[pid] = self.set_aside
 
     def close(self):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +130,7 @@ def test_the_contexts_end(path):
     [
         (None, "has no chat template; use flashinfer run", UserError),
         ("{% if %}", "its chat template is damaged", FormatError),
+        ("a" * (1 << 20) + "b", "its chat template of 1048577 bytes is too long", FormatError),
         ("{{ raise_exception('only users') }}", "refuses this conversation: only users", UserError),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses this", UserError),
         ("{{ messages.append(1) }}", "refuses this", UserError),
@@ -178,7 +180,7 @@ def test_a_hostile_template_is_one_line_in_time(path, template, monkeypatch):
 
 def test_a_template_costs_milliseconds_and_counts_in_the_plan(path):
     with Bundle(path) as bundle:
-        tokenizer = chat_tokenizer(bundle)
+        tokenizer = chat_tokenizer(bundle, 400)
     with Model.open(path) as model:
         aside = memory.helpers[tokenizer.worker.process.pid]
         assert aside > HEADROOM and model.plan.base > memory.held()[1] // 2 + aside
@@ -212,6 +214,27 @@ def test_commands(path):
         talk.reset()
         third = "".join(talk.say("Hello", 12, **GREEDY))
     assert out == f"{first}\n{first}\n{third}\n"
+
+
+def test_ctrl_c_stops_a_template_and_leaves_no_process(tmp_path):
+    convert(checkpoint(tmp_path / "hf", HOSTILE["nested ranges"]), tmp_path / "x.flash")
+    process = chat(tmp_path / "x.flash")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this kernel does not list a process's children")
+    process.stdin.write("Hello\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 30
+    while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)  # it has read the line
+    process.send_signal(signal.SIGINT)
+    while children.read_text().split() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _, err = process.communicate("/exit\n", timeout=60)
+    assert process.returncode == 0 and "(stopped)" in err and "Traceback" not in err
+    assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 def test_lines_that_cannot_be_used_leave_the_conversation_as_it_is(path):

@@ -33,7 +33,7 @@ def main(args):
     utf8(args.system or "", "--system")
     with Bundle(args.model) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
-        tokenizer = chat_tokenizer(bundle, args.memory)
+        tokenizer = chat_tokenizer(bundle, context, args.memory)
     with (
         model_bars() as progress,
         Model.open(
