@@ -26,7 +26,8 @@ FIRST_CHARACTERS = 1 << 16  # of a text that may be too long: what is tried firs
 class Tokenizer:
     """The tokenizer of an open Bundle, which may be closed afterwards.
 
-    budget  bytes that this process and the tokenizer's may hold together; None: what there is
+    budget  what this process and the tokenizer's may hold together: bytes, "600M"; None: what the
+            machine has free
     Raises UserError where there is none, or no library, FormatError where it cannot be read, or
     takes too much memory or time.
     """
@@ -41,7 +42,7 @@ class Tokenizer:
                 "(--tokens) do without"
             )
         self.path, (self.offset, self.length) = bundle.path, place
-        self.budget = memory.default_budget() if budget is None else budget
+        self.budget = memory.default_budget() if budget is None else memory.parse_size(budget)
         self.template = self.worker = None
         self.set_aside = self.limit = 0  # see stay
         self._take_pieces(*self._load())
@@ -162,8 +163,10 @@ class TextStream:
 
     After the tokens P of a prompt, what it yields for the tokens T is the rest of decode(P + T)
     behind the whole characters of decode(P). Where P ends within a character, that character is
-    the first one to come, instead of the U+FFFD with which decode(P) ends. Each token costs the
-    same, however long the text: what is kept is half a character at most.
+    the first one to come, instead of the U+FFFD with which decode(P) ends. A space that a decoder
+    strips in front is stripped of the whole text, so not after P; what a decoder cleans up it cleans
+    token by token, so nothing that was said changes. Each token costs the same, however long the
+    text: what is kept is half a character at most.
 
     context  P: tokens that are already on the screen
     """

@@ -172,11 +172,10 @@ def _beside(directory, settings, vocab, bos=None):
         entry = entries.get(token["content"], (0, {}))[1]
         token.update({key: entry[key] for key in token if isinstance(entry.get(key), bool)})
         token["special"] = token["content"] in special
-    first = (
-        roles.get("bos_token", bos or None) if settings.get("add_bos_token", bool(bos)) else None
-    )
-    last = roles.get("eos_token") if settings.get("add_eos_token") else None
-    return tokens, tuple(token if token in ids else None for token in (first, last))
+    first, last = roles.get("bos_token", bos), roles.get("eos_token")
+    if first not in ids or not settings.get("add_bos_token", bos is not None):
+        first = None
+    return tokens, (first, last if settings.get("add_eos_token") else None)
 
 
 def _entries(directory, settings):
