@@ -164,9 +164,9 @@ class TextStream:
     After the tokens P of a prompt, what it yields for the tokens T is the rest of decode(P + T)
     behind the whole characters of decode(P). Where P ends within a character, that character is
     the first one to come, instead of the U+FFFD with which decode(P) ends. A space that a decoder
-    strips in front is stripped of the whole text, so not after P; what a decoder cleans up it cleans
-    token by token, so nothing that was said changes. Each token costs the same, however long the
-    text: what is kept is half a character at most.
+    strips in front is stripped of the whole text, so not after P; what a decoder cleans up, it
+    cleans token by token, so nothing that was said changes. Each token costs the same, however
+    long the text: what is kept is half a character at most.
 
     context  P: tokens that are already on the screen
     """

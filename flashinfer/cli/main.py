@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 from flashinfer import __version__
 from flashinfer.formats.errors import UserError
@@ -42,7 +43,8 @@ def make_parser(commands=COMMANDS):
 def main(argv=None):
     """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C."""
     # What an encoding cannot show is replaced, of texts as of names.
-    sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         argv = sys.argv[1:] if argv is None else argv
         # Only what is asked for is imported: modules take memory, too.
