@@ -68,6 +68,7 @@ class Conversation:
         }
         characters = sum(len(message["content"]) for message in self.messages)
         ids = None
+        self.tokenizer.begin()
         if characters <= self.most_characters:
             try:
                 messages = json.dumps(self.messages).encode("ascii")

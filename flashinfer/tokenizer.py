@@ -6,11 +6,12 @@ and the process may end before a model is opened.
 """
 
 import codecs
+import time
 from importlib.util import find_spec
 
 import numpy as np
 
-from flashinfer import memory
+from flashinfer import memory, worker
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.layout import TOKENIZER
 from flashinfer.worker import Worker, WorkerFailed
@@ -44,6 +45,7 @@ class Tokenizer:
         self.path, (self.offset, self.length) = bundle.path, place
         self.budget = memory.default_budget() if budget is None else memory.parse_size(budget)
         self.template = self.worker = None
+        self.seconds = worker.SECONDS
         self.set_aside = self.limit = 0  # see stay
         self._take_pieces(*self._load())
 
@@ -51,10 +53,9 @@ class Tokenizer:
         """Start the process that has the library; what it says of the tokenizer."""
         self.worker = Worker(self.set_aside)
         try:
-            found = self.worker.ask(
-                "load", b"", self._allowance(), path=str(self.path), offset=self.offset,
-                length=self.length,
-            )  # fmt: skip
+            found = self._timed(
+                "load", b"", 0, path=str(self.path), offset=self.offset, length=self.length
+            )
         except WorkerFailed as failed:
             self.close()
             raise FormatError(f"{self.path}: its tokenizer cannot be read: {failed}") from None
@@ -81,7 +82,19 @@ class Tokenizer:
         """The process's answer; where it has ended it is started again. Raises WorkerFailed."""
         if not self.worker.alive:
             self._load()
-        return self.worker.ask(do, data, self._allowance(characters), **request)[0]
+        return self._timed(do, data, characters, **request)[0]
+
+    def _timed(self, do, data, characters, **request):
+        """The answer and its bytes, within the seconds that are left."""
+        start = time.monotonic()
+        try:
+            return self.worker.ask(do, data, self._allowance(characters), self.seconds, **request)
+        finally:
+            self.seconds -= time.monotonic() - start
+
+    def begin(self):
+        """Give what is asked from now on seconds of its own."""
+        self.seconds = worker.SECONDS
 
     def use_template(self, source):
         """Take a chat template. Raises FormatError where it is damaged."""
@@ -111,6 +124,10 @@ class Tokenizer:
 
         Raises UserError where the text is no Unicode, or the memory or seconds are not enough.
         """
+        self.begin()
+        return self._encode(text, special)
+
+    def _encode(self, text, special):
         try:
             return self.ask("encode", utf8(text), len(text), special=special)["ids"]
         except WorkerFailed as failed:
@@ -122,12 +139,13 @@ class Tokenizer:
         """(token ids of a text, or of its beginning; whether it is all of it).
 
         read  read(n) -> up to n more characters of it, "" at its end
-        As little is read and tokenized as shows that it has more than ``tokens`` tokens.
+        As little is read and tokenized as shows that it has more than ``tokens`` tokens. Takes no
+        more seconds, with loading the tokenizer before, than one request may.
         """
         text, size = "", min(FIRST_CHARACTERS, 8 * tokens + 64)
         while True:
             text += read(size - len(text))
-            ids = self.encode(text, special)
+            ids = self._encode(text, special)
             if len(text) < size:
                 return ids, True
             if len(ids) > tokens + 64:  # those beside the cut may be others than in the whole
@@ -136,6 +154,7 @@ class Tokenizer:
 
     def token(self, token_id):
         """The text of a single token, special ones included, or None."""
+        self.begin()
         return None if token_id is None else self.ask("token", id=int(token_id))["token"]
 
     def piece(self, token_id, first):

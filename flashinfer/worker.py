@@ -1,6 +1,7 @@
 """Starting, asking and ending the process that reads untrusted tokenizers and templates."""
 
 import json
+import math
 import os
 import select
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from flashinfer import memory
 from flashinfer.formats.errors import UserError
 
-SECONDS = 8  # that one request may take
+SECONDS = 8  # that the requests which make one answer for the user may take together
 LINE_BYTES = 32 << 20  # an answer is read up to here
 SCRIPT = Path(__file__).with_name("text_worker.py")
 
@@ -53,16 +54,18 @@ class Worker:
     def alive(self):
         return self.end.alive
 
-    def ask(self, do, data, most_memory, **request):
+    def ask(self, do, data, most_memory, seconds, **request):
         """The answer (a dict) to a request, and the bytes that came with it.
 
         data         bytes that belong to the request
         most_memory  bytes of address space that the process may take in all
+        seconds      until it has failed
         Raises WorkerFailed where the request fails; where the process died or did not answer in
         time, it has ended.
         """
-        deadline = time.monotonic() + SECONDS
-        request.update(do=do, nbytes=len(data), seconds=SECONDS, memory=max(0, most_memory))
+        deadline = time.monotonic() + seconds
+        cpu = max(1, math.ceil(seconds))
+        request.update(do=do, nbytes=len(data), seconds=cpu, memory=max(0, most_memory))
         try:
             self._write(json.dumps(request).encode() + b"\n", deadline)
             self._write(data, deadline)

@@ -173,6 +173,7 @@ def test_a_hostile_template_is_one_line_in_time(path, template, monkeypatch):
             list(talk.say("Hello", 5))
         assert time.monotonic() - start < 4
         assert "\n" not in str(raised.value) and talk.messages == []
+        talk.tokenizer.begin()
         talk.tokenizer.use_template(CHATML)
         assert list(talk.say("Hello", 5))
         talk.tokenizer.close()

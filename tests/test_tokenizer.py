@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer import memory
+from flashinfer import memory, worker
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.tokenizer import TextStream, Tokenizer
@@ -239,6 +239,16 @@ def test_a_hostile_tokenizer_is_one_line_in_time(tmp_path, text):
         found.encode("a" * 40 + " b")
     assert "\n" not in str(raised.value) and "x.flash: " in str(raised.value)
     assert time.monotonic() - start < 10
+
+
+def test_requests_that_make_one_answer_share_their_seconds(tokenizer, monkeypatch):
+    monkeypatch.setattr(worker, "SECONDS", 0.5)
+    tokenizer.begin()
+    start = time.monotonic()
+    with pytest.raises(UserError, match="seconds"):
+        tokenizer.encode_up_to(10**9, lambda n: "ab" * (n // 2))
+    assert time.monotonic() - start < 2
+    assert tokenizer.encode("ab")  # has seconds of its own
 
 
 def test_a_slow_pattern_ends_in_time(tmp_path):
