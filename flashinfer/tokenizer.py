@@ -63,10 +63,12 @@ class Tokenizer:
             self.use_template(self.template)
         return found
 
-    def _allowance(self, characters=0):
-        """Bytes of address space that the process may take for a text."""
-        wanted = STARTED + PER_BYTE * self.length + PER_CHARACTER * characters
-        return self.limit or MAPPED + min(wanted, self.budget - memory.held()[1])
+    def _allowance(self, characters):
+        """(bytes of address space that the process may take for a text, whether the budget has
+        fewer than it may need)."""
+        wanted, left = STARTED + PER_BYTE * self.length, self.budget - memory.held()[1]
+        wanted += PER_CHARACTER * characters
+        return self.limit or MAPPED + min(wanted, left), left < wanted
 
     def _take_pieces(self, answer, data):
         n = len(answer["lengths"]) // answer["forms"]
@@ -86,9 +88,13 @@ class Tokenizer:
 
     def _timed(self, do, data, characters, **request):
         """The answer and its bytes, within the seconds that are left."""
-        start = time.monotonic()
+        start, (allowance, short) = time.monotonic(), self._allowance(characters)
         try:
-            return self.worker.ask(do, data, self._allowance(characters), self.seconds, **request)
+            return self.worker.ask(do, data, allowance, self.seconds, **request)
+        except WorkerFailed as failed:
+            if short and "memory" in str(failed):
+                raise WorkerFailed(f"{failed}; more --memory may do") from None
+            raise
         finally:
             self.seconds -= time.monotonic() - start
 

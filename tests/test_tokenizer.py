@@ -285,7 +285,7 @@ def test_a_strip_of_any_count(tmp_path):
 def test_a_budget_bounds_it(tmp_path):
     """What the file or the text would take beyond the budget is refused in one line."""
     used = memory.held()[1]
-    with pytest.raises(FormatError, match="memory"):
+    with pytest.raises(FormatError, match="more --memory may do"):
         Tokenizer(OfText(tmp_path, json.dumps(byte_level())), budget=used - (8 << 20))
     found = Tokenizer(OfText(tmp_path, json.dumps(byte_level())), budget=used + (24 << 20))
     with pytest.raises(UserError, match=r"of 2000000 characters cannot be tokenized: .* memory"):
