@@ -56,12 +56,23 @@ def default_budget():
     return int(min(limits) * 0.95)
 
 
+# Bytes set aside for each process that works for this one, by its id: see worker.Worker.
+helpers = {}
+
+
 def rss():
-    """Bytes of DRAM that this process holds now."""
+    """Bytes of DRAM that this process and its helpers hold now, with what is set aside for them."""
+    own = held()[1] or peak_rss()
+    return own + sum(max(held(pid)[1], aside) for pid, aside in list(helpers.items()))
+
+
+def held(pid="self"):
+    """(bytes of address space, of DRAM) that a process has now; 0 where no system tells."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+        pages_held = Path(f"/proc/{pid}/statm").read_text().split()
     except OSError:
-        return peak_rss()
+        return 0, 0
+    return tuple(int(n) * mmap.PAGESIZE for n in pages_held[:2])
 
 
 def peak_rss():
@@ -114,7 +125,7 @@ def _cgroup_limits(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
 class Plan:
     """What a budget affords; every figure in bytes unless it says otherwise.
 
-    base              the process as it was: interpreter, NumPy, tokenizer
+    base              the process as it was: interpreter, NumPy, the tokenizer where it stays
     small             always in DRAM; predictor, attention, head, embeddings: what of them stays
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head

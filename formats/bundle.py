@@ -204,6 +204,11 @@ class Bundle:
         """The jinja template of a conversation, or None where the bundle has none."""
         return self._text(TEMPLATE)
 
+    def where(self, name):
+        """(offset, bytes) in the file of its tokenizer.json or chat template, or None."""
+        info = self.file.tensors.get(name)
+        return info and (info.offset, info.nbytes)
+
     def _text(self, name):
         info = self.file.tensors.get(name)
         if info is None:

@@ -19,7 +19,7 @@ from .writing import byte_tensor, write_bundle
 
 def convert(
     source, destination, dtype=None, progress=None, dense_dtype=None, activation=None,
-    low_disk=False,
+    low_disk=False, note=lambda line: None,
 ):  # fmt: skip
     """Convert a checkpoint to the bundle ``destination``.
 
@@ -31,6 +31,8 @@ def convert(
     activation   of a GGUF file, which does not say it: the FFN's, such as "relu"
     low_disk     of a checkpoint on the Hub: fetch shard by shard, and delete each when it is
                  converted; meanwhile they lie beside ``destination``
+    note         called with a line on what of the checkpoint is left out: a GGUF file's tokenizer,
+                 where it is damaged or not known
 
     Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
     some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
@@ -48,7 +50,7 @@ def convert(
         tensors = [names.tensor(spec, ffn, dense) for spec in specs]
         names.refuse_strangers()
         first = next(i for i, spec in enumerate(specs) if spec.role in (EMBEDDING, FFN))
-        texts = {TOKENIZER: checkpoint.tokenizer_json(), TEMPLATE: checkpoint.chat_template()}
+        texts = {TOKENIZER: _tokenizer(checkpoint, note), TEMPLATE: checkpoint.chat_template()}
         for name, text in texts.items():
             if text is not None:
                 tensors.insert(first, byte_tensor(name, text.encode("utf-8")))
@@ -68,6 +70,17 @@ def convert(
             progress=(lambda nbytes: progress(nbytes, total)) if progress else lambda nbytes: None,
             order=order,
         )
+
+
+def _tokenizer(checkpoint, note):
+    """The text of its tokenizer.json, or None. A GGUF file is of use without."""
+    try:
+        return checkpoint.tokenizer_json()
+    except FormatError as error:
+        if not isinstance(checkpoint, GgufCheckpoint):
+            raise
+        note(f"{error}; converted without its tokenizer, for token ids (--tokens) only")
+        return None
 
 
 @contextmanager

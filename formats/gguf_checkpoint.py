@@ -11,8 +11,8 @@ from .architectures.hugging_face import behind
 from .checkpoint import COLUMN_CHUNK
 from .errors import FormatError
 from .gguf import GgufFile
+from .gguf_vocabulary import gguf_tokenizer
 from .number_formats import FORMATS
-from .vocabulary import gguf_tokenizer
 
 # GGUF's architecture -> model_type, the activation that llama.cpp gives it, the norms' epsilon
 RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -307,7 +307,10 @@ class GgufCheckpoint:
         return {}
 
     def tokenizer_json(self):
-        """The text of a ``tokenizer.json`` made of the vocabulary in the file, or None."""
+        """The text of a ``tokenizer.json`` made of the vocabulary in the file, or None.
+
+        Raises FormatError where it is damaged, or of a kind that is not known.
+        """
         try:
             made = gguf_tokenizer(self.file.metadata)
         except FormatError as error:

@@ -4,19 +4,24 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from flashinfer import FormatError, Model, UserError
+from flashinfer import FormatError, Model, UserError, memory, worker
+from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.convert import convert
-from flashinfer.formats.vocabulary import byte_level_bpe
+from flashinfer.formats.pre_tokenizers import GPT2, split
+from flashinfer.formats.tokenizer_parts import added_tokens, byte_level_bpe
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
-from flashinfer.chat import Conversation  # noqa: E402
+from flashinfer.chat import Conversation, chat_tokenizer  # noqa: E402
+from flashinfer.tokenizer import HEADROOM  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -54,7 +59,7 @@ def checkpoint(folder, template=CHATML, context=400):
     (folder / "config.json").write_text(json.dumps(config))
     ends = {"eos_token_id": [vocab["<|im_end|>"], vocab["<|endoftext|>"]]}
     (folder / "generation_config.json").write_text(json.dumps(ends))
-    tokenizer = byte_level_bpe(vocab, [], set(special))
+    tokenizer = byte_level_bpe(vocab, [], added_tokens(vocab, special), split((GPT2,)))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
@@ -126,6 +131,7 @@ def test_the_contexts_end(path):
     [
         (None, "has no chat template; use flashinfer run", UserError),
         ("{% if %}", "its chat template is damaged", FormatError),
+        ("a" * (1 << 20) + "b", "its chat template of 1048577 bytes is too long", FormatError),
         ("{{ raise_exception('only users') }}", "refuses this conversation: only users", UserError),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses this", UserError),
         ("{{ messages.append(1) }}", "refuses this", UserError),
@@ -135,6 +141,59 @@ def test_templates_that_cannot_be_used(template, says, kind, tmp_path):
     convert(checkpoint(tmp_path / "hf", template), tmp_path / "x.flash")
     with Model.open(tmp_path / "x.flash") as model, pytest.raises(kind, match=says):
         list(Conversation(model).say("Hello", 5))
+
+
+HOSTILE = {
+    "nested ranges": "{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2,
+    "nested loops": "{% for x in range(9) %}" * 19 + "{% endfor %}" * 19,
+    "deeply nested loops": "{% for x in range(9) %}" * 40 + "{% endfor %}" * 40,
+    "a power": "{{ 9999999 ** 9999999 ** 99 }}",
+    "a width": "{{ 'a'.center(999999999999) }}",
+    "a wide format": "{{ '%999999999999d' | format(1) }}",
+    "a long string": "{{ ('a' * 99999) * 99999 * 99 }}",
+    "a long list": "{{ [[0] * 99999999] * 99999999 }}",
+    "a growing string": "{% set ns = namespace(t='ab') %}{% for i in range(99) %}"
+    "{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+    "a long reply": "{% for a in range(99999) %}{{ 'word ' * 99 }}{% endfor %}",
+    "a lone surrogate": "{{ '\\ud800' }}",
+    "a time": "{{ strftime_now('%9999999999d' * 9999) }}",
+    "a module": "{{ strftime_now.__globals__ }}",
+    "no end": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_template_is_one_line_in_time(path, template, monkeypatch):
+    assert worker.SECONDS < 10
+    monkeypatch.setattr(worker, "SECONDS", 2)
+    with Model.open(path) as model:
+        talk = Conversation(model)
+        start = time.monotonic()
+        with pytest.raises(UserError) as raised:
+            talk.tokenizer.use_template(template)
+            list(talk.say("Hello", 5))
+        assert time.monotonic() - start < 4
+        assert "\n" not in str(raised.value) and talk.messages == []
+        talk.tokenizer.begin()
+        talk.tokenizer.use_template(CHATML)
+        assert list(talk.say("Hello", 5))
+        talk.tokenizer.close()
+
+
+def test_a_template_costs_milliseconds_and_counts_in_the_plan(path):
+    with Bundle(path) as bundle:
+        tokenizer = chat_tokenizer(bundle, 400)
+    with Model.open(path) as model:
+        aside = memory.helpers[tokenizer.worker.process.pid]
+        assert aside > HEADROOM and model.plan.base > memory.held()[1] // 2 + aside
+        talk = Conversation(model, tokenizer=tokenizer)
+        talk.messages = [{"role": "user", "content": "Hello"}] * 10
+        talk.ids()
+        start = time.perf_counter()
+        for _ in range(10):
+            talk.ids()
+        assert (time.perf_counter() - start) / 10 < 0.1
+    tokenizer.close()
 
 
 def chat(path, *options):
@@ -157,6 +216,48 @@ def test_commands(path):
         talk.reset()
         third = "".join(talk.say("Hello", 12, **GREEDY))
     assert out == f"{first}\n{first}\n{third}\n"
+
+
+def test_ctrl_c_stops_a_template_and_leaves_no_process(tmp_path):
+    convert(checkpoint(tmp_path / "hf", HOSTILE["nested ranges"]), tmp_path / "x.flash")
+    process = chat(tmp_path / "x.flash")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this kernel does not list a process's children")
+    process.stdin.write("Hello\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 30
+    while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)  # it has read the line
+    process.send_signal(signal.SIGINT)
+    while children.read_text().split() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _, err = process.communicate("/exit\n", timeout=60)
+    assert process.returncode == 0 and "(stopped)" in err and "Traceback" not in err
+    assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_lines_that_cannot_be_used_leave_the_conversation_as_it_is(path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flashinfer", "chat", str(path), "--temp", "0", "-n", "12"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    lines = b"a" * 1_000_000 + b"\nHello\xff\nHello\n"
+    out, err = process.communicate(lines, timeout=60)
+    with Model.open(path) as model:
+        talk = Conversation(model)
+        assert out.decode() == "".join(talk.say("Hello", 12, **GREEDY)) + "\n"
+    _, long, strange, end = err.decode().split("\n")
+    assert "the line has more than" in long and "the line: is not UTF-8" in strange and not end
+    assert process.returncode == 0
+
+
+def test_a_system_message_that_is_not_utf8(path):
+    process = chat(path, "--system", b"a\xff")
+    _, err = process.communicate("", timeout=60)
+    assert process.returncode == 1 and err == "flashinfer: error: --system: is not UTF-8 text\n"
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(path):

@@ -5,10 +5,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from flashinfer.calibrate import calibrate
-from flashinfer.cli.common import add_json, positive, share, size, write_json
+from flashinfer.cli.common import add_json, positive, share, size, text_ids, write_json
 from flashinfer.cli.inspect import print_calibration
 from flashinfer.formats.bundle import METHODS, Bundle
-from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.tokenizer import Tokenizer
 
 
@@ -42,8 +41,8 @@ def add_arguments(parser):
 
 def main(args):
     with Bundle(args.model, calibrated=False) as bundle:
-        tokenizer = Tokenizer(bundle)
-    ids = tokenizer.encode(read_text(args.text, args.tokens))
+        tokenizer = Tokenizer(bundle, args.memory)
+    ids = text_ids(args.text, tokenizer, args.tokens)
     with tqdm(desc="calibrate", unit="layer", bar_format="{l_bar}{bar}| {n:.1f}/{total} layers "
               "[{elapsed}<{remaining}]", leave=False, mininterval=0.5) as bar:  # fmt: skip
 
@@ -59,14 +58,3 @@ def main(args):
     if args.json != "-":
         print_calibration(found)
     write_json(args.json, found)
-
-
-def read_text(path, tokens):
-    """As much of a text as ``tokens`` tokens can need."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(16 * tokens)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: is not UTF-8 text") from None

@@ -6,12 +6,13 @@ Ctrl-C stops a reply, Ctrl-D ends the program.
 
 import sys
 
-from flashinfer.chat import Conversation
+from flashinfer.chat import Conversation, chat_tokenizer
 from flashinfer.cli.common import model_bars, positive
 from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.model import Model
+from flashinfer.tokenizer import utf8
 
 HELP = "/system TEXT, /reset, /exit; Ctrl-C stops a reply"
 CONTEXT = 2048  # tokens, where the model allows as many
@@ -29,8 +30,10 @@ def add_arguments(parser):
 
 
 def main(args):
+    utf8(args.system or "", "--system")
     with Bundle(args.model) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
+        tokenizer = chat_tokenizer(bundle, context, args.memory)
     with (
         model_bars() as progress,
         Model.open(
@@ -39,9 +42,10 @@ def main(args):
             device=args.device, warm=args.warm, progress=progress,
         ) as model,
     ):  # fmt: skip
-        conversation = Conversation(model, args.system)
+        conversation = Conversation(model, args.system, tokenizer)
         print(f"{args.model}; {HELP}", file=sys.stderr)
-        while (line := read_line()) is not None:
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is only that
+        while (line := read_line(conversation.most_characters)) is not None:
             if line == "/exit":
                 break
             if line.startswith("/"):
@@ -50,15 +54,35 @@ def main(args):
                 reply(conversation, line, args)
 
 
-def read_line():
-    """What the user types, or None at its end. Ctrl-C clears the line."""
+def read_line(most):
+    """What the user types, or None at its end. Ctrl-C clears the line.
+
+    A line of more than ``most`` characters, or that is not UTF-8, is left out, which is said.
+    """
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return None
+            line = raw_line(most)
+            utf8(line or "", "the line")
+            return line if line is None else line.strip()
+        except UserError as error:
+            print(f"flashinfer: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             print("\n(Ctrl-D ends the conversation)", file=sys.stderr)
+
+
+def raw_line(most):
+    """A line of standard input, or None at its end. Raises UserError where it is too long."""
+    if sys.stdin.isatty():
+        try:
+            return input("> ")  # with a terminal's editing, which bounds it
+        except EOFError:
+            return None
+    line = sys.stdin.readline(most + 1)
+    if len(line) <= most:
+        return line or None
+    while line and not line.endswith("\n"):
+        line = sys.stdin.readline(most)
+    raise UserError(f"the line has more than {most} characters, too many for the context")
 
 
 def command(conversation, line):

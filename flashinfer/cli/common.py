@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from flashinfer.formats.errors import UserError
+from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.memory import parse_size
 
@@ -75,6 +75,29 @@ def write_json(path, figures):
             file.write(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def opened_text(path):
+    """The file of a text, open to be read. Raises UserError where it cannot be read, FormatError
+    where it is not UTF-8."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield file
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: is not UTF-8 text") from None
+    except OSError as error:
+        if error.filename not in (None, path):
+            raise
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def text_ids(path, tokenizer, tokens):
+    """The first ``tokens`` token ids of a text file, of which no more than that needs is read."""
+    with opened_text(path) as file:
+        ids, _ = tokenizer.encode_up_to(tokens, file.read)
+    tokenizer.close()
+    return ids[:tokens]
 
 
 @contextmanager

@@ -25,16 +25,17 @@ def add_arguments(parser):
 
 
 def main(args):
+    notes = []
     with byte_bar("convert") as progress:
         size = converter.convert(
             args.source, args.destination, args.dtype, progress, args.dense_dtype,
-            args.activation, args.low_disk,
+            args.activation, args.low_disk, notes.append,
         )  # fmt: skip
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_format.name, bundle.config.sparse
         activation, experts = bundle.config.activation, bundle.config.experts
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
-    for line in requantised(args):
+    for line in [*notes, *requantised(args)]:
         print(line, file=sys.stderr)
     if sparse or experts:
         print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)

@@ -4,8 +4,7 @@ import math
 
 from tqdm import tqdm
 
-from flashinfer.cli.calibrate import read_text
-from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.common import add_json, positive, text_ids, write_json
 from flashinfer.cli.run import add_model_arguments
 from flashinfer.evaluate import SEQUENCE, evaluate
 from flashinfer.formats.bundle import Bundle
@@ -25,9 +24,9 @@ def add_arguments(parser):
 
 def main(args):
     with Bundle(args.model) as bundle:
-        tokenizer = Tokenizer(bundle)
+        tokenizer = Tokenizer(bundle, args.memory)
         context = min(SEQUENCE, bundle.config.max_position_embeddings)
-    ids = tokenizer.encode(read_text(args.text, args.tokens))[: args.tokens]
+    ids = text_ids(args.text, tokenizer, args.tokens)
     nbytes = len(tokenizer.decode(ids).encode("utf-8"))
     with Model.open(
         args.model, memory=args.memory, window=args.window, neurons=args.neurons, context=context,

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 from flashinfer import __version__
 from flashinfer.formats.errors import UserError
@@ -41,6 +42,9 @@ def make_parser(commands=COMMANDS):
 
 def main(argv=None):
     """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C."""
+    # What an encoding cannot show is replaced, of texts as of names.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         argv = sys.argv[1:] if argv is None else argv
         # Only what is asked for is imported: modules take memory, too.
@@ -62,6 +66,6 @@ def main(argv=None):
         message = "out of memory; give a smaller --memory, or a smaller context"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
+        message = UserError(f"{where}{error.strerror or error}")
     print(f"flashinfer: error: {message}", file=sys.stderr)
     return 1

@@ -6,19 +6,28 @@ Text goes to stdout as it comes, an account of what it took to stderr.
 import argparse
 import sys
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 
 from flashinfer import kernels
-from flashinfer.cli.common import add_json, id_list, model_bars, positive, size, write_json
+from flashinfer.cli.common import (
+    add_json,
+    id_list,
+    model_bars,
+    opened_text,
+    positive,
+    size,
+    write_json,
+)
 from flashinfer.flash import IO
 from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.errors import UserError
 from flashinfer.memory import format_size, unit_name
 from flashinfer.model import Model
 from flashinfer.neuron_cache import POLICIES
 from flashinfer.planning import NEURONS
 from flashinfer.profile import boards
-from flashinfer.tokenizer import TextStream, Tokenizer
+from flashinfer.tokenizer import TextStream, Tokenizer, utf8
 
 
 def add_model_arguments(parser):
@@ -101,7 +110,7 @@ def main(args):
         )
     path = args.model or demo_model()
     with Bundle(path) as bundle:
-        tokenizer = None if args.tokens else Tokenizer(bundle)
+        tokenizer = None if args.tokens else Tokenizer(bundle, args.memory)
         config = bundle.config
     ids = args.tokens or prompt_ids(args, tokenizer, config)
     context = args.ctx_size or min(len(ids) + args.predict, config.max_position_embeddings)
@@ -138,15 +147,15 @@ def main(args):
 
 
 def prompt_ids(args, tokenizer, config):
-    text = args.prompt or ""
-    if args.file:
-        try:
-            text = Path(args.file).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{args.file}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise FormatError(f"{args.file}: is not UTF-8 text") from None
-    ids = tokenizer.encode(text)
+    """The prompt's token ids. Of one that is too long for the context little is read."""
+    most = min(args.ctx_size or config.max_position_embeddings, config.max_position_embeddings)
+    name = args.file or "--prompt"
+    utf8(args.prompt or "", name)
+    with opened_text(args.file) if args.file else StringIO(args.prompt or "") as file:
+        ids, whole = tokenizer.encode_up_to(most, file.read)
+    tokenizer.close()
+    if not whole or len(ids) > most:
+        raise UserError(f"{name}: the prompt has more tokens than the context of {most} holds")
     if not ids and config.bos_token_id is not None:
         ids = [config.bos_token_id]
     if not ids:
@@ -160,9 +169,9 @@ def write_text(tokens, prompt, tokenizer, out):
         for token in tokens:
             print(token, end=" ", file=out, flush=True)
     else:
-        out.write(tokenizer.decode(prompt))
+        stream = TextStream(tokenizer)
+        out.write("".join([stream.add(token) for token in prompt]))
         out.flush()
-        stream = TextStream(tokenizer, prompt)
         for token in tokens:
             out.write(stream.add(token))
             out.flush()

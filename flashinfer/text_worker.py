@@ -1,0 +1,246 @@
+"""A process of its own that reads untrusted tokenizers and chat templates, within limits.
+
+Both come from files that nobody vouches for, and neither library that reads them bounds what it
+takes: a tokenizer may ask for terabytes of padding, a template for a day of loops. Run as a script
+by worker.py, it imports nothing of this package, so that it takes some 15 MB.
+
+It answers one request after the other until its input ends. A message is a line of JSON, then as
+many bytes as its "nbytes" says; a request names what to "do", the bytes of "memory" and seconds of
+the CPU that it may take; an answer has an "error", one line, where that failed.
+"""
+
+import datetime
+import json
+import os
+import resource
+import sys
+from importlib import import_module
+
+
+class Refused(Exception):
+    """What was asked for cannot be done; the message says why."""
+
+
+def load(request, _):
+    """Read a ``tokenizer.json`` from ``path`` at ``offset``, ``length`` bytes.
+
+    Answers with the pieces as a decoder joins them, see ``tables``.
+    """
+    import tokenizers
+
+    with open(request["path"], "rb") as file:
+        file.seek(request["offset"])
+        inner = tokenizers.Tokenizer.from_buffer(file.read(request["length"]))
+    # What a library does with many texts at once is not part of a text's tokens.
+    inner.no_padding()
+    inner.no_truncation()
+    loaded["tokenizer"] = inner
+    tables, answer = pieces(inner, request["length"])
+    data = b"".join(b"".join(table) for table in tables)
+    lengths = [len(piece) for table in tables for piece in table]
+    return {**answer, "lengths": lengths, "forms": len(tables)}, data
+
+
+def pieces(inner, most):
+    """What each token id adds to a text: ([pieces, and those of a first token], what else).
+
+    A piece is bytes; ``silent`` are the ids of special tokens, which say nothing; ``strip`` is how
+    many spaces a text loses in front. ``most`` bounds the bytes, and the ids.
+    """
+    tokens = {i: token for token, i in inner.get_vocab(with_added_tokens=False).items()}
+    added = inner.get_added_tokens_decoder()
+    tokens.update((i, token.content) for i, token in added.items())
+    n = max(tokens, default=-1) + 1
+    if n > most:
+        raise Refused(f"it has the token id {n - 1}")
+    silent = [i for i, token in added.items() if token.special]
+    silent += [i for i in range(n) if i not in tokens]
+    steps, strip = decoder_steps(inner.decoder)
+    forms = [False] if all(step["type"] in PLACELESS for step in steps) else [False, True]
+    made, left = [], len(forms) * most
+    for first in forms:
+        table = []
+        for i in range(n):
+            piece = decoded(tokens[i], steps, first) if i in tokens else b""
+            table.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise Refused("its decoder makes more text than its vocabulary has")
+        made.append(table)
+    return made, {"silent": silent, "strip": strip}
+
+
+# Steps of a decoder that treat the first token of a text as any other.
+PLACELESS = ("ByteLevel", "Replace", "ByteFallback", "Strip")
+
+
+def decoder_steps(decoder):
+    """(what a decoder does with each token, spaces that the whole text loses in front)."""
+    if decoder is None:
+        return [{"type": "Spaces"}], 0
+    steps, strip, fused = [], 0, False
+    for step in flat(json.loads(decoder.__getstate__())):
+        kind = step["type"]
+        if kind == "Fuse":
+            fused = True
+        elif kind == "Strip" and fused and step["content"] == " " and not step["stop"]:
+            strip += step["start"]
+        elif fused:
+            raise Refused(f"its decoder, {kind} after Fuse, is not supported")
+        elif kind == "Replace" and not step["pattern"].get("String"):
+            raise Refused("its decoder replaces what no plain text names, which is not supported")
+        elif kind in (*PLACELESS, "Metaspace", "WordPiece"):
+            steps.append(step)
+            fused = kind == "ByteLevel"
+        else:
+            raise Refused(f"its decoder, {kind}, is not supported")
+        if any(earlier["type"] == "ByteFallback" for earlier in steps[:-1]):
+            raise Refused(f"its decoder, {kind} after ByteFallback, is not supported")
+    return steps, strip
+
+
+def flat(step):
+    """The steps of a decoder, those of sequences included."""
+    if step["type"] != "Sequence":
+        return [step]
+    return [inner for part in step["decoders"] for inner in flat(part)]
+
+
+def decoded(token, steps, first):
+    """The bytes of a token in a text, or as its ``first``."""
+    for step in steps:
+        kind = step["type"]
+        if kind == "Replace":
+            token = token.replace(step["pattern"]["String"], step["content"])
+        elif kind == "Strip":
+            token = stripped(token, step)
+        elif kind == "Metaspace":
+            drop = first and step.get("prepend_scheme", "always") != "never"
+            token = token.replace(step["replacement"], "" if drop else " ")
+        elif kind == "WordPiece":
+            token = of_word_piece(token, step, first)
+        elif kind == "Spaces":
+            token = token if first else f" {token}"
+        elif kind == "ByteLevel":
+            if LETTERS.issuperset(token):
+                return token.translate(BYTES).encode("latin-1")
+        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # ByteFallback
+            try:
+                return bytes([int(token[3:5], 16)])
+            except ValueError:
+                pass
+    return token.encode("utf-8")
+
+
+def stripped(token, step):
+    start, stop = 0, len(token)
+    while start < min(step["start"], stop) and token[start] == step["content"]:
+        start += 1
+    end = stop
+    while end > max(start, stop - step["stop"]) and token[end - 1] == step["content"]:
+        end -= 1
+    return token[start:end]
+
+
+def of_word_piece(token, step, first):
+    if not first:
+        continues = token.startswith(step["prefix"])
+        token = token[len(step["prefix"]) :] if continues else f" {token}"
+    if step["cleanup"]:
+        for text in (" .", " ?", " !", " ,"):
+            token = token.replace(text, text[1:])
+        for text, shorter in ((" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"),
+                              (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")):  # fmt: skip
+            token = token.replace(text, shorter)
+    return token
+
+
+# The letters of byte-level BPEs: printable bytes stand for themselves, the others for the letters
+# from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = dict(enumerate((b for b in range(256) if b not in PRINTABLE), 256))
+LETTERS = {chr(code) for code in (*PRINTABLE, *BYTES)}
+loaded = {}
+
+
+def encode(request, data):
+    """Token ids of a text; with ``special``, those that every text begins or ends with, too."""
+    ids = loaded["tokenizer"].encode(
+        data.decode("utf-8"), add_special_tokens=request["special"]
+    ).ids  # fmt: skip
+    return {"ids": ids}, b""
+
+
+def token(request, _):
+    """The text of a single token, special ones included, or None."""
+    return {"token": loaded["tokenizer"].id_to_token(request["id"])}, b""
+
+
+def template(_, data):
+    """Take a chat template for the conversations to come."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message):
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    loaded["template"] = environment.from_string(data.decode("utf-8"))
+    return {}, b""
+
+
+def render(request, data):
+    """Token ids of a conversation; None where it has more than ``characters_at_most``."""
+    special = {
+        role: "" if i is None else loaded["tokenizer"].id_to_token(i) or ""
+        for role, i in request["special"].items()
+    }
+    text = loaded["template"].render(
+        messages=json.loads(data), add_generation_prompt=True, **special
+    )
+    if len(text) > request["characters_at_most"]:
+        return {"ids": None}, b""
+    return {"ids": loaded["tokenizer"].encode(text, add_special_tokens=False).ids}, b""
+
+
+LIBRARIES = {"load": ["tokenizers"], "template": ["jinja2", "jinja2.sandbox", "jinja2.ext"]}
+REQUESTS = {f.__name__: f for f in (load, encode, token, template, render)}
+
+
+def limit(request):
+    """Hold this process to what a request may take; the CPU's seconds count from now on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = int(used.ru_utime + used.ru_stime) + 1 + request["seconds"]
+    for kind, most in ((resource.RLIMIT_AS, request["memory"]), (resource.RLIMIT_CPU, cpu)):
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, hard))
+
+
+def main():
+    source, answers = sys.stdin.buffer, sys.stdout.buffer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while line := source.readline():
+        try:
+            request = json.loads(line)
+            data = source.read(request["nbytes"])
+            for library in LIBRARIES.get(request["do"], ()):
+                import_module(library)
+            limit(request)
+            answer, out = REQUESTS[request["do"]](request, data)
+        except MemoryError:
+            answer, out = {"error": "it takes too much memory"}, b""
+        except BaseException as error:  # a panic in Rust is no Exception
+            answer, out = {"error": (str(error) or type(error).__name__)[:1000]}, b""
+        answers.write(json.dumps({**answer, "nbytes": len(out)}).encode() + b"\n" + out)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    # Started without this package's directory, nor site's, so that nothing here shadows a library.
+    sys.path[:] = json.loads(os.environ.pop("FLASHINFER_WORKER_PATH"))
+    main()
