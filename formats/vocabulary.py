@@ -8,8 +8,11 @@ import json
 import struct
 from pathlib import Path
 
+from . import bounded_json
 from .errors import FormatError
+from .files import read_bytes
 
+MOST_TOKENIZER = 1 << 30  # bytes of memory; 260,000 tokens with their merges take half of it
 # SentencePiece's kinds of pieces, which GGUF took over.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # How byte-level BPEs cut a text into words, by the name that GGUF gives it; "" is GPT-2's.
@@ -34,11 +37,11 @@ def tokenizer_json(directory):
     directory = Path(directory)
     path = directory / "tokenizer.json"
     if path.exists():
-        read_json(path)
+        read_json(path, MOST_TOKENIZER)
         return path.read_text(encoding="utf-8")
     settings = _settings(directory)
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        vocab = read_json(directory / "vocab.json")
+        vocab = read_json(directory / "vocab.json", MOST_TOKENIZER)
         lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         if any(len(pair) != 2 for pair in merges):
@@ -65,16 +68,12 @@ def chat_template(directory):
     return template if isinstance(template, str) else None
 
 
-def read_json(path):
-    """A JSON object from a file. Raises FormatError, naming it, where that is not what it holds."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"{path}: does not exist") from None
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
+def read_json(path, most=bounded_json.MOST):
+    """A JSON object from a file, which may take ``most`` bytes of memory. Raises FormatError,
+    naming the file, where that is not what it holds."""
+    if not path.exists():
+        raise FormatError(f"{path}: does not exist")
+    value = bounded_json.parse(read_bytes(path), path, most)
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object")
     return value
