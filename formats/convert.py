@@ -3,11 +3,11 @@
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .architectures import architecture
 from .checkpoint import Checkpoint
 from .errors import FormatError, UserError
+from .files import refuse_loss, refuse_target, scratch_directory
 from .gguf import is_gguf
 from .gguf_checkpoint import GgufCheckpoint
 from .hub import fetch, lean_checkpoint, names_a_repository
@@ -35,6 +35,8 @@ def convert(
     Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
     some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
     """
+    refuse_loss(destination, [source])
+    refuse_target(destination)
     with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
         try:
             config = architecture(checkpoint.config).model_config(checkpoint.config)
@@ -56,6 +58,7 @@ def convert(
         generation = checkpoint.generation_config()
         if "eos_token_id" in generation:
             hf_config["eos_token_id"] = generation["eos_token_id"]
+            _check_ends(hf_config, checkpoint.directory / "generation_config.json")
         total = sum(tensor.nbytes for tensor in tensors)
         order = None
         if low_disk:
@@ -70,6 +73,14 @@ def convert(
         )
 
 
+def _check_ends(hf_config, path):
+    """Raise FormatError where the bundle's config could not be read for what ``path`` said."""
+    try:
+        architecture(hf_config).model_config(hf_config)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
 @contextmanager
 def _opened(source, activation, low_disk, destination):
     if not low_disk:
@@ -78,10 +89,8 @@ def _opened(source, activation, low_disk, destination):
         return
     if not names_a_repository(source) or activation is not None:
         raise UserError(f"{source}: --low-disk is for checkpoints on the Hub, given as org/name")
-    if not destination.parent.is_dir():
-        raise UserError(f"{destination}: its directory does not exist")
     with (
-        TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder,
+        scratch_directory(destination.parent, destination.name) as folder,
         lean_checkpoint(source, folder) as checkpoint,
     ):
         yield checkpoint

@@ -154,6 +154,19 @@ def refuse_target(path, size=0):
         raise _failed(path, error, size) from None
 
 
+def refuse_loss(target, sources):
+    """Raise UserError where writing ``target`` would replace one of ``sources``, by whatever links.
+
+    sources  paths; of a directory, all files in it count but bundles (``.flash``)
+    """
+    for source in sources:
+        files = [source]
+        if os.path.isdir(source):
+            files = [file for file in Path(source).iterdir() if file.suffix != ".flash"]
+        if any(same_file(target, file) for file in files):
+            raise UserError(f"{target}: is, or belongs to, what is read from {source}; name another")
+
+
 @contextmanager
 def scratch_directory(parent, name):
     """A new directory in ``parent`` for files on the way to ``name``, removed with them at the end.

@@ -11,6 +11,7 @@ from flashinfer.cli.common import model_bars, positive
 from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.memory import header_room
 from flashinfer.model import Model
 
 HELP = "/system TEXT, /reset, /exit; Ctrl-C stops a reply"
@@ -29,7 +30,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with Bundle(args.model) as bundle:
+    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
     with (
         model_bars() as progress,
