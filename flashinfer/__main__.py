@@ -22,8 +22,8 @@ def main():
         if answers:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = command()
-        if answers:
-            signal.signal(signal.SIGINT, _leave)
+        if answers:  # all is done; the interpreter's own end is not to be cut short
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         _leave()
     sys.exit(code)
@@ -66,7 +66,8 @@ def _open_streams():
             file, encoding, errors="backslashreplace", line_buffering=terminal or number == 2
         )
 
-    sys.stdin = sys.stdin or open(0, closefd=False)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     sys.stdin.reconfigure(errors="replace")
     sys.stdout, sys.stderr = opened(1, sys.stdout), opened(2, sys.stderr)
 

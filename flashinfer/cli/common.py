@@ -15,7 +15,6 @@ from flashinfer.formats.files import refuse_loss, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.memory import parse_size
 
-
 MOST_WHOLE = (1 << 31) - 1  # of tokens, sizes, threads; more than any of them can be
 MOST_SEED = (1 << 64) - 1
 INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
@@ -77,7 +76,9 @@ def id_list(text):
     try:
         return [natural(part.strip()) for part in text.split(",")]
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not token ids such as 2,10,15") from None
+        raise argparse.ArgumentTypeError(
+            f"{_quoted(text)} is not token ids such as 2,10,15"
+        ) from None
 
 
 def _quoted(text):

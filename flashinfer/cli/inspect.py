@@ -41,7 +41,8 @@ def print_description(figures, plan, bundle):
     if config["experts"]:
         experts = f" in {config['experts']} experts, {config['experts_per_token']} of them a token"
     print(
-        f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, {figures['number_format']}\n"
+        f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, "
+        f"{figures['number_format']}\n"
         f"{config['num_hidden_layers']} layers, hidden size {config['hidden_size']}, "
         f"{config['d_ffn']} neurons a layer{experts}, {config['num_attention_heads']} heads, "
         f"{config['vocab_size']} tokens, positions up to {config['max_position_embeddings']}\n"

@@ -90,7 +90,9 @@ def add_arguments(parser):
 
 def add_sampling_arguments(parser):
     """How the next token is chosen."""
-    parser.add_argument("--temp", type=temperature, default=0.8, help="temperature; 0: greedy (0.8)")
+    parser.add_argument(
+        "--temp", type=temperature, default=0.8, help="temperature; 0: greedy (0.8)"
+    )
     parser.add_argument("--top-k", type=natural, default=40, help="0: all (40)")
     parser.add_argument("--top-p", type=share, default=0.95, help="1: all (0.95)")
     parser.add_argument("-s", "--seed", type=seed, help="repeat the same choices")
