@@ -3,12 +3,16 @@
 safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alike from outside.
 """
 
+import os
 from math import prod
 from pathlib import Path
+
+import numpy as np
 
 from . import mxfp4
 from .architectures import architecture
 from .errors import FormatError, UserError
+from .files import open_regular
 from .number_formats import BY_SAFETENSORS
 from .safetensors import SafetensorsFile
 from .vocabulary import chat_template, read_json, tokenizer_json
@@ -138,7 +142,11 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A ``pytorch_model.bin``; torch loads it, weights only, mapped and not read."""
+    """A ``pytorch_model.bin``; torch loads it, weights only, mapped and not read.
+
+    A mapping ends the process where the file was cut meanwhile, so its size is looked at before
+    rows are copied from it.
+    """
 
     def __init__(self, path):
         try:
@@ -148,34 +156,44 @@ class TorchShard:
                 f"{path}: reading it needs PyTorch: pip install torch, or save the "
                 "checkpoint as safetensors"
             ) from None
+        self.path, self.file = path, open_regular(path)
+        self.size = os.fstat(self.file.fileno()).st_size
         try:
             self.tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.file.close()
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise FormatError(f"{path}: PyTorch cannot read it: {reason}") from None
         if not isinstance(self.tensors, dict) or not all(
             isinstance(t, torch.Tensor) for t in self.tensors.values()
         ):
+            self.file.close()
             raise FormatError(f"{path}: not a map of tensors")
+
+    def _tensor(self, name):
+        if os.fstat(self.file.fileno()).st_size < self.size:
+            raise FormatError(f"{self.path}: was cut while it was read")
+        return self.tensors[name]
 
     def shapes(self):
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def read_rows(self, name, start=0, stop=None):
-        tensor = self.tensors[name]
+        tensor = self._tensor(name)
         tensor = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
-        return tensor[start:stop].float().numpy()
+        return np.array(tensor[start:stop].float().numpy())
 
     def read_bytes(self, name, start, stop):
-        return self.tensors[name].flatten(0, 1)[start:stop].flatten(1).numpy()
+        return np.array(self._tensor(name).flatten(0, 1)[start:stop].flatten(1).numpy())
 
     def read_columns(self, name):
-        tensor = self.tensors[name]
-        for start in range(0, tensor.shape[1], COLUMN_CHUNK):
-            yield tensor[:, start : start + COLUMN_CHUNK].float().numpy().T
+        for start in range(0, self.tensors[name].shape[1], COLUMN_CHUNK):
+            piece = self._tensor(name)[:, start : start + COLUMN_CHUNK]
+            yield np.array(piece.float().numpy()).T
 
     def close(self):
         self.tensors = {}
+        self.file.close()
 
 
 KINDS = (  # single file, index of shards, reader; the first that is there is used
