@@ -164,9 +164,7 @@ def refuse_loss(target, sources):
         if os.path.isdir(source):
             files = [file for file in Path(source).iterdir() if file.suffix != ".flash"]
         if any(same_file(target, file) for file in files):
-            raise UserError(
-                f"{target}: is, or belongs to, what is read from {source}; name another"
-            )
+            raise UserError(f"{target}: is what is read, or a part of it ({source}); name another")
 
 
 @contextmanager
