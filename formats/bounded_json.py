@@ -11,9 +11,9 @@ from .errors import FormatError
 
 MOST = 256 << 20  # bytes in memory; a model of 4096 layers with 60,000 tensors takes a third of it
 MOST_NESTED = 64  # lists and objects within each other
-# Bytes of DRAM for each such character, at most: those of an object with one key, of a list, a
+# Bytes of DRAM for each such character, at most: those of an object, of a list of one, a
 # list's place and a number, a key's place and the pair that is made on the way, half a string.
-COSTS = {b"{": 72, b"[": 64, b",": 40, b":": 130, b'"': 28}
+COSTS = {b"{": 72, b"[": 104, b",": 40, b":": 130, b'"': 28}
 
 
 def parsed_bytes(raw):

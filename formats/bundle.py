@@ -248,8 +248,7 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     layers = calibration.get("layers")
     if not isinstance(layers, list) or len(layers) != n_layers:
         raise FormatError("its calibration is not that of this model; calibrate it again")
-    lists = {**CALIBRATED_LISTS, "uses": n_experts}
-    sound = all(isinstance(layer, dict) and _sound_layer(layer, lists) for layer in layers)
+    sound = all(isinstance(layer, dict) and _sound_layer(layer, n_experts) for layer in layers)
     form = calibration.get("predictor", PREDICTOR_FORMS[0])
     if form not in PREDICTOR_FORMS:
         raise FormatError("its predictors are of a form that is not known; calibrate it again")
@@ -264,14 +263,17 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     return calibration
 
 
-def _sound_layer(layer, lists):
-    """Whether a layer's record holds the numbers that it should; ``lists``: {key: length}."""
+def _sound_layer(layer, n_experts):
+    """Whether a layer's record holds the numbers that it should."""
     numbers = [layer.get(key) for key in CALIBRATED]
     numbers += [layer[key] for key in CALIBRATED_MAYBE if key in layer]
-    for key, length in lists.items():
-        values = layer.get(key, [])
+    for key, length in CALIBRATED_LISTS.items():
+        values = layer.get(key)
         numbers += values if isinstance(values, list) and len(values) == length else [None]
-    return all(is_number(n, 0, (1 << 31) - 1) for n in numbers)
+    uses = layer.get("uses", [])
+    sound = isinstance(uses, list) and len(uses) == n_experts
+    sound = sound and all(is_number(share, 0, 1) for share in uses)
+    return sound and all(is_number(n, 0, (1 << 31) - 1) for n in numbers)
 
 
 def is_number(value, least, most):

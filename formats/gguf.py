@@ -185,7 +185,9 @@ class GgufFile:
             self._charge(count * dtype.itemsize)
             return np.frombuffer(self._take(count * dtype.itemsize), dtype=dtype)
         if inner == STRING:
-            return [self._string(key) for _ in range(self._count(8, f"strings of {key[:60]}"))]
+            count = self._count(8, f"strings of {key[:60]}")
+            self._charge(count * TEXT_BYTES)
+            return [self._string(key) for _ in range(count)]
         raise FormatError(f"{self.path}: metadata {key[:60]} has the unknown type {kind}")
 
     def _tensor_info(self):

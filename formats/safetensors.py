@@ -68,7 +68,10 @@ class SafetensorsFile:
                 f"{self.path}: its header has {length >> 20:,} MiB, too much to be parsed in "
                 f"{most >> 20:,} MiB of memory"
             )
-        return bytes(self.read_bytes(8, length))
+        header = os.pread(self.file.fileno(), length, 8)
+        if len(header) < length:
+            raise FormatError(f"{self.path}: its header ends in the middle; is it cut?")
+        return header
 
     def close(self):
         self.file.close()
