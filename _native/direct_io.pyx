@@ -19,7 +19,7 @@ cdef extern from "read_batch.h" nogil:
     ctypedef struct read_batch:
         int fd
         int64_t count, failed
-        int error
+        int error, unserved
         read_request requests[1]
 
 
@@ -59,19 +59,22 @@ cdef class Ticket:
     def wait(self):
         """Return when all is read. Raises OSError, or EOFError, with args (index, ...)."""
         cdef int64_t failed
-        cdef int error
+        cdef int error, unserved
         if self.batch == NULL:
             return
         if self.waiting:
             raise RuntimeError("two threads wait for the same reads")
         self.waiting = True
         self.reader.wait(self.batch)
-        failed, error = self.batch.failed, self.batch.error
+        failed, error, unserved = self.batch.failed, self.batch.error, self.batch.unserved
         free(self.batch)
         self.batch = NULL
         self.memory = None
         if failed >= 0 and error:
-            raise OSError(error, os.strerror(error), int(failed))
+            reason = os.strerror(error)
+            if unserved:
+                reason = f"io_uring fails: {reason}; --io threads does without"
+            raise OSError(error, reason, int(failed))
         if failed >= 0:
             raise EOFError(int(failed))
 

@@ -4,10 +4,14 @@
 #include <errno.h>
 #include <stdint.h>
 
+enum { READ_RETRIES = 20000 }; /* of what fails for want of something just then, in a row */
+
 typedef struct {
     int64_t offset, length; /* in the file, bytes; what is left where a part was read */
     char *destination;
     struct read_batch *batch;
+    int begun;   /* a part was read */
+    int retries; /* how often it was asked for again, as nothing could be read just then */
 } read_request;
 
 typedef struct read_batch {
@@ -16,6 +20,7 @@ typedef struct read_batch {
     int64_t count, taken, done;
     int64_t failed; /* index of the first request that failed, or -1 */
     int error;      /* its errno, or 0 where the file ended before it */
+    int unserved;   /* that is an error of the ring's own, not of the read */
     read_request requests[];
 } read_batch;
 
@@ -23,7 +28,18 @@ static void read_batch_begin(read_batch *batch) {
     batch->next = NULL;
     batch->taken = batch->done = 0;
     batch->failed = -1;
-    for (int64_t i = 0; i < batch->count; i++) batch->requests[i].batch = batch;
+    batch->unserved = 0;
+    for (int64_t i = 0; i < batch->count; i++) {
+        read_request *request = &batch->requests[i];
+        request->batch = batch;
+        request->begun = request->retries = 0;
+    }
+}
+
+/* What an error of a read means: after a part that ends off the alignment of direct reads, where
+ * only the file's end leaves one, EINVAL is that end. */
+static int read_error(const read_request *request, int error) {
+    return error == EINVAL && request->begun ? 0 : error;
 }
 
 /* Count a request as done; error: its errno, 0 for the file's end, or -1 where it succeeded. */

@@ -17,13 +17,14 @@ typedef struct {
 } read_pool;
 
 /* Read all of a request; -1, or the errno, or 0 where the file ended. */
-static int read_fully(int fd, const read_request *r) {
+static int read_fully(int fd, read_request *r) {
     int64_t done = 0;
     while (done < r->length) {
         ssize_t n = pread(fd, r->destination + done, r->length - done, r->offset + done);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return n ? errno : 0;
+        if (n < 0 && errno == EINTR && r->retries++ < READ_RETRIES) continue;
+        if (n <= 0) return n ? read_error(r, errno) : 0;
         done += n;
+        r->begun = 1;
     }
     return -1;
 }

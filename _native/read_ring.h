@@ -25,8 +25,10 @@
 typedef struct {
     pthread_mutex_t lock;
     int ring, file;
+    int broken;       /* the errno that the kernel refuses every submission with, or 0 */
+    unsigned refused; /* submissions in a row that failed for want of something */
     unsigned entries, in_flight, unsubmitted;
-    unsigned *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
+    unsigned *sq_head, *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
     struct io_uring_sqe *sqes;
     struct io_uring_cqe *cqes;
     void *rings;
@@ -35,10 +37,9 @@ typedef struct {
 
 #ifdef HAVE_IO_URING
 
+/* Hand over what is unsubmitted and wait for `least` completions; 0, or the errno. */
 static int ring_enter(read_ring *r, unsigned least, unsigned flags) {
-    int n;
-    do n = (int)syscall(__NR_io_uring_enter, r->ring, r->unsubmitted, least, flags, NULL, 0);
-    while (n < 0 && errno == EINTR);
+    int n = (int)syscall(__NR_io_uring_enter, r->ring, r->unsubmitted, least, flags, NULL, 0);
     if (n > 0) r->unsubmitted -= n;
     return n < 0 ? errno : 0;
 }
@@ -59,6 +60,12 @@ static void ring_push(read_ring *r, read_request *request) {
     r->in_flight++;
 }
 
+/* The ring serves no read: it is the ring's error that is told. */
+static void ring_refuse(read_ring *r, read_request *request) {
+    request->batch->unserved = 1;
+    read_request_done(request, r->broken);
+}
+
 /* Take the completions that are there; a part read is asked for again from where it ended. */
 static void ring_reap(read_ring *r) {
     unsigned head = *r->cq_head;
@@ -66,44 +73,64 @@ static void ring_reap(read_ring *r) {
         struct io_uring_cqe cqe = r->cqes[head & *r->cq_mask];
         __atomic_store_n(r->cq_head, ++head, __ATOMIC_RELEASE);
         read_request *request = (read_request *)(uintptr_t)cqe.user_data;
+        int again = cqe.res == -EINTR || cqe.res == -EAGAIN;
         r->in_flight--;
-        if (cqe.res == -EINTR || cqe.res == -EAGAIN) {
-            ring_push(r, request);
-        } else if (cqe.res <= 0) {
-            read_request_done(request, -cqe.res);
-        } else if (cqe.res < request->length) {
+        r->refused = 0;
+        if (cqe.res > 0 && cqe.res < request->length) {
             request->offset += cqe.res;
             request->length -= cqe.res;
             request->destination += cqe.res;
-            ring_push(r, request);
+            request->begun = again = 1;
+            request->retries = 0;
+        }
+        if (again && request->retries++ < READ_RETRIES) {
+            if (r->broken) ring_refuse(r, request);
+            else ring_push(r, request);
         } else {
-            read_request_done(request, -1);
+            read_request_done(request, cqe.res > 0 ? -1 : read_error(request, -cqe.res));
         }
     }
 }
 
-/* Let at least one completion come; the kernel's refusals are all for lack of something now. */
-static void ring_turn(read_ring *r) {
-    if (ring_enter(r, 1, IORING_ENTER_GETEVENTS)) usleep(100);
+/* Give the ring up: what the kernel has not taken over fails now; what it has, it still finishes,
+ * and until then nobody may free the memory that it writes to. */
+static void ring_break(read_ring *r, int error) {
+    unsigned tail = *r->sq_tail;
+    r->broken = error;
+    for (unsigned at = __atomic_load_n(r->sq_head, __ATOMIC_ACQUIRE); at != tail; at++) {
+        ring_refuse(r, (read_request *)(uintptr_t)r->sqes[at & *r->sq_mask].user_data);
+        r->in_flight--;
+    }
+    r->unsubmitted = 0;
+}
+
+/* Submit, and let at least `least` completions come. What the kernel lacks just then it may have
+ * soon; any other refusal, or too many in a row, is for good. */
+static void ring_turn(read_ring *r, unsigned least) {
+    int error = r->broken ? 0 : ring_enter(r, least, least ? IORING_ENTER_GETEVENTS : 0);
+    int lacking = error == EINTR || error == EAGAIN || error == EBUSY || error == ENOMEM;
     ring_reap(r);
+    if (error && (!lacking || ++r->refused > READ_RETRIES)) ring_break(r, error);
+    else if (r->broken || (error && error != EINTR)) usleep(100);
+    else if (!error) r->refused = 0;
 }
 
 static void read_ring_submit(read_ring *r, read_batch *batch) {
     read_batch_begin(batch);
     pthread_mutex_lock(&r->lock);
     for (int64_t i = 0; i < batch->count; i++) {
-        while (r->in_flight >= r->entries) ring_turn(r);
-        ring_push(r, &batch->requests[i]);
+        while (r->in_flight >= r->entries && !r->broken) ring_turn(r, 1);
+        if (r->broken) ring_refuse(r, &batch->requests[i]);
+        else ring_push(r, &batch->requests[i]);
     }
-    while (r->unsubmitted)
-        if (ring_enter(r, 0, 0)) ring_turn(r);
+    while (r->unsubmitted) ring_turn(r, 0);
     pthread_mutex_unlock(&r->lock);
 }
 
 static void read_ring_wait(read_ring *r, read_batch *batch) {
     pthread_mutex_lock(&r->lock);
     ring_reap(r);
-    while (batch->done < batch->count) ring_turn(r);
+    while (batch->done < batch->count) ring_turn(r, 1);
     pthread_mutex_unlock(&r->lock);
 }
 
@@ -138,6 +165,7 @@ static read_ring *read_ring_new(int file, unsigned entries) {
     if (sqes == MAP_FAILED) goto fail;
     r->sqes = sqes;
     char *base = rings;
+    r->sq_head = (unsigned *)(base + p.sq_off.head);
     r->sq_tail = (unsigned *)(base + p.sq_off.tail);
     r->sq_mask = (unsigned *)(base + p.sq_off.ring_mask);
     r->sq_array = (unsigned *)(base + p.sq_off.array);

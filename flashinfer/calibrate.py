@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 
 from flashinfer import calibrate_routing, kernels, memory
-from flashinfer.formats.bundle import PREDICTOR_FORMS, Bundle
+from flashinfer.formats.bundle import LARGEST_THRESHOLD, PREDICTOR_FORMS, Bundle, is_number
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.files import refuse_loss, refuse_target
 from flashinfer.formats.layout import format_of, layout, predictor_layout
 from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
@@ -55,18 +56,21 @@ def calibrate(
                  gate, after it, is smallest ("cats", Lee et al. 2024); whose contribution to the
                  down projection is ("teal", Liu et al. 2024, there for each input of a product)
 
-    Raises UserError where the text is too short.
+    Raises UserError where the text is too short, the result could not be written, or the model
+    gives states that are not finite.
     """
     budget = memory.default_budget() if memory_budget is None else memory_budget
-    with Bundle(path, calibrated=False) as bundle:
+    room = memory.header_room(budget)
+    with Bundle(path, calibrated=False, memory=room) as bundle:
         config = bundle.config
         # Experts with a ReLU have silent neurons, too; no model is known that has biases as well.
         apart = config.sparse and not config.ffn_bias and predictor != "none"
         routes = bool(config.experts) and not apart
         _check(bundle, target_sparsity, predictor_from)
+        _check_destination(destination or path, bundle, predictor_from)
         tokens, sequence = _length(config, tokens, len(token_ids), budget, routes)
     with Model.open(
-        Bundle(path, calibrated=False),
+        Bundle(path, calibrated=False, memory=room),
         memory=_model_budget(budget),
         neurons="dense",
         context=sequence,
@@ -78,11 +82,11 @@ def calibrate(
             predict = partial(_imported, model.bundle, predictor_from)
         find_cut = target_sparsity and partial(_cut, method=method, target=target_sparsity)
         if routes:
-            predictors, layers = [], list(calibrate_routing.routing(states, progress))
+            found = ((None, record) for record in calibrate_routing.routing(states, progress))
         else:
             residual = predictor_from is not None
             found = _layers(states, predict, residual, find_cut, progress)
-            predictors, layers = map(list, zip(*found, strict=True))
+        predictors, layers = _all(found, states, path)
         calibration = {"text": text, "tokens": tokens, "layers": layers}
         if predictor_from is not None:
             calibration["predictor"] = PREDICTOR_FORMS[1]
@@ -90,6 +94,24 @@ def calibrate(
             calibration["sparsity"] = {"method": method, "target": target_sparsity}
         _write(model.bundle, destination or path, predictors, calibration)
     return calibration
+
+
+def _all(found, states, path):
+    """([Found], [record]) of the layers that ``found`` yields; UserError where states overflow."""
+    predictors, layers = [], []
+    with np.errstate(over="ignore", invalid="ignore"):  # found in the states
+        try:
+            for predictor, record in found:
+                predictors += [] if predictor is None else [predictor]
+                layers.append(record)
+                if not np.isfinite(states.h).all():
+                    raise np.linalg.LinAlgError
+        except np.linalg.LinAlgError:
+            raise UserError(
+                f"{path}: layer {len(layers)} cannot be calibrated: its weights give values that "
+                "are not finite"
+            ) from None
+    return predictors, layers
 
 
 def _check(bundle, target_sparsity, predictor_from):
@@ -107,6 +129,12 @@ def _check(bundle, target_sparsity, predictor_from):
                if target_sparsity else
                "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
         )  # fmt: skip
+
+
+def _check_destination(destination, bundle, predictor_from):
+    """Raise UserError where the result could not be written, before an hour's work for it."""
+    refuse_loss(destination, [predictor_from] if predictor_from else [])
+    refuse_target(destination, bundle.file.size)
 
 
 def _length(config, wanted, there, budget, routes):
@@ -255,7 +283,7 @@ def _own_predictor(number, ffn, observed, missed, steps, kind):
 def _imported(bundle, source, number, ffn, observed):
     """A layer's predictor as it comes with PowerInfer's models."""
     threshold = bundle.hf_config.get("sparse_threshold") or 0.0
-    if not isinstance(threshold, (int, float)):
+    if not is_number(threshold, -LARGEST_THRESHOLD, LARGEST_THRESHOLD):
         raise UserError(f"{bundle.path}: its config's sparse_threshold is not a number")
     shape = bundle.config.hidden_size, bundle.config.d_ffn
     return count(imported(source, number, *shape, threshold), observed, observed.split()[1:])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from flashinfer.formats.errors import UserError
+from flashinfer.sampling import refuse_infinite
 
 SEQUENCE = 1024  # tokens that are foretold from those before them, and then begun anew
 PIECE = 64  # whose logits are in memory together
@@ -12,7 +13,8 @@ def evaluate(model, token_ids, progress=lambda done, total: None):
     """The mean negative log-likelihood, in nats a token, of a text with an open Model.
 
     The text is cut into sequences as long as the context; the first token of each is given.
-    Returns (nats, tokens foretold). Raises UserError where the text is too short.
+    Returns (nats, tokens foretold). Raises UserError where the text is too short, or the model
+    gives logits that are not finite.
     """
     ids = np.asarray(token_ids, dtype=np.int64)
     length = model.plan.context
@@ -26,6 +28,8 @@ def evaluate(model, token_ids, progress=lambda done, total: None):
             piece = part[first : first + PIECE]
             following = part[first + 1 : first + 1 + len(piece)]
             logits = model.forward(piece, every=True)[: len(following)].astype(np.float64)
+            for i, row in enumerate(logits):
+                refuse_infinite(row, start + first + i)
             logits -= logits.max(axis=1, keepdims=True)
             chosen = logits[np.arange(len(following)), following]
             total += float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())

@@ -195,7 +195,7 @@ class Flash:
             )
         staging, submitted.staging = submitted.staging, None
         if staging is not None:
-            if submitted.copies is not None:
+            if submitted.copies is not None and failure is None:
                 memory, destinations, sources, lengths = submitted.copies
                 kernels.copy_rows(staging, sources, memory, destinations, lengths)
             self.staging.append(staging)

@@ -24,17 +24,28 @@ MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_CHUNK = 8
 STAGED = STAGINGS * STAGING_BYTES
 LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads
+LEAST_HEADER = 16 * MIB  # enough for any but huge models, so that it is the plan that refuses
+MOST_BYTES = (1 << 63) - 1
+SIZE = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text):
     """Bytes of "600M", "1.5G", "2GiB" or 629145600; K, M, G are powers of 1024, as cgroups'."""
-    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
-    if not match or not float(match[1]):
-        raise UserError(f"memory {text!r} is not a size such as 600M or 1.5G")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    nbytes = 0
+    if isinstance(text, int) and not isinstance(text, bool):
+        nbytes = text
+    elif match := SIZE.fullmatch(str(text)):
+        nbytes = int(float(match[1]) * UNITS[match[2].upper()])
+    if not 1 <= nbytes <= MOST_BYTES:
+        raise UserError(f"memory {str(text)[:40]!r} is not a size such as 600M or 1.5G")
+    return nbytes
+
+
+def header_room(budget=None):
+    """Bytes that parsing a bundle's header may take, of a budget or of what the machine has."""
+    budget = default_budget() if budget is None else parse_size(budget)
+    return max(LEAST_HEADER, budget - rss())
 
 
 def format_size(nbytes):

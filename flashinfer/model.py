@@ -66,7 +66,7 @@ class Model:
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
         """
-        bundle = opened(path, neurons)
+        bundle = opened(path, neurons, memory)
         try:
             setup = prepare(
                 bundle, memory, window, neurons, context, threads, io, cache, device, warm
@@ -141,13 +141,15 @@ class Model:
     def _forward(self, token_ids, every=False):
         ids = self._checked(token_ids)
         rows = []
-        for first in range(0, len(ids), self.plan.chunk):
-            chunk = ids[first : first + self.plan.chunk]
-            h = self._hidden(chunk, first / len(ids), len(chunk) / len(ids))
-            if every:
-                rows.append(self._logits(h))
-            elif first + len(chunk) == len(ids):
-                rows.append(self._logits(h[-1:]))
+        # What a file's weights overflow to is found in the logits.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first in range(0, len(ids), self.plan.chunk):
+                chunk = ids[first : first + self.plan.chunk]
+                h = self._hidden(chunk, first / len(ids), len(chunk) / len(ids))
+                if every:
+                    rows.append(self._logits(h))
+                elif first + len(chunk) == len(ids):
+                    rows.append(self._logits(h[-1:]))
         return np.concatenate(rows) if every else rows[0][0]
 
     def _checked(self, token_ids):

@@ -33,13 +33,14 @@ class Setup:
     uses: list | None
 
 
-def opened(path, neurons):
+def opened(path, neurons, budget=None):
     """The Bundle at ``path``; of a mixture with predictors, where neurons is "dense", as it was
-    before they were made: by whole experts."""
-    bundle = path if isinstance(path, Bundle) else Bundle(path)
+    before they were made: by whole experts. Its header is parsed within ``budget``."""
+    room = memory.header_room(budget)
+    bundle = path if isinstance(path, Bundle) else Bundle(path, memory=room)
     if neurons == "dense" and bundle.config.neurons_apart:
         bundle.close()
-        bundle = Bundle(bundle.path, calibrated=False)
+        bundle = Bundle(bundle.path, calibrated=False, memory=room)
     return bundle
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flashinfer.formats.bundle import LARGEST_THRESHOLD, is_number
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.files import open_regular
 from flashinfer.formats.gguf import GgufFile, is_gguf
 from flashinfer.predictor_training import Found
 
@@ -25,7 +27,7 @@ def imported(source, layer, d_model, d_ffn, threshold):
     else:
         path = Path(source) / f"model_{layer}.pt"
         a, b = _from_torch(path)
-    if a.ndim != 2 or a.shape[1] != d_model or b.shape != (d_ffn, a.shape[0]):
+    if a.ndim != 2 or not len(a) or a.shape[1] != d_model or b.shape != (d_ffn, a.shape[0]):
         raise FormatError(
             f"{path}: fc1 is {a.shape} and fc2 {b.shape}; the model has hidden size {d_model} and "
             f"{d_ffn} neurons"
@@ -35,14 +37,16 @@ def imported(source, layer, d_model, d_ffn, threshold):
 
 
 def _from_gguf(path, layer):
-    file = GgufFile(path)
     names = [f"blk.{layer}.fc{i}.weight" for i in (1, 2)]
-    for name in names:
-        if name not in file.tensors:
-            raise FormatError(f"{path}: tensor {name} is missing; it has no such predictor")
-    a, b = (file.decode(file.tensors[name].type, file.raw_rows(name)) for name in names)
-    threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
-    if not isinstance(threshold, (int, float)):
+    with GgufFile(path) as file:
+        for name in names:
+            if name not in file.tensors:
+                raise FormatError(f"{path}: tensor {name} is missing; it has no such predictor")
+            if len(file.tensors[name].shape) != 2:
+                raise FormatError(f"{path}: tensor {name} is not a matrix")
+        a, b = (file.decode(file.tensors[name].type, file.raw_rows(name)) for name in names)
+        threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
+    if not is_number(threshold, -LARGEST_THRESHOLD, LARGEST_THRESHOLD):
         raise FormatError(f"{path}: powerinfer.sparse_threshold is not a number")
     return path, a, b, threshold
 
@@ -54,6 +58,7 @@ def _from_torch(path):
         raise UserError(f"{path}: reading it needs PyTorch: pip install torch") from None
     if not path.exists():
         raise FormatError(f"{path}: does not exist; a predictor for each layer is needed")
+    open_regular(path).close()
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return [tensors[f"fc{i}.weight"].float().numpy() for i in (1, 2)]

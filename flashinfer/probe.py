@@ -2,7 +2,6 @@
 
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from flashinfer import kernels, measuring
 from flashinfer.flash import Flash
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.files import scratch_directory
 from flashinfer.formats.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.model import Model
@@ -52,14 +52,14 @@ def probe(path, threads=None, io="auto", progress=lambda done, total: None):
 
     try:
         directory, own = _places(Path(path))
-        with tempfile.TemporaryDirectory(prefix=".flashinfer-probe-", dir=directory) as folder:
-            file = own or Path(folder) / "probe.bin"
+        with scratch_directory(directory, "probe") as folder:
+            file = own or folder / "probe.bin"
             size = file.stat().st_size if own else _write(file)
             more(2)
             tables, name = _measure(file, size, io, threads, more)
             if not own:
                 file.unlink()
-            small = Path(folder) / "probe.flash"
+            small = folder / "probe.flash"
             layer, cached = _layer(small, threads, tables["linear"], tables["sparse"])
             more(steps)
     except OSError as error:

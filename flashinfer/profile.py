@@ -1,18 +1,27 @@
 """What a machine and its flash can do: measured by ``flashinfer probe``, or a board's estimate."""
 
 import json
-import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from flashinfer.formats import bounded_json
+from flashinfer.formats.bundle import is_number
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.files import read_bytes, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
 
 MOST_GAP = 256 << 10
+# What a profile's file may hold: seconds and speeds of any machine there can be.
+LEAST, MOST = 1e-12, 1e15
+MOST_BLOCK, MOST_SIZES, MOST_THREADS, MOST_FILE = 1 << 40, 256, 1024, 1 << 20
+SIZE = re.compile("[0-9]{1,13}")
+TABLES = ("alone", "reads", "streams", "submit")
+NUMBERS = ("dram", "layer", "cached", "wake")
 WORTH_JOINING = 1.7  # a read of two rows and their gap may take so many times that of one row
 
 
@@ -102,46 +111,65 @@ def _at(nbytes, seconds):
     return float(np.interp(nbytes, sizes, times))
 
 
-def save(profile, path):
-    """Write a profile as JSON. Raises UserError where that fails."""
+def prepare(path):
+    """Make the directory of a profile to be written. Raises UserError where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(profile), indent=2) + "\n")
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    refuse_target(path)
+
+
+def save(profile, path):
+    """Write a profile as JSON, whole or not at all. Raises UserError where that fails."""
+    prepare(path)
+    with replacing(path) as file:
+        file.write((json.dumps(asdict(profile), indent=2) + "\n").encode())
 
 
 def load(path):
     """Read a profile. Raises FormatError where the file is none."""
+    text = read_bytes(path, MOST_FILE)
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        for table in ("alone", "reads", "streams", "submit"):
-            raw[table] = {int(size): value for size, value in raw[table].items()}
-        known = {field.name for field in fields(Profile)}
-        found = Profile(**{name: value for name, value in raw.items() if name in known})
-        speeds = [found.dram, found.threads]
-        speeds += [found.layer, found.cached, found.wake]
-        tables = found.alone, found.reads, found.streams, found.submit
-        for table in tables:
-            speeds += [*table, *table.values()]
-        speeds += [table[name] for table in (found.linear, found.sparse) for name in FORMATS]
-        limits = found.most_bytes, found.most_reads
-        speeds += [limit for limit in limits if limit != 0]
-        if not all(tables) or not all(0 < speed < math.inf for speed in speeds):
-            raise ValueError
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raw = bounded_json.parse(text, path, finite=True)
+        tables = {name: _table(raw[name]) for name in TABLES}
+        speeds = {name: {f: raw[name][f] for f in FORMATS} for name in ("linear", "sparse")}
+        texts = {name: raw[name] for name in ("name", "note")}
+        numbers = {name: raw[name] for name in NUMBERS}
+        limits = {name: raw.get(name, 0.0) for name in ("most_bytes", "most_reads")}
+        threads = raw["threads"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise FormatError(f"{path}: is not a profile; flashinfer probe makes one") from None
-    return found
+    found = [*numbers.values(), *(limit for limit in limits.values() if limit != 0)]
+    for table in (*tables.values(), *speeds.values()):
+        found += table.values()
+    sizes = [size for table in tables.values() for size in table]
+    if not (
+        all(is_number(value, LEAST, MOST) for value in found)
+        and all(is_number(size, 1, MOST_BLOCK) for size in sizes)
+        and all(tables.values())
+        and all(isinstance(text, str) for text in texts.values())
+        and isinstance(threads, int)
+        and is_number(threads, 1, MOST_THREADS)
+    ):
+        raise FormatError(f"{path}: is not a profile; flashinfer probe makes one")
+    return Profile(threads=threads, **texts, **numbers, **limits, **tables, **speeds)
+
+
+def _table(entries):
+    """{bytes: figure} of JSON's {"bytes": figure}. Raises ValueError."""
+    if len(entries) > MOST_SIZES or not all(SIZE.fullmatch(size) for size in entries):
+        raise ValueError
+    return {int(size): value for size, value in entries.items()}
 
 
 def cache_path(path):
-    """Where the profile of the device that holds ``path`` is kept."""
+    """Where the profile of the device that holds ``path`` is kept. Raises UserError, OSError."""
     device = os.stat(path).st_dev
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("there is no home directory to keep a profile in; name a file") from None
     return Path(base) / "flashinfer" / f"device-{os.major(device)}-{os.minor(device)}.json"
 
 
@@ -149,7 +177,7 @@ def measured(path):
     """The profile that ``flashinfer probe`` left for the device that holds ``path``, or None."""
     try:
         return load(cache_path(path))
-    except (FormatError, OSError, RuntimeError):  # the last: no home directory
+    except (UserError, OSError):
         return None
 
 

@@ -7,15 +7,16 @@ model came from, and what calibration found. See ``layout.py`` for the tensors, 
 how such a file is made.
 """
 
-import json
-import math
+import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import bounded_json
 from .architectures import model_config
 from .config import ModelConfig
 from .errors import FormatError
+from .files import MOST_TEXT
 from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
 from .number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from .safetensors import SafetensorsFile
@@ -40,6 +41,7 @@ PREDICTOR_FORMS = (  # ours, PowerInfer's
     {"between": "", "reads": "normed"},
     {"between": "relu", "reads": "residual"},
 )
+LARGEST_THRESHOLD = 3e38  # float32's
 NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
@@ -70,18 +72,20 @@ class Bundle:
     calibration  what ``calibrate`` found (a dict), or None
     source       where the model came from (a dict)
     With ``calibrated=False`` it is opened as it was before it was calibrated.
+    memory       bytes that parsing its header may take; None: bounded_json.MOST
     Raises FormatError where the file is not a bundle or lacks a tensor.
     """
 
     config: ModelConfig
 
-    def __init__(self, path, calibrated=True):
+    def __init__(self, path, calibrated=True, memory=None):
         self.path, self.calibrated = Path(path), calibrated
         if self.path.is_dir():
             raise FormatError(
                 f"{path}: is a directory; make a bundle of it: flashinfer convert {path} DST.flash"
             )
-        self.file = SafetensorsFile(self.path)
+        self.memory = bounded_json.MOST if memory is None else min(memory, bounded_json.MOST)
+        self.file = SafetensorsFile(self.path, self.memory)
         try:
             self._open()
         except BaseException:
@@ -97,7 +101,7 @@ class Bundle:
             )
         if version != VERSION:
             raise FormatError(f"{self.path}: bundle version {version[:20]!r}, known is {VERSION}")
-        self.hf_config = self._json("flashinfer.config", dict)
+        self.hf_config = self._json("flashinfer.config", dict, finite=False)
         self.source = self._json("flashinfer.source", dict)
         self.formats = self._json("flashinfer.formats", dict)
         try:
@@ -111,14 +115,14 @@ class Bundle:
             raise FormatError(f"{self.path}: {error}") from None
         self.tensors = {spec.name: self._tensor(spec) for spec in self.specs}
 
-    def _json(self, key, kind):
-        try:
-            value = json.loads(self.file.metadata.get(key, "null") or "null")
-        except (ValueError, RecursionError):
-            raise FormatError(f"{self.path}: metadata {key} is not JSON") from None
+    def _json(self, key, kind, finite=True):
+        """An object that the metadata holds as text; all of them together take ``memory``."""
+        text, what = self.file.metadata.get(key) or "null", f"{self.path}: metadata {key}"
+        value = bounded_json.parse(text, what, self.memory, finite=finite)
+        self.memory -= bounded_json.parsed_bytes(text.encode("utf-8", "surrogatepass"))
         value = kind() if value is None else value
         if not isinstance(value, kind):
-            raise FormatError(f"{self.path}: metadata {key} is not a {kind.__name__}")
+            raise FormatError(f"{what} is not a {kind.__name__}")
         return value
 
     def _calibration(self):
@@ -133,6 +137,8 @@ class Bundle:
             info = self.file.tensors.get(f"layers.{layer}.predictor.a")
             if info is not None and len(info.shape) == 2:
                 ranks.append(info.shape[0])
+        if 0 in ranks:
+            raise FormatError(f"{self.path}: a predictor of rank 0; calibrate it again")
         if len(ranks) not in (0, self.config.num_hidden_layers):
             raise FormatError(f"{self.path}: predictors for some layers only; calibrate it again")
         return ranks
@@ -213,6 +219,11 @@ class Bundle:
         info = self.file.tensors.get(name)
         if info is None:
             return None
+        if info.nbytes > MOST_TEXT:
+            raise FormatError(
+                f"{self.path}: its {name} has {info.nbytes:,} bytes, more than the {MOST_TEXT:,} "
+                "it may have"
+            )
         try:
             return bytes(self.file.read_bytes(info.offset, info.nbytes)).decode("utf-8")
         except UnicodeDecodeError:
@@ -242,26 +253,38 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     layers = calibration.get("layers")
     if not isinstance(layers, list) or len(layers) != n_layers:
         raise FormatError("its calibration is not that of this model; calibrate it again")
-    for layer in layers:
-        layer = layer if isinstance(layer, dict) else {}
-        numbers = [layer.get(key) for key in CALIBRATED]
-        numbers += [layer[key] for key in CALIBRATED_MAYBE if key in layer]
-        for key, length in {**CALIBRATED_LISTS, "uses": n_experts}.items():
-            if length:
-                values = layer.get(key)
-                numbers += values if isinstance(values, list) and len(values) == length else [None]
-        if not all(isinstance(n, (int, float)) and 0 <= n < 1 << 31 for n in numbers):
-            raise FormatError("its calibration is damaged; calibrate it again")
-    if calibration.get("predictor", PREDICTOR_FORMS[0]) not in PREDICTOR_FORMS:
+    sound = all(isinstance(layer, dict) and _sound_layer(layer, n_experts) for layer in layers)
+    form = calibration.get("predictor", PREDICTOR_FORMS[0])
+    if form not in PREDICTOR_FORMS:
         raise FormatError("its predictors are of a form that is not known; calibrate it again")
     sparsity = calibration.get("sparsity")
     if sparsity is not None:
-        numbers = [layer.get("threshold") for layer in layers]
-        sound = isinstance(sparsity, dict) and sparsity.get("method") in METHODS
-        numbers.append(sparsity.get("target") if sound else None)
-        if not all(isinstance(n, (int, float)) and abs(n) < math.inf for n in numbers):
-            raise FormatError("its calibration is damaged; calibrate it again")
+        sound = sound and isinstance(sparsity, dict) and sparsity.get("method") in METHODS
+        sound = sound and is_number(sparsity.get("target"), 0, 1)
+        limits = -LARGEST_THRESHOLD, LARGEST_THRESHOLD
+        sound = sound and all(is_number(layer.get("threshold"), *limits) for layer in layers)
+    if not sound:
+        raise FormatError("its calibration is damaged; calibrate it again")
     return calibration
+
+
+def _sound_layer(layer, n_experts):
+    """Whether a layer's record holds the numbers that it should."""
+    numbers = [layer.get(key) for key in CALIBRATED]
+    numbers += [layer[key] for key in CALIBRATED_MAYBE if key in layer]
+    for key, length in CALIBRATED_LISTS.items():
+        values = layer.get(key)
+        numbers += values if isinstance(values, list) and len(values) == length else [None]
+    uses = layer.get("uses", [])
+    sound = isinstance(uses, list) and len(uses) == n_experts
+    sound = sound and all(is_number(share, 0, 1) for share in uses)
+    return sound and all(is_number(n, 0, (1 << 31) - 1) for n in numbers)
+
+
+def is_number(value, least, most):
+    """Whether a value of JSON is a number within these limits; true and false are none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and least <= value <= most
 
 
 def verify(path, progress=lambda nbytes: None):
@@ -273,6 +296,8 @@ def verify(path, progress=lambda nbytes: None):
         file = bundle.file
         header = bytes(file.read_bytes(8, file.header_bytes))
         stored = file.metadata.get("flashinfer.header_crc32", "")
+        if not re.fullmatch("[0-9a-f]{8}", stored):
+            raise FormatError(f"{path}: the header has no checksum")
         blank = header.replace((HEADER_CRC % stored).encode(), (HEADER_CRC % NO_CRC).encode(), 1)
         if f"{zlib.crc32(blank):08x}" != stored:
             raise FormatError(f"{path}: the header does not match its checksum")

@@ -3,14 +3,18 @@
 safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alike from outside.
 """
 
+import os
 from math import prod
 from pathlib import Path
 from zipfile import is_zipfile
+
+import numpy as np
 
 from . import fp8, mxfp4
 from .architectures import architecture
 from .config import token_ids
 from .errors import FormatError, UserError
+from .files import open_regular
 from .number_formats import SOURCES
 from .safetensors import SafetensorsFile
 from .vocabulary import chat_template, read_json, tokenizer_json
@@ -189,7 +193,11 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A ``pytorch_model.bin``; torch loads it, weights only, and maps it where it can."""
+    """A ``pytorch_model.bin``; torch loads it, weights only, and maps it where it can.
+
+    A mapping ends the process where the file was cut meanwhile, so its size is looked at before
+    rows are copied from it.
+    """
 
     def __init__(self, path):
         self.path = path
@@ -200,20 +208,29 @@ class TorchShard:
                 f"{path}: reading it needs PyTorch: pip install torch, or save the "
                 "checkpoint as safetensors"
             ) from None
+        self.path, self.file = path, open_regular(path)
+        self.size = os.fstat(self.file.fileno()).st_size
         try:
             # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped.
             mapped = is_zipfile(path)
             tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
+            self.file.close()
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise FormatError(f"{path}: PyTorch cannot read it: {reason}") from None
         if not isinstance(tensors, dict) or not all(
             isinstance(name, str) and isinstance(tensor, torch.Tensor)
             for name, tensor in tensors.items()
         ):
+            self.file.close()
             raise FormatError(f"{path}: not a map of tensors")
         self.tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.fp8, self.u8, self.strided = torch.float8_e4m3fn, torch.uint8, torch.strided
+
+    def _tensor(self, name):
+        if os.fstat(self.file.fileno()).st_size < self.size:
+            raise FormatError(f"{self.path}: was cut while it was read")
+        return self.tensors[name]
 
     def shapes(self):
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -222,7 +239,7 @@ class TorchShard:
         return "F8_E4M3" if self.tensors[name].dtype == self.fp8 else str(self.tensors[name].dtype)
 
     def _floats(self, name):
-        tensor = self.tensors[name]
+        tensor = self._tensor(name)
         if not tensor.is_floating_point() or tensor.layout != self.strided or tensor.is_meta:
             raise FormatError(f"{self.path}: tensor {name} is {tensor.dtype}, not a float")
         return tensor
@@ -230,21 +247,22 @@ class TorchShard:
     def read_rows(self, name, start=0, stop=None):
         tensor = self._floats(name)
         tensor = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
-        return tensor[start:stop].float().numpy()
+        return np.array(tensor[start:stop].float().numpy())
 
     def read_bytes(self, name, start, stop):
-        tensor = self.tensors[name]
+        tensor = self._tensor(name)
         if tensor.dtype != self.u8:
             raise FormatError(f"{self.path}: tensor {name} is {tensor.dtype}, not bytes")
-        return tensor.flatten(0, 1)[start:stop].flatten(1).numpy()
+        return np.array(tensor.flatten(0, 1)[start:stop].flatten(1).numpy())
 
     def read_columns(self, name):
-        tensor = self._floats(name)
-        for start in range(0, tensor.shape[1], COLUMN_CHUNK):
-            yield tensor[:, start : start + COLUMN_CHUNK].float().numpy().T
+        for start in range(0, self.tensors[name].shape[1], COLUMN_CHUNK):
+            piece = self._floats(name)[:, start : start + COLUMN_CHUNK]
+            yield np.array(piece.float().numpy()).T
 
     def close(self):
         self.tensors = {}
+        self.file.close()
 
 
 KINDS = (  # single file, index of shards, reader; the first that is there is used

@@ -3,11 +3,11 @@
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .architectures import model_config
 from .checkpoint import Checkpoint
 from .errors import FormatError, UserError
+from .files import refuse_loss, refuse_target, scratch_directory
 from .gguf import is_gguf
 from .gguf_checkpoint import GgufCheckpoint
 from .hub import fetch, lean_checkpoint, names_a_repository
@@ -37,6 +37,8 @@ def convert(
     Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
     some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
     """
+    refuse_loss(destination, [source])
+    refuse_target(destination)
     with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
         try:
             config = model_config(checkpoint.config)
@@ -91,10 +93,8 @@ def _opened(source, activation, low_disk, destination):
         return
     if not names_a_repository(source) or activation is not None:
         raise UserError(f"{source}: --low-disk is for checkpoints on the Hub, given as org/name")
-    if not destination.parent.is_dir():
-        raise UserError(f"{destination}: its directory does not exist")
     with (
-        TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder,
+        scratch_directory(destination.parent, destination.name) as folder,
         lean_checkpoint(source, folder) as checkpoint,
     ):
         yield checkpoint

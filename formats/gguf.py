@@ -1,10 +1,12 @@
 """Reading GGUF files: the header, checked at every step, and rows of tensors.
 
-Everything that a file says of counts, lengths and offsets is held against the file's size before
-anything is made of it. See github.com/ggml-org/ggml/blob/master/docs/gguf.md for the format.
+Everything that a file says of counts, lengths and offsets is held against the file's size, and
+what it would take in memory against a bound, before anything is made of it. Rows are read, not
+mapped: a file that is cut meanwhile gives an error, where a mapping would end the process. See
+github.com/ggml-org/ggml/blob/master/docs/gguf.md for the format.
 """
 
-import mmap
+import io
 import os
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import FormatError, UserError
+from .files import open_regular, read_at
 from .number_formats import FORMATS
 
 MAGICS = (b"GGUF", b"PWRI")  # the other is PowerInfer's
@@ -22,6 +25,9 @@ SCALARS = {
     10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 BOOL, STRING, ARRAY = 7, 8, 9
+MOST_PARSED = 256 << 20  # bytes of memory for the header; half a million merges take 40 MB
+# What Python takes for a text besides its characters, for a metadata value, for a tensor.
+TEXT_BYTES, VALUE_BYTES, TENSOR_BYTES = 64, 256, 800
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def is_gguf(path):
     """Whether a file is one of GGUF's, by its name or its first bytes."""
     if not Path(path).is_file():
         return False
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return Path(path).suffix == ".gguf" or file.read(4) in MAGICS
 
 
@@ -86,33 +92,32 @@ class GgufFile:
 
     def __init__(self, path):
         self.path = Path(path)
+        self.file = open_regular(path)
         try:
-            with open(path, "rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                if self.size < 24:
-                    raise FormatError(f"{path}: is too short for a GGUF file")
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise FormatError(f"{path}: {error.strerror}") from None
-        try:
+            self.size = os.fstat(self.file.fileno()).st_size
+            if self.size < 24:
+                raise FormatError(f"{path}: is too short for a GGUF file")
             self._read_header()
         except BaseException:
             self.close()
             raise
 
     def _read_header(self):
-        self.at = 0
+        self.at, self.room = 0, MOST_PARSED
+        self.header = io.BufferedReader(self.file, 1 << 16)
         if self._take(4) not in MAGICS:
             raise FormatError(f"{self.path}: is not a GGUF file")
         version = self._scalar("<u4")
         if version not in VERSIONS:
             raise FormatError(f"{self.path}: GGUF version {version}, known are 2 and 3")
         n_tensors, n_values = self._count(24, "tensors"), self._count(12, "metadata")
+        self._charge(n_values * VALUE_BYTES + n_tensors * TENSOR_BYTES)
         self.metadata = {}
         for _ in range(n_values):
             key = self._string("a metadata key")
             self.metadata[key] = self._value(self._scalar("<u4"), key)
         described = [self._tensor_info() for _ in range(n_tensors)]
+        self.header.detach()  # the file stays open for the rows
         alignment = self.metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise FormatError(f"{self.path}: general.alignment is not a power of two")
@@ -132,10 +137,22 @@ class GgufFile:
             self.tensors[name] = tensor
 
     def _take(self, n):
-        if n > self.size - self.at:
+        try:
+            taken = self.header.read(n) if n <= self.size - self.at else b""
+        except OSError as error:
+            raise FormatError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if len(taken) < n:
             raise FormatError(f"{self.path}: its header ends in the middle; is it cut?")
         self.at += n
-        return self.map[self.at - n : self.at]
+        return taken
+
+    def _charge(self, nbytes):
+        """Count what a part of the header will take in memory, before it is made."""
+        self.room -= nbytes
+        if self.room < 0:
+            raise FormatError(
+                f"{self.path}: its header would take more than {MOST_PARSED >> 20} MiB of memory"
+            )
 
     def _scalar(self, dtype):
         return np.frombuffer(self._take(np.dtype(dtype).itemsize), dtype=dtype)[0].item()
@@ -149,6 +166,7 @@ class GgufFile:
 
     def _string(self, what):
         length = self._count(1, f"bytes of {what[:60]}")
+        self._charge(TEXT_BYTES + 5 * length)  # a character may take four bytes, and its source
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError:
@@ -164,9 +182,12 @@ class GgufFile:
         if inner in SCALARS:
             dtype = np.dtype(SCALARS[inner])
             count = self._count(dtype.itemsize, f"values of {key[:60]}")
+            self._charge(count * dtype.itemsize)
             return np.frombuffer(self._take(count * dtype.itemsize), dtype=dtype)
         if inner == STRING:
-            return [self._string(key) for _ in range(self._count(8, f"strings of {key[:60]}"))]
+            count = self._count(8, f"strings of {key[:60]}")
+            self._charge(count * TEXT_BYTES)
+            return [self._string(key) for _ in range(count)]
         raise FormatError(f"{self.path}: metadata {key[:60]} has the unknown type {kind}")
 
     def _tensor_info(self):
@@ -187,14 +208,12 @@ class GgufFile:
         return name, shape, kind, offset
 
     def raw_rows(self, name, start=0, stop=None):
-        """Rows ``start:stop`` as they lie in the file: (rows, row_bytes) uint8, mapped."""
+        """Rows ``start:stop`` as they lie in the file: (rows, row_bytes) uint8."""
         tensor = self.tensors[name]
         rows = prod(tensor.shape[:-1])
         stop = rows if stop is None else min(stop, rows)
-        data = np.frombuffer(
-            self.map, dtype=np.uint8, count=(stop - start) * tensor.row_bytes,
-            offset=tensor.offset + start * tensor.row_bytes,
-        )  # fmt: skip
+        offset = tensor.offset + start * tensor.row_bytes
+        data = read_at(self.file, offset, (stop - start) * tensor.row_bytes, self.path)
         return data.reshape(stop - start, tensor.row_bytes)
 
     def decode(self, kind, raw):
@@ -210,4 +229,10 @@ class GgufFile:
         return quants.dequantize(np.ascontiguousarray(raw), GGMLQuantizationType[kind.name])
 
     def close(self):
-        self.map = None  # unmapped when the last array on it goes
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()

@@ -5,15 +5,14 @@ N bytes of JSON mapping names to dtype, shape and data_offsets, with an optional
 ``__metadata__`` of strings; then the data, without holes or overlaps.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
+from . import bounded_json
 from .errors import FormatError
+from .files import open_regular, read_at
 from .number_formats import SOURCES
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
@@ -23,7 +22,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where one tensor lies: ``offset`` counts from the start of the file, in bytes."""
 
@@ -37,34 +36,42 @@ class TensorInfo:
 class SafetensorsFile:
     """An open safetensors file: ``tensors`` {name: TensorInfo}, ``metadata`` {str: str}.
 
+    most  bytes of memory that parsing the header may take
     Raises FormatError, naming the file, if the header is not sound or the data does not fit.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, most=bounded_json.MOST):
         self.path = Path(path)
-        self.file = open_file(self.path)
+        self.file = open_regular(self.path)
         try:
             self.size = os.fstat(self.file.fileno()).st_size
-            header = self._read_header()
+            header = self._read_header(most)
             self.metadata, self.tensors = parse_header(
-                header, self.size - 8 - len(header), 8 + len(header), self.path
+                header, self.size - 8 - len(header), 8 + len(header), self.path, most
             )
         except BaseException:
             self.file.close()
             raise
         self.header_bytes = len(header)
 
-    def _read_header(self):
-        prefix = self.file.read(8)
-        if len(prefix) < 8:
+    def _read_header(self, most):
+        if self.size < 8:
             raise FormatError(f"{self.path}: not a safetensors file: only {self.size} bytes long")
-        length = int.from_bytes(prefix, "little")
+        length = int.from_bytes(bytes(self.read_bytes(0, 8)), "little")
         if length > self.size - 8 or length > MAX_HEADER_BYTES:
             raise FormatError(
                 f"{self.path}: not a safetensors file, or cut off: its header would be "
                 f"{length} bytes, the file has {self.size}"
             )
-        return self.file.read(length)
+        if length > most // 2:  # it is decoded, and parsed
+            raise FormatError(
+                f"{self.path}: its header has {length >> 20:,} MiB, too much to be parsed in "
+                f"{most >> 20:,} MiB of memory"
+            )
+        header = os.pread(self.file.fileno(), length, 8)
+        if len(header) < length:
+            raise FormatError(f"{self.path}: its header ends in the middle; is it cut?")
+        return header
 
     def close(self):
         self.file.close()
@@ -77,14 +84,7 @@ class SafetensorsFile:
 
     def read_bytes(self, offset, length):
         """``length`` bytes from ``offset`` of the file, as a uint8 array."""
-        buffer = np.empty(length, dtype=np.uint8)
-        view, done = memoryview(buffer), 0
-        while done < length:
-            count = os.preadv(self.file.fileno(), [view[done:]], offset + done)
-            if count == 0:
-                raise FormatError(f"{self.path}: ends at byte {offset + done}, cut off")
-            done += count
-        return buffer
+        return read_at(self.file, offset, length, self.path)
 
     def read_rows(self, name, start=0, stop=None):
         """Rows ``start:stop`` of a tensor as float32 (of a vector: elements; of more than two
@@ -101,23 +101,9 @@ class SafetensorsFile:
         return format.decode(raw).reshape((stop - start, *info.shape[1:][-1:]))
 
 
-def open_file(path):
-    """Open ``path`` for unbuffered reading. Raises FormatError where that cannot be done."""
-    try:
-        return open(path, "rb", buffering=0)
-    except IsADirectoryError:
-        raise FormatError(f"{path}: is a directory, not a file") from None
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
-
-
-def parse_header(header, data_bytes, data_start, path):
+def parse_header(header, data_bytes, data_start, path, most=bounded_json.MOST):
     """Check a header against ``data_bytes`` of data; return (metadata, {name: TensorInfo})."""
-    try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise FormatError(f"{path}: the header is not JSON that can be read: {reason}") from None
+    entries = bounded_json.parse(header, f"{path}: the header", most, unique=True)
     if not isinstance(entries, dict):
         raise FormatError(f"{path}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
@@ -137,13 +123,6 @@ def parse_header(header, data_bytes, data_start, path):
     if end != data_bytes:
         raise FormatError(f"{path}: the tensors have {end} bytes, the file {data_bytes}: cut off?")
     return metadata, tensors
-
-
-def _unique_keys(pairs):
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a name stands twice")
-    return entries
 
 
 def _tensor_info(name, entry, data_bytes, data_start, path):

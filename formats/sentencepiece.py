@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from operator import index
 
 from .errors import FormatError
+from .files import read_bytes
 from .tokenizer_parts import added_tokens, begins_and_ends
 
 # The kinds of pieces, which GGUF took over.
@@ -48,7 +49,7 @@ def read(path):
     that are not supported."""
     found, trainer, normalizer = Pieces([], [], []), {}, {}
     try:
-        for number, value in fields(memoryview(path.read_bytes())):
+        for number, value in fields(memoryview(read_bytes(path))):
             if number == 1:
                 piece = dict(fields(value))
                 found.pieces.append(bytes(view(piece[1])).decode("utf-8"))

@@ -9,11 +9,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from . import sentencepiece
+from . import bounded_json, sentencepiece
 from .errors import FormatError
+from .files import read_bytes, read_text
 from .pre_tokenizers import GPT2, QWEN2, split
 from .tokenizer_parts import added_tokens, byte_level_bpe
 
+MOST_TOKENIZER = 1 << 30  # bytes of memory; 260,000 tokens with their merges take half of it
 # Classes of transformers with vocab.json and merges.txt -> (patterns, normal form C first);
 # None: the config does not say, and GPT-2's is what a file of these two always meant.
 CLASSES = {
@@ -33,7 +35,7 @@ def tokenizer_json(directory):
     directory = Path(directory)
     path = directory / "tokenizer.json"
     if path.exists():
-        read_json(path)
+        read_json(path, MOST_TOKENIZER)
         return read_text(path)
     settings = _settings(directory)
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
@@ -56,34 +58,20 @@ def chat_template(directory):
     return template if isinstance(template, str) else None
 
 
-def read_json(path):
-    """A JSON object from a file. Raises FormatError, naming it, where that is not what it holds."""
-    try:
-        value = json.loads(read_text(path))
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
+def read_json(path, most=bounded_json.MOST):
+    """A JSON object from a file, which may take ``most`` bytes of memory. Raises FormatError,
+    naming the file, where that is not what it holds."""
+    if not path.exists():
+        raise FormatError(f"{path}: does not exist")
+    value = bounded_json.parse(read_bytes(path), path, most)
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object")
     return value
 
 
-def read_text(path):
-    """The text of a file. Raises FormatError, naming it, where that is not what it holds."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FormatError(f"{path}: does not exist") from None
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: is not UTF-8 text") from None
-
-
 def _byte_level(directory, settings):
     """``vocab.json`` and ``merges.txt`` as a ``tokenizer.json`` (a dict)."""
-    vocab = ids_of(read_json(directory / "vocab.json"), directory / "vocab.json")
+    vocab = ids_of(read_json(directory / "vocab.json", MOST_TOKENIZER), directory / "vocab.json")
     merges = _read_merges(directory / "merges.txt")
     patterns, nfc = CLASSES[_class(directory, settings)]
     added, around = _beside(directory, settings, vocab)

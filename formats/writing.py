@@ -1,21 +1,19 @@
 """Writing a flat bundle, a piece at a time; nothing half-written ever has the target's name."""
 
-import errno
 import itertools
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from tempfile import mkstemp
 
 import numpy as np
 
+from .bounded_json import MOST, parsed_bytes
 from .bundle import CHUNK_BYTES, HEADER_CRC, NO_CRC, PAGE, VERSION
 from .errors import UserError
+from .files import replacing
+from .safetensors import MAX_HEADER_BYTES
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,16 @@ def write_bundle(
         "flashinfer.source": json.dumps(source),
         "flashinfer.calibration": json.dumps(calibration),
     }
-    length = len(_header(tensors, metadata, {t.name: NO_CRC for t in tensors}, None))
-    length = -(8 + length) % PAGE + length
+    header = _header(tensors, metadata, {t.name: NO_CRC for t in tensors}, None)
+    if len(header) > MAX_HEADER_BYTES or parsed_bytes(header) > MOST:
+        raise UserError(f"{path}: a header of {len(header):,} bytes is more than can be read again")
+    length = -(8 + len(header)) % PAGE + len(header)
     *begins, total = itertools.accumulate((t.nbytes for t in tensors), initial=8 + length)
     turn = {name: i for i, name in enumerate(order or ())}
     in_turn = sorted(
         zip(tensors, begins, strict=True), key=lambda pair: turn.get(pair[0].name, len(turn))
     )
-    with _new_file(Path(path), total) as file:
+    with replacing(path, total) as file:
         checksums = {}
         for tensor, begin in in_turn:
             crc, written = 0, 0
@@ -161,64 +161,3 @@ def _header(tensors, metadata, checksums, length):
     header = header.ljust(length)
     blank, crc = HEADER_CRC % NO_CRC, HEADER_CRC % f"{zlib.crc32(header):08x}"
     return header.replace(blank.encode(), crc.encode(), 1)
-
-
-@contextmanager
-def _new_file(path, size):
-    """A file that takes the name ``path`` only when the block ends well, flushed to disk.
-
-    Where the file system can, it has no name until then, so that even a kill leaves nothing.
-    """
-    folder = path.parent
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; name a file to write")
-    temporary = None
-    try:
-        try:
-            descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-            descriptor, temporary = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
-            os.fchmod(descriptor, 0o666 & ~_umask())
-        with open(descriptor, "wb") as file:
-            free = os.statvfs(folder)
-            if size > free.f_bavail * free.f_frsize:
-                raise OSError(errno.ENOSPC, "")
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if temporary is None:
-                # A link cannot replace a file, a rename can.
-                temporary = str(folder / f".{path.name}.{os.getpid()}.part")
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                _link(file.fileno(), temporary)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"{path}: the disk is full; {size / 1e6:,.0f} MB are needed") from None
-        if error.filename is not None or error.errno in (errno.EIO, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        raise
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _link(descriptor, name):
-    """Give an open file without a name one."""
-    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # With a directory given, Python calls linkat, which follows the link to the file.
-        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,7 +8,6 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer.formats import writing
 from flashinfer.formats.bundle import PAGE, Bundle, verify
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
@@ -148,7 +147,7 @@ def stopping():
 @pytest.mark.parametrize("nameless", [True, False])
 def test_a_write_that_stops_leaves_nothing(tmp_path, monkeypatch, nameless):
     if not nameless:
-        monkeypatch.setattr(writing.os, "O_TMPFILE", 1 << 30)  # as where there is no such flag
+        monkeypatch.setattr(os, "O_TMPFILE", 1 << 30)  # as where there is no such flag
     target = tmp_path / "x.flash"
     target.write_bytes(b"before")
     with pytest.raises(Stop):

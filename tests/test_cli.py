@@ -112,6 +112,24 @@ WRONG = {
     "unknown flag": (["run", "--windw", "5"], 2, "--windw"),
     "two prompts": (["run", "-p", "a", "--tokens", "1"], 2, "not allowed with"),
     "bad size": (["run", "--memory", "lots"], 2, "not a size such as 600M"),
+    **{
+        f"{flag} {value[:9]}": (["run", "--tokens", "5", flag, value], 2, flag)
+        for flag, values in {
+            "--temp": ("-1", "nan", "inf", "1_0", "9" * 400),
+            "--top-p": ("nan", "0", "1e400"),
+            "--top-k": ("-1", "9" * 400, "1.5", str(1 << 64)),
+            "--seed": ("-1", "9" * 5000, "1_0"),
+            "--window": ("9" * 400, str(1 << 63), "\u0663"),
+            "-c": ("9" * 400, str(1 << 31)),
+            "-n": ("9" * 5000, "-5"),
+            "-t": (str(1 << 64), "1e3"),
+            "--memory": ("1e400", "9" * 400 + "G", "0.0000001K", "\u0663G", str(1 << 63), "nan"),
+        }.items()
+        for value in values
+    },
+    "ids of 5000 digits": (["run", "--tokens", "5," + "9" * 5000], 2, "token ids such as"),
+    "calibrate -1 steps": (["calibrate", "x", "--text", "x", "--steps", "-1"], 2, "from 0 on"),
+    "synth of seed -1": (["synth", "x", "--seed", "-1"], 2, "argument -s/--seed"),
     "bad ids": (["run", "--tokens", "a,b"], 2, "token ids such as 2,10,15"),
     "bad window": (["run", "--window", "0"], 2, "whole number from 1 on"),
     "bad dtype": (["convert", "a", "b", "--dtype", "f8"], 2, "f32"),
@@ -136,7 +154,6 @@ def test_mistakes_with_a_model(cli, calibrated, plain):
         ([calibrated, "--tokens", ",".join(["5"] * 49)], "context"),
         ([calibrated, "--tokens", "5", "-c", "60"], "1 to 48"),
         ([calibrated, "--tokens", "5", "--memory", "20M"], "the least for a context"),
-        ([calibrated, "--tokens", "5", "--temp", "-1"], "temperature"),
         ([calibrated, "-p", "text"], "has no tokenizer"),
         ([plain, "--tokens", "5", "--neurons", "predicted"], "flashinfer calibrate"),
         ([plain, "--tokens", "5", "--json", "/none/x.json"], "/none/x.json: cannot be written"),

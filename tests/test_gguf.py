@@ -82,8 +82,7 @@ def test_what_is_kept_bit_for_bit(kind, tmp_path):
     folder = random_qwen2(tmp_path / "hf")
     path = write_gguf(folder, tmp_path / "x.gguf", lambda name, values: kind)
     convert(path, tmp_path / "x.flash")
-    source = GgufFile(path)
-    with Bundle(tmp_path / "x.flash") as bundle:
+    with GgufFile(path) as source, Bundle(tmp_path / "x.flash") as bundle:
         for ours, theirs in (("q_proj", "attn_q"), ("o_proj", "attn_output")):
             tensor = bundle.tensors[f"layers.0.{ours}.weight"]
             raw = bundle.file.read_bytes(tensor.offset, tensor.nbytes)
@@ -199,7 +198,8 @@ def small(tmp_path_factory):
 def test_a_file_that_lies_gives_one_line(small, tmp_path, data):
     """Bytes of the header changed, the file cut: converted, or refused in one line."""
     raw = bytearray(small.read_bytes())
-    header = len(raw) - sum(4 * np.prod(t.shape) for t in GgufFile(small).tensors.values())
+    with GgufFile(small) as file:
+        header = len(raw) - sum(4 * np.prod(t.shape) for t in file.tensors.values())
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, int(header) - 1))
         width = data.draw(st.sampled_from((1, 4, 8)))

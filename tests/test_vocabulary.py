@@ -209,7 +209,8 @@ def test_sentencepiece_inside_gguf(sentencepiece_model, tmp_path):
 
     assert gguf
     path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=vocabulary)
-    found = gguf_tokenizer(GgufFile(path).metadata)
+    with GgufFile(path) as file:
+        found = gguf_tokenizer(file.metadata)
     assert json.loads(json.dumps(found)) == json.loads(tokenizer_json(folder))
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from flashinfer.calibrate import calibrate
-from flashinfer.cli.common import add_json, positive, share, size, text_ids, write_json
+from flashinfer.cli.common import add_json, natural, positive, share, size, text_ids, write_json
 from flashinfer.cli.inspect import print_calibration
 from flashinfer.formats.bundle import METHODS, Bundle
+from flashinfer.memory import header_room
 from flashinfer.tokenizer import Tokenizer
 
 
@@ -20,7 +21,7 @@ def add_arguments(parser):
                         help="of the text to use (8192)")  # fmt: skip
     parser.add_argument("--missed", type=share, default=0.05, metavar="SHARE",
                         help="of the active neurons that may be missed (0.05)")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=300, metavar="N",
+    parser.add_argument("--steps", type=natural, default=300, metavar="N",
                         help="of training a layer after the SVD (300)")  # fmt: skip
     parser.add_argument("--predictor", choices=("better", "svd", "trained", "none"),
                         default="better", help="which to keep; default: the one that predicts "
@@ -40,7 +41,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with Bundle(args.model, calibrated=False) as bundle:
+    with Bundle(args.model, calibrated=False, memory=header_room(args.memory)) as bundle:
         tokenizer = Tokenizer(bundle, args.memory)
     ids = text_ids(args.text, tokenizer, args.tokens)
     with tqdm(desc="calibrate", unit="layer", bar_format="{l_bar}{bar}| {n:.1f}/{total} layers "

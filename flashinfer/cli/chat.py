@@ -11,6 +11,7 @@ from flashinfer.cli.common import model_bars, positive
 from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.memory import header_room
 from flashinfer.model import Model
 from flashinfer.tokenizer import utf8
 
@@ -31,7 +32,7 @@ def add_arguments(parser):
 
 def main(args):
     utf8(args.system or "", "--system")
-    with Bundle(args.model) as bundle:
+    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
         tokenizer = chat_tokenizer(bundle, context, args.memory)
     with (

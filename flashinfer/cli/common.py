@@ -2,14 +2,24 @@
 
 import argparse
 import json
+import math
+import os
+import re
 import sys
 from contextlib import contextmanager
+from io import BufferedReader, TextIOWrapper
 
 from tqdm import tqdm
 
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.files import open_regular, refuse_loss, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.memory import parse_size
+
+MOST_WHOLE = (1 << 31) - 1  # of tokens, sizes, threads; more than any of them can be
+MOST_SEED = (1 << 64) - 1
+INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
+OUTPUTS = ("destination", "output", "json")
 
 
 def size(text):
@@ -22,28 +32,59 @@ def size(text):
 
 def share(text):
     """An argparse type: a number above 0 and at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
+    value = _number(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not above 0 and at most 1")
     return value
 
 
-def positive(text):
-    """An argparse type: a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+def temperature(text):
+    """An argparse type: a number from 0 on."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a number from 0 on")
+    return value
+
+
+def _number(text):
+    """The float that ASCII digits say; NaN where they say none."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan
+
+
+def whole(least, most=MOST_WHOLE):
+    """An argparse type: a whole number from ``least`` on, written in ASCII digits."""
+
+    def parse(text):
+        value = -1
+        if re.fullmatch("[0-9]+", text):
+            value = int(text) if len(text) <= 20 else most + 1
+        if not least <= value <= most:
+            bound = f"from {least} on" if value < least else f"of at most {most}"
+            raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a whole number {bound}")
+        return value
+
+    return parse
+
+
+positive, natural, seed = whole(1), whole(0), whole(0, MOST_SEED)
 
 
 def id_list(text):
     """An argparse type: "2,10,15" -> [2, 10, 15]."""
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not token ids such as 2,10,15") from None
+        return [natural(part.strip()) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{_quoted(text)} is not token ids such as 2,10,15"
+        ) from None
+
+
+def _quoted(text):
+    """What was given, short enough for a line."""
+    return ascii(text if len(text) <= 40 else text[:37] + "...")
 
 
 def add_dtypes(parser, default="f16", meaning="f16"):
@@ -62,19 +103,42 @@ def add_json(parser):
     )
 
 
+def check_outputs(args):
+    """Raise UserError where what a command shall write cannot be written, or would replace what
+    it reads, or something else that it writes. Asked before any work is done."""
+    inputs = [getattr(args, name, None) for name in INPUTS]
+    targets = [getattr(args, name, None) for name in OUTPUTS]
+    targets = [target for target in targets if target not in (None, "-")]
+    for number, target in enumerate(targets):
+        refuse_target(target)
+        # A bundle may be calibrated in place.
+        own = [args.model] if target == getattr(args, "output", None) else []
+        read = [path for path in inputs if path is not None and path not in own]
+        refuse_loss(target, read)
+        if any(os.path.realpath(target) == os.path.realpath(other) for other in targets[:number]):
+            raise UserError(f"{target}: is named twice as a file to write")
+
+
 def write_json(path, figures):
-    """Write figures as JSON to ``path``, if it is given. Raises UserError where that fails."""
+    """Write figures as JSON to ``path``, if it is given: the whole file, or none. Raises
+    UserError where that fails. JSON has no infinities: they become null."""
     if path is None:
         return
-    text = json.dumps(figures, indent=2) + "\n"
+    text = json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n"
     if path == "-":
         sys.stdout.write(text)
         return
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _finite(value):
+    """``value`` of dicts, lists and plain values, with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -82,7 +146,7 @@ def opened_text(path):
     """The file of a text, open to be read. Raises UserError where it cannot be read, FormatError
     where it is not UTF-8."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with TextIOWrapper(BufferedReader(open_regular(path)), encoding="utf-8") as file:
             yield file
     except UnicodeDecodeError:
         raise FormatError(f"{path}: is not UTF-8 text") from None

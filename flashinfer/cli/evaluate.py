@@ -8,8 +8,11 @@ from flashinfer.cli.common import add_json, positive, text_ids, write_json
 from flashinfer.cli.run import add_model_arguments
 from flashinfer.evaluate import SEQUENCE, evaluate
 from flashinfer.formats.bundle import Bundle
+from flashinfer.memory import header_room
 from flashinfer.model import Model
 from flashinfer.tokenizer import Tokenizer
+
+MOST_NATS = 709  # e to more than this is beyond float64
 
 
 def add_arguments(parser):
@@ -23,7 +26,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with Bundle(args.model) as bundle:
+    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
         tokenizer = Tokenizer(bundle, args.memory)
         context = min(SEQUENCE, bundle.config.max_position_embeddings)
     ids = text_ids(args.text, tokenizer, args.tokens)
@@ -44,7 +47,7 @@ def main(args):
             "sparsity": model.stats.sparsity,
             "tokens": count,
             "nats_per_token": nats,
-            "perplexity": math.exp(nats),
+            "perplexity": math.exp(nats) if nats < MOST_NATS else math.inf,
             "bits_per_byte": nats * count / math.log(2) / max(1, nbytes),
         }
     if args.json != "-":

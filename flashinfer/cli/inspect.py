@@ -5,13 +5,14 @@ from dataclasses import asdict
 from flashinfer.cli.common import write_json
 from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
 from flashinfer.formats.bundle import Bundle
-from flashinfer.memory import unit_name
+from flashinfer.formats.errors import printable
+from flashinfer.memory import header_room, unit_name
 
 __all__ = ["add_arguments", "main"]  # the arguments are those of plan
 
 
 def main(args):
-    with Bundle(args.model) as bundle:
+    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
         figures = describe(bundle)
         plan = prepared(bundle, args).plan
         figures["plan"] = asdict(plan)
@@ -40,7 +41,8 @@ def print_description(figures, plan, bundle):
     if config["experts"]:
         experts = f" in {config['experts']} experts, {config['experts_per_token']} of them a token"
     print(
-        f"{figures['model']}: {figures['bytes'] / 1e6:,.1f} MB, {figures['number_format']}\n"
+        f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, "
+        f"{figures['number_format']}\n"
         f"{config['num_hidden_layers']} layers, hidden size {config['hidden_size']}, "
         f"{config['d_ffn']} neurons a layer{experts}, {config['num_attention_heads']} heads, "
         f"{config['vocab_size']} tokens, positions up to {config['max_position_embeddings']}\n"
@@ -73,7 +75,8 @@ def print_calibration(calibration):
             f"\nthresholds, in force with --neurons predicted: {100 * sparsity['target']:.0f} % of "
             f"the neurons taken as silent ({sparsity['method']})"
         )
-    print(f"\ncalibrated on {calibration.get('text')}: {calibration.get('tokens')} tokens")
+    text, tokens = (printable(calibration.get(key)) for key in ("text", "tokens"))
+    print(f"\ncalibrated on {text[:200]}: {tokens[:20]} tokens")
     if "uses" in calibration["layers"][0]:
         print_routing(calibration["layers"])
         return

@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 from importlib import import_module
-from io import TextIOWrapper
 
 from flashinfer import __version__
-from flashinfer.formats.errors import UserError
+from flashinfer.cli.common import check_outputs
+from flashinfer.formats.errors import UserError, printable
 
 COMMANDS = (
     "run",
@@ -42,23 +42,15 @@ def make_parser(commands=COMMANDS):
 
 def main(argv=None):
     """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C."""
-    # What an encoding cannot show is replaced, of texts as of names.
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
     try:
-        argv = sys.argv[1:] if argv is None else argv
-        # Only what is asked for is imported: modules take memory, too.
-        commands = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
-        args = make_parser(commands).parse_args(argv)
-        code = args.main(args)
+        code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
-        return code or 0
+        return code
     except KeyboardInterrupt:
         print("\nflashinfer: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; nothing is left to say, nor to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # its reader has gone; nothing is left to say
         return 141
     except UserError as error:
         message = str(error)
@@ -66,6 +58,29 @@ def main(argv=None):
         message = "out of memory; give a smaller --memory, or a smaller context"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        message = UserError(f"{where}{error.strerror or error}")
+        message = printable(f"{where}{error.strerror or error}")
+    try:
+        sys.stdout.flush()
+    except OSError:  # which may be what the message says
+        _discard_output()
     print(f"flashinfer: error: {message}", file=sys.stderr)
     return 1
+
+
+def _run(argv):
+    """The exit code of a command line that is right; usage errors and --help are argparse's."""
+    # Only what is asked for is imported: modules take memory, too.
+    commands = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
+    try:
+        args = make_parser(commands).parse_args(argv)
+    except SystemExit as exit:
+        return exit.code
+    check_outputs(args)
+    return args.main(args) or 0
+
+
+def _discard_output():
+    """What stdout still holds goes nowhere, so that it is not tried again at the exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.cli.run import add_model_arguments
-from flashinfer.formats.errors import UserError
+from flashinfer.formats.errors import UserError, printable
 from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.memory import format_size, unit_name
 from flashinfer.planning import opened, prepare
@@ -20,7 +20,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with opened(args.model, args.neurons) as bundle:
+    with opened(args.model, args.neurons, args.memory) as bundle:
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
         if profile is None:
@@ -88,7 +88,7 @@ def print_cost(cost, figures, profile):
         ahead = {0.0: "none", 1.0: "all"}.get(plan["ahead"], "the surest half")
         notes.append(f"read ahead: {ahead} of the {unit}s guessed")
     print(
-        f"\non {profile.name} ({profile.note})\n{'; '.join(notes)}\n\n"
+        f"\non {printable(profile.name)} ({printable(profile.note)})\n{'; '.join(notes)}\n\n"
         "a token                      read         time"
     )
     read = {**cost.read, "feed-forward": cost.read["neurons"]}

@@ -4,6 +4,7 @@ Takes half a minute and a file of up to 768 MiB, which is removed; of a model's 
 read and nothing is written. The profile is kept in XDG_CACHE_HOME/flashinfer (~/.cache/flashinfer).
 """
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,19 +12,26 @@ from tqdm import tqdm
 
 from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.flash import IO
+from flashinfer.formats.errors import printable
+from flashinfer.formats.files import refuse_loss
 from flashinfer.probe import probe
-from flashinfer.profile import cache_path, save
+from flashinfer.profile import cache_path, prepare, save
 
 
 def add_arguments(parser):
     parser.add_argument("path", metavar="PATH", help="a directory where models lie, or a model")
     parser.add_argument("--io", choices=IO, default="auto", help="how to read (auto)")
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
-    parser.add_argument("-o", "--output", metavar="FILE", help="keep the profile there instead")
+    parser.add_argument("-o", "--output", metavar="FILE", dest="profile",
+                        help="keep the profile there instead")  # fmt: skip
     add_json(parser)
 
 
 def main(args):
+    path = Path(args.profile) if args.profile else cache_path(args.path)
+    prepare(path)
+    if os.path.isfile(args.path):
+        refuse_loss(path, [args.path])
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     with tqdm(desc="probe", total=1, leave=False, bar_format=bar_format) as bar:
 
@@ -31,17 +39,16 @@ def main(args):
             bar.update(done / total - bar.n)
 
         found = probe(args.path, args.threads, args.io, progress)
-    path = Path(args.output) if args.output else cache_path(args.path)
     save(found, path)
     if args.json != "-":
         print_profile(found)
-        print(f"\nkept in {path}")
+        print(f"\nkept in {printable(path)}")
     write_json(args.json, asdict(found))
 
 
 def print_profile(profile):
     """The figures, for people."""
-    print(f"{profile.name}: {profile.note}\n")
+    print(f"{printable(profile.name)}: {printable(profile.note)}\n")
     alone = [1e6 * seconds for seconds in profile.alone.values()]
     print("random reads, KiB  " + "".join(f"{size >> 10:8}" for size in profile.reads))
     print("  many, MB/s       " + "".join(f"{v / 1e6:8,.0f}" for v in profile.reads.values()))

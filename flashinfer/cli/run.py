@@ -14,15 +14,19 @@ from flashinfer.cli.common import (
     add_json,
     id_list,
     model_bars,
+    natural,
     opened_text,
     positive,
+    seed,
+    share,
     size,
+    temperature,
     write_json,
 )
 from flashinfer.flash import IO
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
-from flashinfer.memory import format_size, unit_name
+from flashinfer.memory import format_size, header_room, unit_name
 from flashinfer.model import Model
 from flashinfer.neuron_cache import POLICIES
 from flashinfer.planning import NEURONS
@@ -88,10 +92,12 @@ def add_arguments(parser):
 
 def add_sampling_arguments(parser):
     """How the next token is chosen."""
-    parser.add_argument("--temp", type=float, default=0.8, help="temperature; 0: greedy (0.8)")
-    parser.add_argument("--top-k", type=int, default=40, help="0: all (40)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="1: all (0.95)")
-    parser.add_argument("-s", "--seed", type=int, help="repeat the same choices")
+    parser.add_argument(
+        "--temp", type=temperature, default=0.8, help="temperature; 0: greedy (0.8)"
+    )
+    parser.add_argument("--top-k", type=natural, default=40, help="0: all (40)")
+    parser.add_argument("--top-p", type=share, default=0.95, help="1: all (0.95)")
+    parser.add_argument("-s", "--seed", type=seed, help="repeat the same choices")
 
 
 def demo_model():
@@ -109,7 +115,7 @@ def main(args):
             file=sys.stderr,
         )
     path = args.model or demo_model()
-    with Bundle(path) as bundle:
+    with Bundle(path, memory=header_room(args.memory)) as bundle:
         tokenizer = None if args.tokens else Tokenizer(bundle, args.memory)
         config = bundle.config
     ids = args.tokens or prompt_ids(args, tokenizer, config)

@@ -2,7 +2,7 @@
 
 import sys
 
-from flashinfer.cli.common import add_dtypes, add_json, byte_bar, positive, share, write_json
+from flashinfer.cli.common import add_dtypes, add_json, byte_bar, positive, seed, share, write_json
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.errors import UserError
 from flashinfer.shapes import NAMES, config_like, opt_config
@@ -27,7 +27,7 @@ def add_arguments(parser):
                         help="of the layer that is new at a token, after five (0.024)")  # fmt: skip
     parser.add_argument("--repeated", type=share, default=0.4, metavar="SHARE", help="of a "
                         "token's experts that the token before used, too (0.4)")  # fmt: skip
-    parser.add_argument("-s", "--seed", type=int, default=0)
+    parser.add_argument("-s", "--seed", type=seed, default=0)
     add_json(parser)
 
 

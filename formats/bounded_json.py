@@ -1,0 +1,78 @@
+"""JSON from files that nobody vouches for: what it takes in memory is known before it is parsed.
+
+A Python object takes twenty times the memory of the text that asks for it ("[]," is three bytes of
+JSON and 64 of DRAM), so the length of a text bounds nothing. Counting the characters that open
+objects does, at the speed of memory.
+"""
+
+import json
+
+from .errors import FormatError
+
+MOST = 256 << 20  # bytes in memory; a model of 4096 layers with 60,000 tensors takes a third of it
+MOST_NESTED = 64  # lists and objects within each other
+# Bytes of DRAM for each such character, at most: those of an object, of a list of one, a
+# list's place and a number, a key's place and the pair that is made on the way, half a string.
+COSTS = {b"{": 72, b"[": 104, b",": 40, b":": 130, b'"': 28}
+
+
+def parsed_bytes(raw):
+    """The most memory that parsing ``raw`` (bytes) can take, in bytes."""
+    # One character beyond ASCII makes each of a string's take up to four bytes.
+    wide = b"\\u" in raw or not raw.isascii()
+    return len(raw) * (8 if wide else 2) + sum(raw.count(c) * n for c, n in COSTS.items())
+
+
+def parse(raw, what, most=MOST, unique=False, finite=False):
+    """The value of a JSON text (str, or UTF-8 bytes).
+
+    most    bytes of memory that it may take
+    unique  refuse an object that has a key twice
+    finite  refuse NaN, Infinity and numbers beyond float64
+    Raises FormatError, which begins with ``what``: the text's name.
+    """
+    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    needed = parsed_bytes(raw)
+    if needed > most:
+        raise FormatError(
+            f"{what}: could take {needed >> 20:,} MiB of memory; {most >> 20:,} MiB is the most "
+            "it may"
+        )
+    hooks = {"object_pairs_hook": _unique_keys} if unique else {}
+    if finite:
+        hooks.update(parse_constant=_refuse_constant, parse_float=_finite)
+    try:
+        value = json.loads(raw.decode("utf-8", "surrogatepass"), **hooks)
+        _refuse_nesting(value)
+        return value
+    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of hooks, of 5000 digits
+        reason = next(iter(str(error).splitlines()), "")
+        raise FormatError(f"{what}: not JSON: {reason}") from None
+
+
+def _unique_keys(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name stands twice")
+    return entries
+
+
+def _refuse_nesting(value):
+    level = [value]
+    for _ in range(MOST_NESTED):
+        inner = [v for v in level if isinstance(v, (list, dict))]
+        level = [v for c in inner for v in (c.values() if isinstance(c, dict) else c)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {MOST_NESTED} deep")
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not a number")
+
+
+def _finite(text):
+    value = float(text)
+    if value - value != 0:
+        raise ValueError(f"{text[:40]} is not within the numbers there are")
+    return value
