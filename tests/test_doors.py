@@ -281,7 +281,7 @@ def test_twins_refuse_the_same(make, data):
     (message, values), (other, other_values) = both(make.__name__, arguments)
     assert message == other
     assert message != ""  # a refusal that says nothing
-    if message is None:
+    if message is None and make is not submit:  # reads to the same place come in any order
         agree(make, values, other_values)
 
 
