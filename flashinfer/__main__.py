@@ -20,7 +20,7 @@ def main():
         from flashinfer.cli.main import main as command
 
         if answers:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, _interrupt)
         code = command()
         if answers:  # all is done; the interpreter's own end is not to be cut short
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -33,6 +33,24 @@ def _leave(*_):
     """End at once: nothing is half done where this is called, and an exception could be lost."""
     os.write(2, b"\nflashinfer: interrupted\n")
     os._exit(130)
+
+
+def _interrupt(*_):
+    sys.unraisablehook = _lost
+    raise KeyboardInterrupt
+
+
+def _lost(unraisable):
+    """After an interrupt, an exception where Python has nobody to tell, as in ``__del__``.
+
+    What was interrupted while it was made may complain when it is destroyed, which says nothing to
+    the user; an interrupt that came just there is repeated.
+    """
+    import signal
+    import threading
+
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
 
 
 def _open_streams():

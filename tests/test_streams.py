@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def interrupted(args, folder, delay):
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    begun = "__main__.py" in err or "flashinfer: " in err
+    begun = re.search(r'__main__.py", line \d+, in main|flashinfer: ', err)
     if not begun and process.returncode in (1, -signal.SIGINT):
         return None
     return process.returncode, err
