@@ -2,7 +2,7 @@
 
     python tests/bits.py [--write]
 
-prints a JSON object of them, or writes it to tests/data/bits.json, with which test_portability.py
+prints a JSON object of them, or writes it to tests/bits.json, with which test_portability.py
 compares. A change of one is a change of that model's logits.
 """
 
@@ -23,7 +23,7 @@ from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.writing import new_tensor, write_bundle
 
 DATA = Path(__file__).parent / "data"
-COMMITTED = DATA / "bits.json"
+COMMITTED = Path(__file__).with_suffix(".json")
 BLOCKS = "gpt-oss"  # its rows are whole blocks, so that it exists in every number format
 
 
