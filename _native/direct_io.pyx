@@ -173,7 +173,7 @@ cdef _merge_reads(offsets_array, lengths_array, destinations_array, gap_given, m
                   room_given):
     cdef const int64_t[::1] offsets = int64s(offsets_array), lengths = int64s(lengths_array)
     cdef const int64_t[::1] destinations = int64s(destinations_array)
-    cdef int64_t gap_bytes = whole(gap_given, 0, MOST), most_bytes = whole(most_given, 0, MOST)
+    cdef int64_t gap_bytes = whole(gap_given, -1, MOST), most_bytes = whole(most_given, 0, MOST)
     cdef int64_t room = whole(room_given, 0, MOST)
     cdef Py_ssize_t n = offsets.shape[0], i = 0, k, stop, n_straight = 0, n_staged = 0, n_copies = 0
     cdef int64_t used = 0, begin, end, span

@@ -15,9 +15,9 @@ from flashinfer.kernels.doors import checked
 def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
     """Join reads of neighbours on flash; all arrays int64, in order of ``offsets`` to be of use.
 
-    Reads at most ``gap_bytes`` apart become one of at most ``most_bytes``. Where they lie side by
-    side in memory too it goes straight there; else to a staging buffer, as far as its ``room``
-    allows. Returns three arrays (3, n): the straight reads' offsets, lengths and destinations; the
+    Reads at most ``gap_bytes`` apart (-1: none) become one of at most ``most_bytes``. Where they
+    lie side by side in memory too it goes straight there; else to a staging buffer, as far as its
+    ``room`` allows. Returns three arrays (3, n): the straight reads' offsets, lengths and destinations; the
     staged ones' offsets, lengths and places in the staging buffer; and what is to be copied from
     there: rows' destinations, places and lengths.
     """

@@ -190,8 +190,9 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
 
 def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
     _together(offsets=offsets, lengths=lengths, destinations=destinations)
-    for name, value in (("gap_bytes", gap_bytes), ("most_bytes", most_bytes), ("room", room)):
-        whole(name, value, 0, MOST)
+    whole("gap_bytes", gap_bytes, -1, MOST)
+    whole("most_bytes", most_bytes, 0, MOST)
+    whole("room", room, 0, MOST)
     for i in np.flatnonzero(~(_fits(offsets, lengths, MOST) & _fits(destinations, lengths, MOST))):
         raise ValueError(f"read {i} of {lengths[i]} bytes at {offsets[i]} is none")
 
