@@ -98,9 +98,8 @@ class GgufCheckpoint:
     def _get(self, key, kind, default=None):
         """metadata[key]. Raises FormatError where it is missing or another kind of thing."""
         value = self.file.metadata.get(key, default)
-        if kind is float and isinstance(value, int):
-            value = float(value)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        kinds = (int, float) if kind is float else kind
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             raise FormatError(f"{self.directory}: metadata {key} is not a {kind.__name__}")
         if value is None and default is None and kind is str:
             raise FormatError(f"{self.directory}: metadata {key} is missing")
