@@ -9,6 +9,7 @@ import numpy as np
 
 from .architectures.hugging_face import behind
 from .checkpoint import COLUMN_CHUNK
+from .config import shown
 from .errors import FormatError
 from .gguf import GgufFile
 from .number_formats import FORMATS
@@ -185,10 +186,10 @@ class GgufCheckpoint:
         turned = self._of("rope.dimension_count")
         if not turned or not head_dim or turned == head_dim:
             return 1.0
-        if model_type not in PARTLY:
+        if model_type not in PARTLY or not 0 < turned < head_dim:
             raise FormatError(
-                f"{self.directory}: rope.dimension_count {turned} of heads of {head_dim} is not "
-                f"supported for {self.architecture}"
+                f"{self.directory}: rope.dimension_count {shown(turned)} of heads of "
+                f"{shown(head_dim)} is not supported for {self.architecture}"
             )
         # The next larger number, as a product with head_dim must not be rounded below ``turned``.
         return math.nextafter(turned / head_dim, math.inf)
