@@ -9,6 +9,7 @@ import numpy as np
 
 from .architectures.hugging_face import behind
 from .checkpoint import COLUMN_CHUNK
+from .config import shown
 from .errors import FormatError
 from .gguf import GgufFile
 from .gguf_vocabulary import gguf_tokenizer
@@ -98,9 +99,8 @@ class GgufCheckpoint:
     def _get(self, key, kind, default=None):
         """metadata[key]. Raises FormatError where it is missing or another kind of thing."""
         value = self.file.metadata.get(key, default)
-        if kind is float and isinstance(value, int):
-            value = float(value)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        kinds = (int, float) if kind is float else kind
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             raise FormatError(f"{self.directory}: metadata {key} is not a {kind.__name__}")
         if value is None and default is None and kind is str:
             raise FormatError(f"{self.directory}: metadata {key} is missing")
@@ -186,10 +186,10 @@ class GgufCheckpoint:
         turned = self._of("rope.dimension_count")
         if not turned or not head_dim or turned == head_dim:
             return 1.0
-        if model_type not in PARTLY:
+        if model_type not in PARTLY or not 0 < turned < head_dim:
             raise FormatError(
-                f"{self.directory}: rope.dimension_count {turned} of heads of {head_dim} is not "
-                f"supported for {self.architecture}"
+                f"{self.directory}: rope.dimension_count {shown(turned)} of heads of "
+                f"{shown(head_dim)} is not supported for {self.architecture}"
             )
         # The next larger number, as a product with head_dim must not be rounded below ``turned``.
         return math.nextafter(turned / head_dim, math.inf)
