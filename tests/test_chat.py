@@ -106,14 +106,14 @@ def test_every_end_of_text_ends_a_reply(path):
     with Model.open(path) as model:
         assert len(model.config.eos_token_ids) == 2
         for end in model.config.eos_token_ids:
-            forward = model.forward
+            forward = model._forward
             logits = np.zeros(model.config.vocab_size, dtype=np.float32)
             logits[end] = 1
-            model.forward = lambda ids, forward=forward, logits=logits: (forward(ids), logits)[1]
+            model._forward = lambda ids, forward=forward, logits=logits: (forward(ids), logits)[1]
             talk = Conversation(model)
             assert "".join(talk.say("Hello", 20, **GREEDY)) == ""
             assert len(model.stats.token_ids) == 1
-            model.forward = forward
+            model._forward = forward
 
 
 def test_the_contexts_end(path):

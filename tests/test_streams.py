@@ -69,7 +69,7 @@ def test_an_encoding_without_the_texts_characters():
     code, out, err = shell(
         "", "run", "-p", "# \N{EURO SIGN}", "-n", "2", "--temp", "0", PYTHONIOENCODING="ascii"
     )
-    assert code == 0 and out.startswith("# \\u20ac") and out.isascii(), err
+    assert code == 0 and out.startswith("# ?") and out.isascii(), err
 
 
 @pytest.mark.parametrize("command", [RUN, ["inspect", "--json", "-"], ["run", "--help"]])
