@@ -87,7 +87,10 @@ def test_any_temperature_and_any_finite_logits(temperature, logits):
 def test_wrong_arguments_in_python(plain):
     with pytest.raises(UserError, match="seed -1"):
         Sampler(seed=-1)
-    with Model.open(plain) as model, pytest.raises(UserError, match="-1 of 0 tokens cannot be kept"):
+    with (
+        Model.open(plain) as model,
+        pytest.raises(UserError, match="-1 of 0 tokens cannot be kept"),
+    ):
         model.reset(-1)
 
 

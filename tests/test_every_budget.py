@@ -1,0 +1,64 @@
+"""Every command that takes --memory, in a memory cgroup of exactly that: it is never killed.
+
+Texts, lines and threads are far more than the budget holds; the budget is the least that the
+command itself names, and then some more.
+"""
+
+import re
+import sys
+
+import pytest
+from test_chat import checkpoint
+
+from bench.cgroup import NoCgroups, run_limited
+from flashinfer.cli.run import demo_model
+from flashinfer.formats.convert import convert
+
+pytest.importorskip("tokenizers")
+DEMO = str(demo_model())
+LONG = ["--text", "LONG", "--tokens", "600"]
+COMMANDS = {
+    "run": ["run", DEMO, "-p", "def f(x):\n", "-n", "8"],
+    "run, a long text": ["run", DEMO, "-f", "LONG", "-n", "8"],
+    "run, many threads": ["run", DEMO, "-p", "import os", "-n", "8", "-t", "1024"],
+    "run, all neurons": ["run", DEMO, "-p", "import os", "-n", "8", "--neurons", "dense"],
+    "chat": ["chat", "CHAT", "-n", "20"],
+    "evaluate": ["evaluate", DEMO, *LONG],
+    "calibrate": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5"],
+    "plan": ["plan", DEMO, "--device", "rpi5-sd"],
+    "inspect": ["inspect", DEMO],
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("budgets")
+    (folder / "long.txt").write_text("def f(x): return x\n" * 160_000)
+    convert(checkpoint(folder / "hf", context=2000), folder / "chat.flash")
+    (folder / "lines").write_text("Hello\n" + "x" * 1_000_000 + "\nBye\n" + "y " * 5000 + "\n")
+    return {"LONG": str(folder / "long.txt"), "CHAT": str(folder / "chat.flash"),
+            "OUT": str(folder / "out.flash"), "lines": folder / "lines"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_outgrows_its_budget(name, files):
+    command = [sys.executable, "-m", "flashinfer", *(files.get(a, a) for a in COMMANDS[name])]
+
+    def limited(mib):
+        with open(files["lines"], "rb") as stdin:
+            return run_limited([*command, "--memory", f"{mib}M"], mib << 20, stdin=stdin,
+                               capture_output=True, timeout=300)  # fmt: skip
+
+    try:
+        budget, succeeded = 100, []
+        for _ in range(6):
+            run = limited(budget)
+            said = run.stderr.decode()
+            assert run.returncode in (0, 1), (budget, run.returncode, said)
+            assert "Traceback" not in said and said.count("error:") <= 1, said
+            succeeded.append(run.returncode == 0)
+            least = re.search(r"is too small; the least .* is (\d+)M", said)
+            budget = int(least[1]) if least else budget + 24
+    except NoCgroups as why:
+        pytest.skip(str(why))
+    assert any(succeeded) or name == "run, a long text", said
