@@ -88,10 +88,10 @@ def test_a_tied_head_partly_in_dram(dtype, tmp_path, cli):
     """Tokens that all lie in the streamed part of a head that is the embedding matrix, too."""
     path = tmp_path / "x.flash"
     synthesize(path, opt_config(256, 5, 4, 1500, vocab_size=3000, positions=256), dtype)
-    with Model.open(path, memory="1G") as model:
+    with Model.open(path) as model:
         whole = model.logits([2999, 2998])
     for kept in (1, 40, 2900):
-        with Model.open(path, memory="1G") as model:
+        with Model.open(path) as model:
             tensor = model.bundle.tensors["embed_tokens.weight"]
             data = model.head.matrix.data[:kept]
             model.head = PartlyStreamed(tensor, data, model.flash, aligned_bytes(1 << 20))
