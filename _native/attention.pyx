@@ -29,7 +29,7 @@ def set_threads(threads):
     """Use this many threads from now on."""
     global n_threads
     try:
-        n_threads = <int>whole(threads, 1, 1024)
+        n_threads = <int>whole(threads, 1, MOST_THREADS)
     except REFUSALS:
         explained("set_threads", threads)
         raise
@@ -56,6 +56,7 @@ cdef _remember(cache, x_array, start):
     cdef int format = format_of(cache)
     cdef const float[:, :, ::1] x = floats_3d(x_array)
     cdef uint8_t[:, :, ::1] view
+    cdef Extent[2] arrays
     cdef int64_t row = cache.shape[2], context = cache.shape[1]
     if cache.shape[0] != x.shape[1] or row < x.shape[2]:
         raise Refused()
@@ -64,6 +65,9 @@ cdef _remember(cache, x_array, start):
         raise Refused()
     if x.shape[0] and x.shape[1] and x.shape[2]:
         view = cache.view(UINT8)
+        arrays[0] = extent(&view[0, 0, 0], cache.nbytes)
+        arrays[1] = extent(&x[0, 0, 0], x_array.nbytes)
+        check_apart(arrays, 1, 2)
         with nogil:
             remember_rows(&x[0, 0, 0], x.shape[0], x.shape[1], x.shape[2], &view[0, 0, 0],
                           context, row, first, format)
@@ -142,6 +146,11 @@ cdef _rotate(x_array, cos_array, sin_array):
         raise Refused()
     if 2 * half > x.shape[2]:
         raise Refused()
+    cdef Extent[3] arrays
+    arrays[0] = extent(&x[0, 0, 0], x_array.nbytes)
+    arrays[1] = extent(&cos[0, 0], cos_array.nbytes)
+    arrays[2] = extent(&sin[0, 0], sin_array.nbytes)
+    check_apart(arrays, 1, 3)
     if half and x.shape[1]:
         with nogil:
             for t in range(x.shape[0]):

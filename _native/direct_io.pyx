@@ -57,7 +57,8 @@ cdef class Ticket:
     cdef bint waiting
 
     def wait(self):
-        """Return when all is read. Raises OSError, or EOFError, with args (index, ...)."""
+        """Return when all is read. Raises OSError (errno, text, index of the read), or
+        EOFError (index) where the file ends before."""
         cdef int64_t failed
         cdef int error, unserved
         if self.batch == NULL:
@@ -96,7 +97,7 @@ cdef class Reader:
 
     def __cinit__(self, fd, threads):
         try:
-            self.fd, n_threads = <int>whole(fd, 0, (1 << 31) - 1), <int>whole(threads, 0, 1024)
+            self.fd, n_threads = <int>whole(fd, 0, (1 << 31) - 1), <int>whole(threads, 0, MOST_THREADS)
         except REFUSALS:
             explained("reader", fd, threads)
             raise
@@ -188,7 +189,7 @@ cdef _merge_reads(offsets_array, lengths_array, destinations_array, gap_given, m
     while i < n:
         begin, end, side_by_side, stop = offsets[i], offsets[i] + lengths[i], True, i + 1
         while stop < n:
-            span = offsets[stop] + lengths[stop] - begin
+            span = max(end, offsets[stop] + lengths[stop]) - begin
             if offsets[stop] < offsets[stop - 1] or offsets[stop] - end > gap_bytes or span > most_bytes:
                 break
             straight_on = (side_by_side and offsets[stop] == end
@@ -234,6 +235,12 @@ cdef _copy_rows(source_array, starts_array, target_array, places_array, lengths_
         if not (fits(starts[i], lengths[i], source.shape[0])
                 and fits(places[i], lengths[i], target.shape[0])):
             raise Refused()
+    cdef Extent[4] arrays
+    arrays[0] = extent(&target[0], target.shape[0])
+    arrays[1] = extent(&starts[0], n * sizeof(int64_t))
+    arrays[2] = extent(&places[0], n * sizeof(int64_t))
+    arrays[3] = extent(&lengths[0], n * sizeof(int64_t))
+    check_apart(arrays, 1, 4)
     with nogil:
         for i in range(n):
             if lengths[i]:

@@ -1,4 +1,4 @@
-# What every compiled kernel shares: checks of arguments, made before a pointer is touched.
+# What every compiled kernel shares: argument checks, made before a pointer is touched.
 #
 # A check here only says no; the message is that of flashinfer/kernels/doors.py, which checks the
 # same and is called where one of these has refused.
@@ -14,6 +14,10 @@ cdef object FLOAT32 = np.dtype(np.float32), FLOAT16 = np.dtype(np.float16)
 cdef object FLOAT64 = np.dtype(np.float64), UINT8 = np.dtype(np.uint8)
 cdef object INT32 = np.dtype(np.int32), INT64 = np.dtype(np.int64)
 cdef int64_t MOST = (<int64_t>1) << 62
+
+cdef enum:
+    MOST_THREADS = 1024
+
 cdef double LARGEST = np.finfo(np.float32).max
 REFUSALS = (ValueError, TypeError, AttributeError, OverflowError, BufferError)
 
@@ -103,3 +107,24 @@ cdef float number(value, double low) except? -1:
 cdef bint fits(int64_t begin, int64_t length, int64_t size) noexcept:
     """Whether a range lies within ``size`` bytes."""
     return begin >= 0 and length >= 0 and begin <= size and length <= size - begin
+
+
+cdef struct Extent:
+    const char *begin
+    int64_t size  # bytes
+
+
+cdef Extent extent(const void *begin, int64_t size) noexcept:
+    return Extent(<const char *>begin, size)
+
+
+cdef int check_apart(const Extent *arrays, int n_written, int n) except -1:
+    """The first ``n_written`` arrays share no memory with each other, nor with the rest."""
+    cdef int i, k
+    for i in range(n_written):
+        for k in range(i + 1, n):
+            if (arrays[i].size and arrays[k].size
+                    and arrays[i].begin < arrays[k].begin + arrays[k].size
+                    and arrays[k].begin < arrays[i].begin + arrays[i].size):
+                raise Refused()
+    return 0

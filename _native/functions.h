@@ -9,7 +9,7 @@
 
 INLINE float float_of_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 
-/* e^x for x <= 0, within 2 units in the last place, the same bits on every unit. */
+/* e^x for x <= 0, within 2 units in the last place, the same bits on every CPU. */
 INLINE float exp_f32(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
     if (!(x > -87.0f)) return x == x ? 0.0f : x;

@@ -79,7 +79,7 @@ typedef struct {
     int format;
     const float *bias; /* (n_heads, context), added to the scores, or NULL */
     float cap; /* scores become cap tanh(score / cap); 0: not */
-    const float *sinks; /* (n_heads,): a score each that no value stands behind, or NULL */
+    const float *sinks; /* (n_heads,): a learned extra softmax logit each (attention sink), or NULL */
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 

@@ -55,7 +55,7 @@ cdef _route(logits_array, per_token, normalised):
 
 
 def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
-    """Give each of ``neurons`` a row; return (slots, misses, moved_from, moved_to, used)."""
+    """Give each of ``neurons`` a slot; return (slots, misses, moved_from, moved_to, used)."""
     try:
         return _place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
     except REFUSALS:
@@ -63,20 +63,22 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
         raise
 
 
-cdef int check_books(const int32_t[::1] neurons, const int32_t[::1] slot_of,
+cdef int check_slots(const int32_t[::1] neurons, const int32_t[::1] slot_of,
                      const int32_t[::1] neuron_at, int64_t used) except -1:
-    """Check that neurons are ascending ids, and that each used row and its neuron agree."""
+    """Check that neurons are ascending ids in slots that hold them, and used slots hold ids."""
     cdef Py_ssize_t i
-    cdef int64_t n, last = -1
+    cdef int64_t n, slot, last = -1, d_ffn = slot_of.shape[0]
+    cdef bint outside = False
     for i in range(used):
-        n = neuron_at[i]
-        if not 0 <= n < slot_of.shape[0] or slot_of[n] != i:
-            raise Refused()
+        outside |= neuron_at[i] < 0 or neuron_at[i] >= d_ffn
+    if outside:
+        raise Refused()
     for i in range(neurons.shape[0]):
         n = neurons[i]
-        if not last < n < slot_of.shape[0] or slot_of[n] >= used:
+        if not last < n < d_ffn:
             raise Refused()
-        if slot_of[n] >= 0 and neuron_at[slot_of[n]] != n:
+        slot = slot_of[n]
+        if slot >= used or (slot >= 0 and neuron_at[slot] != n):
             raise Refused()
         last = n
     return 0
@@ -98,7 +100,14 @@ cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_a
     cdef Py_ssize_t n = neurons.shape[0], i, missing = 0, next_free = 0, moves = 0
     if n > capacity or last_used.shape[0] != capacity or priority.shape[0] != slot_of.shape[0]:
         raise Refused()
-    check_books(neurons, slot_of, neuron_at, used)
+    check_slots(neurons, slot_of, neuron_at, used)
+    cdef Extent[5] arrays
+    arrays[0] = extent(&slot_of[0], slot_of.shape[0] * sizeof(int32_t))
+    arrays[1] = extent(&neuron_at[0], capacity * sizeof(int32_t))
+    arrays[2] = extent(&last_used[0], capacity * sizeof(int64_t))
+    arrays[3] = extent(&neurons[0], n * sizeof(int32_t))
+    arrays[4] = extent(&priority[0], priority.shape[0] * sizeof(double))
+    check_apart(arrays, 3, 5)
     slots = np.empty(n, dtype=np.int32)
     misses = np.empty(n, dtype=np.int32)
     cdef int32_t[::1] slot_view = slots, miss_view = misses
@@ -111,8 +120,8 @@ cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_a
         else:
             last_used[row] = token
 
-    # Rows that the misses may take: those that left the window, then, where these and the unused
-    # rows do not suffice, those of the least priority.
+    # Slots that the misses may take: those that left the window, then, where these and the unused
+    # slots do not suffice, those of the least priority.
     kept = last_used_array[:used] > token - window
     free = np.flatnonzero(~kept).astype(np.int32)
     cdef int64_t short = missing - (capacity - used) - free.shape[0]
@@ -128,7 +137,7 @@ cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_a
         slot_of[neuron_at[free_view[i]]] = -1
         neuron_at[free_view[i]] = -1
 
-    # Append: first into the rows that became free, then behind the last one.
+    # Append: first into the slots that became free, then behind the last one.
     for i in range(missing):
         if next_free < n_free:
             row = free_view[next_free]
@@ -141,7 +150,7 @@ cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_a
         last_used[row] = token
         slot_view[miss_view[i]] = <int32_t>row
 
-    # Delete: the last rows move into the rows that are still free, and the matrix shrinks.
+    # Delete: the last slots move into those that are still free, and the matrix shrinks.
     moved_from = np.empty(n_free - next_free, dtype=np.int32)
     moved_to = np.empty(n_free - next_free, dtype=np.int32)
     cdef int32_t[::1] from_view = moved_from, to_view = moved_to

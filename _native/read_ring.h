@@ -119,6 +119,10 @@ static void read_ring_submit(read_ring *r, read_batch *batch) {
     read_batch_begin(batch);
     pthread_mutex_lock(&r->lock);
     for (int64_t i = 0; i < batch->count; i++) {
+        if (!batch->requests[i].length) { /* a completion of 0 bytes would mean the file's end */
+            read_request_done(&batch->requests[i], -1);
+            continue;
+        }
         while (r->in_flight >= r->entries && !r->broken) ring_turn(r, 1);
         if (r->broken) ring_refuse(r, &batch->requests[i]);
         else ring_push(r, &batch->requests[i]);

@@ -50,7 +50,7 @@ def set_threads(threads):
     """Use this many threads from now on."""
     global n_threads
     try:
-        n_threads = <int>whole(threads, 1, 1024)
+        n_threads = <int>whole(threads, 1, MOST_THREADS)
     except REFUSALS:
         explained("set_threads", threads)
         raise
@@ -199,6 +199,15 @@ cdef _sparse_down(memory_array, rows_array, format, a, y_array, indptr, tokens):
     cdef const float[::1] values = floats(a if indptr is not None else a.reshape(-1))
     if values.shape[0] != products:
         raise Refused()
+    cdef Extent[6] arrays
+    arrays[0] = extent(&y[0, 0], y.shape[0] * y.shape[1] * sizeof(float))
+    arrays[1] = extent(&memory[0], memory.shape[0])
+    arrays[2] = extent(&rows[0], rows.shape[0] * sizeof(int64_t))
+    arrays[3] = extent(&values[0], values.shape[0] * sizeof(float))
+    if starts is not None:
+        arrays[4] = extent(&starts[0], starts.shape[0] * sizeof(int32_t))
+        arrays[5] = extent(&token_view[0], token_view.shape[0] * sizeof(int32_t))
+    check_apart(arrays, 1, 4 if starts is None else 6)
     if products == 0 or y.shape[1] == 0:
         return
     task.memory, task.rows, task.n_rows = &memory[0], &rows[0], rows.shape[0]

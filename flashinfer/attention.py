@@ -22,7 +22,7 @@ class Attention:
     rotary         positions.RotaryPositions, or None
     score_bias     (heads, context) float32, added to the scores (alibi), or None
     window         tokens that each sees; 0: all
-    sinks          (heads,) float32: a score each that no value stands behind, or None
+    sinks          (heads,) float32: a learned extra softmax logit each (attention sink), or None
     """
 
     def __init__(

@@ -196,7 +196,7 @@ class FeedForward:
         a, begin = np.empty((*rows.shape, len(x)), dtype=np.float32), 0
         for end, reads in zip(ends, (None, self.ahead, late), strict=True):
             self._wait(reads)
-            # Where no unit is used at all, an empty call gives what it returns its shape.
+            # With no unit in use, one empty call still gives the result its shape.
             if n and (end == begin or (end < n and end - begin < least)):
                 continue
             which = order[begin:end] if end - begin < n else slice(None)

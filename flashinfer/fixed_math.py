@@ -17,7 +17,7 @@ HALF_PI = (
     float.fromhex("0x1.1a6263p-54"),
     float.fromhex("0x1.8a2e03707344ap-81"),
 )
-FARTHEST = 2.0**26  # radians that are reduced so; beyond, by the remainder of a division
+FARTHEST = 2.0**26  # smaller angles are reduced by these pieces, larger ones by fmod
 # Taylor's series, whose next term is below 2^-60 within pi / 4.
 SIN = (-1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800, -1 / 1307674368000)
 COS = (
@@ -38,7 +38,10 @@ def log(value):
 
 
 def cos_sin(angles):
-    """angles float64, finite -> their cosines and sines, within 2^-50."""
+    """angles float64, finite -> their cosines and sines.
+
+    Within 2^-50 below FARTHEST; beyond it only as near as float64 is to 2 pi.
+    """
     near = np.where(np.abs(angles) < FARTHEST, angles, np.fmod(angles, 2 * np.pi))
     turns = np.rint(near * (2 / np.pi))
     r = near

@@ -265,9 +265,9 @@ class Model:
     def reset(self, kept=0):
         """Forget the tokens but for the first ``kept``. The neuron cache stays as it is: it
         changes no result. Raises UserError where there are not so many."""
-        if not 0 <= kept <= self.position:
-            raise UserError(f"{kept} of {self.position} tokens cannot be kept")
         with self._alone():
+            if not 0 <= kept <= self.position:
+                raise UserError(f"{kept} of {self.position} tokens cannot be kept")
             del self.ids[kept:]
 
     def logits(self, token_ids):

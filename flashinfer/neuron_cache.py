@@ -90,7 +90,7 @@ class NeuronCache:
 
     def place_ahead(self, neurons, kept, token):
         """As ``place``, for neurons that the coming token will probably use; returns (those not
-        here, their rows). None of ``kept`` that are here makes room, as far as that goes.
+        here, their rows). Avoids evicting ``kept`` while capacity allows.
 
         The caller fills the rows before the next ``place``, unless that ``leaves_guesses``, and
         before they are used. Of a window those that no token uses are dropped then.

@@ -14,7 +14,7 @@ def threads_to_use(wanted=None):
     these few."""
     if wanted is None:
         return default_threads()
-    cpus = usable_cpus()
+    cpus = len(usable_cpus())
     if wanted > MOST_PER_CPU * cpus:
         print(
             f"flashinfer: {wanted} threads are more than {cpus} CPUs can use; "
@@ -25,22 +25,20 @@ def threads_to_use(wanted=None):
 
 
 def usable_cpus():
-    """CPUs that this process may use, by its affinity."""
+    """The CPUs that this process may use, by its affinity: their numbers."""
     try:
-        return len(os.sched_getaffinity(0))
+        return os.sched_getaffinity(0)
     except AttributeError:
-        return os.cpu_count() or 1
+        return set(range(os.cpu_count() or 1))
 
 
 def default_threads():
     """The physical cores that this process may use: by its affinity, and by its cgroup's share.
 
-    Two threads of one core share the units and the bandwidth that the products live on.
+    Two hardware threads of one core share its arithmetic and its memory bandwidth, which limit the
+    products.
     """
-    try:
-        cores = physical_cores(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
+    cores = physical_cores(usable_cpus())
     quota = cgroup_quota()
     return max(1, min(cores, quota) if quota else cores)
 

@@ -67,7 +67,7 @@ class ModelConfig:
     sliding_windows  per layer, how many tokens back attention sees; 0: all
     rotary_near      rotary positions of the layers that have such a window, where they differ
     attention_scale  what scores are multiplied with; 0: head_dim^-1/2
-    attention_sinks  each head has a score that no value stands behind
+    attention_sinks  each head has a learned extra softmax logit
     score_cap, logit_cap  c tanh(x / c) of scores and of logits; 0: not
     norm_after       a norm after each block, too, before it is added
     residual_scale   what a block's output is multiplied with before it is added

@@ -16,7 +16,7 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     window  tokens that each sees, itself included; 0: all
     cap     scores become cap tanh(score / cap); 0: not
     bias    (H, context) float32, added to the scores of each position, or None
-    sinks   (H,) float32, a score of each head that no value stands behind, or None
+    sinks   (H,) float32: a learned extra softmax logit of each head (attention sink), or None
     Returns (T, H, w) float32. Token by token, so that T does not change a bit.
     """
     tokens, heads, width = q.shape

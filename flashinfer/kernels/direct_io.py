@@ -13,26 +13,26 @@ from flashinfer.kernels.doors import checked
 
 @checked(doors.merge_reads)
 def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
-    """Join reads of neighbours on flash; all arrays int64, in order of ``offsets`` to be of use.
+    """Merge reads of neighbours on flash. Inputs are int64, sorted by ``offsets`` to be of use.
 
-    Reads at most ``gap_bytes`` apart (-1: none) become one of at most ``most_bytes``. Where they
-    lie side by side in memory too it goes straight there; else to a staging buffer, as far as its
-    ``room`` allows. Returns three arrays (3, n): the straight reads' offsets, lengths and destinations; the
-    staged ones' offsets, lengths and places in the staging buffer; and what is to be copied from
-    there: rows' destinations, places and lengths.
+    Reads at most ``gap_bytes`` apart (-1: none) become one of at most ``most_bytes``. If their
+    destinations are adjacent too, the data is read in place; otherwise into the staging buffer,
+    while its ``room`` lasts. Returns three (3, n) arrays: direct reads (offset, length,
+    destination), staged reads (offset, length, staging offset), and copies (destination, staging
+    offset, length).
     """
     straight, staged, copies = [], [], []
     rows = list(zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True))
     used, i = 0, 0
     while i < len(rows):
         begin, end, side_by_side, n = rows[i][0], sum(rows[i][:2]), True, 1
-        for (_, length, place), (offset, n_bytes, to) in itertools.pairwise(rows[i:]):
-            span = offset + n_bytes - begin
-            near = end - length <= offset <= end + gap_bytes and span <= most_bytes
+        for (before, length, place), (offset, n_bytes, to) in itertools.pairwise(rows[i:]):
+            span = max(end, offset + n_bytes) - begin
+            near = before <= offset <= end + gap_bytes and span <= most_bytes
             straight_on = side_by_side and offset == end and to == place + length
             if not near or not (straight_on or used + span <= room):
                 break
-            end, side_by_side, n = offset + n_bytes, straight_on, n + 1
+            end, side_by_side, n = begin + span, straight_on, n + 1
         if side_by_side:
             straight.append((begin, end - begin, rows[i][2]))
         else:
@@ -89,13 +89,18 @@ class Reader:
 
 
 class Ticket:
+    """Reads in flight."""
+
     def __init__(self, futures):
         self.futures = futures
 
     def wait(self):
+        """Return when all is read. Raises as ``Reader.submit`` says."""
         failures = [(i, f.exception()) for i, f in enumerate(self.futures) if f.exception()]
         self.futures = []
         for index, failure in failures:
             if isinstance(failure, EOFError):
                 raise EOFError(index)
+            if not isinstance(failure, OSError):
+                raise failure
             raise OSError(failure.errno, failure.strerror, index)

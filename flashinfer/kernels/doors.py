@@ -1,4 +1,4 @@
-"""What each kernel takes: one function a kernel, which raises ValueError where that is not given.
+"""Argument checks: one function a kernel, which raises ValueError where they do not fit.
 
 The NumPy twins call theirs first. The compiled ones check the same in C, and call it for the
 message, so that both refuse the same arguments in the same words.
@@ -71,6 +71,7 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
     shape = (len(rows), len(y)) if indptr is None else (len(tokens),)
     if a.shape != shape:
         raise ValueError(f"a is {a.shape}, not {shape}")
+    _apart("y", y, memory=memory, rows=rows, a=a, indptr=indptr, tokens=tokens)
 
 
 def activate(x, kind, threshold=0.0):
@@ -135,6 +136,7 @@ def remember(cache, x, start):
     if cache.shape[0] != x.shape[1] or cache.shape[2] < x.shape[2]:
         raise ValueError(f"x is {x.shape}, the cache {cache.shape}")
     whole("start", start, 0, cache.shape[1] - len(x))
+    _apart("cache", cache, x=x)
 
 
 def rotate(x, cos, sin):
@@ -143,6 +145,7 @@ def rotate(x, cos, sin):
     array("sin", sin, FLOATS, 2)
     if cos.shape != sin.shape or len(cos) != len(x) or 2 * cos.shape[1] > x.shape[2]:
         raise ValueError(f"x is {x.shape}, cos {cos.shape}, sin {sin.shape}")
+    _apart("x", x, cos=cos, sin=sin)
 
 
 # ---------------------------------------------------------------- which units, and where they are
@@ -166,23 +169,27 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
     capacity = len(neuron_at)
     if len(last_used) != capacity or len(priority) != len(slot_of):
         raise ValueError(
-            f"there are {capacity} rows and {len(last_used)} last uses, {len(slot_of)} neurons and "
-            f"{len(priority)} priorities"
+            f"there are {capacity} slots and {len(last_used)} last uses, "
+            f"{len(slot_of)} neurons and {len(priority)} priorities"
         )
     whole("token", token, 0, MOST)
     whole("window", window, 1, MOST)
     whole("used", used, 0, capacity)
     if len(neurons) > capacity:
-        raise ValueError(f"{len(neurons)} neurons do not fit the cache's {capacity} rows")
+        raise ValueError(f"{len(neurons)} neurons do not fit the cache's {capacity} slots")
     if len(neurons) and (
         neurons[0] < 0 or neurons[-1] >= len(slot_of) or (neurons[1:] <= neurons[:-1]).any()
     ):
         raise ValueError(f"neurons are not ascending and within 0 to {len(slot_of) - 1}")
-    held, rows = neuron_at[:used], slot_of[neurons]
+    held, slots = neuron_at[:used], slot_of[neurons]
     sound = held.min(initial=0) >= 0 and held.max(initial=-1) < len(slot_of)
-    sound = sound and np.array_equal(slot_of[held], np.arange(used)) and rows.max(initial=-1) < used
-    if not (sound and np.array_equal(neuron_at[rows[rows >= 0]], neurons[rows >= 0])):
-        raise ValueError("slot_of and neuron_at disagree about which rows hold what")
+    sound = sound and slots.max(initial=-1) < used
+    if not (sound and np.array_equal(neuron_at[slots[slots >= 0]], neurons[slots >= 0])):
+        raise ValueError("slot_of and neuron_at disagree about which slots hold what")
+    written = {"slot_of": slot_of, "neuron_at": neuron_at, "last_used": last_used}
+    for name, value in written.items():
+        others = {other: given for other, given in written.items() if other != name}
+        _apart(name, value, neurons=neurons, priority=priority, **others)
 
 
 # ---------------------------------------------------------------- reads
@@ -194,13 +201,14 @@ def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
     whole("most_bytes", most_bytes, 0, MOST)
     whole("room", room, 0, MOST)
     for i in np.flatnonzero(~(_fits(offsets, lengths, MOST) & _fits(destinations, lengths, MOST))):
-        raise ValueError(f"read {i} of {lengths[i]} bytes at {offsets[i]} is none")
+        raise ValueError(f"read {i} of {lengths[i]} bytes at {offsets[i]} is negative or too large")
 
 
 def copy_rows(source, starts, target, places, lengths):
     array("source", source, BYTES, 1)
     array("target", target, BYTES, 1, writable=True)
     _together(starts=starts, places=places, lengths=lengths)
+    _apart("target", target, starts=starts, places=places, lengths=lengths)
     fits = _fits(starts, lengths, len(source)) & _fits(places, lengths, len(target))
     for i in np.flatnonzero(~fits):
         raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
@@ -299,6 +307,13 @@ def _together(**arrays):
         array(name, value, INT64, 1)
     if len({len(value) for value in arrays.values()}) > 1:
         raise ValueError(", ".join(f"{len(value)} {name}" for name, value in arrays.items()))
+
+
+def _apart(name, written, **others):
+    """What is written shares no memory with what is read meanwhile."""
+    for other, value in others.items():
+        if value is not None and np.may_share_memory(written, value):
+            raise ValueError(f"{name} and {other} share memory")
 
 
 def _fits(begins, lengths, size):

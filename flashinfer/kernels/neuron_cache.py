@@ -31,25 +31,25 @@ def route(logits, per_token, normalised):
 
 @checked(doors.place)
 def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
-    """Give each of ``neurons`` a row of a layer's cache: the paper's section 3.3.
+    """Give each of ``neurons`` a slot of a layer's cache: the paper's section 3.3.
 
     neurons    (n,) int32 ascending; token: number of the current one; window: in tokens
-    slot_of    (d_ffn,) int32: the row that holds each neuron, or -1
-    neuron_at  (capacity,) int32: the neuron in each row, or -1
-    last_used  (capacity,) int64: the token that used each row last
-    priority   (d_ffn,) float64: where rows are short, the neurons with the least make room
-    used       rows 0..used-1 hold neurons
-    The arrays are changed in place. Returns (slots (n,), misses, moved_from, moved_to, used):
-    the row of each neuron; the indices into ``neurons`` whose row must be read; the rows whose
-    bytes must be copied, and where to; the new ``used``.
+    slot_of    (d_ffn,) int32: the slot that holds each neuron, or -1
+    neuron_at  (capacity,) int32: the neuron in each slot, or -1
+    last_used  (capacity,) int64: the token that used each slot last
+    priority   (d_ffn,) float64: where slots are short, the neurons with the least are evicted
+    used       slots 0 to used - 1 hold neurons
+    The arrays are changed in place. Returns (slots (n,), misses, moved_from, moved_to, used): the
+    slot of each neuron; the indices into ``neurons`` that must be read; the slots whose bytes must
+    be copied, and where to; the new ``used``.
     Raises ValueError where n exceeds the capacity, or the arrays contradict each other.
     """
     slots = slot_of[neurons]
     misses = np.flatnonzero(slots < 0).astype(np.int32)
     last_used[slots[slots >= 0]] = token
 
-    # Rows that the misses may take: those that left the window, then, where these and the unused
-    # rows do not suffice, those of the least priority.
+    # Slots that the misses may take: those that left the window, then, where these and the unused
+    # slots do not suffice, those of the least priority.
     kept = last_used[:used] > token - window
     free = np.flatnonzero(~kept).astype(np.int32)
     short = len(misses) - (len(neuron_at) - used) - len(free)
@@ -61,7 +61,7 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
     slot_of[neuron_at[free]] = -1
     neuron_at[free] = -1
 
-    # Append: first into the rows that became free, then behind the last one.
+    # Append: first into the slots that became free, then behind the last one.
     taken = free[: len(misses)]
     rows = np.concatenate([taken, used + np.arange(len(misses) - len(taken), dtype=np.int32)])
     used += len(rows) - len(taken)
@@ -69,7 +69,7 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
     neuron_at[rows] = neurons[misses]
     last_used[rows] = token
 
-    # Delete: the last rows move into the rows that are still free, and the matrix shrinks.
+    # Delete: the last slots move into those that are still free, and the matrix shrinks.
     left = free[len(misses) :]
     used -= len(left)
     moved_to = left[left < used]
