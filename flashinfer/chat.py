@@ -115,10 +115,10 @@ class Conversation:
                     yield said[-1]
             said.append(stream.end())
             yield said[-1]
-        except UserError:  # before the first token
-            said = None
-            self.messages.pop()
+        except UserError:
+            if not said:  # nothing was shown: the turn did not happen
+                self.messages.pop()
             raise
         finally:
-            if said is not None:
+            if self.messages and self.messages[-1]["role"] == "user":
                 self.messages.append({"role": "assistant", "content": "".join(said)})

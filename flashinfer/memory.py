@@ -60,7 +60,8 @@ def unit_name(neurons):
 def default_budget():
     """The memory cgroup's limit or what the system has available, less a margin of 5 %."""
     available = _meminfo("MemAvailable")
-    limits = [available + rss()] if available else []
+    now = sum(held(pid)[1] for pid in ("self", *list(helpers)))
+    limits = [available + now] if available else []
     limits += _cgroup_limits()
     if not limits:
         raise UserError("cannot tell how much memory there is; give --memory")

@@ -31,7 +31,7 @@ def load(request, _):
     with open(request["path"], "rb") as file:
         file.seek(request["offset"])
         inner = tokenizers.Tokenizer.from_buffer(file.read(request["length"]))
-    # What a library does with many texts at once is not part of a text's tokens.
+    # Padding and truncation are for batches; a single text keeps exactly its tokens.
     inner.no_padding()
     inner.no_truncation()
     loaded["tokenizer"] = inner
@@ -171,11 +171,6 @@ def encode(request, data):
     return {"ids": ids}, b""
 
 
-def token(request, _):
-    """The text of a single token, special ones included, or None."""
-    return {"token": loaded["tokenizer"].id_to_token(request["id"])}, b""
-
-
 def template(_, data):
     """Take a chat template for the conversations to come."""
     import jinja2
@@ -208,7 +203,7 @@ def render(request, data):
 
 
 LIBRARIES = {"load": ["tokenizers"], "template": ["jinja2", "jinja2.sandbox", "jinja2.ext"]}
-REQUESTS = {f.__name__: f for f in (load, encode, token, template, render)}
+REQUESTS = {f.__name__: f for f in (load, encode, template, render)}
 
 
 def limit(request):
@@ -233,7 +228,7 @@ def main():
             limit(request)
             answer, out = REQUESTS[request["do"]](request, data)
         except MemoryError:
-            answer, out = {"error": "it takes too much memory"}, b""
+            answer, out = {"error": "it takes too much memory", "of_memory": True}, b""
         except BaseException as error:  # a panic in Rust is no Exception
             answer, out = {"error": (str(error) or type(error).__name__)[:1000]}, b""
         answers.write(json.dumps({**answer, "nbytes": len(out)}).encode() + b"\n" + out)

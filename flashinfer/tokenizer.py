@@ -92,8 +92,8 @@ class Tokenizer:
         try:
             return self.worker.ask(do, data, allowance, self.seconds, **request)
         except WorkerFailed as failed:
-            if short and "memory" in str(failed):
-                raise WorkerFailed(f"{failed}; more --memory may do") from None
+            if short and failed.of_memory:
+                raise WorkerFailed(f"{failed}; more --memory may do", True) from None
             raise
         finally:
             self.seconds -= time.monotonic() - start
@@ -157,11 +157,6 @@ class Tokenizer:
             if len(ids) > tokens + 64:  # those beside the cut may be others than in the whole
                 return ids, False
             size *= 2
-
-    def token(self, token_id):
-        """The text of a single token, special ones included, or None."""
-        self.begin()
-        return None if token_id is None else self.ask("token", id=int(token_id))["token"]
 
     def piece(self, token_id, first):
         """The bytes that a token adds to a text, or None where it is special or unknown.

@@ -19,7 +19,14 @@ SCRIPT = Path(__file__).with_name("text_worker.py")
 
 
 class WorkerFailed(UserError):
-    """A request failed; the message is the reason, without a name in front."""
+    """A request failed; the message is the reason, without a name in front.
+
+    of_memory  whether it was memory that did not suffice, as far as is known
+    """
+
+    def __init__(self, message, of_memory=False):
+        super().__init__(message)
+        self.of_memory = of_memory
 
 
 class Worker:
@@ -75,14 +82,17 @@ class Worker:
         except TimeoutError:
             self.end()
             raise WorkerFailed(f"it takes more than {SECONDS} seconds") from None
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError):  # no answer, or no sound one
             self.end()
-            raise WorkerFailed("it takes too much memory, or makes its library fail") from None
+            raise WorkerFailed(
+                "it takes too much memory, or makes its library fail", True
+            ) from None
         except BaseException:
             self.end()
             raise
         if "error" in answer:
-            raise WorkerFailed(" ".join(answer["error"].split()) or "it fails")
+            reason = " ".join(str(answer["error"]).split())
+            raise WorkerFailed(reason or "it fails", bool(answer.get("of_memory")))
         return answer, rest
 
     def _write(self, data, deadline):

@@ -116,6 +116,23 @@ def test_every_end_of_text_ends_a_reply(path):
             model._forward = forward
 
 
+def test_what_was_said_before_an_error_stays(path):
+    """The model is given another text in the middle of a reply."""
+    with Model.open(path) as model:
+        talk = Conversation(model)
+        reply = talk.say("Hello", 20, temperature=5.0, seed=1)
+        shown = next(reply) + next(reply)
+        model.reset()
+        with pytest.raises(UserError, match="another text was begun"):
+            list(reply)
+        assert [m["role"] for m in talk.messages] == ["user", "assistant"]
+        assert talk.messages[-1]["content"] == shown
+        model.close()
+        with pytest.raises(UserError, match="the model is closed"):
+            list(talk.say("And now?", 5))
+        assert len(talk.messages) == 2
+
+
 def test_the_contexts_end(path):
     with Model.open(path, context=120) as model:
         talk = Conversation(model)

@@ -19,7 +19,7 @@ from flashinfer.memory import parse_size
 MOST_WHOLE = (1 << 31) - 1  # of tokens, sizes, threads; more than any of them can be
 MOST_SEED = (1 << 64) - 1
 INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
-OUTPUTS = ("destination", "output", "json")
+OUTPUTS = ("destination", "output", "profile", "json")
 
 
 def size(text):
