@@ -65,7 +65,9 @@ class Conversation:
         special = {
             "bos_token": config.bos_token_id,
             "eos_token": next(iter(config.eos_token_ids), None),
+            **self.model.bundle.special_tokens,
         }
+        special = {role: token for role, token in special.items() if token is not None}
         characters = sum(len(message["content"]) for message in self.messages)
         ids = None
         self.tokenizer.begin()

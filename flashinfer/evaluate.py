@@ -6,7 +6,8 @@ from flashinfer.formats.errors import UserError
 from flashinfer.sampling import refuse_infinite
 
 SEQUENCE = 1024  # tokens that are foretold from those before them, and then begun anew
-PIECE = 64  # whose logits are in memory together
+PIECE = 64  # that go through the layers together
+LOGIT_ROWS = 16  # to ask ``Model.open`` for: of these the logits are in memory together
 
 
 def evaluate(model, token_ids, progress=lambda done, total: None):
@@ -26,13 +27,23 @@ def evaluate(model, token_ids, progress=lambda done, total: None):
         model.reset()
         for first in range(0, len(part) - 1, PIECE):
             piece = part[first : first + PIECE]
-            following = part[first + 1 : first + 1 + len(piece)]
-            logits = model.forward(piece, every=True)[: len(following)].astype(np.float64)
-            for i, row in enumerate(logits):
-                refuse_infinite(row, start + first + i)
-            logits -= logits.max(axis=1, keepdims=True)
-            chosen = logits[np.arange(len(following)), following]
-            total += float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
-            count += len(following)
+            begin = first
+            for logits in model.forward_in_pieces(piece):
+                following = part[begin + 1 : begin + 1 + len(logits)]
+                total += _nats(logits[: len(following)], following, start + begin)
+                begin += len(logits)
+                count += len(following)
             progress(start + first + len(piece), len(ids))
     return total / count, count
+
+
+def _nats(logits, following, first):
+    """The negative log-likelihood of tokens (n,) by logits (n, vocab_size) float32, those after the
+    tokens numbered from ``first`` on."""
+    for i, row in enumerate(logits):
+        refuse_infinite(row, first + i)
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    chosen = exact[np.arange(len(following)), following]
+    np.exp(exact, out=exact)
+    return float((np.log(exact.sum(axis=1)) - chosen).sum())

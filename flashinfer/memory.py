@@ -142,7 +142,7 @@ class Plan:
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head
     kv_cache          for ``context`` tokens
-    threads           that compute
+    threads           that compute; logit_rows: tokens whose logits are there at a time
     buffers           tiles of the stream; working: activations of ``chunk`` tokens, the threads'
                       stacks, and where merged reads are staged
     cache_rows        rows of each layer's neuron cache; shared_rows: those that layers without
@@ -175,6 +175,7 @@ class Plan:
     policy: str
     window: int | None
     affords: int | None
+    logit_rows: int = 1
     ahead: float = 1.0
 
     @property
@@ -199,7 +200,7 @@ class Plan:
 class Sizes:
     """What the parts of a bundle take in DRAM."""
 
-    def __init__(self, bundle, context, neurons, threads, stride):
+    def __init__(self, bundle, context, neurons, threads, stride, logit_rows):
         config = self.config = bundle.config
         self.neurons, self.context, self.stride = neurons, context, stride
         self.layers, self.units = config.num_hidden_layers, config.units
@@ -229,7 +230,7 @@ class Sizes:
         self.per_token += 8 * width + PANEL * threads
         # Each thread has scores of its own.
         self.threads = threads * (THREAD + 4 * (context + MAX_CHUNK))
-        self.logits = 24 * config.vocab_size  # and what sampling sorts
+        self.logits = 24 * config.vocab_size * logit_rows  # and what sampling sorts, or sums
         self.head = by_role[HEAD]
 
 
@@ -243,14 +244,17 @@ def pages(nbytes):
     return -(-nbytes // PAGE) * PAGE
 
 
-def make_plan(bundle, budget, context, neurons, policy, window, stride, threads=1, base=None):
+def make_plan(
+    bundle, budget, context, neurons, policy, window, stride, threads=1, logit_rows=1, base=None
+):  # fmt: skip
     """Divide ``budget`` bytes; return a Plan.
 
-    policy  one of neuron_cache.POLICIES; window: in tokens, or None; threads: that compute
+    policy  one of neuron_cache.POLICIES; window: in tokens, or None; threads: that compute;
+            logit_rows: tokens whose logits are there at a time
     stride  bytes of a row of the neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
     """
-    sizes = Sizes(bundle, context, neurons, threads, stride)
+    sizes = Sizes(bundle, context, neurons, threads, stride, logit_rows)
     base = (rss() if base is None else base) + RESERVE + budget // 512  # page tables
     least = _least(sizes, base, budget)
     if budget < least.nbytes:
@@ -304,6 +308,7 @@ def make_plan(bundle, budget, context, neurons, policy, window, stride, threads=
         policy=policy,
         window=window,
         affords=affords,
+        logit_rows=logit_rows,
     )
 
 

@@ -43,6 +43,7 @@ class Model:
         device=None,
         warm=None,
         progress=lambda what, done, total: None,
+        logit_rows=1,
     ):
         """Open a bundle, by its path or opened already.
 
@@ -62,6 +63,7 @@ class Model:
                  nine tenths of them will probably be used soon
         progress called as progress("load", bytes, bytes in all) while opening, and as
                  progress("prompt", share done, 1.0) during a prompt of several tokens
+        logit_rows  tokens whose logits the budget has room for at a time
 
         Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
         little, UserError where an option is wrong.
@@ -69,7 +71,17 @@ class Model:
         bundle = opened(path, neurons, memory)
         try:
             setup = prepare(
-                bundle, memory, window, neurons, context, threads, io, cache, device, warm
+                bundle,
+                memory,
+                window,
+                neurons,
+                context,
+                threads,
+                io,
+                cache,
+                device,
+                warm,
+                logit_rows,
             )
         except BaseException:
             bundle.close()
@@ -81,6 +93,7 @@ class Model:
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
         self._lock = threading.RLock()  # held by the thread that computes
+        self._computing = False
         self._text = None  # what is generated into the key/value cache
         try:
             kernels.set_threads(self.plan.threads)
@@ -123,20 +136,30 @@ class Model:
     def _alone(self, text=None):
         """The model for this thread, which begins something new or goes on with ``text``.
 
-        Raises UserError where another thread computes, the model is closed, or another text has
-        been begun meanwhile.
+        Raises UserError where another thread computes, or this one in what called this, the model
+        is closed, or another text has been begun meanwhile.
         """
         if not self._lock.acquire(blocking=False):
             raise UserError("the model is in use by another thread; it serves one at a time")
         try:
+            self._refuse_within()
             if self.closed:
                 raise UserError("the model is closed")
             if text is not None and text is not self._text:
                 raise UserError("another text was begun with this model; this one cannot go on")
             self._text = text
-            yield
+            try:
+                self._computing = True
+                yield
+            finally:
+                self._computing = False
         finally:
             self._lock.release()
+
+    def _refuse_within(self):
+        """Raise UserError where a callback of the model's own calls the model."""
+        if self._computing:
+            raise UserError("the model is computing; what it calls meanwhile cannot use it")
 
     def _forward(self, token_ids, every=False):
         ids = self._checked(token_ids)
@@ -151,6 +174,19 @@ class Model:
                 elif first + len(chunk) == len(ids):
                     rows.append(self._logits(h[-1:]))
         return np.concatenate(rows) if every else rows[0][0]
+
+    def forward_in_pieces(self, token_ids):
+        """As ``forward`` with ``every``, in pieces of ``plan.logit_rows`` tokens, for which the
+        budget has room: yields logits (rows, vocab_size) float32."""
+        with self._alone(), np.errstate(over="ignore", invalid="ignore"):
+            ids, chunk = self._checked(token_ids), self.plan.chunk
+            h = np.concatenate(
+                [self._hidden(ids[i : i + chunk]) for i in range(0, len(ids), chunk)]
+            )
+        for first in range(0, len(h), self.plan.logit_rows):
+            with self._alone(), np.errstate(over="ignore", invalid="ignore"):
+                logits = self._logits(h[first : first + self.plan.logit_rows])
+            yield logits
 
     def _checked(self, token_ids):
         ids = np.asarray(token_ids)
@@ -276,7 +312,7 @@ class Model:
         The array returned is yours, and not part of the memory budget.
         """
         with self._alone():
-            self.reset()
+            del self.ids[:]
             return self._forward(token_ids, every=True)
 
     def generate(
@@ -293,7 +329,7 @@ class Model:
         sampler = Sampler(temperature, top_k, top_p, seed)
         ids = self._checked_prompt(token_ids, max_new_tokens)
         with self._alone():
-            self.reset(_in_common(self.ids, ids[:-1]) if reuse else 0)
+            del self.ids[_in_common(self.ids, ids[:-1]) if reuse else 0 :]
             ids = ids[self.position :]
             self.stats = self._new_stats()
             with measured(self.stats.prompt, len(ids), self.counters):
@@ -344,6 +380,7 @@ class Model:
     def close(self):
         """Close the file, once no other thread computes. The model cannot be used any more."""
         with self._lock:
+            self._refuse_within()
             self.bundle.close()
             self.flash.close()
 

@@ -46,7 +46,7 @@ def opened(path, neurons, budget=None):
 
 def prepare(
     bundle, budget=None, window=None, neurons=None, context=None, threads=None, io="auto",
-    cache=None, device=None, warm=None,
+    cache=None, device=None, warm=None, logit_rows=1,
 ):  # fmt: skip
     """The Setup of a bundle for the options of ``Model.open``, which see."""
     check(bundle, window, neurons, context, threads, io, cache)
@@ -63,7 +63,9 @@ def prepare(
         stride = flash.row_stride(row_bytes)
         policy = cache or default_policy(window)
         threads = threads_to_use(threads)
-        plan = memory.make_plan(bundle, budget, context, neurons, policy, window, stride, threads)
+        plan = memory.make_plan(
+            bundle, budget, context, neurons, policy, window, stride, threads, logit_rows
+        )
         expected = None
         if known:
             plan, expected = _with_reads_ahead(bundle, plan, known, flash)

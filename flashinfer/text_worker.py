@@ -172,16 +172,34 @@ def encode(request, data):
 
 
 def template(_, data):
-    """Take a chat template for the conversations to come."""
+    """Take a chat template for the conversations to come. Templates are written for transformers,
+    whose filters and tags they find here."""
     import jinja2
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks what the model has written; its text stands as it is."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+            sort_keys=sort_keys,
+        )  # fmt: skip
 
     def refuse(message):
         raise jinja2.exceptions.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     loaded["template"] = environment.from_string(data.decode("utf-8"))
@@ -191,8 +209,8 @@ def template(_, data):
 def render(request, data):
     """Token ids of a conversation; None where it has more than ``characters_at_most``."""
     special = {
-        role: "" if i is None else loaded["tokenizer"].id_to_token(i) or ""
-        for role, i in request["special"].items()
+        role: token if isinstance(token, str) else loaded["tokenizer"].id_to_token(token) or ""
+        for role, token in request["special"].items()
     }
     text = loaded["template"].render(
         messages=json.loads(data), add_generation_prompt=True, **special

@@ -210,6 +210,13 @@ class Bundle:
         """The jinja template of a conversation, or None where the bundle has none."""
         return self._text(TEMPLATE)
 
+    @property
+    def special_tokens(self):
+        """{role: token} of the special tokens that the tokenizer names, as templates want them."""
+        named = self.hf_config.get("special_tokens_map")
+        named = named if isinstance(named, dict) else {}
+        return {role: token for role, token in named.items() if isinstance(token, str)}
+
     def where(self, name):
         """(offset, bytes) in the file of its tokenizer.json or chat template, or None."""
         info = self.file.tensors.get(name)

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from flashinfer.cli.common import add_json, positive, text_ids, write_json
 from flashinfer.cli.run import add_model_arguments
-from flashinfer.evaluate import SEQUENCE, evaluate
+from flashinfer.evaluate import LOGIT_ROWS, SEQUENCE, evaluate
 from flashinfer.formats.bundle import Bundle
 from flashinfer.memory import header_room
 from flashinfer.model import Model
@@ -34,7 +34,7 @@ def main(args):
     with Model.open(
         args.model, memory=args.memory, window=args.window, neurons=args.neurons, context=context,
         threads=args.threads, io=args.io, cache=args.cache, device=args.device,
-        warm=args.warm,
+        warm=args.warm, logit_rows=LOGIT_ROWS,
     ) as model, tqdm(desc="evaluate", unit="token", leave=False, delay=1) as bar:  # fmt: skip
 
         def progress(done, total):

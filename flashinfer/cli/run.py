@@ -114,7 +114,7 @@ def main(args):
             "flashinfer: the compiled kernels are not installed; NumPy's are slower",
             file=sys.stderr,
         )
-    path = args.model or demo_model()
+    path = demo_model() if args.model is None else args.model
     with Bundle(path, memory=header_room(args.memory)) as bundle:
         tokenizer = None if args.tokens else Tokenizer(bundle, args.memory)
         config = bundle.config
@@ -143,7 +143,8 @@ def main(args):
             args.top_p, args.seed, stop_at_eos=not args.ignore_eos,
         )  # fmt: skip
         try:
-            write_text(tokens, ids, tokenizer, sys.stdout)
+            # Where the figures are to be read from stdout, the text goes beside them.
+            write_text(tokens, ids, tokenizer, sys.stderr if args.json == "-" else sys.stdout)
         finally:
             if model.stats.token_ids:
                 print_account(model, sys.stderr)
