@@ -5,10 +5,11 @@ from functools import partial
 import numpy as np
 
 from flashinfer import calibrate_routing, kernels, memory
-from flashinfer.formats.bundle import LARGEST_THRESHOLD, PREDICTOR_FORMS, Bundle, is_number
+from flashinfer.formats.bundle import PREDICTOR_FORMS, Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import refuse_loss, refuse_target
 from flashinfer.formats.layout import format_of, layout, predictor_layout
+from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
 from flashinfer.formats.writing import new_tensor, stored_tensors, write_bundle
 from flashinfer.model import Model
 from flashinfer.predictor import Selection
@@ -283,7 +284,7 @@ def _own_predictor(number, ffn, observed, missed, steps, kind):
 def _imported(bundle, source, number, ffn, observed):
     """A layer's predictor as it comes with PowerInfer's models."""
     threshold = bundle.hf_config.get("sparse_threshold") or 0.0
-    if not is_number(threshold, -LARGEST_THRESHOLD, LARGEST_THRESHOLD):
+    if not is_number(threshold, -LARGEST_FLOAT32, LARGEST_FLOAT32):
         raise UserError(f"{bundle.path}: its config's sparse_threshold is not a number")
     shape = bundle.config.hidden_size, bundle.config.d_ffn
     return count(imported(source, number, *shape, threshold), observed, observed.split()[1:])

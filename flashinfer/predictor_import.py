@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flashinfer.formats.bundle import LARGEST_THRESHOLD, is_number
-from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.formats.files import open_regular
+from flashinfer.formats.checkpoint import load_torch
+from flashinfer.formats.errors import FormatError, reason
 from flashinfer.formats.gguf import GgufFile, is_gguf
+from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
 from flashinfer.predictor_training import Found
 
 
@@ -46,22 +46,16 @@ def _from_gguf(path, layer):
                 raise FormatError(f"{path}: tensor {name} is not a matrix")
         a, b = (file.decode(file.tensors[name].type, file.raw_rows(name)) for name in names)
         threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
-    if not is_number(threshold, -LARGEST_THRESHOLD, LARGEST_THRESHOLD):
+    if not is_number(threshold, -LARGEST_FLOAT32, LARGEST_FLOAT32):
         raise FormatError(f"{path}: powerinfer.sparse_threshold is not a number")
     return path, a, b, threshold
 
 
 def _from_torch(path):
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path}: reading it needs PyTorch: pip install torch") from None
     if not path.exists():
         raise FormatError(f"{path}: does not exist; a predictor for each layer is needed")
-    open_regular(path).close()
+    tensors = load_torch(path)
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
         return [tensors[f"fc{i}.weight"].float().numpy() for i in (1, 2)]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise FormatError(f"{path}: is not a predictor: {reason}") from None
+    except (KeyError, TypeError, RuntimeError) as error:  # absent, or of no plain floats
+        raise FormatError(f"{path}: is not a predictor: {reason(error)}") from None

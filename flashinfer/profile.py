@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.formats import bounded_json
-from flashinfer.formats.bundle import is_number
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import read_bytes, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.numbers import is_number
 
 MOST_GAP = 256 << 10
 # What a profile's file may hold: seconds and speeds of any machine there can be.

@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for: what it takes in memory is known before it is parsed.
+"""JSON from untrusted files, with a bound on memory that is known before parsing.
 
 A Python object takes twenty times the memory of the text that asks for it ("[]," is three bytes of
 JSON and 64 of DRAM), so the length of a text bounds nothing. Counting the characters that open
@@ -7,12 +7,13 @@ objects does, at the speed of memory.
 
 import json
 
-from .errors import FormatError
+from .errors import FormatError, reason, shown
+from .files import read_bytes
 
 MOST = 256 << 20  # bytes in memory; a model of 4096 layers with 60,000 tensors takes a third of it
 MOST_NESTED = 64  # lists and objects within each other
-# Bytes of DRAM for each such character, at most: those of an object, of a list of one, a
-# list's place and a number, a key's place and the pair that is made on the way, half a string.
+# Upper bounds in bytes of DRAM per character: an object; a list with one element; a list slot and a
+# number; a dict entry with its temporary key-value pair; half a string.
 COSTS = {b"{": 72, b"[": 104, b",": 40, b":": 130, b'"': 28}
 
 
@@ -46,8 +47,18 @@ def parse(raw, what, most=MOST, unique=False, finite=False):
         _refuse_nesting(value)
         return value
     except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of hooks, of 5000 digits
-        reason = next(iter(str(error).splitlines()), "")
-        raise FormatError(f"{what}: not JSON: {reason}") from None
+        raise FormatError(f"{what}: not JSON: {reason(error)}") from None
+
+
+def read_json(path, most=MOST):
+    """A JSON object from a file, which may take ``most`` bytes of memory. Raises FormatError,
+    naming the file, where that is not what it holds."""
+    if not path.exists():
+        raise FormatError(f"{path}: does not exist")
+    value = parse(read_bytes(path), path, most)
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: not a JSON object")
+    return value
 
 
 def _unique_keys(pairs):
@@ -74,5 +85,5 @@ def _refuse_constant(name):
 def _finite(text):
     value = float(text)
     if value - value != 0:
-        raise ValueError(f"{text[:40]} is not within the numbers there are")
+        raise ValueError(f"{shown(text)} is beyond float64")
     return value

@@ -15,10 +15,11 @@ from pathlib import Path
 from . import bounded_json
 from .architectures import model_config
 from .config import ModelConfig
-from .errors import FormatError
+from .errors import FormatError, shown
 from .files import MOST_TEXT
 from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
 from .number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
+from .numbers import LARGEST_FLOAT32, is_number
 from .safetensors import SafetensorsFile
 
 VERSION = "1"
@@ -41,7 +42,6 @@ PREDICTOR_FORMS = (  # ours, PowerInfer's
     {"between": "", "reads": "normed"},
     {"between": "relu", "reads": "residual"},
 )
-LARGEST_THRESHOLD = 3e38  # float32's
 NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
@@ -100,10 +100,10 @@ class Bundle:
                 "makes one from a checkpoint's directory"
             )
         if version != VERSION:
-            raise FormatError(f"{self.path}: bundle version {version[:20]!r}, known is {VERSION}")
-        self.hf_config = self._json("flashinfer.config", dict, finite=False)
-        self.source = self._json("flashinfer.source", dict)
-        self.formats = self._json("flashinfer.formats", dict)
+            raise FormatError(f"{self.path}: bundle version {shown(version)}, known is {VERSION}")
+        self.hf_config = self._json("flashinfer.config", finite=False)
+        self.source = self._json("flashinfer.source")
+        self.formats = self._json("flashinfer.formats")
         try:
             self.config = model_config(self.hf_config)
             ranks = self._ranks() if self.calibrated else []
@@ -115,18 +115,18 @@ class Bundle:
             raise FormatError(f"{self.path}: {error}") from None
         self.tensors = {spec.name: self._tensor(spec) for spec in self.specs}
 
-    def _json(self, key, kind, finite=True):
+    def _json(self, key, finite=True):
         """An object that the metadata holds as text; all of them together take ``memory``."""
         text, what = self.file.metadata.get(key) or "null", f"{self.path}: metadata {key}"
         value = bounded_json.parse(text, what, self.memory, finite=finite)
         self.memory -= bounded_json.parsed_bytes(text.encode("utf-8", "surrogatepass"))
-        value = kind() if value is None else value
-        if not isinstance(value, kind):
-            raise FormatError(f"{what} is not a {kind.__name__}")
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            raise FormatError(f"{what} is not a JSON object")
         return value
 
     def _calibration(self):
-        found = self._json("flashinfer.calibration", dict)
+        found = self._json("flashinfer.calibration")
         experts = self.config.experts if self.config.reads_experts else 0
         return checked_calibration(found, self.config.num_hidden_layers, experts)
 
@@ -268,7 +268,7 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     if sparsity is not None:
         sound = sound and isinstance(sparsity, dict) and sparsity.get("method") in METHODS
         sound = sound and is_number(sparsity.get("target"), 0, 1)
-        limits = -LARGEST_THRESHOLD, LARGEST_THRESHOLD
+        limits = -LARGEST_FLOAT32, LARGEST_FLOAT32
         sound = sound and all(is_number(layer.get("threshold"), *limits) for layer in layers)
     if not sound:
         raise FormatError("its calibration is damaged; calibrate it again")
@@ -288,12 +288,6 @@ def _sound_layer(layer, n_experts):
     return sound and all(is_number(n, 0, (1 << 31) - 1) for n in numbers)
 
 
-def is_number(value, least, most):
-    """Whether a value of JSON is a number within these limits; true and false are none."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and least <= value <= most
-
-
 def verify(path, progress=lambda nbytes: None):
     """Check every byte of a bundle against its checksums; return the bytes checked.
 
@@ -308,7 +302,7 @@ def verify(path, progress=lambda nbytes: None):
         blank = header.replace((HEADER_CRC % stored).encode(), (HEADER_CRC % NO_CRC).encode(), 1)
         if f"{zlib.crc32(blank):08x}" != stored:
             raise FormatError(f"{path}: the header does not match its checksum")
-        checksums = bundle._json("flashinfer.checksums", dict)
+        checksums = bundle._json("flashinfer.checksums")
         for info in sorted(file.tensors.values(), key=lambda info: info.offset):
             crc = 0
             for start in range(0, info.nbytes, CHUNK_BYTES):

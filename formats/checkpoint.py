@@ -12,12 +12,13 @@ import numpy as np
 
 from . import fp8, mxfp4
 from .architectures import architecture
+from .bounded_json import read_json
 from .config import token_ids
-from .errors import FormatError, UserError
+from .errors import FormatError, UserError, reason
 from .files import open_regular
 from .number_formats import SOURCES
 from .safetensors import SafetensorsFile
-from .vocabulary import chat_template, read_json, tokenizer_json
+from .vocabulary import chat_template, tokenizer_json
 
 COLUMN_CHUNK = 256
 
@@ -200,31 +201,15 @@ class TorchShard:
     """
 
     def __init__(self, path):
-        self.path = path
-        try:
-            import torch
-        except ImportError:
-            raise UserError(
-                f"{path}: reading it needs PyTorch: pip install torch, or save the "
-                "checkpoint as safetensors"
-            ) from None
         self.path, self.file = path, open_regular(path)
         self.size = os.fstat(self.file.fileno()).st_size
         try:
-            # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped.
-            mapped = is_zipfile(path)
-            tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
+            self.tensors = load_torch(path, mapped=True)
+        except BaseException:
             self.file.close()
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise FormatError(f"{path}: PyTorch cannot read it: {reason}") from None
-        if not isinstance(tensors, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor)
-            for name, tensor in tensors.items()
-        ):
-            self.file.close()
-            raise FormatError(f"{path}: not a map of tensors")
-        self.tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+            raise
+        import torch
+
         self.fp8, self.u8, self.strided = torch.float8_e4m3fn, torch.uint8, torch.strided
 
     def _tensor(self, name):
@@ -269,6 +254,34 @@ KINDS = (  # single file, index of shards, reader; the first that is there is us
     ("model.safetensors", "model.safetensors.index.json", SafetensorsShard),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchShard),
 )
+
+
+def load_torch(path, mapped=False):
+    """{name: tensor} of a file that ``torch.save`` wrote, weights only. Raises FormatError, and
+    UserError where PyTorch is not installed.
+
+    mapped  map the file where that can be done, instead of reading it
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path}: reading it needs PyTorch: pip install torch, or save the checkpoint as "
+            "safetensors"
+        ) from None
+    open_regular(path).close()
+    try:
+        # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped.
+        mapped = mapped and is_zipfile(path)
+        tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise FormatError(f"{path}: PyTorch cannot read it: {reason(error)}") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in tensors.items()
+    ):
+        raise FormatError(f"{path}: not a map of tensors")
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def _open_shards(directory):

@@ -1,9 +1,9 @@
 """What a model is, in the engine's terms: a few options, whatever the architecture's name."""
 
-import reprlib
 from dataclasses import dataclass, field
 
-from .errors import FormatError
+from .errors import FormatError, shown
+from .numbers import is_number, is_whole
 
 ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "quick_gelu")
 SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
@@ -181,7 +181,7 @@ def dimension(config, key, default=None, most=LARGEST):
     """The positive integer ``config[key]``. Raises FormatError where it is not one."""
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < most:
+    if not is_whole(value, 1, most - 1):
         raise FormatError(f"config: {key} is {shown(value)}, not a positive whole number")
     return value
 
@@ -189,9 +189,9 @@ def dimension(config, key, default=None, most=LARGEST):
 def number(config, key, zero=False):
     """The positive number ``config[key]``, or 0 where ``zero`` allows it. Raises FormatError."""
     value = config.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not is_number(value):
         raise FormatError(f"config: {key} is {shown(value)}, not a number")
-    if not (SMALLEST_NUMBER <= value <= LARGEST_NUMBER or (zero and value == 0)):
+    if not (is_number(value, SMALLEST_NUMBER, LARGEST_NUMBER) or (zero and value == 0)):
         raise FormatError(f"config: {key} is {shown(value)}, not a positive number of float32")
     return float(value)
 
@@ -208,12 +208,6 @@ def token_ids(config, key):
     """``config[key]``, which may be absent, one id or a list of ids, as a tuple."""
     value = config.get(key)
     values = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < LARGEST for v in values):
+    if not all(is_whole(v, 0, LARGEST - 1) for v in values):
         raise FormatError(f"config: {key} is {shown(value)}, not a token id or a list of them")
     return values
-
-
-def shown(value):
-    """A value from a file as an error message can hold it: a few words, however deep it goes."""
-    text = reprlib.repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

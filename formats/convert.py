@@ -34,8 +34,9 @@ def convert(
     note         called with a line on what of the checkpoint is left out: a GGUF file's tokenizer,
                  where it is damaged or not known
 
-    Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, and
-    some tens of MB. Raises FormatError where the checkpoint is not sound or not supported.
+    Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, some
+    tens of MB, and what the tokenizer's JSON takes, up to 1 GiB. Raises FormatError where the
+    checkpoint is not sound or not supported.
     """
     refuse_loss(destination, [source])
     refuse_target(destination)

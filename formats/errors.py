@@ -1,12 +1,34 @@
 """Mistakes that a user can mend. Each message is one line: what, where, and what would be right."""
 
+import reprlib
 
-def printable(value):
-    """``value`` as text without control characters, which a file could send to the terminal.
+MOST_MESSAGE, MOST_SHOWN = 1000, 60  # characters of a message, of a value in it
 
-    What cannot be printed becomes a "?".
+
+def printable(value, most=MOST_MESSAGE):
+    """``value`` as text of at most ``most`` characters, without control characters, which a file
+    could send to the terminal.
+
+    What cannot be printed becomes a "?"; what is longer loses its middle, as the file's name stands
+    at the beginning and what is wrong at the end.
     """
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    text = str(value)
+    if len(text) > most:
+        text = f"{text[: most - most // 2 - 3]}...{text[len(text) - most // 2 :]}"
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shown(value):
+    """A value from a file as an error message can hold it: a few words, however deep it goes."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = MOST_SHOWN
+    text = short.repr(value)
+    return text if len(text) <= MOST_SHOWN + 2 else f"{text[:MOST_SHOWN]}..."
+
+
+def reason(error):
+    """The first line of what an exception says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class UserError(ValueError):

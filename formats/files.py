@@ -1,4 +1,4 @@
-"""Doors to the file system: what is read is a regular file, what is written is whole or not there.
+"""Opening files safely: only regular files are read, and output appears whole or not at all.
 
 Every file is untrusted. One that is opened by name may be a pipe that nobody writes to, a device
 without an end, or far larger than it should be; none of these may hold the program up.
@@ -22,6 +22,7 @@ MOST_TEXT = 256 << 20  # bytes of a text that is read whole; the largest tokeniz
 SUFFIX = ".part"
 # What a kill may leave, of a write to ``name``: see _temporary_name.
 TEMPORARY = re.compile(r"flashinfer-\d+-[0-9a-f]{8}" + re.escape(SUFFIX))
+DESCRIPTORS = "/proc/self/fd"  # through which a file without a name gets one
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
@@ -73,7 +74,13 @@ def read_at(file, offset, length, path):
     Raises FormatError, naming ``path``, offset and length, where the file ends before.
     """
     buffer = np.empty(length, dtype=np.uint8)
-    view, done = memoryview(buffer), 0
+    read_into(file, offset, buffer, path)
+    return buffer
+
+
+def read_into(file, offset, buffer, path):
+    """Fill a buffer of bytes from ``offset`` of an open file. Raises FormatError as ``read_at``."""
+    view, done, length = memoryview(buffer), 0, len(buffer)
     while done < length:
         try:
             count, reason = os.preadv(file.fileno(), [view[done:]], offset + done), "it is cut off"
@@ -82,7 +89,6 @@ def read_at(file, offset, length, path):
         if count == 0:
             raise FormatError(f"{path}: reading {length} bytes at {offset}: {reason}")
         done += count
-    return buffer
 
 
 def read_text(path, most=MOST_TEXT):
@@ -91,6 +97,26 @@ def read_text(path, most=MOST_TEXT):
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError:
         raise FormatError(f"{path}: is not UTF-8 text") from None
+
+
+def opened_text(path):
+    """A UTF-8 text, open to be read piece by piece; opening and ``read`` raise FormatError as
+    ``read_text`` does."""
+    return _Text(path)
+
+
+class _Text(io.TextIOWrapper):
+    def __init__(self, path):
+        super().__init__(io.BufferedReader(open_regular(path)), encoding="utf-8")
+        self.path = path
+
+    def read(self, size=-1):
+        try:
+            return super().read(size)
+        except UnicodeDecodeError:
+            raise FormatError(f"{self.path}: is not UTF-8 text") from None
+        except OSError as error:
+            raise FormatError(f"{self.path}: cannot be read: {error.strerror}") from None
 
 
 def same_file(a, b):
@@ -211,14 +237,8 @@ def _place(path):
 def _new_file(folder, name):
     """(descriptor of a new locked file, its path or None where it has no name). Raises OSError."""
     _remove_stale(folder, name)
-    try:
-        descriptor, temporary = (
-            os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666),
-            None,
-        )
-    except OSError as error:
-        if error.errno not in NO_NAMELESS or not folder.is_dir():
-            raise OSError(error.errno, error.strerror) from None
+    descriptor, temporary = _nameless(folder), None
+    if descriptor is None:
         temporary = _temporary_name(folder, name)
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         try:
@@ -229,6 +249,18 @@ def _new_file(folder, name):
             raise
     _lock(descriptor)
     return descriptor, temporary
+
+
+def _nameless(folder):
+    """Descriptor of a new file without a name, or None where it could not be made or named."""
+    if not os.path.isdir(DESCRIPTORS):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in NO_NAMELESS or not folder.is_dir():
+            raise OSError(error.errno, error.strerror) from None
+        return None
 
 
 def _temporary_name(folder, name):
@@ -283,7 +315,7 @@ def _keep_attributes(descriptor, target):
 
 def _link(descriptor, name):
     """Give an open file without a name one."""
-    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    folder = os.open(DESCRIPTORS, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # With a directory given, Python calls linkat, which follows the link to the file.
         os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)

@@ -6,8 +6,8 @@ columns are multiplied with. No bundle holds it: it is decoded, and requantised.
 
 import numpy as np
 
-from .config import shown
-from .errors import FormatError
+from .errors import FormatError, shown
+from .numbers import is_whole
 
 SCALE = "_scale_inv"
 
@@ -23,11 +23,7 @@ def block_shape(config):
     """(rows, columns) of the blocks, by a Hugging Face config (a dict). Raises FormatError."""
     quantization = config.get("quantization_config")
     block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-    if (
-        not isinstance(block, list)
-        or len(block) != 2
-        or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in block)
-    ):
+    if not isinstance(block, list) or len(block) != 2 or not all(is_whole(n, 1) for n in block):
         raise FormatError(
             f"config: FP8 weights need a quantization_config with a weight_block_size of two "
             f"whole numbers, not {shown(block)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import FormatError, UserError
+from .errors import FormatError, UserError, shown
 from .files import open_regular, read_at
 from .number_formats import FORMATS
 
@@ -115,6 +115,8 @@ class GgufFile:
         self.metadata = {}
         for _ in range(n_values):
             key = self._string("a metadata key")
+            if key in self.metadata:
+                raise FormatError(f"{self.path}: metadata {shown(key)} stands there twice")
             self.metadata[key] = self._value(self._scalar("<u4"), key)
         described = [self._tensor_info() for _ in range(n_tensors)]
         self.header.detach()  # the file stays open for the rows
@@ -125,15 +127,13 @@ class GgufFile:
         self.tensors = {}
         for name, shape, kind, offset in described:
             tensor = GgufTensor(name, shape, kind, begin + offset)
-            rows = 1
-            for length in shape[:-1]:
-                rows *= length
-            if offset % alignment or tensor.offset + rows * tensor.row_bytes > self.size:
+            nbytes = prod(shape[:-1]) * tensor.row_bytes
+            if offset % alignment or tensor.offset + nbytes > self.size:
                 raise FormatError(
-                    f"{self.path}: tensor {name[:60]} lies outside the file; is it cut?"
+                    f"{self.path}: tensor {shown(name)} lies outside the file; is it cut?"
                 )
             if name in self.tensors:
-                raise FormatError(f"{self.path}: tensor {name[:60]} stands there twice")
+                raise FormatError(f"{self.path}: tensor {shown(name)} stands there twice")
             self.tensors[name] = tensor
 
     def _take(self, n):
@@ -165,46 +165,46 @@ class GgufFile:
         return count
 
     def _string(self, what):
-        length = self._count(1, f"bytes of {what[:60]}")
+        length = self._count(1, f"bytes of {what}")
         self._charge(TEXT_BYTES + 5 * length)  # a character may take four bytes, and its source
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise FormatError(f"{self.path}: {what[:60]} is not UTF-8") from None
+            raise FormatError(f"{self.path}: {what} is not UTF-8") from None
 
     def _value(self, kind, key):
         if kind in SCALARS:
             value = self._scalar(SCALARS[kind])
             return bool(value) if kind == BOOL else value
         if kind == STRING:
-            return self._string(key)
+            return self._string(shown(key))
         inner = self._scalar("<u4") if kind == ARRAY else None
         if inner in SCALARS:
             dtype = np.dtype(SCALARS[inner])
-            count = self._count(dtype.itemsize, f"values of {key[:60]}")
+            count = self._count(dtype.itemsize, f"values of {shown(key)}")
             self._charge(count * dtype.itemsize)
             return np.frombuffer(self._take(count * dtype.itemsize), dtype=dtype)
         if inner == STRING:
-            count = self._count(8, f"strings of {key[:60]}")
+            count = self._count(8, f"strings of {shown(key)}")
             self._charge(count * TEXT_BYTES)
-            return [self._string(key) for _ in range(count)]
-        raise FormatError(f"{self.path}: metadata {key[:60]} has the unknown type {kind}")
+            return [self._string(shown(key)) for _ in range(count)]
+        raise FormatError(f"{self.path}: metadata {shown(key)} has the unknown type {kind}")
 
     def _tensor_info(self):
         name = self._string("a tensor's name")
         n = self._scalar("<u4")
         if not 1 <= n <= MOST_DIMENSIONS:
-            raise FormatError(f"{self.path}: tensor {name[:60]} has {n} dimensions")
+            raise FormatError(f"{self.path}: tensor {shown(name)} has {n} dimensions")
         shape = tuple(self._scalar("<u8") for _ in range(n))[::-1]
         code, offset = self._scalar("<u4"), self._scalar("<u8")
         if code not in TYPES:
             raise FormatError(
-                f"{self.path}: tensor {name[:60]} has type {code}; supported: "
+                f"{self.path}: tensor {shown(name)} has type {code}; supported: "
                 f"{', '.join(kind.name for kind in TYPES.values())}"
             )
         kind = TYPES[code]
         if min(shape) < 1 or shape[-1] % kind.block:
-            raise FormatError(f"{self.path}: tensor {name[:60]} cannot be {shape} of {kind.name}")
+            raise FormatError(f"{self.path}: tensor {shown(name)} cannot be {shape} of {kind.name}")
         return name, shape, kind, offset
 
     def raw_rows(self, name, start=0, stop=None):

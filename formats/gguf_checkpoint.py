@@ -9,11 +9,12 @@ import numpy as np
 
 from .architectures.hugging_face import behind
 from .checkpoint import COLUMN_CHUNK
-from .config import shown
-from .errors import FormatError
+from .errors import FormatError, shown
 from .gguf import GgufFile
+from .gguf_metadata import refuse_strangers
 from .gguf_vocabulary import gguf_tokenizer
 from .number_formats import FORMATS
+from .numbers import is_number, is_whole
 
 # GGUF's architecture -> model_type, the activation that llama.cpp gives it, the norms' epsilon
 RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -52,11 +53,18 @@ NAMES = {
         for p in ("gate", "up", "down")
     },
 }
+# Whose attention may see a window only; what the others say of one has to change nothing.
+WINDOWED = ("llama", "phi3", "gpt-oss")
 LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # what their configs call num_experts
 PARTLY = ("phi", "phi3", "nemotron")  # a part of each head may be rotary
 TURNED = ("llama", "bamboo", "granitemoe")  # pairs that turn lie side by side there
 # Not weights of the model: what the first say is in the config, the others are PowerInfer's
 # predictors, which calibrate takes.
+KINDS_OF_VALUES = {
+    int: (is_whole, "a whole number"),
+    float: (is_number, "a number"),
+    str: (lambda value: isinstance(value, str), "a text"),
+}
 SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PREDICTORS = (".fc1.weight", ".fc2.weight")
 
@@ -85,10 +93,12 @@ class GgufCheckpoint:
             self.architecture = self._get("general.architecture", str)
             if self.architecture not in ARCHITECTURES:
                 raise FormatError(
-                    f"{path}: architecture {self.architecture[:40]!r} is not supported; "
+                    f"{path}: architecture {shown(self.architecture)} is not supported; "
                     f"supported: {', '.join(ARCHITECTURES)}"
                 )
+            self.known = set()
             self.config = self._config(activation)
+            self._refuse_strangers()
             self.naming = self._naming()
         except BaseException:
             self.close()
@@ -99,15 +109,22 @@ class GgufCheckpoint:
     def _get(self, key, kind, default=None):
         """metadata[key]. Raises FormatError where it is missing or another kind of thing."""
         value = self.file.metadata.get(key, default)
-        kinds = (int, float) if kind is float else kind
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise FormatError(f"{self.directory}: metadata {key} is not a {kind.__name__}")
-        if value is None and default is None and kind is str:
+        is_sound, what = KINDS_OF_VALUES[kind]
+        if value is not None and not is_sound(value):
+            raise FormatError(f"{self.directory}: metadata {key} is {shown(value)}, not {what}")
+        if value is None and kind is str:
             raise FormatError(f"{self.directory}: metadata {key} is missing")
         return value
 
-    def _of(self, key, kind=int):
-        return self._get(f"{self.architecture}.{key}", kind)
+    def _of(self, key, kind=int, default=None):
+        self.known.add(key)
+        return self._get(f"{self.architecture}.{key}", kind, default)
+
+    def _refuse_strangers(self):
+        try:
+            refuse_strangers(self.file.metadata, self.architecture, self.known, self.config)
+        except FormatError as error:
+            raise FormatError(f"{self.directory}: {error}") from None
 
     def _config(self, activation):
         """A Hugging Face config (a dict) that leaves nothing out, as GGUF has defaults of its own;
@@ -121,7 +138,9 @@ class GgufCheckpoint:
         head_dim = self._of("attention.key_length")
         if head_dim is None and heads and hidden_size:
             head_dim = hidden_size // heads
-        window = self._of("attention.sliding_window") or None
+        window = None
+        if self.architecture in WINDOWED:
+            window = self._of("attention.sliding_window") or None
         if model_type == "llama" and self._of("expert_count"):
             model_type = "mixtral"
         elif model_type == "llama" and window:
@@ -156,6 +175,8 @@ class GgufCheckpoint:
             config["original_max_position_embeddings"] = config["max_position_embeddings"]
         if self._of("expert_count"):
             config.update(self._mixture(model_type, neurons))
+        if model_type == "granitemoe":
+            config.update(self._scales())
         if model_type == "falcon":
             two = "blk.0.attn_norm_2.weight" in tensors
             config["new_decoder_architecture"] = True  # how its heads are grouped
@@ -175,6 +196,11 @@ class GgufCheckpoint:
             # llama.cpp has it in its code, but for files that say it
             "norm_topk_prob": model_type not in ("olmoe", "qwen2_moe"),
             "shared_expert_intermediate_size": self._of("expert_shared_feed_forward_length"),
+        }
+
+    def _scales(self):
+        """What Granite multiplies embeddings, attention, blocks and logits with."""
+        return {
             "embedding_multiplier": self._of("embedding_scale", float),
             "attention_multiplier": self._of("attention.scale", float),
             "residual_multiplier": self._of("residual_scale", float),
@@ -201,26 +227,42 @@ class GgufCheckpoint:
 
     def _rope_scaling(self):
         tensors = self.file.tensors
+        kind = self._of("rope.scaling.type", str, "linear")  # as llama.cpp has it
+        factor = self._of("rope.scaling.factor", float)
+        if kind == "linear" and not factor:
+            kind = "none"
         if "rope_freqs.weight" in tensors:  # Llama 3's, as factors of each dimension
+            self._refuse_two_scalings(kind)
             factors = self._vector("rope_freqs.weight")
             return {
                 "rope_type": "longrope", "short_factor": factors, "long_factor": factors,
                 "attention_factor": 1.0,
             }  # fmt: skip
         if "rope_factors_short.weight" in tensors and "rope_factors_long.weight" in tensors:
+            self._refuse_two_scalings(kind)
             return {
                 "rope_type": "longrope",
                 "short_factor": self._vector("rope_factors_short.weight"),
                 "long_factor": self._vector("rope_factors_long.weight"),
                 "attention_factor": self._of("rope.scaling.attn_factor", float),
             }
-        kind = self._get(f"{self.architecture}.rope.scaling.type", str, "none")
         if kind == "none":
             return {"rope_type": "default"}
-        scaling = {"rope_type": kind, "factor": self._of("rope.scaling.factor", float)}
+        scaling = {"rope_type": kind, "factor": factor}
+        if kind == "yarn":
+            scaling["beta_fast"] = self._of("rope.scaling.yarn_beta_fast", float, 32.0)
+            scaling["beta_slow"] = self._of("rope.scaling.yarn_beta_slow", float, 1.0)
         if self.architecture == "gpt-oss":
             scaling["truncate"] = False
         return scaling
+
+    def _refuse_two_scalings(self, kind):
+        """Factors of each dimension are a scaling of their own."""
+        if kind not in ("none", "longrope"):
+            raise FormatError(
+                f"{self.directory}: rope.scaling.type {shown(kind)} beside factors of each "
+                "dimension is not supported"
+            )
 
     def _vector(self, name):
         tensor = self.file.tensors[name]

@@ -1,7 +1,8 @@
 """The vocabulary inside a GGUF file as a ``tokenizer.json`` (a dict)."""
 
 from . import pre_tokenizers, sentencepiece
-from .errors import FormatError
+from .errors import FormatError, shown
+from .numbers import is_number, is_whole
 from .sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
 from .tokenizer_parts import added_tokens, byte_level_bpe
 from .vocabulary import pairs_of
@@ -22,7 +23,7 @@ def gguf_tokenizer(metadata):
         return _sentencepiece(metadata, tokens, kinds)
     if model == "gpt2":
         return _byte_level(metadata, tokens, kinds)
-    raise FormatError(f"its kind of tokenizer, {str(model)[:20]}, is not known")
+    raise FormatError(f"its kind of tokenizer, {shown(model)}, is not known")
 
 
 def _sentencepiece(metadata, tokens, kinds):
@@ -40,7 +41,7 @@ def _byte_level(metadata, tokens, kinds):
     if name == "default":
         name = pre_tokenizers.OLD.get(metadata.get("general.architecture"), name)
     if not isinstance(name, str) or name not in pre_tokenizers.PATTERNS:
-        raise FormatError(f"how its tokenizer cuts words, {str(name)[:20]}, is not known")
+        raise FormatError(f"how its tokenizer cuts words, {shown(name)}, is not known")
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise FormatError("tokenizer.ggml.merges is missing")
@@ -65,7 +66,7 @@ def _around(metadata, tokens, begun):
     for name, default in (("bos", begun), ("eos", False)):
         i = metadata.get(f"tokenizer.ggml.{name}_token_id")
         wanted = metadata.get(f"tokenizer.ggml.add_{name}_token", default)
-        known = type(i) is int and 0 <= i < len(tokens)
+        known = is_whole(i, 0, len(tokens) - 1)
         found.append(tokens[i] if wanted and known else None)
     return found
 
@@ -76,6 +77,6 @@ def _numbers(metadata, key, n, default):
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list) or len(values) != n:
         raise FormatError(f"tokenizer.ggml.{key} is not {n} numbers")
-    if not all(isinstance(v, (int, float)) and v == v and abs(v) < 1e30 for v in values):
+    if not all(is_number(v) for v in values):
         raise FormatError(f"tokenizer.ggml.{key} is not {n} numbers")
     return values

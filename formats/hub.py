@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .checkpoint import Checkpoint, SafetensorsShard, shard_names
-from .errors import UserError
+from .errors import UserError, reason
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Weights as safetensors where there are any, and the small files beside them.
@@ -106,5 +106,6 @@ def _one_line(name):
     try:
         yield
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{name}: cannot be fetched from the Hugging Face Hub: {reason}") from None
+        raise UserError(
+            f"{name}: cannot be fetched from the Hugging Face Hub: {reason(error)}"
+        ) from None

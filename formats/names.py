@@ -12,7 +12,7 @@ from .writing import encoded, new_tensor
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
-# What older checkpoints hold of no weight: frequencies and tables of rotary positions, masks.
+# Buffers that older checkpoints store beside weights: rotary frequencies and tables, masks.
 BUFFERS = (
     "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias",
 )  # fmt: skip

@@ -113,13 +113,14 @@ PATTERNS = {
         r"\p{N}",
     ),
 }  # fmt: skip
-# Whose texts are first brought to a normal form of Unicode; whose words that are tokens are taken
-# whole, past the merges; whose texts begin with a token unless the file says otherwise.
+# Texts are normalised to NFC first.
 NFC = {"qwen2", "qwen35", "stablelm2", "command-r", "olmo", "mpt"}
 _OF_LLAMA3 = {
     "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
 }  # fmt: skip
+# A word that is a token skips the merges.
 WHOLE_WORDS = _OF_LLAMA3 | {"glm4", "glm5", "tekken"}
+# A BOS token is added unless the file says otherwise.
 BEGUN = _OF_LLAMA3 | {"tekken"}
 # What files from before the name was given have, by their architecture.
 OLD = {

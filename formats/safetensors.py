@@ -11,9 +11,10 @@ from math import prod
 from pathlib import Path
 
 from . import bounded_json
-from .errors import FormatError
-from .files import open_regular, read_at
+from .errors import FormatError, shown
+from .files import open_regular, read_at, read_into
 from .number_formats import SOURCES
+from .numbers import is_whole
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
 ITEM_BYTES = {
@@ -68,9 +69,8 @@ class SafetensorsFile:
                 f"{self.path}: its header has {length >> 20:,} MiB, too much to be parsed in "
                 f"{most >> 20:,} MiB of memory"
             )
-        header = os.pread(self.file.fileno(), length, 8)
-        if len(header) < length:
-            raise FormatError(f"{self.path}: its header ends in the middle; is it cut?")
+        header = bytearray(length)  # which can be decoded without a copy
+        read_into(self.file, 8, header, self.path)
         return header
 
     def close(self):
@@ -92,7 +92,9 @@ class SafetensorsFile:
         info = self.tensors[name]
         if info.dtype not in SOURCES:
             known = ", ".join(SOURCES)
-            raise FormatError(f"{self.path}: tensor {name} is {info.dtype}; known are {known}")
+            raise FormatError(
+                f"{self.path}: tensor {shown(name)} is {info.dtype}; known are {known}"
+            )
         format = SOURCES[info.dtype]
         rows = prod(info.shape[:-1]) if len(info.shape) > 1 else prod(info.shape)
         stop = rows if stop is None else min(stop, rows)
@@ -118,7 +120,7 @@ def parse_header(header, data_bytes, data_start, path, most=bounded_json.MOST):
         begin = info.offset - data_start
         if begin != end:
             what = "overlaps the one before it" if begin < end else "leaves a hole before it"
-            raise FormatError(f"{path}: tensor {info.name!r} {what}")
+            raise FormatError(f"{path}: tensor {shown(info.name)} {what}")
         end += info.nbytes
     if end != data_bytes:
         raise FormatError(f"{path}: the tensors have {end} bytes, the file {data_bytes}: cut off?")
@@ -126,23 +128,21 @@ def parse_header(header, data_bytes, data_start, path, most=bounded_json.MOST):
 
 
 def _tensor_info(name, entry, data_bytes, data_start, path):
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {shown(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise FormatError(f"{where} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise FormatError(f"{where} has the unknown dtype {str(dtype)[:40]!r}")
+        raise FormatError(f"{where} has the unknown dtype {shown(dtype)}")
     if not _naturals(shape) or len(shape) > 8:
         raise FormatError(f"{where} has no sound shape")
     if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_bytes:
         raise FormatError(f"{where} lies outside the file")
     nbytes = offsets[1] - offsets[0]
     if prod(shape) * ITEM_BYTES[dtype] != nbytes:
-        raise FormatError(f"{where}: {dtype} of shape {shape} does not take {nbytes} bytes")
+        raise FormatError(f"{where}: {dtype} of shape {shown(shape)} does not take {nbytes} bytes")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
 
 
 def _naturals(values):
-    return isinstance(values, list) and all(
-        isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values
-    )
+    return isinstance(values, list) and all(is_whole(v, 0) for v in values)

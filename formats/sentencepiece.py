@@ -5,6 +5,7 @@ bounded by its size.
 """
 
 import base64
+import math
 import re
 import struct
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ def as_json(vocabulary, first=None, last=None, prefix_once=False):
     v = vocabulary
     if len(set(v.pieces)) < len(v.pieces):
         raise FormatError("two of its pieces are the same")
+    if not all(math.isfinite(score) for score in v.scores):
+        raise FormatError("a piece's score is not a finite number")
     vocab = {piece: i for i, piece in enumerate(v.pieces)}
     unknown = next(iter(v.of_kind(UNKNOWN)), None)
     cuts = user_defined_cuts(v)

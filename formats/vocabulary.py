@@ -10,24 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import bounded_json, sentencepiece
-from .errors import FormatError
-from .files import read_bytes, read_text
+from .bounded_json import read_json
+from .errors import FormatError, shown
+from .files import read_text
+from .numbers import is_whole
 from .pre_tokenizers import GPT2, QWEN2, split
 from .tokenizer_parts import added_tokens, byte_level_bpe
 
 MOST_TOKENIZER = 1 << 30  # bytes of memory; 260,000 tokens with their merges take half of it
-# Classes of transformers with vocab.json and merges.txt -> (patterns, normal form C first);
-# None: the config does not say, and GPT-2's is what a file of these two always meant.
+# Classes of transformers with vocab.json and merges.txt -> (patterns, normal form C first)
 CLASSES = {
-    None: ((GPT2,), False),
     "PreTrainedTokenizer": ((GPT2,), False),
     "GPT2Tokenizer": ((GPT2,), False),
     "CodeGenTokenizer": ((GPT2,), False),
     "Qwen2Tokenizer": ((QWEN2,), True),
 }
-OF_MODEL_TYPE = dict.fromkeys(
-    ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), "Qwen2Tokenizer"
-)  # where tokenizer_config.json names no class
+OF_MODEL_TYPE = {  # where tokenizer_config.json names no class
+    "opt": "GPT2Tokenizer", "phi": "CodeGenTokenizer",
+    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), "Qwen2Tokenizer"),
+}  # fmt: skip
 
 
 def tokenizer_json(directory):
@@ -35,8 +36,10 @@ def tokenizer_json(directory):
     directory = Path(directory)
     path = directory / "tokenizer.json"
     if path.exists():
-        read_json(path, MOST_TOKENIZER)
-        return read_text(path)
+        text = read_text(path)
+        if not isinstance(bounded_json.parse(text, path, MOST_TOKENIZER, finite=True), dict):
+            raise FormatError(f"{path}: not a JSON object")
+        return text
     settings = _settings(directory)
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         return json.dumps(_byte_level(directory, settings))
@@ -58,17 +61,6 @@ def chat_template(directory):
     return template if isinstance(template, str) else None
 
 
-def read_json(path, most=bounded_json.MOST):
-    """A JSON object from a file, which may take ``most`` bytes of memory. Raises FormatError,
-    naming the file, where that is not what it holds."""
-    if not path.exists():
-        raise FormatError(f"{path}: does not exist")
-    value = bounded_json.parse(read_bytes(path), path, most)
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: not a JSON object")
-    return value
-
-
 def _byte_level(directory, settings):
     """``vocab.json`` and ``merges.txt`` as a ``tokenizer.json`` (a dict)."""
     vocab = ids_of(read_json(directory / "vocab.json", MOST_TOKENIZER), directory / "vocab.json")
@@ -86,10 +78,12 @@ def _class(directory, settings):
         model_type = read_json(directory / "config.json").get("model_type")
         name = OF_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
     name = name.removesuffix("Fast") if isinstance(name, str) else name
-    if not isinstance(name, str | None) or name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
+        what = "no tokenizer_class is named, and none is known for the model_type"
+        if name is not None:
+            what = f"the tokenizer_class {shown(name)} is not supported in this form"
         raise FormatError(
-            f"{directory / 'tokenizer_config.json'}: the tokenizer_class {str(name)[:40]} is not "
-            "supported in this form; save the tokenizer as tokenizer.json"
+            f"{directory / 'tokenizer_config.json'}: {what}; save the tokenizer as tokenizer.json"
         )
     return name
 
@@ -105,14 +99,14 @@ def pairs_of(lines, name):
     """Merges as pairs of tokens. Raises FormatError where a line is not two tokens."""
     pairs = [line.split(" ") for line in lines]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise FormatError(f"{name}: not one pair of tokens a line")
+        raise FormatError(f"{name}: a line is not two tokens separated by a space")
     return pairs
 
 
 def ids_of(vocab, path):
     """{token: id}, as it was read. Raises FormatError where the ids are not whole numbers."""
     ids = vocab.values()
-    if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids) or len(set(ids)) < len(ids):
+    if not all(is_whole(i, 0, (1 << 31) - 1) for i in ids) or len(set(ids)) < len(ids):
         raise FormatError(f"{path}: is not tokens with an id each")
     return vocab
 
@@ -150,7 +144,7 @@ def _beside(directory, settings, vocab, bos=None):
     ids, special, entries = dict(vocab), set(), _entries(directory, settings)
     for token, (number, entry) in entries.items():
         if ids.setdefault(token, number) != number:
-            raise FormatError(f"{directory}: the token {token[:40]!r} has two ids")
+            raise FormatError(f"{directory}: the token {shown(token)} has two ids")
         if entry.get("special", False):
             special.add(token)
     roles = _special_tokens(settings, ids)

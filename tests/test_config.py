@@ -197,3 +197,10 @@ def test_rotary_positions_where_a_config_says_nothing():
     assert found.kind == "longrope"  # phi3 looks for the original length beside, not here
     assert found.parameters["original_max_position_embeddings"] == 4096
     assert found.parameters["factor"] == 2.0
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "2", None])
+def test_max_window_layers_is_a_whole_number(value):
+    config = {**CONFIGS["qwen2"], "use_sliding_window": True, "max_window_layers": value}
+    with pytest.raises(FormatError, match="max_window_layers is"):
+        model_config(config)

@@ -165,6 +165,7 @@ def test_vocabulary_and_merges_make_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": {"content": "</s>"}, "add_bos_token": True})
     )
+    (tmp_path / "config.json").write_text('{"model_type": "opt"}')
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json(tmp_path))
     ids = tokenizer.encode("hello he é").ids
     assert ids[0] == vocab["</s>"] and ids[1] == vocab["hel"] and vocab["Ġhe"] in ids

@@ -361,3 +361,26 @@ def test_opening_never_waits(tmp_path):
     with pytest.raises(FormatError, match="is not a regular file"):
         open_regular(tmp_path / "fifo")
     assert time.monotonic() - begun < 5
+
+
+def test_without_proc_the_file_has_a_name_from_the_start(tmp_path, monkeypatch):
+    """Where /proc is not mounted, a file without a name could never get one."""
+    monkeypatch.setattr(files, "DESCRIPTORS", str(tmp_path / "no-proc"))
+    with files.replacing(tmp_path / "x") as file:
+        file.write(b"whole")
+        assert len(list(tmp_path.iterdir())) == 1  # the temporary name
+    assert (tmp_path / "x").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_error_of_the_text_and_that_of_its_reader(tmp_path):
+    """What the caller's block raises stays what it is."""
+    (tmp_path / "x.txt").write_bytes(b"ab\xff")
+    with (
+        pytest.raises(FormatError, match=r"x\.txt: is not UTF-8"),
+        files.opened_text(tmp_path / "x.txt") as file,
+    ):
+        file.read()
+    with pytest.raises(OSError, match="of the block"), files.opened_text(tmp_path / "x.txt"):
+        raise OSError("of the block")
+    with pytest.raises(FormatError, match=r"none: No such file"):
+        files.opened_text(tmp_path / "none")

@@ -223,10 +223,10 @@ def test_lies_of_each_kind(small, tmp_path):
     name = raw.index(b"blk.0.attn_norm.weight")
     lies = {
         "do not fit the file": (8, huge), "metadata do not fit": (16, huge),
-        "strings of tokenizer": (array, huge), "bytes of a tensor's name": (name - 8, huge),
+        "strings of 'tokenizer": (array, huge), "bytes of a tensor's name": (name - 8, huge),
         "dimensions": (name + 22, (9).to_bytes(4, "little")), "is not a GGUF file": (0, b"GGML"),
         "version 9": (4, b"\x09"),
-        r"blk\?0\.attn_norm.* has 9 dim": (name, b"blk\n0.attn_norm.weight" + b"\x09\0\0\0"),
+        r"blk\\n0\.attn_norm.* has 9 dim": (name, b"blk\n0.attn_norm.weight" + b"\x09\0\0\0"),
     }  # fmt: skip
     for says, (at, value) in lies.items():
         path.write_bytes(raw[:at] + value + raw[at + len(value) :])
@@ -235,3 +235,132 @@ def test_lies_of_each_kind(small, tmp_path):
     path.write_bytes(raw[:-100])
     with pytest.raises(FormatError, match="lies outside the file; is it cut"):
         GgufFile(path)
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    """Of two values one would be taken without a word."""
+
+    def twice(writer):
+        writer.add_uint32("llama.vocab_size", 96)
+        writer.add_uint32("llama.vocab_sizf", 97)
+
+    path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=twice)
+    path.write_bytes(path.read_bytes().replace(b"llama.vocab_sizf", b"llama.vocab_size"))
+    with pytest.raises(FormatError, match=r"metadata 'llama\.vocab_size' stands there twice"):
+        GgufFile(path)
+
+
+# What llama.cpp's converters write beside the keys of make_gguf, and nothing of it changes a logit.
+WRITTEN = {
+    "llama-silu": {
+        "vocab_size": 96, "tensor_data_layout": "Meta AI original pth", "rope.scale_linear": 1.0,
+        "attention.layer_norm_epsilon": 1e-5, "expert_count": 0, "expert_used_count": 0,
+        "rope.scaling.finetuned": True, "attention.causal": True, "attention.scale": 0.0,
+        "use_parallel_residual": False, "attention.clamp_kqv": 0.0, "logit_scale": 0.0,
+    },
+    "llama-yarn": {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0,
+                   "rope.scaling.yarn_log_multiplier": 0.0},
+    "mixtral": {"vocab_size": 96, "expert_gating_func": 1, "expert_weights_norm": True},
+    "qwen2": {"pooling_type": 0, "attention.sliding_window": 1 << 20},
+    "qwen3": {"pooling_type": 3, "vocab_size": 96},
+    "gemma": {"vocab_size": 96},
+    "falcon-7b": {"tensor_data_layout": "jploski", "use_parallel_residual": True},
+    "phi": {"use_parallel_residual": True},
+    "phi3": {"rope.scaling.attn_factor": 1.0},
+    "nemotron": {"vocab_size": 96, "attention.layer_norm_rms_epsilon": 1e-5,
+                 "rope.scaling.type": "none"},
+    "olmoe": {"expert_weights_norm": False, "expert_weights_scale": 1.0},
+    "qwen2-moe": {"expert_weights_norm": False, "expert_shared_count": 1},
+    "qwen3-moe": {"expert_weights_norm": True, "leading_dense_block_count": 0,
+                  "interleave_moe_layer_step": 1, "expert_group_count": 1},
+    "granitemoe": {"vocab_size": 96, "rope.scaling.finetuned": True},
+    "gpt-oss": {"expert_gating_func": 3, "attention.sliding_window_pattern": 2,
+                "rope.freq_base_swa": 150000.0, "rope.scaling.yarn_beta_fast": 32.0,
+                "rope.scaling.yarn_beta_slow": 1.0},
+}  # fmt: skip
+
+
+def with_keys(name, path, keys):
+    """The GGUF file of a checkpoint, with these keys of its architecture."""
+
+    def add(writer):
+        kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+                 str: writer.add_string, list: writer.add_array}  # fmt: skip
+        for key, value in keys.items():
+            kinds[type(value)](f"{writer.arch}.{key}", value)
+
+    return write_gguf(DATA / name, path, metadata=add)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_keys_that_change_nothing(name, tmp_path):
+    convert(with_keys(name, tmp_path / "x.gguf", WRITTEN[name]), tmp_path / "x.flash", "f32")
+    convert(write_gguf(DATA / name, tmp_path / "y.gguf"), tmp_path / "y.flash", "f32")
+    with Bundle(tmp_path / "x.flash") as one, Bundle(tmp_path / "y.flash") as other:
+        assert one.config == other.config
+
+
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("llama-silu", "rope.scaling.yarn_beta_fast", 8.0),
+        ("llama-silu", "rope.scaling.attn_factor", 2.0),
+        ("llama-silu", "rope.scale_linear", 4.0),
+        ("llama-silu", "attention.clamp_kqv", 1.0),
+        ("llama-silu", "attn_logit_softcapping", 5.0),
+        ("llama-silu", "final_logit_softcapping", 30.0),
+        ("llama-silu", "attention.causal", False),
+        ("llama-silu", "attention.scale", 0.5),
+        ("llama-silu", "attention.scale", "a text"),
+        ("llama-silu", "logit_scale", 0.25),
+        ("llama-silu", "embedding_scale", 12.0),
+        ("llama-silu", "use_parallel_residual", True),
+        ("llama-silu", "attention.clamp_kqv", [1.0, 2.0]),
+        ("llama-silu", "what_nobody_knows", 1),
+        ("llama-yarn", "rope.scaling.yarn_attn_factor", 1.5),
+        ("llama-yarn", "rope.scaling.yarn_ext_factor", 0.5),
+        ("mixtral", "embedding_scale", 12.0),
+        ("mixtral", "expert_weights_norm", False),
+        ("mixtral", "expert_gating_func", 2),
+        ("olmoe", "expert_weights_norm", True),
+        ("olmoe", "expert_gating_func", 3),
+        ("olmoe", "expert_weights_scale", 2.5),
+        ("qwen2", "attention.sliding_window", 8),
+        ("qwen3-moe", "leading_dense_block_count", 1),
+        ("granitemoe", "rope.scaling.finetuned", False),
+        ("gpt-oss", "attention.sliding_window_pattern", 3),
+    ],
+)
+def test_keys_that_would_change_the_result(name, key, value, tmp_path):
+    """What is not read has to leave the result as it is."""
+    path = with_keys(name, tmp_path / "x.gguf", {key: value})
+    with pytest.raises(FormatError, match=rf"x\.gguf: metadata '[a-z0-9-]+\.{key}' is .* not supp"):
+        convert(path, tmp_path / "x.flash", "f32")
+
+
+def test_the_bounds_of_yarn_are_taken(tmp_path):
+    keys = {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0}
+    convert(with_keys("llama-yarn", tmp_path / "x.gguf", keys), tmp_path / "x.flash", "f32")
+    with Bundle(tmp_path / "x.flash") as bundle:
+        parameters = bundle.config.rotary.parameters
+    assert (parameters["beta_fast"], parameters["beta_slow"]) == (8.0, 2.0)
+
+
+def test_a_factor_without_a_type_is_linear(tmp_path):
+    """As llama.cpp has it."""
+    path = with_keys("llama-silu", tmp_path / "x.gguf", {"rope.scaling.factor": 4.0})
+    convert(path, tmp_path / "x.flash", "f32")
+    with Bundle(tmp_path / "x.flash") as bundle:
+        assert bundle.config.rotary.kind == "linear"
+        assert bundle.config.rotary.parameters["factor"] == 4.0
+
+
+def test_two_scalings_at_once(tmp_path):
+    def add(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_tensor("rope_freqs.weight", np.ones(5, np.float32))
+
+    path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=add)
+    with pytest.raises(FormatError, match=r"rope\.scaling\.type 'yarn' beside factors"):
+        convert(path, tmp_path / "x.flash", "f32")

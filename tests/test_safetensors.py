@@ -1,6 +1,8 @@
 """The header parser against files that lie (safetensors' own attacks among them)."""
 
+import errno
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -145,3 +147,29 @@ def test_mutated_file_is_opened_or_refused(tmp_path_factory, data):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_an_error_of_the_disk_names_the_header(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    real = os.preadv
+
+    def failing(descriptor, buffers, offset):
+        if offset >= 8:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(FormatError, match=r"x\.safetensors: reading 2 bytes at 8: Input/output"):
+        SafetensorsFile(path)
+
+
+def test_a_name_of_megabytes_gives_a_short_line(tmp_path):
+    path, name = tmp_path / "x.safetensors", "n" * (8 << 20)
+    header = json.dumps({name: {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(FormatError, match=r"unknown dtype 'F9'") as raised:
+        SafetensorsFile(path)
+    assert len(str(raised.value)) < 400
+    line = str(FormatError(f"{path}: {name}: what is wrong"))
+    assert len(line) <= 1000 and line.startswith(str(path)) and line.endswith("what is wrong")

@@ -7,10 +7,11 @@ import time
 import pytest
 
 from conftest import DATA
+from flashinfer.formats import sentencepiece
 from flashinfer.formats.errors import FormatError
 from flashinfer.formats.gguf import GgufFile
 from flashinfer.formats.gguf_vocabulary import gguf_tokenizer
-from flashinfer.formats.pre_tokenizers import PATTERNS, split
+from flashinfer.formats.pre_tokenizers import GPT2, PATTERNS, QWEN2, split
 from flashinfer.formats.tokenizer_parts import byte_level_bpe
 from flashinfer.formats.vocabulary import chat_template, tokenizer_json
 
@@ -333,7 +334,7 @@ def test_a_gguf_file_of_an_unknown_tokenizer_is_converted_without(tmp_path, cli)
     path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=vocabulary)
     code, _, err = cli("convert", path, tmp_path / "x.flash")
     said = [line for line in err.splitlines() if "tokenizer" in line]
-    assert code == 0 and len(said) == 1 and "of-tomorrow, is not known" in said[0]
+    assert code == 0 and len(said) == 1 and "'of-tomorrow', is not known" in said[0]
     code, out, _ = cli("run", tmp_path / "x.flash", "--tokens", "5", "-n", 3)
     assert code == 0 and out.split()
     assert "has no tokenizer" in cli("run", tmp_path / "x.flash", "-p", "a")[2]
@@ -365,3 +366,34 @@ def test_chat_templates_in_each_form(tmp_path):
     assert chat_template(tmp_path) == "two"
     (tmp_path / "chat_template.jinja").write_text("three")
     assert chat_template(tmp_path) == "three"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "falcon", None, 7])
+def test_a_tokenizer_of_unknown_words_is_refused(model_type, tmp_path):
+    """vocab.json and merges.txt do not say how words are cut."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(FormatError, match="no tokenizer_class is named"):
+        tokenizer_json(tmp_path)
+
+
+@pytest.mark.parametrize("model_type, pattern", [("opt", None), ("phi", None), ("qwen2", QWEN2)])
+def test_the_model_type_says_how_words_are_cut(model_type, pattern, tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    made = json.loads(tokenizer_json(tmp_path))["pre_tokenizer"]
+    assert made == split((pattern or GPT2,))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_no_numbers(score):
+    metadata = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["?", "b"],
+        "tokenizer.ggml.scores": [0.0, score], "tokenizer.ggml.token_type": [2, 1],
+    }  # fmt: skip
+    with pytest.raises(FormatError, match=r"not 2 numbers|not a finite number"):
+        gguf_tokenizer(metadata)
+    with pytest.raises(FormatError, match="score is not a finite number"):
+        sentencepiece.as_json(sentencepiece.Pieces(["?", "b"], [0.0, score], [2, 1]))

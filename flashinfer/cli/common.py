@@ -7,12 +7,11 @@ import os
 import re
 import sys
 from contextlib import contextmanager
-from io import BufferedReader, TextIOWrapper
 
 from tqdm import tqdm
 
-from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.formats.files import open_regular, refuse_loss, refuse_target, replacing
+from flashinfer.formats.errors import UserError
+from flashinfer.formats.files import opened_text, refuse_loss, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.memory import parse_size
 
@@ -139,21 +138,6 @@ def _finite(value):
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def opened_text(path):
-    """The file of a text, open to be read. Raises UserError where it cannot be read, FormatError
-    where it is not UTF-8."""
-    try:
-        with TextIOWrapper(BufferedReader(open_regular(path)), encoding="utf-8") as file:
-            yield file
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: is not UTF-8 text") from None
-    except OSError as error:
-        if error.filename not in (None, path):
-            raise
-        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def text_ids(path, tokenizer, tokens):

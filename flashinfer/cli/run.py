@@ -15,7 +15,6 @@ from flashinfer.cli.common import (
     id_list,
     model_bars,
     natural,
-    opened_text,
     positive,
     seed,
     share,
@@ -26,6 +25,7 @@ from flashinfer.cli.common import (
 from flashinfer.flash import IO
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.files import opened_text
 from flashinfer.memory import format_size, header_room, unit_name
 from flashinfer.model import Model
 from flashinfer.neuron_cache import POLICIES

@@ -16,8 +16,7 @@ and where they are needed
     EXPERTS_TURNED        matrices of experts that lie in one tensor have rows and columns exchanged
 """
 
-from ..config import shown
-from ..errors import FormatError
+from ..errors import FormatError, shown
 from ..fp8 import is_supported
 from . import (
     bamboo,

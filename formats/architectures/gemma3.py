@@ -57,6 +57,7 @@ def _rope_parameters(config):
             "rope_theta": config[base],
             "partial_rotary_factor": config["partial_rotary_factor"],
         }
-        # The library looks for it here, and not where the other parameters are.
+        # transformers reads ``truncate`` from ``rope_parameters`` itself, not from the entry of a
+        # layer type.
         found.append({**beside, **own, "truncate": given.get("truncate", True)})
     return found

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..config import ModelConfig, flag, number, shown
-from ..errors import FormatError
+from ..config import ModelConfig, flag, number
+from ..errors import FormatError, shown
 from . import hugging_face
 from .hugging_face import mixture, usual_options
 from .windows import slides, sliding_windows

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import MOST_EXPERTS, MOST_LAYERS, dimension, flag, number, shown, token_ids
-from ..errors import FormatError
+from ..config import MOST_EXPERTS, MOST_LAYERS, dimension, flag, number, token_ids
+from ..errors import FormatError, shown
 from .rope import ROPE, longest, rope_parameters, rotary
 
 # Our name -> the checkpoint's, of Llama and the many that follow it; {} is the layer.
@@ -92,7 +92,7 @@ def dimensions(config, d_ffn="intermediate_size"):
             f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
         )
     vocab_size = dimension(config, "vocab_size")
-    # Ids beyond the vocabulary are those of a model that was made smaller: they never occur.
+    # A pruned vocabulary leaves special ids beyond its end; they can never occur.
     begins = [id for id in token_ids(config, "bos_token_id") if id < vocab_size]
     ends = [id for id in token_ids(config, "eos_token_id") if id < vocab_size]
     return {

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..config import ModelConfig, shown
-from ..errors import FormatError
+from ..config import ModelConfig
+from ..errors import FormatError, shown
 from . import hugging_face
 from .hugging_face import behind, usual_options
 from .rope import rope_parameters

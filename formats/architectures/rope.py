@@ -1,10 +1,10 @@
 """Rotary positions as Hugging Face's configs say them, in the older form and the new."""
 
-from ..config import LARGEST, ROTARY, Rotary, dimension, flag, number, shown
-from ..errors import FormatError
+from ..config import LARGEST, ROTARY, Rotary, dimension, flag, number
+from ..errors import FormatError, shown
 from .windows import LAYER_TYPES
 
-# The fields of a config class that stand for them, and what they are where a config says nothing.
+# The config fields that describe rotary positions, with their defaults.
 ROPE = {
     "rope_parameters": None,
     "rope_scaling": None,

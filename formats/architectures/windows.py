@@ -1,7 +1,8 @@
 """Which layers' attention sees a window only, as Hugging Face's configs say it."""
 
-from ..config import dimension, flag, shown
-from ..errors import FormatError
+from ..config import dimension, flag
+from ..errors import FormatError, shown
+from ..numbers import is_whole
 
 # What a layer's attention may be called, and whether it sees its window only.
 LAYER_TYPES = {"full_attention": False, "attention": False, "sliding_attention": True}
@@ -37,7 +38,7 @@ def switched_windows(config, layers, default):
     default  called as default(layer, max_window_layers) where ``layer_types`` is absent
     """
     used, first = flag(config, "use_sliding_window"), config["max_window_layers"]
-    if not isinstance(first, int):
+    if not is_whole(first):
         raise FormatError(f"config: max_window_layers is {shown(first)}, not a whole number")
     there = used and config["sliding_window"] is not None
     sliding = slides(config, layers, lambda layer: there and default(layer, first))
