@@ -18,7 +18,7 @@ from .errors import FormatError, UserError, reason
 from .files import open_regular
 from .number_formats import SOURCES
 from .safetensors import SafetensorsFile
-from .vocabulary import chat_template, tokenizer_json
+from .vocabulary import chat_template, special_tokens, tokenizer_json
 
 COLUMN_CHUNK = 256
 
@@ -94,6 +94,10 @@ class Checkpoint:
     def chat_template(self):
         """The jinja template of a conversation, or None."""
         return chat_template(self.directory)
+
+    def special_tokens(self):
+        """{role: token} of the special tokens that the tokenizer names."""
+        return special_tokens(self.directory)
 
     def shards_of(self, name):
         """The shards that a tensor of ``shapes`` is read from."""

@@ -61,6 +61,8 @@ def convert(
         generation = checkpoint.generation_config()
         if "eos_token_id" in generation:
             hf_config["eos_token_id"] = generation["eos_token_id"]
+        if named := checkpoint.special_tokens():
+            hf_config["special_tokens_map"] = named
         total = sum(tensor.nbytes for tensor in tensors)
         order = None
         if low_disk:

@@ -363,6 +363,15 @@ class GgufCheckpoint:
         """The jinja template of a conversation, or None."""
         return self._get("tokenizer.chat_template", str, "") or None
 
+    def special_tokens(self):
+        """{role: token} of the special tokens that the tokenizer names."""
+        tokens, found = self.file.metadata.get("tokenizer.ggml.tokens"), {}
+        for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+            number = self._get(f"tokenizer.ggml.{name}_token_id", int)
+            if isinstance(tokens, list) and number is not None and 0 <= number < len(tokens):
+                found[f"{role}_token"] = tokens[number]
+        return found
+
     def close(self):
         self.file.close()
 

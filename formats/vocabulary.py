@@ -31,6 +31,9 @@ OF_MODEL_TYPE = {  # where tokenizer_config.json names no class
 }  # fmt: skip
 
 
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
 def tokenizer_json(directory):
     """The text of ``tokenizer.json``, or one made of the older files in a directory, or None."""
     directory = Path(directory)
@@ -59,6 +62,18 @@ def chat_template(directory):
         named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
         template = named[-1].get("template") if named else None
     return template if isinstance(template, str) else None
+
+
+def special_tokens(directory):
+    """{role: token} of the special tokens that a tokenizer names; "" where it has none."""
+    found = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = Path(directory) / name
+        for role, token in (read_json(path) if path.exists() else {}).items():
+            token = token.get("content") if isinstance(token, dict) else token
+            if role in ROLES and isinstance(token, str | None):
+                found[role] = token or ""
+    return found
 
 
 def _byte_level(directory, settings):
@@ -179,7 +194,7 @@ def _entries(directory, settings):
 def _special_tokens(settings, ids):
     """{role: token} of the special tokens that tokenizer_config.json names."""
     found = {}
-    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    for role in ROLES:
         token = settings.get(role)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and token in ids:

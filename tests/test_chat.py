@@ -116,6 +116,30 @@ def test_every_end_of_text_ends_a_reply(path):
             model._forward = forward
 
 
+def test_templates_find_what_transformers_gives_them(tmp_path):
+    """The tokenizer's own special tokens, the filter tojson and the tag generation."""
+    transformers = pytest.importorskip("transformers")
+    template = (
+        "{{ bos_token }}{{ messages | tojson }}{{ {'b': '<\u00e9>', 'a': 1} | tojson(indent=1) }}"
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}"
+        "{% endfor %}{{ pad_token }}"
+    )
+    folder = checkpoint(tmp_path / "hf", template)
+    end = {"__type": "AddedToken", "content": "<|endoftext|>"}
+    settings = {"bos_token": "<|im_start|>", "eos_token": end}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(folder, tmp_path / "x.flash")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    with Model.open(tmp_path / "x.flash") as model:
+        talk = Conversation(model)
+        talk.messages = [{"role": "user", "content": "Hi \u00e9"}]
+        expected = theirs.apply_chat_template(
+            talk.messages, chat_template=template, add_generation_prompt=True, return_dict=False
+        )
+        assert talk.ids() == expected
+
+
 def test_what_was_said_before_an_error_stays(path):
     """The model is given another text in the middle of a reply."""
     with Model.open(path) as model:

@@ -11,6 +11,8 @@ from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.memory import MIB, make_plan, parse_size
 from flashinfer.neuron_cache import default_policy
+from flashinfer.shapes import opt_config
+from flashinfer.synth import synthesize
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,34 @@ def test_the_least_budget_holds_with_many_threads(synthetic, threads):
     assert run.returncode == 0, (run.returncode, run.stderr)
     clamped = int(threads) > 4 * len(os.sched_getaffinity(0))
     assert run.stderr.count("threads are more than") == clamped
+
+
+EVALUATION = """
+import sys
+from flashinfer import BudgetError, Model
+from flashinfer.evaluate import LOGIT_ROWS, evaluate
+try:
+    with Model.open(sys.argv[1], memory=sys.argv[2], logit_rows=LOGIT_ROWS) as model:
+        print(*evaluate(model, range(3, 203)))
+except BudgetError as error:
+    print(error.least >> 20)
+"""
+
+
+def test_evaluating_lives_in_its_budget(tmp_path):
+    """Of a large vocabulary, the logits of several tokens are most of what is needed."""
+    path = tmp_path / "x.flash"
+    synthesize(path, opt_config(64, 1, 1, 64, vocab_size=100_000, positions=128), "f16")
+    command = [sys.executable, "-c", EVALUATION, str(path)]
+    run = subprocess.run([*command, "1M"], capture_output=True, text=True, check=True)
+    for budget in (int(run.stdout), int(run.stdout) + 8, int(run.stdout) + 40):
+        try:
+            run = run_limited(
+                [*command, f"{budget}M"], budget << 20, capture_output=True, text=True
+            )
+        except NoCgroups as error:
+            pytest.skip(str(error))
+        assert run.returncode == 0 and run.stdout.endswith(" 198\n"), (budget, run)
 
 
 def test_the_default_budget_is_the_cgroup(synthetic):

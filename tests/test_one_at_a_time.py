@@ -93,3 +93,19 @@ def test_as_many_tokens_are_kept_as_there_are(synthetic):
         assert model.position == len(IDS)
         model.reset(3)
         assert model.position == 3
+
+
+@pytest.mark.parametrize("call", ["forward", "logits", "generate", "reset", "close"])
+def test_what_a_model_calls_meanwhile_cannot_use_it(call, synthetic):
+    with Model.open(synthetic) as model:
+        expected = model.logits(IDS)
+        calls = {
+            "forward": lambda: model.forward([3]), "logits": lambda: model.logits([3]),
+            "generate": lambda: next(model.generate([3], 1)), "reset": model.reset,
+            "close": model.close,
+        }  # fmt: skip
+        model.progress = lambda what, done, total: calls[call]()
+        with pytest.raises(UserError, match="the model is computing"):
+            model.logits(IDS)
+        model.progress = lambda what, done, total: None
+        assert np.array_equal(model.logits(IDS), expected)
