@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from .architectures import phi3
 from .architectures.hugging_face import behind
 from .checkpoint import COLUMN_CHUNK
 from .errors import FormatError, shown
@@ -298,8 +299,7 @@ class GgufCheckpoint:
             rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
         if self.architecture == "phi3":
             ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
-            rows["gate"] = lambda config: np.arange(config.d_ffn)
-            rows["up"] = lambda config: np.arange(config.d_ffn, 2 * config.d_ffn)
+            rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
         if "blk.0.attn_norm_2.weight" in tensors:  # what attention reads; the other is the FFN's
             for k in KINDS:
                 names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"
