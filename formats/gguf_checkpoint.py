@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from .architectures import phi3
 from .architectures.hugging_face import behind
 from .checkpoint import COLUMN_CHUNK
 from .errors import FormatError, shown
@@ -58,13 +59,14 @@ WINDOWED = ("llama", "phi3", "gpt-oss")
 LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # what their configs call num_experts
 PARTLY = ("phi", "phi3", "nemotron")  # a part of each head may be rotary
 TURNED = ("llama", "bamboo", "granitemoe")  # pairs that turn lie side by side there
-# Not weights of the model: what the first say is in the config, the others are PowerInfer's
-# predictors, which calibrate takes.
+# What the metadata holds under a key: whether a value is that, and what it is called.
 KINDS_OF_VALUES = {
     int: (is_whole, "a whole number"),
     float: (is_number, "a number"),
     str: (lambda value: isinstance(value, str), "a text"),
 }
+# Not weights of the model: what the first say is in the config, the others are PowerInfer's
+# predictors, which calibrate takes.
 SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PREDICTORS = (".fc1.weight", ".fc2.weight")
 
@@ -171,18 +173,24 @@ class GgufCheckpoint:
             "bos_token_id": self._get("tokenizer.ggml.bos_token_id", int),
             "eos_token_id": self._ends_of_text(),
         }
-        if model_type == "phi3" and config["original_max_position_embeddings"] is None:
-            config["original_max_position_embeddings"] = config["max_position_embeddings"]
-        if self._of("expert_count"):
-            config.update(self._mixture(model_type, neurons))
-        if model_type == "granitemoe":
-            config.update(self._scales())
-        if model_type == "falcon":
-            two = "blk.0.attn_norm_2.weight" in tensors
-            config["new_decoder_architecture"] = True  # how its heads are grouped
-            config["num_kv_heads"] = config["num_key_value_heads"] or 1
-            config["num_ln_in_parallel_attn"] = 2 if two else 1
+        config.update(self._of_its_own(config))
         return config
+
+    def _of_its_own(self, config):
+        """What only some architectures have, or have otherwise."""
+        model_type, found = config["model_type"], {}
+        if model_type == "phi3" and config["original_max_position_embeddings"] is None:
+            found["original_max_position_embeddings"] = config["max_position_embeddings"]
+        if self._of("expert_count"):
+            found.update(self._mixture(model_type, config["intermediate_size"]))
+        if model_type == "granitemoe":
+            found.update(self._scales())
+        if model_type == "falcon":
+            two = "blk.0.attn_norm_2.weight" in self.file.tensors
+            found["new_decoder_architecture"] = True  # how its heads are grouped
+            found["num_kv_heads"] = config["num_key_value_heads"] or 1
+            found["num_ln_in_parallel_attn"] = 2 if two else 1
+        return found
 
     def _mixture(self, model_type, neurons):
         """What is more where there are experts."""
@@ -298,8 +306,7 @@ class GgufCheckpoint:
             rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
         if self.architecture == "phi3":
             ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
-            rows["gate"] = lambda config: np.arange(config.d_ffn)
-            rows["up"] = lambda config: np.arange(config.d_ffn, 2 * config.d_ffn)
+            rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
         if "blk.0.attn_norm_2.weight" in tensors:  # what attention reads; the other is the FFN's
             for k in KINDS:
                 names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"

@@ -5,6 +5,8 @@ each cuts out what it matches of every piece that is there. Names that llama.cpp
 left out here take more than patterns.
 """
 
+from .tokenizer_parts import byte_level, cut_out
+
 _LETTERS = (
     "\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
     "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3"
@@ -131,14 +133,7 @@ OLD = {
 
 def split(patterns, prefix_space=False):
     """A ``pre_tokenizer`` (a dict) of such patterns; ``prefix_space``: a text gets one in front."""
-    byte_level = {
-        "type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True,
-        "use_regex": False,
-    }  # fmt: skip
     if tuple(patterns) == (GPT2,):
-        return {**byte_level, "use_regex": True}  # which has this very pattern
-    splits = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in patterns
-    ]
-    return {"type": "Sequence", "pretokenizers": [*splits, byte_level]}
+        return byte_level(use_regex=True, prefix_space=prefix_space)  # which has this very pattern
+    steps = [*map(cut_out, patterns), byte_level(use_regex=False, prefix_space=prefix_space)]
+    return {"type": "Sequence", "pretokenizers": steps}

@@ -13,7 +13,7 @@ from operator import index
 
 from .errors import FormatError
 from .files import read_bytes
-from .tokenizer_parts import added_tokens, begins_and_ends
+from .tokenizer_parts import added_tokens, begins_and_ends, cut_out
 
 # The kinds of pieces, which GGUF took over.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -93,23 +93,8 @@ def as_json(vocabulary, first=None, last=None, prefix_once=False):
     if not all(math.isfinite(score) for score in v.scores):
         raise FormatError("a piece's score is not a finite number")
     vocab = {piece: i for i, piece in enumerate(v.pieces)}
-    unknown = next(iter(v.of_kind(UNKNOWN)), None)
     cuts = user_defined_cuts(v)
-    byte_fallback = BYTE in v.kinds
-    if v.model == UNIGRAM:
-        if unknown is None:
-            raise FormatError("none of its pieces is for what is unknown")
-        model = {
-            "type": "Unigram", "unk_id": vocab[unknown], "byte_fallback": byte_fallback,
-            "vocab": [[p, s] for p, s in zip(v.pieces, v.scores, strict=True)],
-        }  # fmt: skip
-    else:
-        model = {
-            "type": "BPE", "dropout": None, "unk_token": unknown,
-            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
-            "byte_fallback": byte_fallback, "ignore_merges": bool(cuts), "vocab": vocab,
-            "merges": merges(v),
-        }  # fmt: skip
+    model = _model(v, vocab, bool(cuts))
     if v.space_first and prefix_once:
         cuts.append({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first",
                      "split": False})  # fmt: skip
@@ -130,6 +115,25 @@ def as_json(vocabulary, first=None, last=None, prefix_once=False):
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }
+
+
+def _model(v, vocab, ignore_merges):
+    """The "model" of a ``tokenizer.json`` (a dict) of Pieces; vocab: {piece: id}."""
+    unknown = next(iter(v.of_kind(UNKNOWN)), None)
+    byte_fallback = BYTE in v.kinds
+    if v.model != UNIGRAM:
+        return {
+            "type": "BPE", "dropout": None, "unk_token": unknown,
+            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+            "byte_fallback": byte_fallback, "ignore_merges": ignore_merges, "vocab": vocab,
+            "merges": merges(v),
+        }  # fmt: skip
+    if unknown is None:
+        raise FormatError("none of its pieces is for what is unknown")
+    return {
+        "type": "Unigram", "unk_id": vocab[unknown], "byte_fallback": byte_fallback,
+        "vocab": [[p, s] for p, s in zip(v.pieces, v.scores, strict=True)],
+    }  # fmt: skip
 
 
 def normalizers(vocabulary, prefix_once):
@@ -155,9 +159,7 @@ def user_defined_cuts(vocabulary):
     if vocabulary.charsmap and not all(p.isascii() and p.isprintable() for p in pieces):
         raise FormatError("its normalizer may change its user-defined pieces; not supported")
     pattern = "|".join(re.escape(piece) for piece in pieces)
-    return [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    ]
+    return [cut_out(pattern)]
 
 
 def merges(vocabulary):

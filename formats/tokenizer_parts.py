@@ -35,6 +35,24 @@ def begins_and_ends(first, last, ids):
     }
 
 
+def cut_out(pattern):
+    """A pre-tokenizer that makes what a regular expression matches a word of its own."""
+    return {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
+    }  # fmt: skip
+
+
+def byte_level(use_regex, prefix_space=False):
+    """The step between bytes and the letters that stand for them.
+
+    use_regex  words are cut as GPT-2's are; prefix_space: a text gets a space in front
+    """
+    return {
+        "type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True,
+        "use_regex": use_regex,
+    }  # fmt: skip
+
+
 def byte_level_bpe(vocab, merges, added, pre_tokenizer, nfc=False, around=(None, None),
                    ignore_merges=False):  # fmt: skip
     """A byte-level BPE as GPT-2's.
@@ -45,7 +63,6 @@ def byte_level_bpe(vocab, merges, added, pre_tokenizer, nfc=False, around=(None,
     around         (the token that every text begins with, ends with), or None
     ignore_merges  a word that is a token is taken whole
     """
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     ids = {**vocab, **{token["content"]: token["id"] for token in added}}
     return {
         "version": "1.0",
@@ -54,8 +71,8 @@ def byte_level_bpe(vocab, merges, added, pre_tokenizer, nfc=False, around=(None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": begins_and_ends(*around, ids) or {**byte_level, "use_regex": True},
-        "decoder": {**byte_level, "use_regex": True},
+        "post_processor": begins_and_ends(*around, ids) or byte_level(use_regex=True),
+        "decoder": byte_level(use_regex=True),
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
             "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,

@@ -298,7 +298,7 @@ def test_predictors_that_others_trained(name, tmp_path):
         whole = model.logits(ids[:30])
         assert np.array_equal(token_by_token(model, ids[:30]), whole)
     (folder / "model_1.pt").write_bytes(b"nonsense")
-    with pytest.raises(FormatError, match=r"model_1\.pt: is not a predictor"):
+    with pytest.raises(FormatError, match=r"model_1\.pt: PyTorch cannot read it"):
         calibrate(path, ids, target, tokens=576, predictor_from=folder)
     torch.save({"fc1.weight": torch.zeros(8, 41), "fc2.weight": torch.zeros(72, 8)},
                folder / "model_1.pt")  # fmt: skip

@@ -2,10 +2,10 @@
 
 import math
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig
 from ..errors import FormatError
 from . import hugging_face
-from .hugging_face import FFN, NAMES, usual_options
+from .hugging_face import FFN, NAMES, attention_biases, usual_options
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "model_config"]
 MODEL_TYPES = ("gemma",)
@@ -45,6 +45,5 @@ def gemma_options(config):
     return {
         **options,
         "embedding_scale": math.sqrt(options["hidden_size"]),
-        "qkv_bias": flag(config, "attention_bias"),
-        "o_bias": flag(config, "attention_bias"),
+        **attention_biases(config),
     }

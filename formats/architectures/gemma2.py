@@ -5,7 +5,7 @@ from ..config import ModelConfig, number
 from . import gemma, hugging_face
 from .gemma import gemma_options
 from .hugging_face import FFN
-from .windows import slides, sliding_windows
+from .windows import layer_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "model_config"]
 MODEL_TYPES = ("gemma2",)
@@ -36,11 +36,11 @@ DEFAULTS = {
 def model_config(config):
     """The ModelConfig of a Gemma2Config (a dict). Raises FormatError."""
     options = gemma2_options(config)
-    sliding = slides(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
+    windows = layer_windows(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
     return ModelConfig(
         **options,
         score_cap=cap(config, "attn_logit_softcapping"),
-        sliding_windows=sliding_windows(config, sliding),
+        sliding_windows=windows,
     )
 
 

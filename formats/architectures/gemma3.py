@@ -5,7 +5,7 @@ from ..config import ModelConfig, dimension
 from . import gemma2, hugging_face
 from .gemma2 import FFN, NAMES, NORM_LESS_ONE, gemma2_options
 from .rope import check_object, rotary
-from .windows import slides, sliding_windows
+from .windows import layer_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "model_config"]
 MODEL_TYPES = ("gemma3_text",)
@@ -29,12 +29,14 @@ def model_config(config):
         "original_max_position_embeddings": None,
     })  # fmt: skip
     every = dimension(config, "sliding_window_pattern")
-    sliding = slides(config, options["num_hidden_layers"], lambda layer: (layer + 1) % every != 0)
+    windows = layer_windows(
+        config, options["num_hidden_layers"], lambda layer: (layer + 1) % every != 0
+    )
     return ModelConfig(
         **options,
         rotary_near=rotary(config, near, options["head_dim"]),
         qk_norm=True,
-        sliding_windows=sliding_windows(config, sliding),
+        sliding_windows=windows,
     )
 
 

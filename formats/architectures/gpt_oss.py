@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from ..config import ModelConfig, flag, number
+from ..config import ModelConfig, number
 from ..errors import FormatError, shown
 from . import hugging_face
-from .hugging_face import mixture, usual_options
-from .windows import slides, sliding_windows
+from .hugging_face import attention_biases, mixture, usual_options
+from .windows import layer_windows
 
 MODEL_TYPES = ("gpt_oss",)
 MLP = "model.layers.{}.mlp"
@@ -75,15 +75,14 @@ def model_config(config):
     if config["rope_parameters"] is None:
         config = {**config, "rope_parameters": YARN}
     options = usual_options({**config, "hidden_act": "quick_gelu"})
-    sliding = slides(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
+    windows = layer_windows(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
     plain = ModelConfig(
         **options,
-        qkv_bias=flag(config, "attention_bias"),
-        o_bias=flag(config, "attention_bias"),
+        **attention_biases(config),
         router_bias=True,
         ffn_bias=True,
         limit=number(config, "swiglu_limit"),
         attention_sinks=True,
-        sliding_windows=sliding_windows(config, sliding),
+        sliding_windows=windows,
     )
     return mixture(plain, config, normalised=True)

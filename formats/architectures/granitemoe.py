@@ -1,8 +1,8 @@
 """Granite 3 MoE (IBM 2024): all of a layer's experts in two tensors; scaled sums and logits."""
 
-from ..config import ModelConfig, flag, number
+from ..config import ModelConfig, number
 from . import hugging_face
-from .hugging_face import mixture, usual_options
+from .hugging_face import attention_biases, mixture, usual_options
 
 MODEL_TYPES = ("granitemoe",)
 MOE = "model.layers.{}.block_sparse_moe"
@@ -32,8 +32,7 @@ def model_config(config):
     """The ModelConfig of a GraniteMoeConfig (a dict). Raises FormatError."""
     plain = ModelConfig(
         **usual_options(config),
-        qkv_bias=flag(config, "attention_bias"),
-        o_bias=flag(config, "attention_bias"),
+        **attention_biases(config),
         embedding_scale=number(config, "embedding_multiplier"),
         attention_scale=number(config, "attention_multiplier"),
         residual_scale=number(config, "residual_multiplier"),

@@ -127,6 +127,12 @@ def usual_options(config, epsilon="rms_norm_eps", d_ffn="intermediate_size", par
     }
 
 
+def attention_biases(config):
+    """ModelConfig's options where ``attention_bias`` stands for all four projections."""
+    bias = flag(config, "attention_bias")
+    return {"qkv_bias": bias, "o_bias": bias}
+
+
 def mixture(plain, config, normalised):
     """The ModelConfig of layers of experts, each of which is the FFN of ``plain``.
 

@@ -2,7 +2,7 @@
 
 from ..config import ModelConfig, flag
 from . import hugging_face
-from .hugging_face import FFN, NAMES, usual_options
+from .hugging_face import FFN, NAMES, attention_biases, usual_options
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
 MODEL_TYPES = ("llama",)
@@ -13,7 +13,6 @@ def model_config(config):
     """The ModelConfig of a LlamaConfig (a dict). Raises FormatError."""
     return ModelConfig(
         **usual_options(config),
-        qkv_bias=flag(config, "attention_bias"),
-        o_bias=flag(config, "attention_bias"),
+        **attention_biases(config),
         ffn_bias=flag(config, "mlp_bias"),
     )

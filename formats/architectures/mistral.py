@@ -3,7 +3,7 @@
 from ..config import ModelConfig
 from . import hugging_face
 from .hugging_face import FFN, NAMES, usual_options
-from .windows import slides, sliding_windows
+from .windows import layer_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
 MODEL_TYPES = ("mistral", "ministral")
@@ -21,5 +21,5 @@ def model_config(config):
     """The ModelConfig of a MistralConfig (a dict). Raises FormatError."""
     options = usual_options(config)
     windowed = config["sliding_window"] is not None
-    sliding = slides(config, options["num_hidden_layers"], lambda layer: windowed)
-    return ModelConfig(**options, sliding_windows=sliding_windows(config, sliding))
+    windows = layer_windows(config, options["num_hidden_layers"], lambda layer: windowed)
+    return ModelConfig(**options, sliding_windows=windows)

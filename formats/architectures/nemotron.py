@@ -2,7 +2,7 @@
 
 from ..config import ModelConfig, flag
 from . import hugging_face
-from .hugging_face import usual_options
+from .hugging_face import attention_biases, usual_options
 
 MODEL_TYPES = ("nemotron",)
 NORM_LESS_ONE = True
@@ -36,7 +36,6 @@ def model_config(config):
         **usual_options(config, epsilon="norm_eps", partly=True),
         norm="layer",
         gated=False,
-        qkv_bias=flag(config, "attention_bias"),
-        o_bias=flag(config, "attention_bias"),
+        **attention_biases(config),
         ffn_bias=flag(config, "mlp_bias"),
     )

@@ -3,7 +3,7 @@
 from ..config import ModelConfig, flag
 from ..errors import FormatError
 from . import hugging_face
-from .hugging_face import FUSED_ROWS, mixture, usual_options
+from .hugging_face import FUSED_ROWS, attention_biases, mixture, usual_options
 
 MODEL_TYPES = ("olmoe",)
 NAMES = {**hugging_face.NAMES, "layers.{}.router.weight": "model.layers.{}.mlp.gate.weight"}
@@ -39,7 +39,6 @@ def model_config(config):
         **usual_options(config),
         qk_norm=True,
         qk_norm_whole=True,
-        qkv_bias=flag(config, "attention_bias"),
-        o_bias=flag(config, "attention_bias"),
+        **attention_biases(config),
     )
     return mixture(plain, config, flag(config, "norm_topk_prob"))

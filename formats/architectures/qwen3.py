@@ -1,8 +1,8 @@
 """Qwen3 (Yang et al. 2025): Llama with normalised queries and keys."""
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig
 from . import qwen2
-from .hugging_face import FFN, NAMES, usual_options
+from .hugging_face import FFN, NAMES, attention_biases, usual_options
 from .windows import switched_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "model_config"]
@@ -22,6 +22,5 @@ def qwen3_options(config, d_ffn="intermediate_size"):
     return {
         **usual_options(config, d_ffn=d_ffn),
         "qk_norm": True,
-        "qkv_bias": flag(config, "attention_bias"),
-        "o_bias": flag(config, "attention_bias"),
+        **attention_biases(config),
     }

@@ -8,7 +8,7 @@ from ..numbers import is_whole
 LAYER_TYPES = {"full_attention": False, "attention": False, "sliding_attention": True}
 
 
-def slides(config, layers, default):
+def _slides(config, layers, default):
     """Whether each layer sees its window only, by ``layer_types``, or by ``default`` (of a layer's
     number) where a config has none."""
     kinds = config["layer_types"]
@@ -24,8 +24,13 @@ def slides(config, layers, default):
     return [LAYER_TYPES[kind] for kind in kinds]
 
 
-def sliding_windows(config, sliding):
-    """ModelConfig's ``sliding_windows``: ``sliding_window`` of the layers that are sliding."""
+def layer_windows(config, layers, default):
+    """ModelConfig's ``sliding_windows`` where ``layer_types`` or ``default`` says which slide."""
+    return _windows(config, _slides(config, layers, default))
+
+
+def _windows(config, sliding):
+    """``sliding_window`` of the layers that are sliding, 0 of the others."""
     if not any(sliding):
         return ()
     window = dimension(config, "sliding_window")
@@ -41,12 +46,12 @@ def switched_windows(config, layers, default):
     if not is_whole(first):
         raise FormatError(f"config: max_window_layers is {shown(first)}, not a whole number")
     there = used and config["sliding_window"] is not None
-    sliding = slides(config, layers, lambda layer: there and default(layer, first))
+    sliding = _slides(config, layers, lambda layer: there and default(layer, first))
     if any(sliding) and not used:
         raise FormatError("config: layer_types has sliding_attention, use_sliding_window is false")
-    return sliding_windows(config, sliding)
+    return _windows(config, sliding)
 
 
 def one_window(config, layers):
     """ModelConfig's ``sliding_windows`` where all layers have the same, or all have none."""
-    return sliding_windows(config, [config["sliding_window"] is not None] * layers)
+    return _windows(config, [config["sliding_window"] is not None] * layers)
