@@ -109,7 +109,8 @@ def check_outputs(args):
     targets = [getattr(args, name, None) for name in OUTPUTS]
     targets = [target for target in targets if target not in (None, "-")]
     for number, target in enumerate(targets):
-        refuse_target(target)
+        if target != getattr(args, "profile", None):  # whose directory is made
+            refuse_target(target)
         # A bundle may be calibrated in place.
         own = [args.model] if target == getattr(args, "output", None) else []
         read = [path for path in inputs if path is not None and path not in own]

@@ -13,6 +13,8 @@ ROPE = {
     "original_max_position_embeddings": None,
 }
 
+SMALLEST = 1e-5  # factor of rotary positions; those of published models are about 1 and more
+
 
 def rope_parameters(config):
     """The parameters of rotary positions (a dict), which are the same in all layers.
@@ -76,9 +78,10 @@ def _rotary_parameters(kind, found, most, dim):
             raise FormatError(f"config: original_max_position_embeddings is {original}")
         known["original_max_position_embeddings"] = original
     if kind in ("yarn", "longrope") and found.get("factor") is None:
-        known["factor"] = most / known["original_max_position_embeddings"]
+        found = {**found, "factor": most / known["original_max_position_embeddings"]}
+        known["factor"] = _factor(found, "factor")
     elif kind != "default":
-        known["factor"] = number(found, "factor")
+        known["factor"] = _factor(found, "factor")
     if kind == "llama3":
         low, high = number(found, "low_freq_factor"), number(found, "high_freq_factor")
         if high <= low:
@@ -100,7 +103,15 @@ def _factors(found, key, dim):
     values = found.get(key)
     if not isinstance(values, list) or len(values) != dim // 2:
         raise FormatError(f"config: {key} is not a list of {dim // 2} numbers")
-    return [number({key: value}, key) for value in values]
+    return [_factor({key: value}, key) for value in values]
+
+
+def _factor(found, key):
+    """What angles are divided by: less than SMALLEST would turn a head by millions of radians."""
+    factor = number(found, key)
+    if factor < SMALLEST:
+        raise FormatError(f"config: {key} {factor} of the rotary positions is below {SMALLEST}")
+    return factor
 
 
 def longest(rotary, most):
