@@ -26,7 +26,8 @@ MERGES_PER_CHARACTER = 64  # characters in all merges, for each of the vocabular
 class Pieces:
     """A SentencePiece vocabulary: ``pieces``, ``scores`` and ``kinds`` of each id.
 
-    charsmap       the normalizer's map of characters, as its file has it
+    charsmap       the normalizer's map of characters, as its file has it; folds_case: whether it
+                   is one of those that write capitals small
     space_first    every text gets a space in front
     remove_spaces  spaces around a text, and all but one between words, are left out
     added          tokens that stand beside the vocabulary, as tokenizer.json has them
@@ -37,6 +38,7 @@ class Pieces:
     kinds: list
     model: int = BPE
     charsmap: bytes = b""
+    folds_case: bool = False
     space_first: bool = True
     remove_spaces: bool = False
     added: list = field(default_factory=list)
@@ -64,6 +66,7 @@ def read(path):
                 raise FormatError(f"{path}: changes the text that it decodes; not supported")
         found.model = number_of(trainer.get(3, UNIGRAM))
         found.charsmap = bytes(view(normalizer.get(2, b"")))
+        found.folds_case = bytes(view(normalizer.get(1, b""))).endswith(b"_cf")
         found.space_first = bool(number_of(normalizer.get(3, 1)))
         found.remove_spaces = bool(number_of(normalizer.get(4, 1)))
         plain_spaces = not number_of(normalizer.get(5, 1)) or number_of(trainer.get(24, 0))
@@ -156,7 +159,13 @@ def user_defined_cuts(vocabulary):
     pieces = [piece for piece in pieces if piece]
     if not pieces:
         return []
-    if vocabulary.charsmap and not all(p.isascii() and p.isprintable() for p in pieces):
+    kept = [
+        p
+        for p in pieces
+        if p.isascii() and p.isprintable() and not (vocabulary.folds_case and p != p.lower())
+    ]
+    spaces = vocabulary.remove_spaces and any(SPACE * 2 in p.replace(" ", SPACE) for p in pieces)
+    if spaces or (vocabulary.charsmap and kept != pieces):
         raise FormatError("its normalizer may change its user-defined pieces; not supported")
     pattern = "|".join(re.escape(piece) for piece in pieces)
     return [cut_out(pattern)]

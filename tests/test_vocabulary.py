@@ -175,6 +175,26 @@ def test_options_that_are_not_supported_are_refused(tmp_path, changes, says):
         tokenizer_json(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "piece, normalizer, sound",
+    [
+        (b"USR", message((1, b"nmt_nfkc"), (2, b"x")), True),
+        (b"USR", message((1, b"nmt_nfkc_cf"), (2, b"x")), False),
+        (b"usr", message((1, b"nmt_nfkc_cf"), (2, b"x")), True),
+        ("\u2581\u2581".encode(), message((1, b"identity"), (4, 0)), True),
+        ("\u2581\u2581".encode(), message((1, b"identity"), (4, 1)), False),
+    ],
+)
+def test_user_defined_pieces_that_a_normalizer_changes(tmp_path, piece, normalizer, sound):
+    pieces = [(1, message((1, b"a"))), (1, message((1, piece), (3, 4)))]
+    (tmp_path / "tokenizer.model").write_bytes(message(*pieces, BPE, (3, normalizer)))
+    if sound:
+        assert tokenizer_json(tmp_path)
+        return
+    with pytest.raises(FormatError, match="may change its user-defined pieces"):
+        tokenizer_json(tmp_path)
+
+
 def test_sentencepiece(sentencepiece_model):
     theirs, folder = sentencepiece_model
     ours = tokenizers.Tokenizer.from_str(tokenizer_json(folder))
