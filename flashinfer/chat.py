@@ -67,7 +67,6 @@ class Conversation:
             "eos_token": next(iter(config.eos_token_ids), None),
             **self.model.bundle.special_tokens,
         }
-        special = {role: token for role, token in special.items() if token is not None}
         characters = sum(len(message["content"]) for message in self.messages)
         ids = None
         self.tokenizer.begin()

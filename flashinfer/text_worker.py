@@ -209,12 +209,13 @@ def template(_, data):
 def render(request, data):
     """Token ids of a conversation; None where it has more than ``characters_at_most``."""
     special = {
-        role: token if isinstance(token, str) else loaded["tokenizer"].id_to_token(token) or ""
+        role: loaded["tokenizer"].id_to_token(token) if isinstance(token, int) else token
         for role, token in request["special"].items()
     }
     text = loaded["template"].render(
-        messages=json.loads(data), add_generation_prompt=True, **special
-    )
+        messages=json.loads(data), add_generation_prompt=True,
+        **{role: token or "" for role, token in special.items()},
+    )  # fmt: skip
     if len(text) > request["characters_at_most"]:
         return {"ids": None}, b""
     return {"ids": loaded["tokenizer"].encode(text, add_special_tokens=False).ids}, b""

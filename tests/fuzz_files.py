@@ -25,6 +25,7 @@ from flashinfer.calibrate import calibrate
 from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
 from flashinfer.formats.gguf import GgufFile
+from flashinfer.memory import peak_rss
 
 DATA = Path(__file__).parent / "data"
 SPARE_BYTES = 1 << 30  # of address space that a case may take
@@ -265,6 +266,6 @@ if __name__ == "__main__":
     os.environ["XDG_CACHE_HOME"] = os.devnull
     limit_memory()
     usable = fuzz(args.kind, args.count, args.seed)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    peak = peak_rss() >> 20
     print(f"{args.kind}: {args.count} cases clean, {usable} usable, {peak} MiB at most")
     sys.exit(0)

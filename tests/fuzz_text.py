@@ -226,6 +226,7 @@ FUZZERS = {
 
 def run(kind, seed):
     """One case; "accepted", or the reason why not. Raises whatever is no one-line error."""
+    begun = memory.peak_rss()
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         try:
@@ -235,11 +236,8 @@ def run(kind, seed):
             result = str(error)
             assert result and result.isprintable(), result
         assert time.monotonic() - start < SECONDS, f"{kind} {seed} took too long"
-    assert memory.peak_rss() < run.begun + GROWTH, f"{kind} {seed} took too much memory"
+    assert memory.peak_rss() < begun + GROWTH, f"{kind} {seed} took too much memory"
     return result
-
-
-run.begun = memory.peak_rss()
 
 
 def main():
