@@ -9,6 +9,7 @@ from flashinfer.cost import Cost, predict
 from flashinfer.flash import GAP_BYTES, IO, Flash
 from flashinfer.formats.bundle import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.kernels.doors import MOST_THREADS
 from flashinfer.memory import Plan
 from flashinfer.neuron_cache import POLICIES, default_policy
 from flashinfer.predictor import SURE
@@ -129,5 +130,5 @@ def check(bundle, window, neurons, context, threads, io, cache):
         raise UserError(f"window {window} is not 1 token or more")
     if context is not None and not 1 <= context <= most:
         raise UserError(f"context {context} is not within the model's 1 to {most} tokens")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UserError(f"threads {threads} is not within 1 to 1024")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads {threads} is not within 1 to {MOST_THREADS}")
