@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashinfer import Model, kernels
+from flashinfer import Model, kernels, memory
 from flashinfer.calibrate import calibrate
 from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
@@ -48,6 +48,12 @@ def twin(request):
     kernels.use(request.param)
     yield request.param
     kernels.use(before)
+
+
+@pytest.fixture
+def constant_rss(monkeypatch):
+    """The least budget for a model stays the same, though the tests' own process grows."""
+    monkeypatch.setattr(memory, "rss", lambda: 60 << 20)
 
 
 @pytest.fixture

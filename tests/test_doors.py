@@ -354,3 +354,10 @@ def test_numpy_never_warns():
     cache = np.zeros((1, 2, 32), dtype=np.float16)
     twin["remember"](cache, big[:, None], 0)
     assert np.isinf(cache).all()
+
+
+def test_a_cap_that_float32_rounds_to_0_is_no_cap(twin):
+    q = np.random.default_rng(3).standard_normal((2, 2, 32)).astype(np.float32)
+    keys = np.ones((1, 8, 32), np.float32)
+    found = [kernels.attention(q, keys, keys, 0, cap=cap) for cap in (0.0, 1e-300)]
+    assert np.array_equal(*found)

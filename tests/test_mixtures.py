@@ -31,7 +31,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mixtures_change_no_bit(tmp_path, twin, monkeypatch, name):
+def test_mixtures_change_no_bit(tmp_path, twin, constant_rss, name):
     """Caches of one expert (waves, one after the other) to all but one, and policies; guesses."""
     path, ids = tmp_path / "x.flash", np.random.default_rng(4).integers(3, 96, 40)
     convert(DATA / name, path, "f32")

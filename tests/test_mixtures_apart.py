@@ -58,7 +58,7 @@ def test_what_fires_is_counted_where_it_was_asked(plain, calibrated):
     assert record["window_rows_most"][0] <= CHOSEN * NEURONS
 
 
-def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch):
+def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch, constant_rss):
     """The same bits by whole experts and by neurons, whatever the cache holds."""
     monkeypatch.setattr("flashinfer.neuron_cache.NeuronCache.guesses_pay", True)
     ids = IDS[:40]

@@ -22,14 +22,6 @@ IDS = np.random.default_rng(8).integers(3, 96, 40)
 LONG = np.random.default_rng(9).integers(3, 4000, 60)
 
 
-@pytest.fixture(scope="module")
-def least(synthetic):
-    with pytest.raises(BudgetError) as caught:
-        Model.open(synthetic, memory=1, context=64)
-    assert f"{caught.value.least // MIB}M" in str(caught.value)
-    return caught.value.least
-
-
 @pytest.mark.parametrize("neurons", ["dense", "predicted"])
 def test_one_piece_and_token_by_token(calibrated, twin, neurons):
     whole, single = logits_of(calibrated, IDS, neurons=neurons)
@@ -61,17 +53,17 @@ def test_reading_through_the_page_cache_changes_no_bit(synthetic, twin):
     assert all(np.array_equal(a, found[0][0]) for pair in found for a in pair)
 
 
-def test_budget_changes_no_bit(synthetic, twin, least):
+def test_budget_changes_no_bit(synthetic, twin, constant_rss):
     """From the least, where all that can streams, to plenty, where nothing is read."""
     plenty, _ = logits_of(synthetic, LONG, context=64)
     streamed = set()
     steps = (-1.5, -1, 0, 1, 2, 3, 4, 40)  # MiB; the least that is named has 2 to spare
     for extra, neurons in itertools.product(steps, ("predicted", "dense")):
-        # The test's own process grows, so the least is taken anew for each budget.
         with pytest.raises(BudgetError) as caught:
             Model.open(synthetic, memory=1, context=64, neurons=neurons)
-        memory = int(caught.value.least + extra * MIB)
-        with Model.open(synthetic, memory=memory, context=64, neurons=neurons) as model:
+        assert f"{caught.value.least // MIB}M" in str(caught.value)
+        budget = int(caught.value.least + extra * MIB)
+        with Model.open(synthetic, memory=budget, context=64, neurons=neurons) as model:
             plan = model.plan
             head = type(model.head).__name__
             streamed.add((plan.attention_layers, head))
@@ -91,7 +83,7 @@ def test_predicted_is_dense_where_the_predictor_misses_nothing(synthetic, twin):
 
 
 @pytest.mark.parametrize("dtype, dense_dtype", [("q8_0", None), ("q4_0", "f16"), ("q4_0", None)])
-def test_blocks_of_odd_length_change_no_bit(tmp_path, twin, dtype, dense_dtype):
+def test_blocks_of_odd_length_change_no_bit(tmp_path, twin, constant_rss, dtype, dense_dtype):
     """A bundle of 306 or 162 bytes lies across the device's blocks; budgets as above."""
     path = tmp_path / "x.flash"
     config = opt_config(288, 2, 4, 500, vocab_size=700, positions=128)
@@ -121,7 +113,7 @@ def test_blocks_of_odd_length_change_no_bit(tmp_path, twin, dtype, dense_dtype):
         ("persimmon-8b", {}),
     ],
 )
-def test_other_architectures_change_no_bit(tmp_path, twin, name, options):
+def test_other_architectures_change_no_bit(tmp_path, twin, constant_rss, name, options):
     """Windows, budgets from the least, threads and ways to read, as for OPT."""
     path, ids = tmp_path / "x.flash", np.arange(300, 340)
     small = {"hidden_size": 96, "num_hidden_layers": 3, "intermediate_size": 400,

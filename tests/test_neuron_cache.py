@@ -96,10 +96,10 @@ def test_rows_go_where_they_save_most():
         assert misses(rows) <= best + 1e-9
 
 
-def test_policies_change_no_bit(synthetic):
+def test_policies_change_no_bit(synthetic, constant_rss):
     found = []
     for policy in POLICIES:
-        with pytest.raises(BudgetError) as caught:  # the process grows, so ask each time
+        with pytest.raises(BudgetError) as caught:
             Model.open(synthetic, memory=1, context=64)
         budget = caught.value.least + (1 << 20)
         with Model.open(synthetic, memory=budget, cache=policy, context=64) as model:

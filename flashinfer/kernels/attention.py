@@ -20,6 +20,7 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     Returns (T, H, w) float32. Token by token, so that T does not change a bit.
     """
     tokens, heads, width = q.shape
+    cap = np.float32(cap)  # one that float32 rounds to 0 is no cap
     out = np.empty(q.shape, dtype=np.float32)
     groups = q.reshape(tokens, len(keys), heads // len(keys), width)
     for t in range(tokens):
