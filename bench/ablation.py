@@ -20,12 +20,13 @@ from tqdm import tqdm
 from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine
 from bench.models import synthetic_model
-from flashinfer import Model, memory
+from flashinfer import Model
 from flashinfer.cli.common import add_json, size, write_json
-from flashinfer.feedforward import FeedForward
-from flashinfer.flash import Flash
-from flashinfer.formats.bundle import Bundle
-from flashinfer.memory import format_size, peak_rss
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.flash import Flash
+from flashinfer.plan import setup
+from flashinfer.plan.memory import format_size, peak_rss
 
 STEPS = {  # name: what is on; a window of 0 forgets every token
     "everything read": {"neurons": "dense", "resident": False},
@@ -79,7 +80,7 @@ def activations_after_reading(self, x, selection, rows, early, misses, late):
 
 def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
     if not resident:
-        memory.make_plan = nothing_resident(memory.make_plan)
+        setup.make_plan = nothing_resident(setup.make_plan)
     if not bundled:
         FeedForward._submit = submit_unbundled
     if not overlap:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.cli.run import demo_model
-from flashinfer.neuron_cache import NeuronCache
-from flashinfer.tokenizer import Tokenizer
+from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.text.tokenizer import Tokenizer
 
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of a layer's rows
 POLICIES = ("window", "lru", "frecency", "optimal")

@@ -23,11 +23,11 @@ from bench.cgroup import Disk, NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
 from bench.models import synthetic_model
 from flashinfer.cli.common import add_json, write_json
-from flashinfer.formats.bundle import Bundle
-from flashinfer.measuring import dram_bandwidth
-from flashinfer.probe import probe
-from flashinfer.profile import save
-from flashinfer.shapes import NAMES
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.plan.profile import save
+from flashinfer.probe.measuring import dram_bandwidth
+from flashinfer.probe.probing import probe
+from flashinfer.synth.shapes import NAMES
 
 DISKS = (
     Disk("as it is"),

@@ -21,9 +21,9 @@ from bench.cgroup import NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
 from bench.models import synthetic_model
 from flashinfer.cli.common import add_json, write_json
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.shapes import NAMES
+from flashinfer.synth.shapes import NAMES
 
 MODES = ("dense", "predicted")
 TOKENS = {"dense": 12, "predicted": 48}

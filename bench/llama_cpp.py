@@ -24,9 +24,9 @@ from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.convert import convert
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.shapes import config_like
+from flashinfer.plan.threads import default_threads
 from flashinfer.synth import synthesize
-from flashinfer.threads import default_threads
+from flashinfer.synth.shapes import config_like
 
 LAYERS, WIDTH, FFN, HEADS, KV_HEADS, VOCABULARY = 22, 2048, 5632, 32, 4, 32000
 PROMPT, TOKENS, ROUNDS = 128, 48, 3

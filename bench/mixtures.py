@@ -33,12 +33,12 @@ from bench.limits import machine, random_read_bandwidth
 from bench.models import synthetic_model
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
-from flashinfer.feedforward import FeedForward
-from flashinfer.formats.bundle import Bundle
-from flashinfer.measuring import dram_bandwidth
-from flashinfer.probe import probe
-from flashinfer.profile import load, save
-from flashinfer.shapes import MIXTURES
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.paper.feedforward import FeedForward
+from flashinfer.plan.profile import load, save
+from flashinfer.probe.measuring import dram_bandwidth
+from flashinfer.probe.probing import probe
+from flashinfer.synth.shapes import MIXTURES
 
 DISKS = (Disk("as it is"), Disk("eMMC, 250 MB/s", 250_000_000))
 SHARES = (0.5, 0.25, 0.125)

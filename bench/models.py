@@ -3,8 +3,8 @@
 from contextlib import contextmanager
 
 from flashinfer.cli.common import byte_bar
-from flashinfer.shapes import config_like
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import config_like
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import pytest
 
 from flashinfer import kernels
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.measuring import dram_bandwidth
-from flashinfer.threads import default_threads
+from flashinfer.plan.threads import default_threads
+from flashinfer.probe.measuring import dram_bandwidth
 
 ROWS, COLUMNS = 65536, 2048  # 268 MB in f16: more than any cache
 RANDOM = np.random.default_rng(0)

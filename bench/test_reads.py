@@ -7,7 +7,7 @@ import pytest
 
 from bench.limits import random_read_bandwidth
 from flashinfer import kernels
-from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.paper.flash import Flash, aligned_bytes
 
 SIZE = 1 << 30
 
@@ -57,7 +57,7 @@ def test_random_reads(benchmark, twin, file, kib):
 
 def test_sequential_stream(benchmark, twin, file):
     """As a dense layer is read: megabyte pieces, two tiles in turn."""
-    from flashinfer.formats.bundle import StoredTensor
+    from flashinfer.formats.bundle.reader import StoredTensor
     from flashinfer.formats.number_formats import FORMATS
 
     tensor = StoredTensor("t", 0, 65536, 4096, FORMATS["f16"])  # 512 MiB

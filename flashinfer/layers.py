@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.attention import Attention
-from flashinfer.feedforward import FeedForward
-from flashinfer.flash import aligned_bytes
 from flashinfer.loading import allocate_kv_cache
-from flashinfer.neuron_cache import NeuronCache
-from flashinfer.neurons import Neurons
-from flashinfer.positions import RotaryPositions, alibi_table
-from flashinfer.predictor import Predictor, RoutedPredictor, Router
-from flashinfer.shared_expert import SharedExpert
+from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.flash import aligned_bytes
+from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.paper.neurons import Neurons
+from flashinfer.paper.predictor import Predictor
+from flashinfer.paper.router import RoutedPredictor, Router
+from flashinfer.transformer.attention import Attention
+from flashinfer.transformer.positions import RotaryPositions, alibi_table
+from flashinfer.transformer.shared_expert import SharedExpert
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from flashinfer.attention import padded_width
-from flashinfer.flash import aligned_bytes
-from flashinfer.memory import kv_dtype, pages
-from flashinfer.weights import PartlyStreamed, Resident, Streamed
+from flashinfer.paper.flash import aligned_bytes
+from flashinfer.plan.plan import kv_dtype, pages
+from flashinfer.transformer.attention import padded_width
+from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
 

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.flash import aligned_bytes
+from flashinfer.formats.bundle.layout import head_name
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.layout import head_name
+from flashinfer.generation.sampling import Sampler
 from flashinfer.layers import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.loading import load_weights
-from flashinfer.planning import opened, prepare
-from flashinfer.sampling import Sampler
+from flashinfer.paper.flash import aligned_bytes
+from flashinfer.plan.setup import opened, prepare
 from flashinfer.stats import Stats, measured
 
 

@@ -4,8 +4,9 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flashinfer.cost import Cost
-from flashinfer.memory import Plan, peak_rss
+from flashinfer.plan.cost import Cost
+from flashinfer.plan.memory import peak_rss
+from flashinfer.plan.plan import Plan
 
 
 @dataclass

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from .architectures import model_config
-from .checkpoint import Checkpoint
+from .bundle.layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, layout
+from .bundle.writer import byte_tensor, write_bundle
 from .errors import FormatError, UserError
 from .files import refuse_loss, refuse_target, scratch_directory
-from .gguf import is_gguf
-from .gguf_checkpoint import GgufCheckpoint
-from .hub import fetch, lean_checkpoint, names_a_repository
-from .layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, layout
-from .names import Names
 from .number_formats import number_format
-from .writing import byte_tensor, write_bundle
+from .sources.checkpoint import Checkpoint
+from .sources.gguf import is_gguf
+from .sources.gguf_checkpoint import GgufCheckpoint
+from .sources.hub import fetch, lean_checkpoint, names_a_repository
+from .sources.names import Names
 
 
 def convert(

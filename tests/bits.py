@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from flashinfer import Model, fixed_math
+from flashinfer import Model
 from flashinfer.cli.run import demo_model
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.layout import FFN, PREDICTOR, format_of
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.convert import convert
-from flashinfer.formats.layout import FFN, PREDICTOR, format_of
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.formats.writing import new_tensor, write_bundle
+from flashinfer.kernels import fixed_math
 
 DATA = Path(__file__).parent / "data"
 COMMITTED = Path(__file__).with_suffix(".json")

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashinfer import Model, kernels, memory
-from flashinfer.calibrate import calibrate
+from flashinfer import Model, kernels
+from flashinfer.calibration.calibrate import calibrate
 from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
-from flashinfer.neuron_cache import NeuronCache
-from flashinfer.shapes import opt_config
+from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.plan import memory
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import opt_config
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

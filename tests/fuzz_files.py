@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flashinfer import profile
-from flashinfer.calibrate import calibrate
+from flashinfer.calibration.calibrate import calibrate
 from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
-from flashinfer.formats.gguf import GgufFile
-from flashinfer.memory import peak_rss
+from flashinfer.formats.sources.gguf import GgufFile
+from flashinfer.plan import profile
+from flashinfer.plan.memory import peak_rss
 
 DATA = Path(__file__).parent / "data"
 SPARE_BYTES = 1 << 30  # of address space that a case may take

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from text_kinds import KINDS, OfText, byte_level
 
-from flashinfer import memory
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.gguf_vocabulary import gguf_tokenizer
-from flashinfer.formats.pre_tokenizers import PATTERNS
-from flashinfer.formats.vocabulary import chat_template, tokenizer_json
-from flashinfer.tokenizer import TextStream, Tokenizer
+from flashinfer.formats.sources.tokenizers.gguf_vocabulary import gguf_tokenizer
+from flashinfer.formats.sources.tokenizers.pre_tokenizers import PATTERNS
+from flashinfer.formats.sources.tokenizers.vocabulary import chat_template, tokenizer_json
+from flashinfer.plan import memory
+from flashinfer.text.tokenizer import TextStream, Tokenizer
 
 SECONDS, BUDGET, GROWTH = 10, 256 << 20, 256 << 20  # of a case; bytes of all; of this process
 TEXT = "ab 일é́ <s>\n a.b, don't 12345 \u2581\u2581 " + "a" * 40

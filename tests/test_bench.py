@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flashinfer.profile import boards
-from flashinfer.shapes import config_like
+from flashinfer.plan.profile import boards
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import config_like
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(

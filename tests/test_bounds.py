@@ -13,15 +13,15 @@ from test_bundle import rewritten
 from bench.cgroup import NoCgroups, run_limited
 from flashinfer.formats import bounded_json
 from flashinfer.formats.bounded_json import parse, parsed_bytes
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import FormatError
-from flashinfer.formats.gguf import GgufFile
+from flashinfer.formats.sources.gguf import GgufFile
 
 MIB = 1 << 20
 PROGRAM = """
 import sys
 from flashinfer.cli.main import main
-from flashinfer.memory import peak_rss
+from flashinfer.plan.memory import peak_rss
 before = peak_rss()
 code = main(sys.argv[1:])
 print(code, peak_rss() - before)

@@ -8,10 +8,10 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer.formats.bundle import PAGE, Bundle, verify
+from flashinfer.formats.bundle.reader import PAGE, Bundle, verify
+from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.formats.writing import new_tensor, write_bundle
 
 
 def rewritten(source, destination, change):

@@ -9,12 +9,12 @@ import pytest
 
 from conftest import DATA, SHARED
 from flashinfer import Model, UserError
-from flashinfer.calibrate import calibrate
-from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.calibration.calibrate import calibrate
+from flashinfer.calibration.predictor_training import Observations, find_predictor, svd_predictors
+from flashinfer.formats.bundle.reader import Bundle, verify
+from flashinfer.formats.bundle.writer import stored_tensors, write_bundle
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError
-from flashinfer.formats.writing import stored_tensors, write_bundle
-from flashinfer.predictor_training import Observations, find_predictor, svd_predictors
 
 RANDOM = np.random.default_rng(11)
 

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flashinfer import FormatError, Model, UserError, memory, worker
-from flashinfer.formats.bundle import Bundle
+from flashinfer import FormatError, Model, UserError
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.convert import convert
-from flashinfer.formats.pre_tokenizers import GPT2, split
-from flashinfer.formats.tokenizer_parts import added_tokens, byte_level_bpe
+from flashinfer.formats.sources.tokenizers.parts import added_tokens, byte_level_bpe
+from flashinfer.formats.sources.tokenizers.pre_tokenizers import GPT2, split
+from flashinfer.plan import memory
+from flashinfer.text import worker
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
-from flashinfer.chat import Conversation, chat_tokenizer  # noqa: E402
-from flashinfer.tokenizer import HEADROOM  # noqa: E402
+from flashinfer.text.chat import Conversation, chat_tokenizer  # noqa: E402
+from flashinfer.text.tokenizer import HEADROOM  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

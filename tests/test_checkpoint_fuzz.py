@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from flashinfer import Model
-from flashinfer.formats import gguf_checkpoint
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.sources import gguf_checkpoint
 
 DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.name for path in DATA.iterdir() if (path / "model.safetensors").exists())

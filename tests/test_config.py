@@ -12,10 +12,10 @@ from random_configs import OWN_CODE, random_config
 
 from conftest import DATA
 from flashinfer.formats.architectures import ARCHITECTURES, model_config
+from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import FormatError
-from flashinfer.formats.layout import layout
-from flashinfer.positions import RotaryPositions, alibi_table
+from flashinfer.transformer.positions import RotaryPositions, alibi_table
 
 CONFIGS = {path.parent.name: json.loads(path.read_text()) for path in DATA.glob("*/config.json")}
 

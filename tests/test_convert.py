@@ -12,10 +12,10 @@ import safetensors.numpy
 
 from conftest import DATA
 from flashinfer import Model
-from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.formats.vocabulary import tokenizer_json
+from flashinfer.formats.sources.tokenizers.vocabulary import tokenizer_json
 
 NAMES = sorted(path.name for path in DATA.iterdir() if path.name != "opt-bin")
 
@@ -207,7 +207,8 @@ def test_memory_stays_bounded(tmp_path):
     """400 MB in, and less than the promised 300 MB plus the largest tensor held."""
     folder = big_checkpoint(tmp_path / "big", layers=8)
     code = (
-        "from flashinfer.memory import peak_rss; from flashinfer.formats.convert import convert;"
+        "from flashinfer.plan.memory import peak_rss;"
+        "from flashinfer.formats.convert import convert;"
         f"convert({str(folder)!r}, {str(tmp_path / 'x.flash')!r}, 'f16');"
         "print(peak_rss())"
     )

@@ -7,12 +7,16 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from flashinfer import Model, cost, measuring, memory, planning, probe, profile
-from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.shapes import config_like
+from flashinfer import Model
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.errors import BudgetError, FormatError, UserError
+from flashinfer.plan import cost, memory, profile
+from flashinfer.plan import setup as planning
+from flashinfer.plan.timeline import STREAMS, UNITS, Timeline
+from flashinfer.probe import measuring
+from flashinfer.probe import probing as probe
 from flashinfer.synth import synthesize
-from flashinfer.timeline import STREAMS, UNITS, Timeline
+from flashinfer.synth.shapes import config_like
 
 SLOW = "rpi5-sd"
 
@@ -159,7 +163,7 @@ def test_as_much_is_read_ahead_as_pays(tmp_path, monkeypatch):
     with mixture(tmp_path) as bundle:
         layers = bundle.calibration["layers"]
         assert all(0.5 < layer["guessed"] < layer["surest"] <= 1 for layer in layers[1:])
-        with pytest.raises(memory.BudgetError) as caught:
+        with pytest.raises(BudgetError) as caught:
             planning.prepare(bundle, 1, context=64)
         budget = caught.value.least + (8 << 20)
         found = {}
@@ -192,7 +196,7 @@ def test_the_bytes_expected_are_those_read(synthetic, monkeypatch, extra, option
     """At budgets between the least and plenty, after the cache has warmed up."""
     monkeypatch.setattr(memory, "rss", lambda: 60 << 20)
     device = profile.find("laptop-nvme", synthetic)
-    with pytest.raises(memory.BudgetError) as caught:
+    with pytest.raises(BudgetError) as caught:
         Model.open(synthetic, memory=1, context=256)
     budget = caught.value.least + (extra << 20)
     with Model.open(synthetic, memory=budget, context=256, device=device, **options) as model:
@@ -213,7 +217,7 @@ def test_dense_and_whole_models(synthetic):
         assert UNITS not in model.expected.seconds and STREAMS not in model.expected.seconds
         whole = model.expected.total
     gc.collect()  # so that the process takes as much memory at the next two openings
-    with pytest.raises(memory.BudgetError) as caught:
+    with pytest.raises(BudgetError) as caught:
         Model.open(synthetic, memory=1, context=64, neurons="dense")
     budget = caught.value.least
     with Model.open(synthetic, memory=budget, context=64, neurons="dense", device=device) as model:

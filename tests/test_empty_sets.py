@@ -5,14 +5,14 @@ import pytest
 
 from conftest import DATA, keep_rows
 from flashinfer import Model
-from flashinfer.calibrate import calibrate
-from flashinfer.flash import Flash, aligned_bytes
-from flashinfer.formats.bundle import Bundle
+from flashinfer.calibration.calibrate import calibrate
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.convert import convert
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.shapes import opt_config
+from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.synth import synthesize
-from flashinfer.weights import PartlyStreamed, Resident, Streamed
+from flashinfer.synth.shapes import opt_config
+from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 IDS = np.random.default_rng(2).integers(3, 96, 30)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flashinfer import Model, UserError
-from flashinfer.evaluate import evaluate
+from flashinfer.study.perplexity import evaluate
 
 
 def by_hand(model, ids):

@@ -15,9 +15,9 @@ import pytest
 
 from conftest import DATA
 from flashinfer import UserError
-from flashinfer.calibrate import calibrate
+from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats import files
-from flashinfer.formats.bundle import verify
+from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError
 from flashinfer.formats.files import (
@@ -219,7 +219,7 @@ def test_full_and_read_only_targets_are_found_before_the_work(cli, plain, tmp_pa
     def no_work(*_, **__):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("flashinfer.calibrate.Model.open", no_work)
+    monkeypatch.setattr("flashinfer.calibration.calibrate.Model.open", no_work)
     with tmpfs(tmp_path / "small", 65536) as small:
         with pytest.raises(UserError, match="the disk is full; 0 MB are needed"):
             calibrate(plain, IDS, small / "x.flash", tokens=600)

@@ -7,7 +7,7 @@ pytest.importorskip("jinja2")
 
 from fuzz_text import FUZZERS, run
 
-from flashinfer import worker
+from flashinfer.text import worker
 
 
 @pytest.mark.parametrize("kind", FUZZERS)

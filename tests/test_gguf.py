@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from conftest import DATA
 from flashinfer import Model
-from flashinfer.calibrate import calibrate
-from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.calibration.calibrate import calibrate
+from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.formats.gguf import GgufFile
+from flashinfer.formats.sources.gguf import GgufFile
 
 gguf = pytest.importorskip("gguf")
 

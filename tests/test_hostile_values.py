@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_bundle import calibration, rewritten
 
 from flashinfer import Model, UserError
-from flashinfer.calibrate import calibrate
-from flashinfer.evaluate import evaluate
-from flashinfer.formats.bundle import Bundle, checked_calibration
+from flashinfer.calibration.calibrate import calibrate
+from flashinfer.formats.bundle.reader import Bundle, checked_calibration
 from flashinfer.formats.errors import FormatError, printable
-from flashinfer.sampling import Sampler
+from flashinfer.generation.sampling import Sampler
+from flashinfer.study.perplexity import evaluate
 
 IDS = np.random.default_rng(5).integers(3, 96, 600)
 WEIGHTS = ("embed_tokens.weight", "layers.0.q_proj.weight", "layers.1.ffn.bundles",
@@ -151,7 +151,7 @@ def test_what_a_file_says_does_not_steer_the_terminal(cli, calibrated, tmp_path,
 
 
 def board():
-    from flashinfer import profile
+    from flashinfer.plan import profile
 
     return profile.boards()["rpi5-sd"].read_text()
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from conftest import DATA
-from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.formats.bundle.reader import Bundle, verify
 from hub_server import serve
 
 

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 
 from bench.cgroup import NoCgroups, run_limited
-from flashinfer import Model, memory
-from flashinfer.formats.bundle import Bundle
+from flashinfer import Model
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, UserError
-from flashinfer.memory import MIB, make_plan, parse_size
-from flashinfer.neuron_cache import default_policy
-from flashinfer.shapes import opt_config
+from flashinfer.paper.neuron_cache import default_policy
+from flashinfer.plan import memory
+from flashinfer.plan.memory import MIB, parse_size
+from flashinfer.plan.plan import make_plan
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import opt_config
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_the_least_budget_holds_with_many_threads(synthetic, threads):
 EVALUATION = """
 import sys
 from flashinfer import BudgetError, Model
-from flashinfer.evaluate import LOGIT_ROWS, evaluate
+from flashinfer.study.perplexity import LOGIT_ROWS, evaluate
 try:
     with Model.open(sys.argv[1], memory=sys.argv[2], logit_rows=LOGIT_ROWS) as model:
         print(*evaluate(model, range(3, 203)))

@@ -12,13 +12,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conftest import DATA, keep_rows, logits_of
-from flashinfer import BudgetError, Model, UserError, memory
-from flashinfer.calibrate import calibrate
+from flashinfer import BudgetError, Model, UserError
+from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats import mxfp4
-from flashinfer.formats.bundle import verify
+from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.convert import convert
-from flashinfer.shapes import config_like
+from flashinfer.plan import setup
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import config_like
 
 NAMES = [
     "olmoe",
@@ -203,10 +204,10 @@ def test_fewer_rows_than_layers(olmoe_like, tmp_path):
 def test_borrowed_rows_change_no_bit(olmoe_like, twin, monkeypatch):
     ids = np.arange(300, 330)
     whole, single = logits_of(olmoe_like, ids)
-    make_plan = memory.make_plan
+    make_plan = setup.make_plan
     for shared in (1, 2):
         monkeypatch.setattr(
-            memory, "make_plan",
+            setup, "make_plan",
             lambda *args, n=shared: replace(
                 make_plan(*args), cache_rows=(8, 0, 0, 3), shared_rows=n, cache=(11 + n) * args[6]
             ),

@@ -7,8 +7,8 @@ import pytest
 
 from conftest import DATA, keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError
-from flashinfer.calibrate import calibrate
-from flashinfer.formats.bundle import Bundle, verify
+from flashinfer.calibration.calibrate import calibrate
+from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.convert import convert
 
 IDS = np.random.default_rng(5).integers(3, 96, 48 * 16)
@@ -60,7 +60,7 @@ def test_what_fires_is_counted_where_it_was_asked(plain, calibrated):
 
 def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch, constant_rss):
     """The same bits by whole experts and by neurons, whatever the cache holds."""
-    monkeypatch.setattr("flashinfer.neuron_cache.NeuronCache.guesses_pay", True)
+    monkeypatch.setattr("flashinfer.paper.neuron_cache.NeuronCache.guesses_pay", True)
     ids = IDS[:40]
     whole, _ = logits_of(plain, ids)
     found = [*logits_of(calibrated, ids), *logits_of(calibrated, ids, neurons="dense")]

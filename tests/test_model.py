@@ -9,14 +9,14 @@ import pytest
 
 from conftest import keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError, kernels
-from flashinfer.feedforward import FeedForward
-from flashinfer.flash import STAGINGS
-from flashinfer.formats.bundle import verify
+from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.errors import FormatError
-from flashinfer.memory import MIB
-from flashinfer.neuron_cache import UNLIMITED, NeuronCache
-from flashinfer.shapes import config_like, opt_config
+from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.flash import STAGINGS
+from flashinfer.paper.neuron_cache import UNLIMITED, NeuronCache
+from flashinfer.plan.memory import MIB
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import config_like, opt_config
 
 IDS = np.random.default_rng(8).integers(3, 96, 40)
 LONG = np.random.default_rng(9).integers(3, 4000, 60)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from flashinfer import Model
-from flashinfer.formats.bundle import CAPACITIES
+from flashinfer.calibration.traces import miss_curve
+from flashinfer.formats.bundle.reader import CAPACITIES
 from flashinfer.formats.errors import BudgetError
-from flashinfer.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
-from flashinfer.predictor import Selection
-from flashinfer.row_shares import fewest_misses
-from flashinfer.traces import miss_curve
+from flashinfer.paper.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
+from flashinfer.paper.selection import Selection
+from flashinfer.plan.row_shares import fewest_misses
 
 NEURONS = 64
 

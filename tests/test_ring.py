@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from flashinfer.flash import STAGINGS, Flash, aligned_bytes
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.paper.flash import STAGINGS, Flash, aligned_bytes
 
 PROGRAM = """
 import ctypes, errno, os, struct, sys
 import numpy as np
-from flashinfer.flash import Flash, aligned_bytes
+from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.formats.errors import FormatError
 
 def close_ring():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashinfer.formats.errors import UserError
-from flashinfer.sampling import Sampler
+from flashinfer.generation.sampling import Sampler
 
 LOGITS = np.log(np.float32([0.5, 0.05, 0.25, 0.15, 0.05]))
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flashinfer import Model, UserError
-from flashinfer.formats.bundle import Bundle, verify
-from flashinfer.shapes import GATED, MIXTURES, OPT, PLAIN, config_like, opt_config
+from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.synth import synthesize
 from flashinfer.synth.neurons import find_code
+from flashinfer.synth.shapes import GATED, MIXTURES, OPT, PLAIN, config_like, opt_config
 
 IDS = np.random.default_rng(2).integers(3, 1000, 120)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from flashinfer import threads
+from flashinfer.plan import threads
 
 
 def test_two_threads_of_a_core_count_once(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer import memory, worker
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.tokenizer import TextStream, Tokenizer
+from flashinfer.plan import memory
+from flashinfer.text import worker
+from flashinfer.text.tokenizer import TextStream, Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -7,13 +7,13 @@ import time
 import pytest
 
 from conftest import DATA
-from flashinfer.formats import sentencepiece
 from flashinfer.formats.errors import FormatError
-from flashinfer.formats.gguf import GgufFile
-from flashinfer.formats.gguf_vocabulary import gguf_tokenizer
-from flashinfer.formats.pre_tokenizers import GPT2, PATTERNS, QWEN2, split
-from flashinfer.formats.tokenizer_parts import byte_level_bpe
-from flashinfer.formats.vocabulary import chat_template, tokenizer_json
+from flashinfer.formats.sources.gguf import GgufFile
+from flashinfer.formats.sources.tokenizers import sentencepiece
+from flashinfer.formats.sources.tokenizers.gguf_vocabulary import gguf_tokenizer
+from flashinfer.formats.sources.tokenizers.parts import byte_level_bpe
+from flashinfer.formats.sources.tokenizers.pre_tokenizers import GPT2, PATTERNS, QWEN2, split
+from flashinfer.formats.sources.tokenizers.vocabulary import chat_template, tokenizer_json
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -5,9 +5,9 @@ import json
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from flashinfer.formats.pre_tokenizers import GPT2, split
-from flashinfer.formats.sentencepiece import Pieces, as_json
-from flashinfer.formats.tokenizer_parts import added_tokens, byte_level_bpe
+from flashinfer.formats.sources.tokenizers.parts import added_tokens, byte_level_bpe
+from flashinfer.formats.sources.tokenizers.pre_tokenizers import GPT2, split
+from flashinfer.formats.sources.tokenizers.sentencepiece import Pieces, as_json
 
 LETTERS = "abcdefgh .,'n"
 SPECIAL = ["<s>", "</s>"]

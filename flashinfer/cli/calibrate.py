@@ -4,12 +4,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flashinfer.calibrate import calibrate
+from flashinfer.calibration.calibrate import calibrate
 from flashinfer.cli.common import add_json, natural, positive, share, size, text_ids, write_json
 from flashinfer.cli.inspect import print_calibration
-from flashinfer.formats.bundle import METHODS, Bundle
-from flashinfer.memory import header_room
-from flashinfer.tokenizer import Tokenizer
+from flashinfer.formats.bundle.reader import METHODS, Bundle
+from flashinfer.plan.memory import header_room
+from flashinfer.text.tokenizer import Tokenizer
 
 
 def add_arguments(parser):

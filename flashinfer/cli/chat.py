@@ -6,14 +6,14 @@ Ctrl-C stops a reply, Ctrl-D ends the program.
 
 import sys
 
-from flashinfer.chat import Conversation, chat_tokenizer
 from flashinfer.cli.common import model_bars, positive
 from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
-from flashinfer.memory import header_room
 from flashinfer.model import Model
-from flashinfer.tokenizer import utf8
+from flashinfer.plan.memory import header_room
+from flashinfer.text.chat import Conversation, chat_tokenizer
+from flashinfer.text.tokenizer import utf8
 
 HELP = "/system TEXT, /reset, /exit; Ctrl-C stops a reply"
 CONTEXT = 2048  # tokens, where the model allows as many

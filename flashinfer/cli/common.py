@@ -13,7 +13,7 @@ from tqdm import tqdm
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import opened_text, refuse_loss, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.memory import parse_size
+from flashinfer.plan.memory import parse_size
 
 MOST_WHOLE = (1 << 31) - 1  # of tokens, sizes, threads; more than any of them can be
 MOST_SEED = (1 << 64) - 1

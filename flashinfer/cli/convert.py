@@ -4,8 +4,8 @@ import sys
 
 from flashinfer.cli.common import add_dtypes, add_json, byte_bar, write_json
 from flashinfer.formats import convert as converter
-from flashinfer.formats.bundle import Bundle
-from flashinfer.formats.gguf import is_gguf
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.sources.gguf import is_gguf
 
 
 def add_arguments(parser):

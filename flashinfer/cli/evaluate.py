@@ -6,11 +6,11 @@ from tqdm import tqdm
 
 from flashinfer.cli.common import add_json, positive, text_ids, write_json
 from flashinfer.cli.run import add_model_arguments
-from flashinfer.evaluate import LOGIT_ROWS, SEQUENCE, evaluate
-from flashinfer.formats.bundle import Bundle
-from flashinfer.memory import header_room
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.model import Model
-from flashinfer.tokenizer import Tokenizer
+from flashinfer.plan.memory import header_room
+from flashinfer.study.perplexity import LOGIT_ROWS, SEQUENCE, evaluate
+from flashinfer.text.tokenizer import Tokenizer
 
 MOST_NATS = 709  # e to more than this is beyond float64
 

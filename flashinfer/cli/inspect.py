@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 from flashinfer.cli.common import write_json
 from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import printable
-from flashinfer.memory import header_room, unit_name
+from flashinfer.plan.memory import header_room
+from flashinfer.plan.plan import unit_name
 
 __all__ = ["add_arguments", "main"]  # the arguments are those of plan
 

@@ -4,10 +4,11 @@ from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.cli.run import add_model_arguments
+from flashinfer.formats.bundle.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.formats.errors import UserError, printable
-from flashinfer.formats.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
-from flashinfer.memory import format_size, unit_name
-from flashinfer.planning import opened, prepare
+from flashinfer.plan.memory import format_size
+from flashinfer.plan.plan import unit_name
+from flashinfer.plan.setup import opened, prepare
 
 ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from flashinfer.cli.common import add_json, positive, write_json
-from flashinfer.flash import IO
 from flashinfer.formats.errors import printable
 from flashinfer.formats.files import refuse_loss
-from flashinfer.probe import probe
-from flashinfer.profile import cache_path, prepare, save
+from flashinfer.paper.flash import IO
+from flashinfer.plan.profile import cache_path, prepare, save
+from flashinfer.probe.probing import probe
 
 
 def add_arguments(parser):

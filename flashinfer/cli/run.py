@@ -22,16 +22,17 @@ from flashinfer.cli.common import (
     temperature,
     write_json,
 )
-from flashinfer.flash import IO
-from flashinfer.formats.bundle import Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import opened_text
-from flashinfer.memory import format_size, header_room, unit_name
 from flashinfer.model import Model
-from flashinfer.neuron_cache import POLICIES
-from flashinfer.planning import NEURONS
-from flashinfer.profile import boards
-from flashinfer.tokenizer import TextStream, Tokenizer, utf8
+from flashinfer.paper.flash import IO
+from flashinfer.paper.neuron_cache import POLICIES
+from flashinfer.plan.memory import format_size, header_room
+from flashinfer.plan.plan import unit_name
+from flashinfer.plan.profile import boards
+from flashinfer.plan.setup import NEURONS
+from flashinfer.text.tokenizer import TextStream, Tokenizer, utf8
 
 
 def add_model_arguments(parser):

@@ -5,8 +5,8 @@ import sys
 from flashinfer.cli.common import add_dtypes, add_json, byte_bar, positive, seed, share, write_json
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.errors import UserError
-from flashinfer.shapes import NAMES, config_like, opt_config
 from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import NAMES, config_like, opt_config
 
 
 def add_arguments(parser):

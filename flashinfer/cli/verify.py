@@ -3,7 +3,7 @@
 import os
 
 from flashinfer.cli.common import add_json, byte_bar, write_json
-from flashinfer.formats import bundle
+from flashinfer.formats.bundle import reader as bundle
 
 
 def add_arguments(parser):

@@ -11,10 +11,10 @@ the output head makes token t + 1 follow token t.
 """
 
 from flashinfer.formats.architectures import model_config
+from flashinfer.formats.bundle.layout import SMALL, format_of, layout, predictor_layout
+from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.layout import SMALL, format_of, layout, predictor_layout
 from flashinfer.formats.number_formats import number_format
-from flashinfer.formats.writing import new_tensor, write_bundle
 from flashinfer.synth.experts import ExpertMaker
 from flashinfer.synth.maker import SIMULATED_TOKENS
 from flashinfer.synth.neurons import NeuronMaker

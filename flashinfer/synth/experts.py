@@ -14,6 +14,7 @@ router, asked one layer early, is right in about three of four cases (colibri).
 
 import numpy as np
 
+from flashinfer.calibration.traces import guessed, largest, routing_record
 from flashinfer.formats.errors import UserError
 from flashinfer.synth.maker import (
     CHUNK_VALUES,
@@ -24,7 +25,6 @@ from flashinfer.synth.maker import (
     directions,
     turning,
 )
-from flashinfer.traces import guessed, largest, routing_record
 
 LIKED = 0.3  # spread of how much experts are liked, of the spread of b_e . c_t
 UNSEEN = 0.25  # spread of what a guess does not see of a router's scores

@@ -8,6 +8,7 @@ constant, in one direction more.
 
 import numpy as np
 
+from flashinfer.calibration.traces import record_of_uses
 from flashinfer.formats.errors import UserError
 from flashinfer.synth.maker import (
     CHUNK_VALUES,
@@ -18,7 +19,6 @@ from flashinfer.synth.maker import (
     directions,
     turning,
 )
-from flashinfer.traces import record_of_uses
 
 NOISE = 0.004  # spread of a pre-activation that the predictor does not see, of its own spread
 MARGIN = 0.024  # by which the predictor's threshold lies lower: six times the noise

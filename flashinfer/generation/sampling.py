@@ -1,0 +1,55 @@
+"""From logits to the next token, as llama.cpp does: top-k, then top-p, then temperature."""
+
+import numpy as np
+
+from flashinfer.formats.errors import UserError
+from flashinfer.kernels.fixed_math import exp
+
+
+class Sampler:
+    """Draws tokens; the same seed and logits give the same tokens.
+
+    temperature  0: the likeliest token, always
+    top_k        only the k likeliest; 0: all
+    top_p        only the fewest whose probabilities add up to p; 1: all
+    Raises UserError where a setting is out of range.
+    """
+
+    def __init__(self, temperature=0.8, top_k=40, top_p=0.95, seed=None):
+        if not temperature >= 0 or not np.isfinite(temperature):
+            raise UserError(f"temperature {temperature} is not 0 or more")
+        if top_k < 0:
+            raise UserError(f"top-k {top_k} is not 0 or more")
+        if seed is not None and seed < 0:
+            raise UserError(f"seed {seed} is not 0 or more")
+        if not 0 < top_p <= 1:
+            raise UserError(f"top-p {top_p} is not above 0 and at most 1")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.random = np.random.default_rng(seed)
+
+    def __call__(self, logits):
+        """logits (vocab_size,) float32 -> a token id. Raises UserError where one is not finite."""
+        refuse_infinite(logits)
+        if self.temperature == 0:
+            return int(np.argmax(logits))
+        k = self.top_k if 0 < self.top_k < len(logits) else len(logits)
+        least = np.partition(logits, len(logits) - k)[len(logits) - k]
+        ids = np.flatnonzero(logits >= least)
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:k]  # likeliest first, ties by id
+        likely = logits[ids].astype(np.float64)
+        weights = exp(likely - likely[0])
+        before = np.cumsum(weights) - weights  # of the likelier ones
+        kept = before < self.top_p * weights.sum()
+        with np.errstate(over="ignore"):  # of a tiny temperature: -inf, and no weight
+            weights = exp((likely[kept] - likely[0]) / self.temperature)
+        return int(ids[self.random.choice(len(weights), p=weights / weights.sum())])
+
+
+def refuse_infinite(logits, after=None):
+    """Raise UserError where a logit of (vocab_size,) is no finite number; after: of which token."""
+    if not np.isfinite(logits).all():
+        token = int(np.flatnonzero(~np.isfinite(logits))[0])
+        where = "" if after is None else f" after token {after} of the text"
+        raise UserError(
+            f"the model gives no finite logits{where}: that of token id {token} is {logits[token]}"
+        )

@@ -1,0 +1,48 @@
+"""Which neurons tokens will use, before their weights are read (paper section 3.1).
+
+A Predictor, a Router and both together (see router.py) answer ``select(x, residual)`` with a
+Selection.
+"""
+
+import numpy as np
+
+from flashinfer.paper.selection import Selection
+
+
+class Predictor:
+    """Low rank: scores = B f(A x) + bias; a neuron is predicted active where its score is > 0.
+
+    a (rank, d_model) and b (d_ffn, rank) are weights.Resident or weights.Streamed, bias (d_ffn,)
+    float32. The paper's sigmoid and threshold are folded into the bias: sigmoid(s) > t is
+    s > log(t / (1 - t)).
+
+    between  f: "" for none, or "relu"
+    reads    x: "normed", what the FFN reads, or "residual", what its norm reads
+    """
+
+    def __init__(self, a, b, bias, between="", reads="normed"):
+        self.a, self.b, self.bias = a, b, bias
+        self.between, self.reads = between, reads
+
+    def scores(self, x, residual, neurons=None):
+        """The FFN's input after and before its norm, each (T, d_model) -> (T, d_ffn) float32, or
+        (T, n) of ``neurons`` (n,) alone."""
+        inner = self.a.linear(residual if self.reads == "residual" else x)
+        if self.between == "relu":
+            np.maximum(inner, 0, out=inner)
+        if neurons is not None:
+            return self.b.some(inner, neurons, self.bias[neurons])
+        return self.b.linear(inner, self.bias)
+
+    def select(self, x, residual):
+        """The Selection of the neurons predicted active."""
+        return Selection.of_scores(self.scores(x, residual))
+
+    def early(self, x, residual, share=1.0):
+        """(neurons worth reading, neurons worth keeping) by x, which is not final yet."""
+        units = self.select(x, residual).units
+        return units, units
+
+    @property
+    def in_dram(self):
+        return self.a.in_dram and self.b.in_dram

@@ -1,0 +1,254 @@
+"""What a token will cost: bytes and seconds by part, from a plan and a device's profile."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR
+from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS
+from flashinfer.paper.flash import PIECE_BYTES, STAGING_BYTES
+from flashinfer.plan.timeline import Timeline
+
+PARTS = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
+GUESSED = 0.8  # of what a layer uses is guessed one layer early, where calibration does not say
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one token.
+
+    read      {part: bytes from flash}; requests: reads of neurons or experts
+    seconds   {part: seconds}: computing, and what reads take beyond it
+    """
+
+    read: dict
+    requests: float
+    seconds: dict
+
+    @property
+    def bytes(self):
+        return sum(self.read.values())
+
+    @property
+    def total(self):
+        return sum(self.seconds.values())
+
+    @property
+    def tokens_per_second(self):
+        return 1 / self.total
+
+
+def predict(bundle, plan, profile, gap_bytes, block=512):
+    """The Cost of a token in the middle of the context.
+
+    gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
+    """
+    token = _Token(bundle, plan, profile, gap_bytes, block)
+    ahead = None
+    for number in range(bundle.config.num_hidden_layers):
+        token.attention(number)
+        ahead = token.feed_forward(number, ahead)
+    token.multiply(HEAD)
+    return Cost(token.read, token.requests, dict(token.line.seconds))
+
+
+class _Token:
+    """Goes the way of ``Model.forward``, on a Timeline."""
+
+    def __init__(self, bundle, plan, profile, gap_bytes, block):
+        self.bundle, self.plan, self.profile = bundle, plan, profile
+        self.gap_bytes, self.block = gap_bytes, block
+        self.layers = bundle.config.num_hidden_layers
+        self.line = Timeline(profile)
+        for part in ("attention", "feed-forward", *PARTS.values(), "the rest"):
+            self.line.compute(part, 0.0)  # to be printed in this order
+        self.read = dict.fromkeys(("neurons", *PARTS.values()), 0.0)
+        self.requests = 0.0
+        self.matrices = {}  # {(role, layer): TensorSpecs}, layer None: of the whole model
+        for spec in bundle.specs:
+            if spec.role in PARTS and len(spec.shape) == 2:
+                layer = None if spec.role == HEAD else int(spec.name.split(".")[1])
+                self.matrices.setdefault((spec.role, layer), []).append(spec)
+        self.units = [self._units(number) for number in range(self.layers)]
+
+    def _bundles(self, number):
+        return self.bundle.tensors[f"layers.{number}.ffn.bundles"]
+
+    def multiply(self, role, layer=None):
+        """The products with the matrices of a role, streamed where they do not stay."""
+        for spec in self.matrices.get((role, layer), ()):
+            tensor = self.bundle.tensors[spec.name]
+            kept = self.plan.rows_kept(spec, tensor) / tensor.rows
+            self.line.multiply(PARTS[role], kept * self._linear(tensor) * self._share(spec))
+            if kept < 1:
+                self._stream(tensor, PARTS[role], PARTS[role], 1 - kept)
+
+    def _share(self, spec):
+        """Of a predictor only the rows for the experts that were chosen."""
+        config = self.bundle.config
+        some = config.neurons_apart and spec.name.endswith("predictor.b")
+        return config.experts_per_token / config.experts if some else 1.0
+
+    def _stream(self, tensor, part, read, share=1.0):
+        """So much of a tensor, from flash."""
+        nbytes, seconds = share * tensor.nbytes, share * self._linear(tensor)
+        self.read[read] += nbytes
+        self.line.stream(part, nbytes, self.plan.buffers / 2, seconds)
+
+    def _linear(self, tensor):
+        return tensor.nbytes / self.profile.linear[tensor.format.name]
+
+    def attention(self, number):
+        """With half of the context's keys and values."""
+        self.multiply(ATTENTION, number)
+        cached = self.plan.kv_cache / 2 / self.layers
+        self.line.compute("attention", cached / self.profile.dram)
+
+    def read_ahead(self, number):
+        """Begin the reads that a layer's guess asks for; when they are done, or None."""
+        units = self.units[number] if number < self.layers else None
+        if units is None or units.ahead == 0:
+            return None
+        self._predict(number)
+        self.line.compute("the rest", self.profile.cached / 2)
+        return self._submit(units.ahead + units.wrong)
+
+    def _predict(self, number):
+        if self.plan.neurons == "predicted":
+            self.multiply(PREDICTOR, number)
+
+    def feed_forward(self, number, ahead):
+        """A layer's FFN; ahead: when what was read ahead for it is done, or None. Returns that
+        of the next layer."""
+        line, units = self.line, self.units[number]
+        if units is not None:
+            self._predict(number)
+        if units is None or units.whole:
+            coming = self.read_ahead(number + 1)
+            line.compute("the rest", self.profile.layer)
+            if units is None:
+                self._stream(self._bundles(number), "feed-forward", "neurons")
+            else:
+                line.multiply("feed-forward", units.seconds)
+        elif units.capacity < units.used:
+            coming = self.read_ahead(number + 1)
+            self._in_waves(units)
+        else:
+            line.compute("the rest", self.profile.cached / (1 if ahead is None else 2))
+            late = units.missing - units.ahead
+            done = self._submit(late)
+            coming = self.read_ahead(number + 1)
+            self._compute(units, (ahead, units.ahead), (done, late))
+        return coming
+
+    def _compute(self, units, *reads):
+        """Of the units that are there all but the down projection, while others come; of those,
+        (when they are there, how many), the same when they are; at last the down projection."""
+        parts, used = self.bundle.config.parts, max(units.used, units.missing, 1e-9)
+        before = units.seconds * (1 - 1 / parts) / used
+        self.line.multiply("feed-forward", before * (used - units.missing))
+        for done, n in reads:
+            self.line.wait(done or 0.0)
+            self.line.multiply("feed-forward", before * n)
+        self.line.multiply("feed-forward", units.seconds / parts)
+
+    def _in_waves(self, units):
+        """As ``FeedForward._compute_in_waves``."""
+        size = max(1, units.capacity // 2)
+        overlap = 2 * size <= units.capacity
+        waves = math.ceil(units.used / size)
+        among = self.bundle.config.units / waves  # a wave's lie close together
+        coming = None
+        for number in range(waves):
+            self.line.compute("the rest", self.profile.cached / 2)  # nothing is read ahead
+            done = self._submit(units.missing / waves, among) if coming is None else coming
+            coming = None
+            if overlap and number + 1 < waves:
+                coming = self._submit(units.missing / waves, among)
+            self.line.wait(done)
+            self.line.multiply("feed-forward", units.seconds / waves)
+
+    def _submit(self, missing, among=None):
+        """Begin to read so many units ``among`` these, or a layer's; when they are there."""
+        among = among or self.bundle.config.units
+        unit_bytes = self.bundle.unit_bytes
+        nbytes, requests = merged(missing, among, unit_bytes, self.gap_bytes, self.block)
+        if nbytes > STAGING_BYTES:  # the others are read one by one
+            share = STAGING_BYTES / nbytes
+            alone = merged(missing, among, unit_bytes, -1, self.block)
+            nbytes = share * nbytes + (1 - share) * alone[0]
+            requests = share * requests + (1 - share) * alone[1]
+        requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
+        self.read["neurons"] += nbytes
+        self.requests += requests
+        return self.line.submit(requests, nbytes)
+
+    def _units(self, number):
+        """The _Units of a layer, or None where all are computed and do not stay."""
+        bundle, plan, config = self.bundle, self.plan, self.bundle.config
+        rows, tensor = plan.cache_rows[number], self._bundles(number)
+        whole = rows == config.units and plan.window is None
+        if plan.neurons == "dense":
+            return _Units(config.units, rows, True, self._linear(tensor)) if whole else None
+        calibrated = bundle.calibration["layers"][number] if bundle.calibration else {}
+        used = config.experts_per_token or config.units
+        if calibrated:
+            used = config.units * calibrated["predicted"]
+        seconds = used * bundle.unit_bytes / self.profile.sparse[tensor.format.name]
+        if whole:
+            return _Units(used, rows, True, seconds)
+        missing = used * (1 - rows / config.units)
+        if calibrated:
+            missing = misses(calibrated, plan, rows, config.units)
+        units = _Units(used, rows or plan.shared_rows, False, seconds, missing)
+        if number > 0 and rows >= used and (config.reads_experts or plan.predictor):
+            named, right = missing * plan.ahead, _right(calibrated, plan.ahead)
+            units.ahead, units.wrong = named * right, named * (1 - right)
+        return units
+
+
+def _right(calibrated, share):
+    """How much of a guess is right, where its surest ``share`` counts."""
+    right = calibrated.get("guessed", GUESSED)
+    return right if share == 1 else calibrated.get("surest", (1 + right) / 2)
+
+
+@dataclass
+class _Units:
+    """What a layer's FFN does for a token: units used, of them missing; of those read ahead, and
+    beside them wrong ones; seconds of computing."""
+
+    used: float
+    capacity: int
+    whole: bool
+    seconds: float
+    missing: float = 0.0
+    ahead: float = 0.0
+    wrong: float = 0.0
+
+
+def misses(calibrated, plan, rows, neurons):
+    """Neurons of a layer to read per token, with ``rows`` of them in DRAM."""
+    if plan.window:  # those that a window of one token more would hold, and this one does not
+        needs = calibrated["window_rows"]
+        at = min(plan.window, WINDOWS - 1)
+        return needs[at] - needs[at - 1]
+    return float(np.interp(rows / neurons, CAPACITIES, calibrated["misses"]))
+
+
+def merged(missing, neurons, row_bytes, gap_bytes, block):
+    """(bytes, requests) for rows that are missing at random, neighbours read as one (gap_bytes
+    -1: none is)."""
+    if missing <= 0:
+        return 0.0, 0.0
+    skip = int(np.gcd(row_bytes, block))
+    widened = row_bytes + block - skip if row_bytes % block else row_bytes
+    density = min(1.0, missing / neurons)
+    reach = 1 + gap_bytes // row_bytes  # the next row, and those that a gap skips
+    close = 1 - (1 - density) ** reach  # the chance that a row is joined to the one before
+    distances = np.arange(reach)
+    chances = density * (1 - density) ** distances
+    gap = float((chances * distances).sum()) * row_bytes
+    nbytes = missing * (widened - close * (widened - row_bytes) + gap)
+    return nbytes, missing * (1 - close)

@@ -1,0 +1,202 @@
+"""What a machine and its flash can do: measured by ``flashinfer probe``, or a board's estimate."""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from flashinfer.formats import bounded_json
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.files import read_bytes, refuse_target, replacing
+from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.numbers import is_number
+
+MOST_GAP = 256 << 10
+# What a profile's file may hold: seconds and speeds of any machine there can be.
+LEAST, MOST = 1e-12, 1e15
+MOST_BLOCK, MOST_SIZES, MOST_THREADS, MOST_FILE = 1 << 40, 256, 1024, 1 << 20
+SIZE = re.compile("[0-9]{1,13}")
+TABLES = ("alone", "reads", "streams", "submit")
+NUMBERS = ("dram", "layer", "cached", "wake")
+WORTH_JOINING = 1.7  # a read of two rows and their gap may take so many times that of one row
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds, bytes and bytes per second.
+
+    name        of the machine and its flash; note: how the figures were found
+    threads     that computed
+    alone       {bytes of a read: seconds that one takes with no other in flight}
+    reads       {bytes of a read: bytes/s of such reads, many in flight}
+    streams     {bytes of a tile: bytes/s of a stream in such tiles, each read while the one before
+                is multiplied}
+    dram        bytes/s of a plain sum over memory
+    linear, sparse  {number format: bytes/s of weights} of the products with one token
+    layer       what a layer costs a token besides reads and products, where it stays in DRAM
+    cached      and where it has a neuron cache
+    wake        what the first product takes longer where its threads sleep, as they do after a wait
+    submit      {bytes of a read: what one takes of the CPU's time, to be begun and at its end}
+    most_bytes, most_reads  a second, where the flash is held to them; 0: it is not
+    """
+
+    name: str
+    note: str
+    threads: int
+    alone: dict
+    reads: dict
+    streams: dict
+    dram: float
+    linear: dict
+    sparse: dict
+    layer: float
+    cached: float
+    wake: float
+    submit: dict
+    most_bytes: float = 0.0
+    most_reads: float = 0.0
+
+    def read_seconds(self, nbytes):
+        """What one read of this size takes of the flash's time, when many are in flight."""
+        return _at(nbytes, {size: size / speed for size, speed in self.reads.items()})
+
+    def batch_seconds(self, requests, nbytes):
+        """What reads of ``nbytes`` together, begun at once, take until the last one is there.
+
+        The first takes what one alone does, each of the others what it takes of the flash's time.
+        """
+        size = nbytes / requests
+        first = min(1.0, requests) * _at(size, self.alone)  # on average, there may be none
+        return first + max(0.0, requests - 1) * self.read_seconds(size)
+
+    def submit_seconds(self, nbytes):
+        """What one read of this size takes of the CPU's time."""
+        return float(np.interp(nbytes, *zip(*sorted(self.submit.items()), strict=True)))
+
+    def stream_speed(self, tile_bytes):
+        """Bytes/s of a stream in tiles of this size."""
+        times = {size: size / speed for size, speed in self.streams.items()}
+        return tile_bytes / _at(tile_bytes, times)
+
+    def gap_bytes(self, row_bytes):
+        """The widest gap between two rows for which one read takes clearly less than two."""
+        worth, gap = WORTH_JOINING * self._held_seconds(row_bytes), 0
+        while gap < MOST_GAP and self._held_seconds(2 * row_bytes + gap + 4096) <= worth:
+            gap += 4096
+        return gap
+
+    def _held_seconds(self, nbytes):
+        """As ``read_seconds``, or what one read of so many takes by what the flash is held to."""
+        return max(self.read_seconds(nbytes), self.allowed_after(1, nbytes))
+
+    def allowed_after(self, requests, nbytes):
+        """Seconds after which so much may have been read, by what the flash is held to."""
+        by_bytes = nbytes / self.most_bytes if self.most_bytes else 0.0
+        return max(by_bytes, requests / self.most_reads if self.most_reads else 0.0)
+
+    def held(self, bytes_per_second, reads_per_second=0.0):
+        """The same machine with its flash held to these limits, as a cgroup's throttle does."""
+        return replace(self, most_bytes=bytes_per_second or 0.0, most_reads=reads_per_second or 0.0)
+
+
+def _at(nbytes, seconds):
+    """Between the sizes of {bytes: seconds}; beyond the largest, as fast as that."""
+    sizes, times = zip(*sorted(seconds.items()), strict=True)
+    if nbytes >= sizes[-1]:
+        return times[-1] * nbytes / sizes[-1]
+    return float(np.interp(nbytes, sizes, times))
+
+
+def prepare(path):
+    """Make the directory of a profile to be written. Raises UserError where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    refuse_target(path)
+
+
+def save(profile, path):
+    """Write a profile as JSON, whole or not at all. Raises UserError where that fails."""
+    prepare(path)
+    with replacing(path) as file:
+        file.write((json.dumps(asdict(profile), indent=2) + "\n").encode())
+
+
+def load(path):
+    """Read a profile. Raises FormatError where the file is none."""
+    text = read_bytes(path, MOST_FILE)
+    try:
+        raw = bounded_json.parse(text, path, finite=True)
+        tables = {name: _table(raw[name]) for name in TABLES}
+        speeds = {name: {f: raw[name][f] for f in FORMATS} for name in ("linear", "sparse")}
+        texts = {name: raw[name] for name in ("name", "note")}
+        numbers = {name: raw[name] for name in NUMBERS}
+        limits = {name: raw.get(name, 0.0) for name in ("most_bytes", "most_reads")}
+        threads = raw["threads"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(f"{path}: is not a profile; flashinfer probe makes one") from None
+    found = [*numbers.values(), *(limit for limit in limits.values() if limit != 0)]
+    for table in (*tables.values(), *speeds.values()):
+        found += table.values()
+    sizes = [size for table in tables.values() for size in table]
+    if not (
+        all(is_number(value, LEAST, MOST) for value in found)
+        and all(is_number(size, 1, MOST_BLOCK) for size in sizes)
+        and all(tables.values())
+        and all(isinstance(text, str) for text in texts.values())
+        and isinstance(threads, int)
+        and is_number(threads, 1, MOST_THREADS)
+    ):
+        raise FormatError(f"{path}: is not a profile; flashinfer probe makes one")
+    return Profile(threads=threads, **texts, **numbers, **limits, **tables, **speeds)
+
+
+def _table(entries):
+    """{bytes: figure} of JSON's {"bytes": figure}. Raises ValueError."""
+    if len(entries) > MOST_SIZES or not all(SIZE.fullmatch(size) for size in entries):
+        raise ValueError
+    return {int(size): value for size, value in entries.items()}
+
+
+def cache_path(path):
+    """Where the profile of the device that holds ``path`` is kept. Raises UserError, OSError."""
+    device = os.stat(path).st_dev
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("there is no home directory to keep a profile in; name a file") from None
+    return Path(base) / "flashinfer" / f"device-{os.major(device)}-{os.minor(device)}.json"
+
+
+def measured(path):
+    """The profile that ``flashinfer probe`` left for the device that holds ``path``, or None."""
+    try:
+        return load(cache_path(path))
+    except (UserError, OSError):
+        return None
+
+
+def boards():
+    """{name: path} of the estimated profiles that come with the package."""
+    folder = Path(str(files("flashinfer.plan") / "boards"))
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def find(device, path):
+    """The Profile that ``device`` names: a board or a file; None: the one measured for ``path``.
+
+    Returns None where nothing was measured. Raises UserError where there is no such board or file.
+    """
+    if device is None or isinstance(device, Profile):
+        return device or measured(path)
+    known = boards()
+    if str(device) in known:
+        return load(known[str(device)])
+    if os.path.exists(device):
+        return load(device)
+    raise UserError(f"device {str(device)!r} is no file and not one of {', '.join(known)}")

@@ -1,0 +1,198 @@
+"""What reads of a file, products and memory take here: what ``probe`` is made of."""
+
+import itertools
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.number_formats import FORMATS
+from flashinfer.paper.flash import aligned_bytes
+from flashinfer.plan.threads import default_threads
+
+READ_SECONDS = 0.3  # of each block size
+ALONE = 100  # reads of each block size, one after the other, or what READ_SECONDS allow
+BATCH_BYTES = 32 << 20  # read by one submit, or what READ_SECONDS allow; at least BATCH_READS
+BATCH_READS = 64
+MEANWHILE_BYTES = 8 << 20  # multiplied while reads are in flight
+WEIGHT_BYTES = 32 << 20  # of each number format: together beyond any cache
+MATRIX_BYTES = 4 << 20  # multiplied at once, as a layer's matrices are
+ACTIVE = 0.08  # of the rows, used at once
+STIR_SECONDS = 0.02  # until the scheduler has given each thread a core of its own
+WAKES = 40
+
+
+def alone(flash, size, block):
+    """Seconds of one read of this size with no other in flight: the mean, as a token sees it."""
+    memory, random = aligned_bytes(block), np.random.default_rng(1)
+    length, zero = np.array([block]), np.zeros(1, dtype=np.int64)
+    times = []
+    for place in random.integers(0, size // block, 1 + ALONE):
+        begun = time.perf_counter()
+        flash.wait(flash.submit(place.reshape(1) * block, length, memory, zero))
+        times.append(time.perf_counter() - begun)
+        if len(times) > 4 and sum(times) > READ_SECONDS:
+            break
+    return statistics.fmean(times[1:])  # before the first the memory's pages are not there
+
+
+def many(flash, size, block):
+    """Bytes/s of random reads of one size, very many at once."""
+    least = min(BATCH_READS, size // block // 2)
+    some = _batches(flash, size, block, least)
+    allowed = READ_SECONDS / _seconds(lambda: flash.wait(some()), 1) * least
+    count = int(np.clip(min(BATCH_BYTES // block, allowed), least, size // block // 2))
+    batch, batches = _batches(flash, size, block, count), 0
+    flash.wait(batch())  # the memory's pages are there now
+    begun = time.perf_counter()
+    while batches < 2 or time.perf_counter() < begun + READ_SECONDS:
+        flash.wait(batch())
+        batches += 1
+    return batches * count * block / (time.perf_counter() - begun)
+
+
+def _batches(flash, size, block, count):
+    """A function that submits ``count`` reads at random places, as the engine a layer's misses."""
+    memory, random = aligned_bytes(count * block), np.random.default_rng(block)
+    lengths = np.full(count, block, dtype=np.int64)
+    destinations = np.arange(count, dtype=np.int64) * block
+    flash.gap_bytes = 0
+
+    def batch():
+        blocks = np.sort(random.choice(size // block // 2, count, replace=False)) * 2
+        return flash.submit(blocks * block, lengths, memory, destinations)
+
+    return batch
+
+
+def submit(flash, size, block, count):
+    """Seconds of the CPU's that a read takes: to submit it, and what it delays, when it ends, of
+    what is computed meanwhile."""
+    batch = _batches(flash, size, block, min(count, size // block // 2))
+    x, matrix = _matrix(FORMATS["f16"], MEANWHILE_BYTES)
+    products = 1
+
+    def compute(before=lambda: None):
+        begun = time.perf_counter()
+        submitted = before()
+        for _ in range(products):
+            kernels.linear(x, matrix)
+        seconds = time.perf_counter() - begun
+        if submitted is not None:
+            flash.wait(submitted)
+        return seconds
+
+    products = round(_seconds(lambda: flash.wait(batch())) / _seconds(compute)) or 1
+    by_itself, beside = [], []
+    until = time.perf_counter() + READ_SECONDS
+    while len(beside) < 2 or time.perf_counter() < until:
+        by_itself.append(compute())
+        beside.append(compute(batch))
+    return max(1e-9, (statistics.fmean(beside) - statistics.fmean(by_itself)) / count)
+
+
+def stream(flash, size, tile):
+    """Bytes/s of a stream in tiles of about this size, each multiplied with one token meanwhile,
+    as what does not fit is read."""
+    tensor = StoredTensor("probe", 0, size // 4096, 2048, FORMATS["f16"])
+    x = np.ones((1, tensor.columns), dtype=np.float32)
+    begun = time.perf_counter()
+    for _, stop, memory, starts in flash.stream(tensor, aligned_bytes(2 * tile)):
+        rows = memory[starts[0] : starts[-1] + tensor.row_bytes].reshape(-1, tensor.row_bytes)
+        kernels.linear(x, kernels.Matrix(rows, tensor.columns, tensor.format))
+        seconds, nbytes = time.perf_counter() - begun, stop * tensor.row_bytes
+        if seconds > READ_SECONDS:
+            break
+    return nbytes / seconds
+
+
+def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
+    """Bytes/s of a plain sum over memory by this many threads, the best of several."""
+    threads = threads or default_threads()
+    parts = np.array_split(np.ones(nbytes // 8, dtype=np.int64), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        times = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            times.append(time.perf_counter() - begun)
+    return nbytes / min(times)
+
+
+class Products:
+    """The products of one number format with one token, sampled now and then, as a shared machine's
+    memory changes from second to second."""
+
+    def __init__(self, format, columns=2048):
+        self.x, matrix = _matrix(format, WEIGHT_BYTES, columns)
+        self.weights, self.format, self.random = matrix.data, format, np.random.default_rng(2)
+        step = max(1, MATRIX_BYTES // self.weights.shape[1])
+        self.matrices = [
+            kernels.Matrix(self.weights[i : i + step], columns, format)
+            for i in range(0, len(self.weights), step)
+        ]
+        self.linears, self.sparses = [], []  # seconds for each byte
+
+    def sample(self):
+        rows, width = self.weights.shape
+        kernels.linear(self.x, self.matrices[0])  # the threads are awake now
+        begun = time.perf_counter()
+        for matrix in self.matrices[1:]:
+            kernels.linear(self.x, matrix)
+        multiplied = rows * width - self.matrices[0].data.nbytes
+        self.linears.append((time.perf_counter() - begun) / multiplied)
+        # Bundles of two rows, some per cent of them, as a token uses a layer's.
+        bundles = np.sort(self.random.choice(rows // 2, int(ACTIVE * rows / 2), replace=False))
+        starts, y = bundles * np.int64(2 * width), np.zeros_like(self.x)
+        begun = time.perf_counter()
+        a = kernels.sparse_up(self.weights.reshape(-1), starts, self.format, self.x)
+        kernels.sparse_down(self.weights.reshape(-1), starts + width, self.format, a, y)
+        self.sparses.append((time.perf_counter() - begun) / (2 * width * len(starts)))
+
+    def stir(self):
+        """Compute for some milliseconds: a machine that was idle for long begins slowly."""
+        until = time.perf_counter() + STIR_SECONDS
+        while time.perf_counter() < until:
+            kernels.linear(self.x, self.matrices[0])
+
+    def wake(self):
+        """Seconds that a product takes longer where its threads sleep."""
+        self.stir()
+        asleep, awake, matrices = [], [], itertools.cycle(self.matrices)
+        for _ in range(WAKES):
+            for times, pause in ((asleep, 1e-3), (awake, 0.0)):
+                time.sleep(pause)
+                begun = time.perf_counter()
+                kernels.linear(self.x, next(matrices))
+                times.append(time.perf_counter() - begun)
+        return max(1e-7, statistics.median(asleep) - statistics.median(awake))
+
+    @property
+    def linear(self):
+        """Bytes/s of ``kernels.linear``."""
+        return 1 / statistics.fmean(self.linears)
+
+    @property
+    def sparse(self):
+        """Bytes/s of ``kernels.sparse_up`` and ``sparse_down``."""
+        return 1 / statistics.fmean(self.sparses)
+
+
+def _matrix(format, nbytes, columns=2048):
+    """(x (1, columns), a Matrix of about so many bytes) to multiply."""
+    width, random = format.row_bytes(columns), np.random.default_rng(2)
+    some = format.encode(random.standard_normal((64, columns), dtype=np.float32))
+    matrix = kernels.Matrix(np.resize(some, (nbytes // width, width)), columns, format)
+    return random.standard_normal((1, columns), dtype=np.float32), matrix
+
+
+def _seconds(call, repeats=7):
+    """What a call takes: the mean, once the first has warmed up."""
+    call()
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begun) / repeats

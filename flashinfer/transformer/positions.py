@@ -1,0 +1,132 @@
+"""Where a token stands: rotary positions and their long forms, and alibi."""
+
+import math
+
+import numpy as np
+
+from flashinfer.formats.errors import FormatError
+from flashinfer.kernels.fixed_math import cos_sin, log, power
+
+TOGETHER = 64  # positions whose angles are computed at a time
+FASTEST = 1e6  # radians a position, beyond which float32 angles would be noise
+
+
+class RotaryPositions:
+    """cos and sin of the angles by which queries and keys are turned.
+
+    The forms whose frequencies depend on the text's length take ``context`` for it: the bits of a
+    token do not change while a text grows. Raises FormatError where they are no angles.
+    """
+
+    def __init__(self, rotary, context):
+        with np.errstate(all="ignore"):  # absurd factors become infinite, and are refused
+            frequencies, self.scale = frequencies_of(rotary, context)
+        if not (np.abs(frequencies) <= FASTEST).all() or not abs(self.scale) < math.inf:
+            raise FormatError(f"config: rotary positions of kind {rotary.kind} are no angles")
+        self.frequencies = frequencies
+        self.begin, self.turns = 0, self._turns(0, 1)  # every layer asks for the same
+
+    def __call__(self, start, n):
+        """Positions start.. -> cos, sin (n, dim / 2) float32."""
+        first = start - self.begin
+        if not 0 <= first <= first + n <= len(self.turns[0]):
+            self.begin, self.turns, first = start, self._turns(start, max(n, TOGETHER)), 0
+        return [values[first : first + n] for values in self.turns]
+
+    def _turns(self, start, n):
+        angles = np.arange(start, start + n)[:, None] * self.frequencies
+        return [(values * self.scale).astype(np.float32) for values in cos_sin(angles)]
+
+
+def frequencies_of(rotary, context):
+    """Angles per position (dim / 2,) float64, and what cos and sin are multiplied with."""
+    p, plain = rotary.parameters, _powers(rotary.base, rotary.dim)
+    if rotary.kind == "linear":  # positions squeezed (Chen et al. 2023)
+        return plain / p["factor"], 1.0
+    if rotary.kind == "dynamic":  # the base grows with the text (NTK-aware scaling)
+        most = p["max_position_embeddings"]
+        growth = p["factor"] * max(context, most) / most - (p["factor"] - 1)
+        base = rotary.base * power(growth, rotary.dim / max(1, rotary.dim - 2))
+        return _powers(base, rotary.dim), 1.0
+    if rotary.kind == "llama3":
+        return _llama3(plain, p), 1.0
+    if rotary.kind == "yarn":
+        return _yarn(plain, rotary), _yarn_scale(p)
+    if rotary.kind == "longrope":
+        return _longrope(plain, p, context)
+    return plain, 1.0
+
+
+def _powers(base, dim):
+    """base^(-2 i / dim) for i below dim / 2, float64."""
+    return np.array([power(base, -2 * i / dim) for i in range(dim // 2)])
+
+
+def _llama3(plain, p):
+    """Slow turns are slowed down, fast ones kept, those between blended (Llama 3.1)."""
+    turns = p["original_max_position_embeddings"] * plain / (2 * math.pi)
+    low, high = p["low_freq_factor"], p["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return plain * (kept + (1 - kept) / p["factor"])
+
+
+def _yarn(plain, rotary):
+    """As llama3, blended along the dimensions instead (Peng et al. 2023)."""
+    p, dim = rotary.parameters, rotary.dim
+
+    def dimension_of(turns):
+        length = p["original_max_position_embeddings"]
+        return dim * log(length / (turns * 2 * math.pi)) / (2 * log(rotary.base))
+
+    low, high = dimension_of(p.get("beta_fast") or 32), dimension_of(p.get("beta_slow") or 1)
+    if p.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (np.arange(dim // 2) - low) / (high - low if high != low else 0.001)
+    slowed = np.clip(ramp, 0, 1)
+    return plain * (1 - slowed + slowed / p["factor"])
+
+
+def _yarn_scale(p):
+    """What makes up for the flatter softmax of a longer text."""
+
+    def scale(weight):
+        return 0.1 * weight * log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
+
+    if p.get("attention_factor") is not None:
+        return p["attention_factor"]
+    if p.get("mscale") and p.get("mscale_all_dim"):
+        return scale(p["mscale"]) / scale(p["mscale_all_dim"])
+    return scale(1.0)
+
+
+def _longrope(plain, p, context):
+    """A factor found by search for each dimension, for short and for long texts (Ding et al.
+    2024)."""
+    original = p["original_max_position_embeddings"]
+    factors = p["long_factor"] if context > original else p["short_factor"]
+    scale = p.get("attention_factor")
+    if scale is None:
+        factor = p["factor"]
+        scale = math.sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
+    return plain / np.array(factors), scale
+
+
+def alibi_table(heads, head_dim, context):
+    """What alibi (Press et al. 2021) adds to the scores of each position: (heads, context) float32.
+
+    As Falcon has it: slopes and products in bfloat16, scaled as the scores are.
+    """
+    closest = 1 << (heads.bit_length() - 1)
+    slopes = [power(2, -8 / closest * (i + 1)) for i in range(closest)]
+    slopes += [power(2, -4 / closest * (2 * i + 1)) for i in range(heads - closest)]
+    slopes = _bfloat16(np.array(slopes, dtype=np.float32))
+    table = _bfloat16(slopes[:, None] * _bfloat16(np.arange(context, dtype=np.float32)))
+    return table * np.float32(head_dim**-0.5)
+
+
+def _bfloat16(values):
+    """float32 values rounded to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)

@@ -1,0 +1,395 @@
+"""A GGUF file seen as a Hugging Face checkpoint, so that ``convert`` takes either."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from ..architectures import phi3
+from ..architectures.hugging_face import behind
+from ..errors import FormatError, shown
+from ..number_formats import FORMATS
+from ..numbers import is_number, is_whole
+from .checkpoint import COLUMN_CHUNK
+from .gguf import GgufFile
+from .gguf_metadata import refuse_strangers
+from .tokenizers.gguf_vocabulary import gguf_tokenizer
+
+# GGUF's architecture -> model_type, the activation that llama.cpp gives it, the norms' epsilon
+RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+ARCHITECTURES = {
+    "llama": ("llama", "silu", "rms_norm_eps", RMS),
+    "bamboo": ("bamboo", "relu", "rms_norm_eps", RMS),
+    "qwen2": ("qwen2", "silu", "rms_norm_eps", RMS),
+    "qwen3": ("qwen3", "silu", "rms_norm_eps", RMS),
+    "gemma": ("gemma", "gelu_pytorch_tanh", "rms_norm_eps", RMS),
+    "falcon": ("falcon", "gelu", "layer_norm_epsilon", LAYER),
+    "phi2": ("phi", "gelu_new", "layer_norm_eps", LAYER),
+    "phi3": ("phi3", "silu", "rms_norm_eps", RMS),
+    "nemotron": ("nemotron", "relu2", "norm_eps", LAYER),
+    "olmoe": ("olmoe", "silu", "rms_norm_eps", RMS),
+    "qwen2moe": ("qwen2_moe", "silu", "rms_norm_eps", RMS),
+    "qwen3moe": ("qwen3_moe", "silu", "rms_norm_eps", RMS),
+    "granitemoe": ("granitemoe", "silu", "rms_norm_eps", RMS),
+    "gpt-oss": ("gpt_oss", "silu", "rms_norm_eps", RMS),
+}
+BLOCK, KINDS = "blk.{}", ("weight", "bias")
+NAMES = {
+    "embed_tokens.weight": "token_embd.weight",
+    **{f"lm_head.{k}": f"output.{k}" for k in KINDS},
+    **{f"final_norm.{k}": f"output_norm.{k}" for k in KINDS},
+    **{f"layers.{{}}.attention_norm.{k}": f"{BLOCK}.attn_norm.{k}" for k in KINDS},
+    **{f"layers.{{}}.ffn_norm.{k}": f"{BLOCK}.ffn_norm.{k}" for k in KINDS},
+    **{f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_{p}.{k}" for p in "qkv" for k in KINDS},
+    **{f"layers.{{}}.o_proj.{k}": f"{BLOCK}.attn_output.{k}" for k in KINDS},
+    **{f"layers.{{}}.{p}_norm.{k}": f"{BLOCK}.attn_{p}_norm.{k}" for p in "qk" for k in KINDS},
+    **{f"layers.{{}}.ffn.{p}_bias": f"{BLOCK}.ffn_{p}.bias" for p in ("gate", "up", "down")},
+    **{f"layers.{{}}.router.{k}": f"{BLOCK}.ffn_gate_inp.{k}" for k in KINDS},
+    "layers.{}.sinks": f"{BLOCK}.attn_sinks.weight",
+    "layers.{}.shared.weigh.weight": f"{BLOCK}.ffn_gate_inp_shexp.weight",
+    **{
+        f"layers.{{}}.shared.{p}.weight": f"{BLOCK}.ffn_{p}_shexp.weight"
+        for p in ("gate", "up", "down")
+    },
+}
+# Whose attention may see a window only; what the others say of one has to change nothing.
+WINDOWED = ("llama", "phi3", "gpt-oss")
+LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # what their configs call num_experts
+PARTLY = ("phi", "phi3", "nemotron")  # a part of each head may be rotary
+TURNED = ("llama", "bamboo", "granitemoe")  # pairs that turn lie side by side there
+# What the metadata holds under a key: whether a value is that, and what it is called.
+KINDS_OF_VALUES = {
+    int: (is_whole, "a whole number"),
+    float: (is_number, "a number"),
+    str: (lambda value: isinstance(value, str), "a text"),
+}
+# Not weights of the model: what the first say is in the config, the others are PowerInfer's
+# predictors, which calibrate takes.
+SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+PREDICTORS = (".fc1.weight", ".fc2.weight")
+
+
+class GgufCheckpoint:
+    """An open GGUF file with the interface of ``Checkpoint``.
+
+    activation  the FFN's, under Hugging Face's name; None: the one that llama.cpp takes, as GGUF
+                does not say it (ReLU models look like others of their architecture)
+    naming      NAMES, FFN and ROWS as an architecture's module has them
+    """
+
+    def __init__(self, path, activation=None):
+        self.directory = self.config_path = Path(path)
+        self.file = GgufFile(path)
+        try:
+            tensors = self.file.tensors
+            self.shapes = {
+                name: tensor.shape
+                for name, tensor in tensors.items()
+                if name not in SCALINGS and not name.endswith(PREDICTORS)
+            }
+            for name, shape in self.shapes.items():
+                if name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1:
+                    self.shapes[name] = (1, *shape)  # a map to one value
+            self.architecture = self._get("general.architecture", str)
+            if self.architecture not in ARCHITECTURES:
+                raise FormatError(
+                    f"{path}: architecture {shown(self.architecture)} is not supported; "
+                    f"supported: {', '.join(ARCHITECTURES)}"
+                )
+            self.known = set()
+            self.config = self._config(activation)
+            self._refuse_strangers()
+            self.naming = self._naming()
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------------ what it says of itself
+
+    def _get(self, key, kind, default=None):
+        """metadata[key]. Raises FormatError where it is missing or another kind of thing."""
+        value = self.file.metadata.get(key, default)
+        is_sound, what = KINDS_OF_VALUES[kind]
+        if value is not None and not is_sound(value):
+            raise FormatError(f"{self.directory}: metadata {key} is {shown(value)}, not {what}")
+        if value is None and kind is str:
+            raise FormatError(f"{self.directory}: metadata {key} is missing")
+        return value
+
+    def _of(self, key, kind=int, default=None):
+        self.known.add(key)
+        return self._get(f"{self.architecture}.{key}", kind, default)
+
+    def _refuse_strangers(self):
+        try:
+            refuse_strangers(self.file.metadata, self.architecture, self.known, self.config)
+        except FormatError as error:
+            raise FormatError(f"{self.directory}: {error}") from None
+
+    def _config(self, activation):
+        """A Hugging Face config (a dict) that leaves nothing out, as GGUF has defaults of its own;
+        null is refused where it is read and must not be."""
+        model_type, usual, epsilon, epsilon_key = ARCHITECTURES[self.architecture]
+        tensors = self.file.tensors
+        if "blk.0.fc1.weight" in tensors:  # PowerInfer's models have a ReLU
+            usual = "relu"
+        heads, hidden_size = self._of("attention.head_count"), self._of("embedding_length")
+        embeddings = tensors.get("token_embd.weight")
+        head_dim = self._of("attention.key_length")
+        if head_dim is None and heads and hidden_size:
+            head_dim = hidden_size // heads
+        window = None
+        if self.architecture in WINDOWED:
+            window = self._of("attention.sliding_window") or None
+        if model_type == "llama" and self._of("expert_count"):
+            model_type = "mixtral"
+        elif model_type == "llama" and window:
+            model_type = "mistral"
+        neurons = self._of("feed_forward_length")
+        config = {
+            "model_type": model_type,
+            "vocab_size": embeddings.shape[0] if embeddings else None,
+            "hidden_size": hidden_size,
+            "intermediate_size": neurons,
+            "ffn_hidden_size": neurons,
+            "num_hidden_layers": self._of("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._of("attention.head_count_kv"),
+            "head_dim": head_dim,
+            "max_position_embeddings": self._of("context_length"),
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "hidden_act": activation or usual,
+            "activation": activation or usual,
+            epsilon: self._of(epsilon_key, float),
+            "attention_bias": "blk.0.attn_output.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
+            "rope_parameters": self._rope_parameters(),
+            "original_max_position_embeddings": self._of("rope.scaling.original_context_length"),
+            "partial_rotary_factor": self._partial_rotary_factor(model_type, head_dim),
+            "sliding_window": window,
+            "bos_token_id": self._get("tokenizer.ggml.bos_token_id", int),
+            "eos_token_id": self._ends_of_text(),
+        }
+        config.update(self._of_its_own(config))
+        return config
+
+    def _of_its_own(self, config):
+        """What only some architectures have, or have otherwise."""
+        model_type, found = config["model_type"], {}
+        if model_type == "phi3" and config["original_max_position_embeddings"] is None:
+            found["original_max_position_embeddings"] = config["max_position_embeddings"]
+        if self._of("expert_count"):
+            found.update(self._mixture(model_type, config["intermediate_size"]))
+        if model_type == "granitemoe":
+            found.update(self._scales())
+        if model_type == "falcon":
+            two = "blk.0.attn_norm_2.weight" in self.file.tensors
+            found["new_decoder_architecture"] = True  # how its heads are grouped
+            found["num_kv_heads"] = config["num_key_value_heads"] or 1
+            found["num_ln_in_parallel_attn"] = 2 if two else 1
+        return found
+
+    def _mixture(self, model_type, neurons):
+        """What is more where there are experts."""
+        neurons = self._of("expert_feed_forward_length") or neurons
+        experts = self._of("expert_count")
+        return {
+            "num_local_experts" if model_type in LOCAL_EXPERTS else "num_experts": experts,
+            "num_experts_per_tok": self._of("expert_used_count"),
+            "moe_intermediate_size": neurons,
+            "intermediate_size": neurons,
+            # llama.cpp has it in its code, but for files that say it
+            "norm_topk_prob": model_type not in ("olmoe", "qwen2_moe"),
+            "shared_expert_intermediate_size": self._of("expert_shared_feed_forward_length"),
+        }
+
+    def _scales(self):
+        """What Granite multiplies embeddings, attention, blocks and logits with."""
+        return {
+            "embedding_multiplier": self._of("embedding_scale", float),
+            "attention_multiplier": self._of("attention.scale", float),
+            "residual_multiplier": self._of("residual_scale", float),
+            "logits_scaling": self._of("logit_scale", float),
+        }
+
+    def _partial_rotary_factor(self, model_type, head_dim):
+        """Which part of each head is turned. Raises FormatError where it must be all."""
+        turned = self._of("rope.dimension_count")
+        if not turned or not head_dim or turned == head_dim:
+            return 1.0
+        if model_type not in PARTLY or not 0 < turned < head_dim:
+            raise FormatError(
+                f"{self.directory}: rope.dimension_count {shown(turned)} of heads of "
+                f"{shown(head_dim)} is not supported for {self.architecture}"
+            )
+        # The next larger number, as a product with head_dim must not be rounded below ``turned``.
+        return math.nextafter(turned / head_dim, math.inf)
+
+    def _rope_parameters(self):
+        """The kind of rotary positions, and what it needs."""
+        base = self._of("rope.freq_base", float)
+        return {"rope_theta": 10000.0 if base is None else base, **self._rope_scaling()}
+
+    def _rope_scaling(self):
+        tensors = self.file.tensors
+        kind = self._of("rope.scaling.type", str, "linear")  # as llama.cpp has it
+        factor = self._of("rope.scaling.factor", float)
+        if kind == "linear" and not factor:
+            kind = "none"
+        if "rope_freqs.weight" in tensors:  # Llama 3's, as factors of each dimension
+            self._refuse_two_scalings(kind)
+            factors = self._vector("rope_freqs.weight")
+            return {
+                "rope_type": "longrope", "short_factor": factors, "long_factor": factors,
+                "attention_factor": 1.0,
+            }  # fmt: skip
+        if "rope_factors_short.weight" in tensors and "rope_factors_long.weight" in tensors:
+            self._refuse_two_scalings(kind)
+            return {
+                "rope_type": "longrope",
+                "short_factor": self._vector("rope_factors_short.weight"),
+                "long_factor": self._vector("rope_factors_long.weight"),
+                "attention_factor": self._of("rope.scaling.attn_factor", float),
+            }
+        if kind == "none":
+            return {"rope_type": "default"}
+        scaling = {"rope_type": kind, "factor": factor}
+        if kind == "yarn":
+            scaling["beta_fast"] = self._of("rope.scaling.yarn_beta_fast", float, 32.0)
+            scaling["beta_slow"] = self._of("rope.scaling.yarn_beta_slow", float, 1.0)
+        if self.architecture == "gpt-oss":
+            scaling["truncate"] = False
+        return scaling
+
+    def _refuse_two_scalings(self, kind):
+        """Factors of each dimension are a scaling of their own."""
+        if kind not in ("none", "longrope"):
+            raise FormatError(
+                f"{self.directory}: rope.scaling.type {shown(kind)} beside factors of each "
+                "dimension is not supported"
+            )
+
+    def _vector(self, name):
+        tensor = self.file.tensors[name]
+        if len(tensor.shape) != 1 or tensor.type.name != "F32":
+            raise FormatError(f"{self.directory}: tensor {name} is not a row of F32")
+        return [float(value) for value in self.read_rows(name)]
+
+    def _ends_of_text(self):
+        keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+        found = [self._get(f"tokenizer.ggml.{key}", int) for key in keys]
+        return sorted({token for token in found if token is not None})
+
+    def _naming(self):
+        """NAMES, FFN and ROWS for what this file holds."""
+        names, rows, tensors = dict(NAMES), {}, self.file.tensors
+        parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
+        ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
+        if "blk.0.ffn_gate_exps.weight" in tensors:
+            for part in ("gate", "up", "down"):
+                ffn[part] = f"{BLOCK}.ffn_{part}_exps.weight"
+                names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
+        if "blk.0.post_attention_norm.weight" in tensors and "blk.0.ffn_norm.weight" not in tensors:
+            names["layers.{}.ffn_norm.weight"] = f"{BLOCK}.post_attention_norm.weight"
+        if "blk.0.attn_qkv.weight" in tensors:
+            for p in "qkv":
+                names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
+                rows[f"{p}_proj"] = behind(p)
+        if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: a row a neuron
+            ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
+            del ffn["down"]
+        if self.architecture in TURNED:
+            rows["q_proj"] = lambda config: _unpermuted(config.num_attention_heads, config)
+            rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
+        if self.architecture == "phi3":
+            ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
+            rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
+        if "blk.0.attn_norm_2.weight" in tensors:  # what attention reads; the other is the FFN's
+            for k in KINDS:
+                names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"
+                names[f"layers.{{}}.ffn_norm.{k}"] = f"{BLOCK}.attn_norm.{k}"
+        return SimpleNamespace(NAMES=names, FFN=ffn, ROWS=rows)
+
+    # ------------------------------------------------------------------ what it holds
+
+    def format_of(self, name):
+        """The NumberFormat that keeps a tensor as it is, or the nearest there is."""
+        kind = self.file.tensors[name].type
+        if kind.format is not None:
+            return kind.format
+        return FORMATS["q4_0" if kind.name[1] in "234" else "q8_0"]
+
+    def requantised(self):
+        """Names of the types in this file that no format keeps as they are."""
+        types = (t.type for n, t in self.file.tensors.items() if n in self.shapes)
+        return sorted({kind.name for kind in types if kind.format is None})
+
+    def read_rows(self, name, start=0, stop=None):
+        """Rows ``start:stop`` of a tensor as float32."""
+        tensor = self.file.tensors[name]
+        if len(tensor.shape) > 1:
+            return self.file.decode(tensor.type, self.file.raw_rows(name, start, stop))
+        values = self.file.decode(tensor.type, self.file.raw_rows(name))
+        return (values if len(self.shapes.get(name, ())) == 2 else values.reshape(-1))[start:stop]
+
+    def raw_rows(self, name, format, start, stop):
+        """The same as bytes, where the file holds them in this NumberFormat; else None."""
+        tensor = self.file.tensors[name]
+        if tensor.type.format is not format or len(tensor.shape) < 2:
+            return None
+        return self.file.raw_rows(name, start, stop)
+
+    def read_columns(self, name):
+        """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32."""
+        tensor = self.file.tensors[name]
+        raw, kind = self.file.raw_rows(name), tensor.type
+        for start in range(0, tensor.shape[1], COLUMN_CHUNK):
+            stop = min(start + COLUMN_CHUNK, tensor.shape[1])
+            piece = raw[:, start // kind.block * kind.block_bytes :]
+            piece = piece[:, : (stop - start) // kind.block * kind.block_bytes]
+            yield self.file.decode(kind, piece).T
+
+    def generation_config(self):
+        return {}
+
+    def tokenizer_json(self):
+        """The text of a ``tokenizer.json`` made of the vocabulary in the file, or None.
+
+        Raises FormatError where it is damaged, or of a kind that is not known.
+        """
+        try:
+            made = gguf_tokenizer(self.file.metadata)
+        except FormatError as error:
+            raise FormatError(f"{self.directory}: {error}") from None
+        return made and json.dumps(made)
+
+    def chat_template(self):
+        """The jinja template of a conversation, or None."""
+        return self._get("tokenizer.chat_template", str, "") or None
+
+    def special_tokens(self):
+        """{role: token} of the special tokens that the tokenizer names."""
+        tokens, found = self.file.metadata.get("tokenizer.ggml.tokens"), {}
+        for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+            number = self._get(f"tokenizer.ggml.{name}_token_id", int)
+            if isinstance(tokens, list) and number is not None and 0 <= number < len(tokens):
+                found[f"{role}_token"] = tokens[number]
+        return found
+
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def _unpermuted(heads, config):
+    """Row of a llama GGUF's q or k for each row of the checkpoint's."""
+    ids = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
+    return ids.swapaxes(1, 2).reshape(-1)

@@ -1,0 +1,135 @@
+"""The metadata of a GGUF model that may be left unread: what it says when it changes nothing.
+
+A key of the model's architecture is read by ``GgufCheckpoint``, stands here with the values that
+leave the result as it is (llama.cpp's converter writes some of them), or is refused.
+"""
+
+import math
+
+from ..errors import FormatError, shown
+
+
+def refuse_strangers(metadata, architecture, known, config):
+    """Raise FormatError naming a key of the architecture that could change the result.
+
+    known   the keys, without the architecture in front, that were read
+    config  the Hugging Face config (a dict) that was made of them
+    """
+    for key, value in metadata.items():
+        name = key.removeprefix(f"{architecture}.")
+        if name == key or name in known:
+            continue
+        is_harmless = HARMLESS.get(name)
+        sound = isinstance(value, (int, float)) and is_harmless and is_harmless(value, config)
+        if not sound and name not in UNUSED:
+            raise FormatError(f"metadata {shown(key)} is {shown(value)}, which is not supported")
+
+
+def _one_of(*values):
+    return lambda value, config: value in values
+
+
+def _equals(field):
+    """Whether a value is that of a field of the config."""
+    return lambda value, config: value == config[field]
+
+
+def _no_window(value, config):
+    """A window that the longest text does not leave is none."""
+    return value == 0 or value >= (config["max_position_embeddings"] or math.inf)
+
+
+def _usual_scale(value, config):
+    """Whether a scale of attention is 1 / sqrt(head_dim), which 0 stands for."""
+    return value == 0 or math.isclose(value * value * (config["head_dim"] or 0), 1, rel_tol=1e-6)
+
+
+def _softmax(value, config):
+    """1 is a softmax over all experts, 3 over those chosen, which is the same once normalised."""
+    return value in (0, 1) or (value == 3 and config.get("norm_topk_prob", False))
+
+
+def _usual_rotary(value, config):
+    """Granite's files switch rotary positions off by this key; others only take note by it."""
+    return bool(value) or config["model_type"] != "granitemoe"
+
+
+def _is_parallel(value, config):
+    return value == (config["model_type"] in ("falcon", "phi"))
+
+
+def _alternating(value, config):
+    """Every how many layers attention sees all tokens; GPT-OSS's is the only one that is known."""
+    return config["sliding_window"] is None or (config["model_type"] == "gpt_oss" and value == 2)
+
+
+# Of no use to a decoder's logits, whatever they say: the rows of the embedding are counted, the
+# layout's name is a remark, pooling follows the last norm, and of two epsilons the architecture
+# has one.
+UNUSED = (
+    "vocab_size",
+    "tensor_data_layout",
+    "pooling_type",
+    "decoder_start_token_id",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+)
+# {key: whether a value of it leaves the result as it is, by the config}; 0 stands for "not used"
+# in most of them.
+HARMLESS = {
+    # Widths
+    "embedding_length_out": _equals("hidden_size"),
+    "attention.value_length": _equals("head_dim"),
+    "attention.key_length_swa": _equals("head_dim"),
+    "attention.value_length_swa": _equals("head_dim"),
+    # Attention
+    "attention.causal": _one_of(True),
+    "attention.scale": _usual_scale,
+    "attention.sliding_window": _no_window,
+    "attention.sliding_window_pattern": _alternating,
+    "attention.shared_kv_layers": _one_of(0),
+    "attention.max_alibi_bias": _one_of(0),
+    "attention.clamp_kqv": _one_of(0),
+    "attention.temperature_length": _one_of(0),
+    "attention.temperature_scale": _one_of(0),
+    "attn_logit_softcapping": _one_of(0),
+    "final_logit_softcapping": _one_of(0),
+    "router_logit_softcapping": _one_of(0),
+    # Rotary positions
+    "rope.dimension_count_swa": lambda value, config: (
+        config["partial_rotary_factor"] == 1.0 and value == config["head_dim"]
+    ),
+    "rope.freq_base_swa": lambda value, config: value == config["rope_parameters"]["rope_theta"],
+    "rope.scale_linear": _one_of(0, 1),
+    "rope.scaling.finetuned": _usual_rotary,
+    "rope.scaling.attn_factor": _one_of(1),
+    "rope.scaling.yarn_attn_factor": _one_of(1),
+    "rope.scaling.yarn_log_multiplier": _one_of(0),
+    "rope.scaling.yarn_ext_factor": lambda value, config: (
+        value == (config["rope_parameters"]["rope_type"] == "yarn")
+    ),
+    "rope.scaling.yarn_beta_fast": _one_of(32),
+    "rope.scaling.yarn_beta_slow": _one_of(1),
+    # Blocks, and what they are multiplied with
+    "use_parallel_residual": _is_parallel,
+    "swin_norm": _one_of(False),
+    "embedding_scale": _one_of(0, 1),
+    "residual_scale": _one_of(0, 1),
+    "logit_scale": _one_of(0, 1),
+    # Experts
+    "leading_dense_block_count": _one_of(0),
+    "interleave_moe_layer_step": _one_of(0, 1),
+    "nextn_predict_layers": _one_of(0),
+    "expert_used_count": _one_of(0),
+    "expert_feed_forward_length": _one_of(0),
+    "expert_chunk_feed_forward_length": _one_of(0),
+    "expert_shared_feed_forward_length": _one_of(0),
+    "expert_shared_count": lambda value, config: (
+        value == (config["model_type"] == "qwen2_moe") or value == 0
+    ),
+    "expert_group_count": _one_of(0, 1),
+    "expert_group_used_count": _one_of(0, 1),
+    "expert_weights_scale": _one_of(0, 1),
+    "expert_weights_norm": lambda value, config: value == config.get("norm_topk_prob", value),
+    "expert_gating_func": _softmax,
+}
