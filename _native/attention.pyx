@@ -100,6 +100,8 @@ cdef _attention(q_array, keys, values, start, window, bias, cap, sinks):
         raise Refused()
     task.start = whole(start, 0, task.context - task.n_tokens)
     task.window, task.cap = whole(window, 0, MOST), number(cap, 0.0)
+    if cap != 0:
+        task.cap = capped(cap)
     task.bias = task.sinks = NULL
     if bias is not None:
         bias_view = floats_2d(bias)

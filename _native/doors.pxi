@@ -18,6 +18,7 @@ cdef int64_t MOST = (<int64_t>1) << 62
 cdef enum:
     MOST_THREADS = 1024
 
+cdef double LEAST_CAP = 1e-3, MOST_CAP = 1e3  # those of formats/config.py
 cdef double LARGEST = np.finfo(np.float32).max
 REFUSALS = (ValueError, TypeError, AttributeError, OverflowError, BufferError)
 
@@ -102,6 +103,14 @@ cdef float number(value, double low) except? -1:
     if not low <= number <= LARGEST:
         raise Refused()
     return <float>number
+
+
+cdef float capped(value) except? -1:
+    """A cap c of c tanh(x / c)."""
+    cdef float cap = number(value, LEAST_CAP)
+    if <double>value > MOST_CAP:
+        raise Refused()
+    return cap
 
 
 cdef bint fits(int64_t begin, int64_t length, int64_t size) noexcept:

@@ -299,8 +299,8 @@ cdef _activate(x, kind, threshold_given):
         raise Refused()
     cdef float threshold = number(threshold_given, -LARGEST)
     cdef int code = KINDS[kind]
-    if kind == "cap" and not threshold > 0:
-        raise Refused()
+    if kind == "cap":
+        capped(threshold_given)
     check_array(x, FLOAT32, x.ndim)
     if not x.flags.c_contiguous:
         raise Refused()

@@ -15,6 +15,8 @@ MOST_NEURONS = 1 << 24
 WIDEST = 1 << 20
 # No honest number lies outside of them, and between them all formulas stay finite.
 SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-126, 2.0**100
+# Of c tanh(x / c): tanh is computed to some 2^-23, so that a larger c leaves no exact digits.
+LEAST_CAP, MOST_CAP = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,11 @@ class ModelConfig:
             raise FormatError(
                 f"config: {self.experts_per_token} of {self.experts} experts cannot be chosen"
             )
+        for what, cap in (("attention", self.score_cap), ("logit", self.logit_cap)):
+            if cap and not LEAST_CAP <= cap <= MOST_CAP:
+                raise FormatError(
+                    f"config: the {what} soft cap {cap} is not within {LEAST_CAP} to {MOST_CAP}"
+                )
         for rotary in filter(None, (self.rotary, self.rotary_near)):
             if rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim:
                 raise FormatError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from flashinfer import Model, kernels
 from flashinfer.calibration.calibrate import calibrate
@@ -14,6 +15,11 @@ from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.plan import memory
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import opt_config
+
+# The same examples at each run; ``pytest --hypothesis-profile explore`` looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("repeatable")
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -130,8 +130,8 @@ def _options(draw):
                 del draw.config[field]
     draw.put("num_ln_in_parallel_attn", 1, 2, None, there=0.3)
     draw.put("query_pre_attn_scalar", 8, 24, 100, 256)
-    draw.put("attn_logit_softcapping", None, 1.0, 5.0, 30.0)
-    draw.put("final_logit_softcapping", None, 1.0, 5.0, 50.0)
+    draw.put("attn_logit_softcapping", None, 1.0, 5.0, 30.0, 1000.0)
+    draw.put("final_logit_softcapping", None, 1.0, 5.0, 50.0, 1000.0)
     for field in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
         draw.put(field, 0.3, 0.5, 2, 3.0)
     draw.put("attention_multiplier", 0.1, 0.25, 1)

@@ -136,6 +136,10 @@ LLAMA = {
         ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "use_sliding_window"),
         ({"model_type": "mistral", "layer_types": ["mamba"] * 2}, "layer_types"),
+        ({"model_type": "gemma2", "num_key_value_heads": 4, "attn_logit_softcapping": 1e6},
+         "attention soft cap"),
+        ({"model_type": "gemma2", "num_key_value_heads": 4, "final_logit_softcapping": 1e-4},
+         "logit soft cap"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named(changes, field):

@@ -14,13 +14,12 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     q       (T, H, w) float32, scaled; keys, values (G, context, w) f32 or f16, filled up to
             start + T. Each of the G is shared by H / G neighbouring heads of q.
     window  tokens that each sees, itself included; 0: all
-    cap     scores become cap tanh(score / cap); 0: not
+    cap     scores become cap tanh(score / cap), config.LEAST_CAP to MOST_CAP; 0: not
     bias    (H, context) float32, added to the scores of each position, or None
     sinks   (H,) float32: a learned extra softmax logit of each head (attention sink), or None
     Returns (T, H, w) float32. Token by token, so that T does not change a bit.
     """
     tokens, heads, width = q.shape
-    cap = np.float32(cap)  # one that float32 rounds to 0 is no cap
     out = np.empty(q.shape, dtype=np.float32)
     groups = q.reshape(tokens, len(keys), heads // len(keys), width)
     for t in range(tokens):

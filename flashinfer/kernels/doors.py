@@ -9,6 +9,7 @@ import operator
 
 import numpy as np
 
+from flashinfer.formats.config import LEAST_CAP, MOST_CAP
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 
 # Of an offset, a length, the number of a token: the sum of two stays within 64 bits.
@@ -79,8 +80,8 @@ def activate(x, kind, threshold=0.0):
     if not isinstance(kind, str) or kind not in ACTIVATIONS:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(ACTIVATIONS)}")
     number("threshold", threshold, -LARGEST)
-    if kind == "cap" and not np.float32(threshold) > 0:
-        raise ValueError(f"a cap of {threshold} is not above 0")
+    if kind == "cap":
+        _cap(threshold)
 
 
 def layer_norm(x, weight, bias, epsilon):
@@ -123,6 +124,8 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     whole("start", start, 0, context - tokens)
     whole("window", window, 0, MOST)
     number("cap", cap, 0.0)
+    if cap:
+        _cap(cap)
     if bias is not None:
         array("bias", bias, FLOATS, 2)
         if bias.shape != (heads, context):
@@ -259,6 +262,11 @@ def number(name, value, low):
     sound = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not (sound and low <= value <= LARGEST):
         raise ValueError(f"{name} is {str(value)[:40]}, not a number from {low} to {LARGEST}")
+
+
+def _cap(value):
+    if not LEAST_CAP <= value <= MOST_CAP:
+        raise ValueError(f"a cap of {value} is not within {LEAST_CAP} to {MOST_CAP}")
 
 
 def _vector(name, value, length):
