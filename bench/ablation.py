@@ -25,8 +25,10 @@ from flashinfer.cli.common import add_json, size, write_json
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import Flash
-from flashinfer.plan import setup
+from flashinfer.paper.prefetch import NoPrefetch
+from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.plan.memory import format_size, peak_rss
+from flashinfer.plan.setup import opened, prepare
 
 STEPS = {  # name: what is on; a window of 0 forgets every token
     "everything read": {"neurons": "dense", "resident": False},
@@ -42,85 +44,109 @@ TOKENS = {"dense": 6, "predicted": 48}
 PROMPT = [5 + 7 * i for i in range(64)]
 
 
-def nothing_resident(make_plan):
+def nothing_resident(plan):
     """Every tensor is read for every token."""
-
-    def plan(*args, **options):
-        found = make_plan(*args, **options)
-        rows = (0,) * len(found.cache_rows)
-        return replace(
-            found, attention_layers=0, attention=0, head=0, embeddings=0, cache_rows=rows, cache=0
-        )
-
-    return plan
-
-
-def submit_unbundled(self, neurons, slots):
-    """The halves of a bundle as two reads, as where up and down are two matrices."""
-    if not len(neurons):
-        return None
-    offsets, lengths, _ = self._spans(neurons)
-    half = lengths // 2 // self.flash.alignment * self.flash.alignment
-    to = slots * np.int64(self.cache.stride)
-    return self.flash.submit(
-        np.concatenate([offsets, offsets + half]),
-        np.concatenate([half, lengths - half]),
-        self.cache.memory,
-        np.concatenate([to, to + half]),
+    rows = (0,) * len(plan.cache_rows)
+    return replace(
+        plan, attention_layers=0, attention=0, head=0, embeddings=0, cache_rows=rows, cache=0
     )
 
 
-def activations_after_reading(self, x, selection, rows, early, misses, late):
+class TimedFlash(Flash):
+    """Counts the seconds that it is waited for."""
+
+    waited = 0.0
+
+    def wait(self, submitted):
+        begun = time.perf_counter()
+        super().wait(submitted)
+        self.waited += time.perf_counter() - begun
+
+
+class Unbundled(UnitStore):
+    """Reads the halves of a bundle as two, as where up and down are two matrices."""
+
+    def submit(self, units, slots):
+        if not len(units):
+            return None
+        offsets, lengths, _ = self.spans(units)
+        half = lengths // 2 // self.flash.alignment * self.flash.alignment
+        to = slots * np.int64(self.cache.stride)
+        return self.flash.submit(
+            np.concatenate([offsets, offsets + half]),
+            np.concatenate([half, lengths - half]),
+            self.cache.memory,
+            np.concatenate([to, to + half]),
+        )
+
+
+class OneByOne:
     """All reads first, then all products."""
-    self._wait_ahead()
-    self._wait(late)
-    units, indptr, tokens = selection.units, selection.indptr, selection.tokens
-    return self.neurons.activations(self.cache.memory, rows.ravel(), x, units, indptr, tokens)
+
+    def arrivals(self, early, misses, begun, late, selection):
+        self.wait(begun)
+        self.wait(late)
+        yield EVERY
 
 
-def switch_off(resident=True, bundled=False, overlap=False, ahead=False, **_):
-    if not resident:
-        setup.make_plan = nothing_resident(setup.make_plan)
-    if not bundled:
-        FeedForward._submit = submit_unbundled
+class UnbundledOneByOne(OneByOne, Unbundled):
+    pass
+
+
+class BundledOneByOne(OneByOne, UnitStore):
+    pass
+
+
+def switch_off(model, bundled=False, overlap=False, ahead=False, **_):
+    """Put other objects in the place of those that a step does not have."""
+    kind = UnitStore
     if not overlap:
-        FeedForward._as_they_come = activations_after_reading
+        kind = BundledOneByOne if bundled else UnbundledOneByOne
+    for layer in model.layers:
+        ffn, store = layer.feed_forward, layer.feed_forward.store
+        if ffn.predictor is None or ffn.whole.offsets is not None:
+            continue
+        store = kind(store.bundles, 1, store.cache, store.flash, store.buffer)
+        prefetch = ffn.prefetch if ahead else NoPrefetch()
+        layer.feed_forward = FeedForward(ffn.neurons, store, ffn.predictor, prefetch)
     if not ahead:
-        FeedForward.read_ahead = lambda self, *inputs: None
+        model.flash.gap_bytes = 0 if bundled else -1
+
+
+def open_model(path, budget, step):
+    """The Model of a step, with its window, or one token's where it forgets every token."""
+    neurons, window = step.get("neurons", "predicted"), step.get("window")
+    bundle = opened(path, neurons, budget)
+    window = 1 if window == 0 else window
+    made = prepare(bundle, budget, window, neurons, context=128)
+    gap_bytes = made.flash.gap_bytes
+    made.flash.close()
+    made = replace(made, flash=TimedFlash(path, gap_bytes=gap_bytes))
+    if not step.get("resident", True):
+        made = replace(made, plan=nothing_resident(made.plan))
+    return Model(bundle, made, lambda *done: None)
 
 
 def run_step(path, budget, name):
     """In a process of its own: the figures of one step, as a dict."""
     step = STEPS[name]
-    switch_off(**step)
-    waited, wait = [0.0], Flash.wait
-
-    def timed_wait(self, submitted):
-        begun = time.perf_counter()
-        wait(self, submitted)
-        waited[0] += time.perf_counter() - begun
-
-    Flash.wait = timed_wait
-    neurons = step.get("neurons", "predicted")
-    n, window = TOKENS[neurons], step.get("window")
-    with Model.open(path, memory=budget, neurons=neurons, context=128, window=window or (
-        1 if window == 0 else None)) as model:  # fmt: skip
-        if not step.get("ahead"):
-            model.flash.gap_bytes = 0 if step.get("bundled") else -1
-        logits = model.forward(PROMPT)
-        waited[0], before, begun = 0.0, model.flash.bytes_read, time.perf_counter()
+    n = TOKENS[step.get("neurons", "predicted")]
+    with open_model(path, budget, step) as model:
+        switch_off(model, **step)
+        logits, flash = model.forward(PROMPT), model.flash
+        flash.waited, before, begun = 0.0, flash.bytes_read, time.perf_counter()
         for _ in range(n):
-            if window == 0:
+            if step.get("window") == 0:
                 for layer in model.layers:
-                    layer.feed_forward.cache.empty()
+                    layer.feed_forward.store.cache.empty()
             logits = model.forward([int(logits.argmax())])
         seconds = (time.perf_counter() - begun) / n
-        nbytes = (model.flash.bytes_read - before) / n
+        nbytes = (flash.bytes_read - before) / n
     return {
         "step": name,
         "dram_bytes": peak_rss(),
         "bytes_per_token": nbytes,
-        "waiting": waited[0] / n,
+        "waiting": flash.waited / n,
         "seconds": seconds,
     }
 

@@ -17,6 +17,7 @@ from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.cli.run import demo_model
 from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.text.tokenizer import Tokenizer
 
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of a layer's rows
@@ -42,7 +43,7 @@ def record(path, text, n_tokens):
         recorders = [Recorder(layer.feed_forward.predictor) for layer in model.layers]
         for layer, recorder in zip(model.layers, recorders, strict=True):
             layer.feed_forward.predictor = recorder
-            layer.feed_forward.read_ahead = lambda *inputs: None
+            layer.feed_forward.prefetch = NoPrefetch()
         for token in tqdm(ids, desc="trace", leave=False, delay=1):
             if model.position == model.plan.context:
                 model.reset()

@@ -34,7 +34,7 @@ from bench.models import synthetic_model
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.plan.profile import load, save
 from flashinfer.probe.measuring import dram_bandwidth
 from flashinfer.probe.probing import probe
@@ -57,14 +57,15 @@ VARIANTS = {
 
 def run_ours(path, memory, device, tokens, ahead=True, warm=None):
     """Figures of a prompt and of the tokens after it, printed as JSON."""
-    if not ahead:
-        FeedForward.read_ahead = lambda self, *inputs: None
     profile = load(device)
     with Model.open(path, memory=memory, context=512, device=profile, warm=warm) as model:
+        if not ahead:
+            for layer in model.layers:
+                layer.feed_forward.prefetch = NoPrefetch()
         list(model.generate(prompt(), tokens + 1, temperature=0, stop_at_eos=False))
         figures = model.stats.as_dict()
         figures["cache_rows"] = model.plan.cache_rows
-        caches = [layer.feed_forward.cache for layer in model.layers]
+        caches = [layer.feed_forward.store.cache for layer in model.layers]
         figures["guesses"] = int(sum(cache.guesses for cache in caches))
         figures["right_guesses"] = int(sum(cache.right_guesses for cache in caches))
     print(json.dumps(figures))
@@ -121,7 +122,7 @@ def trace_of(path, tokens):
     with Model.open(path, context=512, warm=False) as model:
         recorders = []
         for layer in model.layers:
-            layer.feed_forward.read_ahead = lambda *inputs: None
+            layer.feed_forward.prefetch = NoPrefetch()
             recorders.append(Recorder(layer.feed_forward.predictor))
             layer.feed_forward.predictor = recorders[-1]
         for token in range(FIRST + PROMPT - tokens, FIRST + PROMPT + tokens):

@@ -1,50 +1,22 @@
 """A model's layers, put together from its weights by its options."""
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer import kernels
 from flashinfer.loading import allocate_kv_cache
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.predictor import Predictor
+from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.router import RoutedPredictor, Router
+from flashinfer.paper.unit_store import UnitStore
 from flashinfer.transformer.attention import Attention
+from flashinfer.transformer.layer import Layer, Norm
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
 from flashinfer.transformer.shared_expert import SharedExpert
-
-
-@dataclass
-class Norm:
-    """Normalisation of the mean and the variance ("layer") or of the mean square ("rms").
-
-    weight and bias (n,) float32, or None
-    """
-
-    kind: str
-    epsilon: float
-    weight: np.ndarray | None
-    bias: np.ndarray | None
-
-    def __call__(self, x):
-        """x (T, n) -> (T, n)."""
-        if self.kind == "rms":
-            return kernels.rms_norm(x, self.weight, self.epsilon)
-        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
-
-
-@dataclass
-class Layer:
-    attention_norm: Norm
-    attention: Attention
-    feed_forward: FeedForward
-    ffn_norm: Norm | None = None  # None: the FFN reads what attention reads
-    attention_after_norm: Norm | None = None  # before what a block gives is added
-    ffn_after_norm: Norm | None = None
 
 
 def make_layers(bundle, plan, flash, weights, buffer, stride):
@@ -76,7 +48,7 @@ def make_layers(bundle, plan, flash, weights, buffer, stride):
             )
             if there
         }  # fmt: skip
-        layers.append(Layer(attention=attention, feed_forward=feed_forward, **norms))
+        layers.append(Layer(config, attention=attention, feed_forward=feed_forward, **norms))
     return layers
 
 
@@ -134,7 +106,8 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
     cut = bundle.cut(i) if plan.neurons == "predicted" else None
     neurons = Neurons(config, bundles.format, biases, cut)
     predictor = _predictor(bundle, plan, weights, name)
-    return FeedForward(neurons, bundles, predictor, cache, flash, buffer, shared, plan.ahead)
+    store = UnitStore(bundles, config.unit_neurons, cache, flash, buffer)
+    return FeedForward(neurons, store, predictor, Prefetch(plan.ahead), shared)
 
 
 def _predictor(bundle, plan, weights, name):
@@ -161,11 +134,14 @@ def fill_caches(layers, uses, progress):
     progress  called as progress("load", bytes, bytes in all)
     """
     ffns = [layer.feed_forward for layer in layers]
-    whole = [ffn for ffn in ffns if ffn.stays_whole]
+    whole = [ffn for ffn in ffns if ffn.whole.fits]
     pairs = zip(ffns, uses or (), strict=bool(uses))
-    warm = [(f, used) for f, used in pairs if not (f.stays_whole or f.cache.borrowed)]
-    total, done = sum(ffn.bundles.nbytes for ffn in whole), 0
-    total += sum(len(ffn.hottest(used)) * ffn.units.row_bytes for ffn, used in warm)
+    warm = [
+        (ffn.store, used) for ffn, used in pairs
+        if not (ffn.whole.fits or ffn.store.cache.borrowed)
+    ]  # fmt: skip
+    total, done = sum(ffn.store.bundles.nbytes for ffn in whole), 0
+    total += sum(len(store.hottest(used)) * store.units.row_bytes for store, used in warm)
 
     def more(nbytes):
         nonlocal done
@@ -173,23 +149,13 @@ def fill_caches(layers, uses, progress):
         progress("load", done, total)
 
     for ffn in whole:
-        ffn.fill(more)
-    for ffn, used in warm:
-        ffn.warm(used, more)
+        ffn.whole.fill(more)
+    for store, used in warm:
+        store.warm(used, more)
 
 
 def chain_streams(layers, head):
-    """Tell each part that streams at every token which one comes after it."""
-    parts = []
-    for layer in layers:
-        attention, ffn = layer.attention, layer.feed_forward
-        parts += [attention.q, attention.k, attention.v, attention.o]
-        if ffn.shared is not None:
-            parts += [ffn.shared.gate, ffn.shared.up, ffn.shared.down]
-        if isinstance(ffn.predictor, Predictor):
-            parts += [ffn.predictor.a, ffn.predictor.b]
-        elif ffn.predictor is None and ffn.whole_rows is None:
-            parts.append(ffn)
-    streamed = [part for part in [*parts, head] if hasattr(part, "following")]
-    for part, after in itertools.pairwise(streamed):
-        part.following = after.bundles if isinstance(after, FeedForward) else after.tensor
+    """Tell each part that streams at every token which tensor comes after it."""
+    streams = [stream for layer in layers for stream in layer.streams()]
+    for stream, after in itertools.pairwise((*streams, *head.streams())):
+        stream.following = after.tensor

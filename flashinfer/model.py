@@ -221,10 +221,10 @@ class Model:
     def _through_layers(self, h, begun, share):
         """h (T, d_model), embedded -> (T, d_model)."""
         for number, layer in enumerate(self.layers):
-            h, x, residual = self.attend(layer, h)
-            read_ahead = partial(self._read_ahead, number + 1, h)
-            y = layer.feed_forward(x, self.token, residual, meanwhile=read_ahead)
-            h = self.add_feed_forward(layer, h, y)
+            h, x, residual = layer.attend(h, self.position)
+            prefetch = partial(self._prefetch, number + 1, h)
+            y = layer.feed_forward(x, self.token, residual, meanwhile=prefetch)
+            h = layer.add(h, y)
             if len(h) > 1:
                 self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         return h
@@ -241,42 +241,14 @@ class Model:
         positions = self.position + np.arange(len(ids)) + self.config.position_offset
         return h + self.embed_positions.rows(positions)
 
-    def attend(self, layer, h):
-        """h (T, d_model) -> (h after attention, the FFN's input, that before its norm), each
-        (T, d_model)."""
-        if not self.config.norm_before:
-            h = layer.attention_norm(h + layer.attention(h, self.position))
-            return h, h, h
-        x = layer.attention_norm(h)
-        y = layer.attention(x, self.position)
-        after = h + self._scaled(layer.attention_after_norm(y) if layer.attention_after_norm else y)
-        residual = h if self.config.parallel else after
-        return after, x if layer.ffn_norm is None else layer.ffn_norm(residual), residual
-
-    def _read_ahead(self, number, h):
+    def _prefetch(self, number, h):
         """Guess from h, the layer before it unfinished, what a layer's FFN will use, and begin to
         read it; of a prompt nothing is guessed."""
         if len(h) > 1 or number == len(self.layers):
             return
-        x, residual = self.early_input(self.layers[number], h)
-        self.layers[number].feed_forward.read_ahead(x, self.token, residual)
-
-    def early_input(self, following, h):
-        """What the following layer's FFN would read, after its norm and before, if the layers still
-        to come before it added nothing to h."""
-        norm = following.ffn_norm or following.attention_norm
-        return (norm(h) if self.config.norm_before else h), h
-
-    def add_feed_forward(self, layer, h, y):
-        """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
-        if layer.ffn_after_norm:
-            y = layer.ffn_after_norm(y)
-        return h + self._scaled(y) if self.config.norm_before else layer.ffn_norm(h + y)
-
-    def _scaled(self, y):
-        """What a block adds to the hidden state."""
-        scale = self.config.residual_scale
-        return y if scale == 1 else y * np.float32(scale)
+        layer = self.layers[number]
+        ffn, (x, residual) = layer.feed_forward, layer.early_input(h)
+        ffn.prefetch.begin(ffn, x, self.token, residual)
 
     def _logits(self, h):
         """h (T, d_model) -> (T, vocab_size)."""
@@ -364,7 +336,7 @@ class Model:
 
     def counters(self):
         """(bytes read, of them streamed, reads of the others, hits, misses) since the opening."""
-        caches = [layer.feed_forward.cache for layer in self.layers]
+        caches = [layer.feed_forward.store.cache for layer in self.layers]
         return (
             self.flash.bytes_read,
             self.flash.bytes_streamed,

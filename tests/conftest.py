@@ -115,8 +115,8 @@ def logits_of(path, ids, rows=None, **options):
 
 def keep_rows(ffn, n, window):
     """Give a layer's cache n rows, and nothing in them."""
-    old = ffn.cache
-    ffn.whole_rows = None
-    ffn.cache = NeuronCache(
+    old = ffn.store.cache
+    ffn.whole.offsets = None
+    ffn.store.cache = NeuronCache(
         len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
     )

@@ -15,6 +15,7 @@ from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.bundle.writer import stored_tensors, write_bundle
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError
+from flashinfer.paper.prefetch import NoPrefetch
 
 RANDOM = np.random.default_rng(11)
 
@@ -149,8 +150,9 @@ def test_early_guesses_are_those_of_a_run(name, tmp_path):
         ffn, early = model.layers[1].feed_forward, []
         select, used, right = ffn.predictor.select, [], []
 
-        def guess(x, token, residual):
-            early.append(select(x, residual).units)
+        class Guess(NoPrefetch):
+            def begin(self, ffn, x, token, residual):
+                early.append(select(x, residual).units)
 
         def noted(x, residual):
             selection = select(x, residual)
@@ -158,7 +160,7 @@ def test_early_guesses_are_those_of_a_run(name, tmp_path):
             right.append(len(np.intersect1d(selection.units, early[-1])))
             return selection
 
-        ffn.read_ahead, ffn.predictor.select = guess, noted
+        ffn.prefetch, ffn.predictor.select = Guess(), noted
         for start in range(0, len(ids), 48):
             model.reset()
             for token in ids[start : start + 48]:
@@ -249,7 +251,7 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
         x = RANDOM.standard_normal((7, d)).astype(np.float32)
         gate, up = rows[:, :d] @ x.T, rows[:, d : 2 * d] @ x.T
         expected = np.where(SHUT[method](gate, up, ffn.neurons.cut[1]), 0, silu(gate) * up)
-        filled = ffn.cache.memory, ffn.whole_rows.ravel()
+        filled = ffn.store.cache.memory, ffn.whole.offsets.ravel()
         apart = ffn.neurons.width * len(rows)
         a = ffn.neurons.activations(*filled, x, np.arange(len(rows)), apart=apart)
         np.testing.assert_allclose(a, expected, atol=1e-5)

@@ -10,8 +10,9 @@ import pytest
 from flashinfer import Model
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, FormatError, UserError
-from flashinfer.plan import cost, memory, profile
+from flashinfer.plan import memory, profile
 from flashinfer.plan import setup as planning
+from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.timeline import STREAMS, UNITS, Timeline
 from flashinfer.probe import measuring
 from flashinfer.probe import probing as probe
@@ -187,7 +188,7 @@ def test_merged_reads_are_counted_as_they_come(row_bytes, gap):
         requests = len(rows) - np.count_nonzero(joined)
         between = np.where(joined, starts[1:] - ends[:-1], 0).sum()
         found.append(((ends - starts).sum() + between, requests))
-    nbytes, requests = cost.merged(share * neurons, neurons, row_bytes, gap, block)
+    nbytes, requests = expected_reads(share * neurons, neurons, row_bytes, gap, block)
     assert (nbytes, requests) == pytest.approx(np.mean(found, axis=0), rel=0.06)
 
 
@@ -212,7 +213,7 @@ def test_dense_and_whole_models(synthetic):
     """Everything streamed, or nothing."""
     device = profile.find("laptop-nvme", synthetic)
     with Model.open(synthetic, context=64, device=device) as model:
-        ffn = sum(layer.feed_forward.bundles.nbytes for layer in model.layers)
+        ffn = sum(layer.feed_forward.store.bundles.nbytes for layer in model.layers)
         assert model.expected.bytes == model.expected.requests == 0
         assert UNITS not in model.expected.seconds and STREAMS not in model.expected.seconds
         whole = model.expected.total

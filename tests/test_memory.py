@@ -71,7 +71,7 @@ def test_a_window_takes_nothing_from_dense(synthetic):
         plan(synthetic, 2 << 30, "dense"), policy="window"
     )
     with Model.open(synthetic, neurons="dense", window=5, context=16) as model:
-        assert all(layer.feed_forward.whole_rows is not None for layer in model.layers)
+        assert all(layer.feed_forward.whole.offsets is not None for layer in model.layers)
 
 
 def test_the_window_that_the_budget_affords(synthetic):

@@ -17,6 +17,7 @@ from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats import mxfp4
 from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.convert import convert
+from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.plan import setup
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like
@@ -70,11 +71,11 @@ def test_a_prompt_reads_each_expert_once(tmp_path):
             before = model.flash.bytes_read
             model.forward(ids[:n])
             experts = sum(len(units) for units in chosen)
-            caches = [layer.feed_forward.cache for layer in model.layers]
+            caches = [layer.feed_forward.store.cache for layer in model.layers]
             assert sum(cache.misses for cache in caches) == experts
             assert sum(cache.hits for cache in caches) == 0
             read = model.flash.bytes_read - before - model.flash.bytes_streamed
-            spans = [layer.feed_forward.cache.stride for layer in model.layers]
+            spans = [layer.feed_forward.store.cache.stride for layer in model.layers]
             assert read <= experts * spans[0]
 
 
@@ -88,7 +89,7 @@ def test_calibration(tmp_path, cli):
     with Model.open(path) as model:
         chosen = [noted(layer.feed_forward, 8) for layer in model.layers]
         for layer in model.layers:  # which would ask the routers, too
-            layer.feed_forward.read_ahead = lambda *inputs: None
+            layer.feed_forward.prefetch = NoPrefetch()
         for start in range(0, len(ids), 48):
             model.reset()
             for token in ids[start : start + 48]:
@@ -213,7 +214,7 @@ def test_borrowed_rows_change_no_bit(olmoe_like, twin, monkeypatch):
             ),
         )  # fmt: skip
         with Model.open(olmoe_like, context=64) as model:
-            borrowed = [layer.feed_forward.cache.borrowed for layer in model.layers]
+            borrowed = [layer.feed_forward.store.cache.borrowed for layer in model.layers]
             assert borrowed == [False, True, True, False]
         found = logits_of(olmoe_like, ids, context=64)
         assert np.array_equal(found[0], whole) and np.array_equal(found[1], single)

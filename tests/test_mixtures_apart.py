@@ -10,6 +10,7 @@ from flashinfer import BudgetError, Model, UserError
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.convert import convert
+from flashinfer.paper.prefetch import NoPrefetch
 
 IDS = np.random.default_rng(5).integers(3, 96, 48 * 16)
 EXPERTS, CHOSEN, NEURONS = 8, 3, 24
@@ -83,10 +84,10 @@ def test_only_those_neurons_are_read(plain, tmp_path):
         with Model.open(path, window=1) as model:
             for layer in model.layers:
                 keep_rows(layer.feed_forward, model.config.units, 1)
-                layer.feed_forward.read_ahead = lambda *inputs: None
+                layer.feed_forward.prefetch = NoPrefetch()
             for token in IDS[:40]:
                 model.forward([token])
-            caches = [layer.feed_forward.cache for layer in model.layers]
+            caches = [layer.feed_forward.store.cache for layer in model.layers]
             read[path] = sum(cache.misses for cache in caches) * model.bundle.unit_bytes
     assert share < 0.8 * CHOSEN / EXPERTS
     assert 0 < read[calibrated] < 0.9 * read[plain]

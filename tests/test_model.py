@@ -11,9 +11,9 @@ from conftest import keep_rows, logits_of
 from flashinfer import BudgetError, Model, UserError, kernels
 from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.errors import FormatError
-from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import STAGINGS
 from flashinfer.paper.neuron_cache import UNLIMITED, NeuronCache
+from flashinfer.paper.prefetch import NoPrefetch, Prefetch
 from flashinfer.plan.memory import MIB
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like, opt_config
@@ -134,19 +134,18 @@ def test_other_architectures_change_no_bit(tmp_path, twin, constant_rss, name, o
 @pytest.mark.parametrize("window", [2, None])
 def test_reading_ahead_changes_no_bit(synthetic, twin, monkeypatch, window):
     """With right guesses, with wrong ones, and without any."""
-    right = FeedForward.read_ahead
-    guesses = {
-        "right": right,
-        "wrong": lambda self, x, token, residual: right(self, -x, token, -residual),
-        "none": lambda self, x, token, residual: None,
-    }
+
+    class Wrong(Prefetch):
+        def begin(self, ffn, x, token, residual):
+            super().begin(ffn, -x, token, -residual)
+
     monkeypatch.setattr(NeuronCache, "guesses_pay", True)
     found, read = {}, {}
-    for name, read_ahead in guesses.items():
-        monkeypatch.setattr(FeedForward, "read_ahead", read_ahead)
+    for name, prefetch in (("right", Prefetch), ("wrong", Wrong), ("none", NoPrefetch)):
         with Model.open(synthetic, window=window) as model:
             for layer in model.layers:  # where the whole layer stays nothing is guessed
                 keep_rows(layer.feed_forward, 600, window)
+                layer.feed_forward.prefetch = prefetch()
             found[name] = np.stack([model.forward([token]) for token in LONG])
             read[name] = model.flash.bytes_read
     assert np.array_equal(found["right"], found["none"])
@@ -182,7 +181,7 @@ def test_a_token_that_is_interrupted_leaves_nothing_half_read(synthetic, monkeyp
                     model.forward([token])
             monkeypatch.setattr(kernels, name, kernel)
             assert not model.flash.flying and len(model.flash.staging) == STAGINGS
-            kept = sum(layer.feed_forward.cache.used > 0 for layer in model.layers)
+            kept = sum(layer.feed_forward.store.cache.used > 0 for layer in model.layers)
             assert kept >= len(model.layers) - 2  # only what may not have been read is forgotten
             rest = np.stack([model.forward([token]) for token in LONG[model.position :]])
             assert np.array_equal(rest, expected[-len(rest) :])
@@ -196,7 +195,7 @@ def test_a_read_that_fails_leaves_nothing_half_read(synthetic):
         for ids in (LONG[8:9], LONG[8:], LONG[8:9]):  # alone, and in a prompt
             model.reset(8)
             for layer in model.layers:
-                layer.feed_forward.cache.empty()
+                layer.feed_forward.store.cache.empty()
             right, model.flash.reader = model.flash.reader, BrokenReader(model.flash.reader)
             with pytest.raises(FormatError, match="Input/output error"):
                 model.forward(ids)
@@ -278,7 +277,7 @@ def test_neurons_stay_only_for_the_window(synthetic):
         for token in LONG[:5]:
             model.forward([token])
         for layer in model.layers:
-            cache = layer.feed_forward.cache
+            cache = layer.feed_forward.store.cache
             last_used = cache.last_used[: cache.used]
             recent = (last_used > model.token - 1 - 2) | (last_used == -UNLIMITED)
             assert cache.used and recent.all()
@@ -291,7 +290,7 @@ def test_after_a_prompt_the_cache_holds_what_its_last_tokens_used(synthetic):
         with Model.open(synthetic, window=5) as model:
             for piece in pieces:
                 model.forward(piece)
-            caches = [layer.feed_forward.cache for layer in model.layers]
+            caches = [layer.feed_forward.store.cache for layer in model.layers]
             # Wrong guesses stay until the next token, marked as used never.
             in_window = [c.last_used[: c.used] > model.token - 1 - 5 for c in caches]
             held.append(

@@ -5,6 +5,7 @@ import pytest
 
 from flashinfer import Model, UserError
 from flashinfer.formats.bundle.reader import Bundle, verify
+from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.synth import synthesize
 from flashinfer.synth.neurons import find_code
 from flashinfer.synth.shapes import GATED, MIXTURES, OPT, PLAIN, config_like, opt_config
@@ -139,7 +140,7 @@ def test_experts_repeat_as_asked(tmp_path, repeated):
         for number, layer in enumerate(model.layers):
             router = layer.feed_forward.predictor
             router.select = noting(router.select, chosen, number)
-            layer.feed_forward.read_ahead = guessing(router, layer.feed_forward, guessed, number)
+            layer.feed_forward.prefetch = Guessing(router, guessed, number)
         for token in ids:
             model.forward([token])
     guesses = uses = same = 0
@@ -160,13 +161,16 @@ def noting(select, store, key):
     return call
 
 
-def guessing(router, ffn, store, key):
-    select = type(router).select
+class Guessing(NoPrefetch):
+    """Notes what a router names one layer early."""
 
-    def call(x, token, residual):
-        store.setdefault(key, []).append(set(select(router, x, residual).units.tolist()))
+    def __init__(self, router, store, key):
+        super().__init__()
+        self.router, self.select, self.store, self.key = router, type(router).select, store, key
 
-    return call
+    def begin(self, ffn, x, token, residual):
+        units = self.select(self.router, x, residual).units
+        self.store.setdefault(self.key, []).append(set(units.tolist()))
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -181,7 +181,7 @@ def _layers(states, predict, residual, find_cut, progress):
         if find_cut:
             ffn.neurons.cut = find_cut(ffn, x)
         asked, early = early, _early(states, number + 1, residual)
-        weights = ffn.predictor.weights(x) if ffn.config.experts else None  # (N, experts)
+        weights = ffn.predictor.weights(x) if ffn.neurons.config.experts else None  # (N, experts)
         observed = Observations(x, None, states.starts, None if weights is None else weights > 0)
         states.add(layer, _feed_forward(ffn, observed, weights))
         progress(number + 0.3, len(layers))
@@ -197,7 +197,7 @@ def _early(states, number, residual):
     if inputs is None:
         return None
     ffn, (normed, before) = states.model.layers[number].feed_forward, inputs
-    routed = ffn.predictor.weights(normed) > 0 if ffn.config.experts else None
+    routed = ffn.predictor.weights(normed) > 0 if ffn.neurons.config.experts else None
     return Observations(np.array(before if residual else normed), None, states.starts, routed)
 
 
@@ -225,9 +225,9 @@ def _feed_forward(ffn, observed, weights):
     """
     x = observed.x
     y = np.zeros_like(x) if ffn.shared is None else ffn.shared(x)
-    observed.fired = np.zeros((ffn.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
+    observed.fired = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
     neurons = ffn.neurons
-    for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
+    for first, stop, tile, starts in ffn.store.tiles():
         for begin, end, expert in _parts(ffn, first, stop, len(x)):
             rows = starts[begin - first : end - first]
             tokens = slice(None) if weights is None else np.flatnonzero(observed.routed[:, expert])
@@ -245,8 +245,8 @@ def _feed_forward(ffn, observed, weights):
 def _parts(ffn, first, stop, n_tokens):
     """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
     the activations (n, N) stay within some MB."""
-    step, each = max(1, (4 << 20) // n_tokens), ffn.config.unit_neurons
-    each = each if ffn.config.experts else stop
+    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.unit_neurons
+    each = each if ffn.neurons.config.experts else stop
     while first < stop:
         expert = first // each
         end = min(first + step, stop, (expert + 1) * each)
@@ -259,24 +259,24 @@ def _cut(ffn, x, method, target):
     sample)."""
     x = np.ascontiguousarray(x[:: -(-len(x) // SAMPLE)])
     found = []
-    for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
+    for first, stop, tile, starts in ffn.store.tiles():
         neurons = np.arange(first, stop)
         if method == "teal":
             sizes = np.abs(ffn.neurons.activations(tile, starts, x, neurons))
         else:
             sizes = ffn.neurons.products(ffn.neurons.first, tile, starts, x, neurons)
             if method == "cats":
-                kernels.activate(sizes, ffn.config.activation, ffn.config.threshold)
+                kernels.activate(sizes, ffn.neurons.config.activation, ffn.neurons.config.threshold)
                 np.abs(sizes, out=sizes)
         found.append(sizes)
     return method, float(np.quantile(np.concatenate(found), target))
 
 
 def _own_predictor(number, ffn, observed, missed, steps, kind):
-    d_ffn, width = ffn.bundles.rows, np.arange(ffn.neurons.width)
+    d_ffn, width = ffn.store.bundles.rows, np.arange(ffn.neurons.width)
 
     def up_tiles():  # or the gate's, which decides where there is one
-        for first, stop, tile, starts in ffn.flash.stream(ffn.bundles, ffn.buffer):
+        for first, stop, tile, starts in ffn.store.tiles():
             for begin in range(first, stop, 512):
                 end = min(begin + 512, stop)
                 raw = tile[starts[begin - first : end - first, None] + width]
@@ -284,8 +284,10 @@ def _own_predictor(number, ffn, observed, missed, steps, kind):
 
     up_bias = ffn.neurons.biases[ffn.neurons.first]
     up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
-    up_bias -= np.float32(ffn.config.threshold)
-    return find_predictor(observed, up_tiles, up_bias, ffn.bundles.row_bytes, missed, steps, kind)
+    up_bias -= np.float32(ffn.neurons.config.threshold)
+    return find_predictor(
+        observed, up_tiles, up_bias, ffn.store.bundles.row_bytes, missed, steps, kind
+    )
 
 
 def _imported(bundle, source, number, ffn, observed):

@@ -24,7 +24,7 @@ class TextStates:
         x = np.empty_like(self.h)
         before = np.empty_like(self.h) if residual else None
         for span in self.spans:
-            self.h[span], x[span], its_residual = self.model.attend(layer, self.h[span])
+            self.h[span], x[span], its_residual = layer.attend(self.h[span], 0)
             if residual:
                 before[span] = its_residual
         return x, before
@@ -36,9 +36,9 @@ class TextStates:
         if number == len(self.model.layers):
             return None
         h = self.h if last is None else self.h[-last:]
-        return self.model.early_input(self.model.layers[number], h)
+        return self.model.layers[number].early_input(h)
 
     def add(self, layer, y):
         """y (N, d_model), the FFN's output, and the layer is done."""
         for span in self.spans:
-            self.h[span] = self.model.add_feed_forward(layer, self.h[span], y[span])
+            self.h[span] = layer.add(self.h[span], y[span])

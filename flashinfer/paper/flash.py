@@ -150,15 +150,10 @@ class Flash:
         ones are cut into pieces that are in flight together.
         """
         submitted = self._begin()
-        if len(lengths) and lengths[0] > PIECE_BYTES:  # rows of a tensor are all alike
-            pieces = _cut(offsets, lengths, destinations)
-            self.reads += self._start(submitted, memory, *pieces)
-            return submitted
-        submitted.staging = self.staging.pop() if self.staging else None
-        straight, staged, copies = kernels.merge_reads(
-            offsets, lengths, destinations, self.gap_bytes, MERGED_BYTES,
-            0 if submitted.staging is None else STAGING_BYTES,
-        )  # fmt: skip
+        room = STAGING_BYTES if self.staging else 0
+        straight, staged, copies = reads_of(offsets, lengths, destinations, self.gap_bytes, room)
+        if staged.size:
+            submitted.staging = self.staging.pop()
         self.reads += self._start(submitted, memory, *straight)
         if staged.size:
             self.reads += self._start(submitted, submitted.staging, *staged)
@@ -236,12 +231,7 @@ class Flash:
 
     def row_spans(self, tensor, rows):
         """(offsets, lengths, skips) of the aligned reads of single rows; rows int64."""
-        begin = tensor.offset + rows * tensor.row_bytes
-        if tensor.row_bytes % self.alignment == 0:  # nothing to widen: tensors begin on a page
-            return begin, np.full(len(rows), tensor.row_bytes), np.zeros(len(rows), dtype=np.int64)
-        offsets = begin // self.alignment * self.alignment
-        ends = -(-(begin + tensor.row_bytes) // self.alignment) * self.alignment
-        return offsets, ends - offsets, begin - offsets
+        return row_spans(tensor.offset, tensor.row_bytes, rows, self.alignment)
 
     def stream(self, tensor, buffer, following=None):
         """Yield (first, stop, memory, row_starts), tile by tile, through a whole StoredTensor.
@@ -295,6 +285,29 @@ class Flash:
             self.reader = None
             os.close(self.fd)
             self.fd = -1
+
+
+def row_spans(offset, row_bytes, rows, alignment):
+    """(offsets, lengths, skips) of the aligned reads of the rows (n,) int64 of a tensor at
+    ``offset``; a row begins ``skips`` bytes into its read."""
+    begin = offset + rows * row_bytes
+    if row_bytes % alignment == 0:  # nothing to widen: tensors begin on a page
+        return begin, np.full(len(rows), row_bytes), np.zeros(len(rows), dtype=np.int64)
+    offsets = begin // alignment * alignment
+    ends = -(-(begin + row_bytes) // alignment) * alignment
+    return offsets, ends - offsets, begin - offsets
+
+
+def reads_of(offsets, lengths, destinations, gap_bytes, room):
+    """How rows of one length are read: (straight, staged, copies), as ``kernels.merge_reads``.
+
+    Large rows are cut into pieces that are in flight together; small ones are merged with their
+    neighbours, through a staging buffer of ``room`` bytes where those are apart in memory.
+    """
+    if len(lengths) and lengths[0] > PIECE_BYTES:
+        none = np.empty((3, 0), dtype=np.int64)
+        return _cut(offsets, lengths, destinations), none, none
+    return kernels.merge_reads(offsets, lengths, destinations, gap_bytes, MERGED_BYTES, room)
 
 
 def _cut(offsets, lengths, destinations):

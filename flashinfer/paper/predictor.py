@@ -43,6 +43,10 @@ class Predictor:
         units = self.select(x, residual).units
         return units, units
 
+    def streams(self):
+        """Which of its matrices are streamed at every token, in this order."""
+        return (*self.a.streams(), *self.b.streams())
+
     @property
     def in_dram(self):
         return self.a.in_dram and self.b.in_dram

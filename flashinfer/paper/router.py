@@ -26,6 +26,10 @@ class Router:
         self.weight, self.bias = weight, bias
         self.per_token, self.normalised = per_token, normalised
 
+    def streams(self):
+        """What is streamed at every token: nothing."""
+        return ()
+
     def scores(self, x):
         """x (T, d_model) -> (T, experts) float32: the largest are chosen."""
         return self.weight.linear(x, self.bias)

@@ -7,7 +7,17 @@ import numpy as np
 
 from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS
-from flashinfer.paper.flash import PIECE_BYTES, STAGING_BYTES
+from flashinfer.paper.ways import (
+    CACHED,
+    STREAMED,
+    WAVES,
+    WHOLE,
+    may_prefetch,
+    prefetch_fits,
+    wave_size,
+    way_to_run,
+)  # fmt: skip
+from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.timeline import Timeline
 
 PARTS = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
@@ -105,7 +115,7 @@ class _Token:
         cached = self.plan.kv_cache / 2 / self.layers
         self.line.compute("attention", cached / self.profile.dram)
 
-    def read_ahead(self, number):
+    def prefetch(self, number):
         """Begin the reads that a layer's guess asks for; when they are done, or None."""
         units = self.units[number] if number < self.layers else None
         if units is None or units.ahead == 0:
@@ -119,27 +129,26 @@ class _Token:
             self.multiply(PREDICTOR, number)
 
     def feed_forward(self, number, ahead):
-        """A layer's FFN; ahead: when what was read ahead for it is done, or None. Returns that
+        """A layer's FFN; ahead: when what was prefetched for it is done, or None. Returns that
         of the next layer."""
         line, units = self.line, self.units[number]
-        if units is not None:
-            self._predict(number)
-        if units is None or units.whole:
-            coming = self.read_ahead(number + 1)
-            line.compute("the rest", self.profile.layer)
-            if units is None:
-                self._stream(self._bundles(number), "feed-forward", "neurons")
-            else:
-                line.multiply("feed-forward", units.seconds)
-        elif units.capacity < units.used:
-            coming = self.read_ahead(number + 1)
-            self._in_waves(units)
-        else:
+        self._predict(number)
+        if units.way == CACHED:
             line.compute("the rest", self.profile.cached / (1 if ahead is None else 2))
             late = units.missing - units.ahead
             done = self._submit(late)
-            coming = self.read_ahead(number + 1)
+            coming = self.prefetch(number + 1)
             self._compute(units, (ahead, units.ahead), (done, late))
+            return coming
+        coming = self.prefetch(number + 1)
+        if units.way == WAVES:
+            self._in_waves(units)
+            return coming
+        line.compute("the rest", self.profile.layer)
+        if units.way == STREAMED:
+            self._stream(self._bundles(number), "feed-forward", "neurons")
+        else:
+            line.multiply("feed-forward", units.seconds)
         return coming
 
     def _compute(self, units, *reads):
@@ -154,14 +163,14 @@ class _Token:
         self.line.multiply("feed-forward", units.seconds / parts)
 
     def _in_waves(self, units):
-        """As ``FeedForward._compute_in_waves``."""
-        size = max(1, units.capacity // 2)
-        overlap = 2 * size <= units.capacity
-        waves = math.ceil(units.used / size)
+        size, overlap = wave_size(
+            units.slots, self.bundle.config.unit_neurons, self.bundle.unit_bytes
+        )
+        waves = max(1, math.ceil(units.used / size))
         among = self.bundle.config.units / waves  # a wave's lie close together
         coming = None
         for number in range(waves):
-            self.line.compute("the rest", self.profile.cached / 2)  # nothing is read ahead
+            self.line.compute("the rest", self.profile.cached / 2)  # nothing is prefetched
             done = self._submit(units.missing / waves, among) if coming is None else coming
             coming = None
             if overlap and number + 1 < waves:
@@ -172,37 +181,39 @@ class _Token:
     def _submit(self, missing, among=None):
         """Begin to read so many units ``among`` these, or a layer's; when they are there."""
         among = among or self.bundle.config.units
-        unit_bytes = self.bundle.unit_bytes
-        nbytes, requests = merged(missing, among, unit_bytes, self.gap_bytes, self.block)
-        if nbytes > STAGING_BYTES:  # the others are read one by one
-            share = STAGING_BYTES / nbytes
-            alone = merged(missing, among, unit_bytes, -1, self.block)
-            nbytes = share * nbytes + (1 - share) * alone[0]
-            requests = share * requests + (1 - share) * alone[1]
-        requests *= math.ceil(unit_bytes / PIECE_BYTES)  # all of them in flight
+        nbytes, requests = expected_reads(
+            missing, among, self.bundle.unit_bytes, self.gap_bytes, self.block
+        )
         self.read["neurons"] += nbytes
         self.requests += requests
         return self.line.submit(requests, nbytes)
 
     def _units(self, number):
-        """The _Units of a layer, or None where all are computed and do not stay."""
+        """The _Units of a layer."""
         bundle, plan, config = self.bundle, self.plan, self.bundle.config
         rows, tensor = plan.cache_rows[number], self._bundles(number)
-        whole = rows == config.units and plan.window is None
-        if plan.neurons == "dense":
-            return _Units(config.units, rows, True, self._linear(tensor)) if whole else None
-        calibrated = bundle.calibration["layers"][number] if bundle.calibration else {}
-        used = config.experts_per_token or config.units
+        chosen = plan.neurons != "dense"
+        calibrated = bundle.calibration["layers"][number] if bundle.calibration and chosen else {}
+        used = (config.experts_per_token if chosen else 0) or config.units
         if calibrated:
             used = config.units * calibrated["predicted"]
-        seconds = used * bundle.unit_bytes / self.profile.sparse[tensor.format.name]
-        if whole:
-            return _Units(used, rows, True, seconds)
         missing = used * (1 - rows / config.units)
         if calibrated:
             missing = misses(calibrated, plan, rows, config.units)
-        units = _Units(used, rows or plan.shared_rows, False, seconds, missing)
-        if number > 0 and rows >= used and (config.reads_experts or plan.predictor):
+        way = way_to_run(
+            whole=rows == config.units and plan.window is None, chosen=chosen, units=config.units,
+            slots=rows or plan.shared_rows, unit_neurons=config.unit_neurons, tokens=1, used=used,
+            missing=lambda: missing,
+        )  # fmt: skip
+        seconds = used * bundle.unit_bytes / self.profile.sparse[tensor.format.name]
+        if way == WHOLE and not chosen:
+            seconds = self._linear(tensor)
+        units = _Units(used, rows or plan.shared_rows, way, seconds, missing)
+        guesses = number > 0 and way == CACHED and may_prefetch(
+            whole=False, chosen=chosen, borrowed=rows == 0,
+            in_dram=config.reads_experts or plan.predictor > 0, share=plan.ahead,
+        )  # fmt: skip
+        if guesses and prefetch_fits(used, config.experts_per_token, rows):
             named, right = missing * plan.ahead, _right(calibrated, plan.ahead)
             units.ahead, units.wrong = named * right, named * (1 - right)
         return units
@@ -216,12 +227,12 @@ def _right(calibrated, share):
 
 @dataclass
 class _Units:
-    """What a layer's FFN does for a token: units used, of them missing; of those read ahead, and
-    beside them wrong ones; seconds of computing."""
+    """What a layer's FFN does for a token, the ``way`` that it runs (see ways.py): units used, of
+    them missing; of those prefetched, and beside them wrong ones; seconds of computing."""
 
     used: float
-    capacity: int
-    whole: bool
+    slots: int
+    way: str
     seconds: float
     missing: float = 0.0
     ahead: float = 0.0
@@ -235,20 +246,3 @@ def misses(calibrated, plan, rows, neurons):
         at = min(plan.window, WINDOWS - 1)
         return needs[at] - needs[at - 1]
     return float(np.interp(rows / neurons, CAPACITIES, calibrated["misses"]))
-
-
-def merged(missing, neurons, row_bytes, gap_bytes, block):
-    """(bytes, requests) for rows that are missing at random, neighbours read as one (gap_bytes
-    -1: none is)."""
-    if missing <= 0:
-        return 0.0, 0.0
-    skip = int(np.gcd(row_bytes, block))
-    widened = row_bytes + block - skip if row_bytes % block else row_bytes
-    density = min(1.0, missing / neurons)
-    reach = 1 + gap_bytes // row_bytes  # the next row, and those that a gap skips
-    close = 1 - (1 - density) ** reach  # the chance that a row is joined to the one before
-    distances = np.arange(reach)
-    chances = density * (1 - density) ** distances
-    gap = float((chances * distances).sum()) * row_bytes
-    nbytes = missing * (widened - close * (widened - row_bytes) + gap)
-    return nbytes, missing * (1 - close)

@@ -62,6 +62,10 @@ class Attention:
         out = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         return self.o.linear(out, self.biases["o"])
 
+    def streams(self):
+        """Which of its matrices are streamed at every token, in this order."""
+        return tuple(s for part in (self.q, self.k, self.v, self.o) for s in part.streams())
+
     def _heads(self, part, x):
         """Queries or keys, normalised where the model does so: (T, heads, head_dim)."""
         projection, norm = getattr(self, part), self.norms[part]

@@ -13,6 +13,10 @@ class SharedExpert:
         self.config, self.weigh = config, weigh
         self.gate, self.up, self.down = gate, up, down
 
+    def streams(self):
+        """Which of its matrices are streamed at every token, in this order."""
+        return tuple(s for part in (self.gate, self.up, self.down) for s in part.streams())
+
     def __call__(self, x):
         """x (T, d_model) -> (T, d_model)."""
         a = self.gate.linear(x)

@@ -18,6 +18,10 @@ class Resident:
     def __init__(self, tensor, data):
         self.matrix = kernels.Matrix(data, tensor.columns, tensor.format)
 
+    def streams(self):
+        """What of it is streamed at every token."""
+        return ()
+
     def linear(self, x, bias=None):
         """x (T, columns) -> (T, rows) float32."""
         return kernels.linear(x, self.matrix, bias)
@@ -43,6 +47,10 @@ class Streamed:
 
     def __init__(self, tensor, flash, buffer):
         self.tensor, self.flash, self.buffer, self.following = tensor, flash, buffer, None
+
+    def streams(self):
+        """What of it is streamed at every token."""
+        return (self,)
 
     def linear(self, x, bias=None):
         """x (T, columns) -> (T, rows) float32."""

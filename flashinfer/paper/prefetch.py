@@ -1,0 +1,51 @@
+"""Reading what a layer will probably need before its turn (beyond the paper)."""
+
+from flashinfer.paper.ways import may_prefetch, prefetch_fits
+
+
+class Prefetch:
+    """Asks a layer's predictor or router one layer early, and begins to read what it names.
+
+    A guess costs bandwidth where it is wrong, and never changes a result.
+
+    share  of a guess, the surest first, that is read
+    reads  those begun and not yet waited for, or None
+    """
+
+    def __init__(self, share=1.0):
+        self.share, self.reads = share, None
+
+    def begin(self, ffn, x, token, residual):
+        """Begin to read for a FeedForward what ``token`` will probably need.
+
+        x, residual (1, d_model): the layer's input, after its norm and before, as it would be if
+        the layers still to come before it added nothing.
+        """
+        cache, predictor = ffn.store.cache, ffn.predictor
+        if not cache.guesses_pay or not may_prefetch(
+            whole=ffn.whole.offsets is not None, chosen=predictor is not None,
+            borrowed=cache.borrowed, in_dram=predictor is not None and predictor.in_dram,
+            share=self.share,
+        ):  # fmt: skip
+            return
+        units, kept = predictor.early(x, residual, self.share)
+        if prefetch_fits(len(units), ffn.neurons.config.experts_per_token, cache.capacity):
+            ffn.store.settled = False
+            self.reads = ffn.store.submit(*cache.place_ahead(units, kept, token))
+
+    def before_placing(self, store, units):
+        """Wait for the reads, unless placing these units leaves the slots alone that they fill."""
+        if self.reads is not None and not store.cache.leaves_guesses(units):
+            store.wait(self.taken())
+
+    def taken(self):
+        """The reads that were begun, which are then the caller's to wait for."""
+        reads, self.reads = self.reads, None
+        return reads
+
+
+class NoPrefetch(Prefetch):
+    """Reads nothing before its turn."""
+
+    def begin(self, ffn, x, token, residual):
+        """Does nothing."""

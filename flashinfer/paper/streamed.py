@@ -1,0 +1,58 @@
+"""A layer read whole, in large pieces that are computed as they come."""
+
+import numpy as np
+
+from flashinfer import kernels
+
+
+class Streamed:
+    """Reads all of a layer once, sequentially; keeps the neurons that the last tokens used.
+
+    tensor     StoredTensor: the layer's bundles
+    following  the StoredTensor that is streamed next, where this layer always is; else None
+    """
+
+    def __init__(self, store, neurons):
+        self.store, self.neurons = store, neurons
+        self.tensor, self.following = store.bundles, None
+
+    def __call__(self, x, selection, token, y):
+        """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
+        store = self.store
+        kept, slots = self._keep(selection, token + len(x) - 1, token)
+        for first, stop, memory, starts in store.flash.stream(
+            self.tensor, store.buffer, self.following
+        ):
+            begin, end = np.searchsorted(selection.units, (first, stop))
+            part = selection.part(begin, end)
+            self.neurons.add(memory, starts[part.units - first, None], x, part, y)
+            self._copy_kept(kept, slots, first, stop, memory, starts)
+
+    def _keep(self, selection, now, token):
+        """(neurons, their slots) that the cache would hold, had the tokens come one by one."""
+        cache = self.store.cache
+        used_at = token + selection.last.astype(np.int64)
+        kept = used_at > now - cache.window
+        if cache.capacity:
+            kept &= cache.affords(selection.units)
+        else:
+            kept[:] = False
+        hits, misses = cache.hits, cache.misses
+        neurons = selection.units[kept]
+        slots = cache.place(neurons, now)[0] if len(neurons) else neurons
+        cache.hits, cache.misses = hits, misses + len(selection.units)
+        cache.used_at(slots, token, selection.last[kept])
+        return neurons, slots
+
+    def _copy_kept(self, kept, slots, first, stop, memory, starts):
+        """Copy those of a tile's neurons that are kept into their slots."""
+        begin, end = np.searchsorted(kept, (first, stop))
+        if begin == end:
+            return
+        store, neurons = self.store, kept[begin:end]
+        _, _, skips = store.spans(neurons)
+        kernels.copy_rows(
+            memory, starts[neurons - first], store.cache.memory,
+            slots[begin:end] * np.int64(store.cache.stride) + skips,
+            np.full(len(neurons), self.tensor.row_bytes),
+        )  # fmt: skip

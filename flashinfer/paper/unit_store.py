@@ -1,0 +1,111 @@
+"""A layer's units: where their bundles lie on flash, and where their slots are in DRAM."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from flashinfer.paper.ways import WAVE_BYTES
+
+APART_BYTES = 1 << 20  # of units in DRAM: worth computing while the others are being read
+EVERY = slice(None)
+
+
+class UnitStore:
+    """Reads a layer's units from flash into the slots of its neuron cache.
+
+    What is read and kept as one is a unit: a neuron, or in a mixture of experts an expert, whose
+    neurons lie side by side (or a neuron there, too, where predictors tell them apart).
+
+    bundles  StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
+    units    the same tensor, a row a unit
+    cache    NeuronCache; flash: Flash; buffer: uint8 memory that tiles are streamed through
+    inside   (neurons of a unit,) int64: bytes from the unit's beginning to each of its neurons
+    settled  whether every slot that the cache has given holds its unit
+    """
+
+    def __init__(self, bundles, unit_neurons, cache, flash, buffer):
+        n = unit_neurons
+        self.bundles, self.cache, self.flash, self.buffer = bundles, cache, flash, buffer
+        self.units = replace(bundles, rows=bundles.rows // n, columns=bundles.columns * n)
+        self.inside = np.arange(n) * bundles.row_bytes
+        self.settled = True
+
+    def begin(self):
+        """A layer begins: until it sets ``settled`` again, slots may be given but not filled."""
+        self.settled = False
+        if self.cache.borrowed:  # other layers have used the memory since
+            self.cache.empty()
+
+    def abandon(self):
+        """After a failure, once no read is in flight: forgets what may not have been read."""
+        if not self.settled:
+            self.cache.empty()
+            self.settled = True
+
+    def hottest(self, uses):
+        """The units used most, as many as there are slots for, ascending; uses (units,)."""
+        order = np.argsort(-np.asarray(uses), kind="stable")[: self.cache.capacity]
+        return np.sort(order[np.asarray(uses)[order] > 0]).astype(np.int32)
+
+    def warm(self, uses, progress=lambda nbytes: None):
+        """Begin with the hottest units in the cache; uses (units,): how often each is used."""
+        self.cache.priority.expect(uses)
+        units = self.hottest(uses)
+        slots, *_ = self.cache.place(units, 0)
+        self.cache.misses = 0
+        step = max(1, WAVE_BYTES // self.cache.stride)
+        for first in range(0, len(units), step):
+            part = slice(first, first + step)
+            self.wait(self.submit(units[part], slots[part]))
+            progress(len(units[part]) * self.units.row_bytes)
+
+    def tiles(self):
+        """The whole layer, in large sequential reads: see ``Flash.stream``."""
+        return self.flash.stream(self.bundles, self.buffer)
+
+    def submit(self, units, slots):
+        """Begins to read units (n,) int32 into their slots (n,); returns what ``wait`` takes."""
+        if not len(units):
+            return None
+        offsets, lengths, _ = self.spans(units)
+        places = slots * np.int64(self.cache.stride)
+        return self.flash.submit(offsets, lengths, self.cache.memory, places)
+
+    def wait(self, reads):
+        """Returns when the reads are done; None stands for no reads."""
+        if reads is not None:
+            self.flash.wait(reads)
+
+    def offsets(self, units, slots):
+        """Where in ``cache.memory`` each neuron of these units begins: (units, neurons) int64."""
+        _, _, skips = self.spans(units)
+        return (slots * np.int64(self.cache.stride) + skips)[:, None] + self.inside
+
+    def spans(self, units):
+        """(offsets, lengths, skips) of the aligned reads that cover these units, int64 each."""
+        return self.flash.row_spans(self.units, units.astype(np.int64))
+
+    def arrivals(self, early, misses, begun, late, selection):
+        """Yield which units, indices (m,) or EVERY, are in DRAM: first those that were there, then
+        the ``early`` ones (n,) bool, then the ``misses`` (indices), when their reads ``begun`` and
+        ``late`` are done.
+
+        Too few for a product of their own are left to the next, and so are all of a ``selection``
+        by several tokens. Where there is no unit at all the empty product still gives a result its
+        shape.
+        """
+        n = least = len(early)
+        ends = n - len(misses) - np.count_nonzero(early), n - len(misses), n
+        if selection.indptr is None:
+            least = min(n, APART_BYTES / self.cache.stride)
+        if any(least <= end < n for end in ends):
+            kind = early.astype(np.uint8)
+            kind[misses] = 2
+            order = kind.argsort(kind="stable")
+        begin = 0
+        for end, reads in zip(ends, (None, begun, late), strict=True):
+            self.wait(reads)
+            if n and (end == begin or (end < n and end - begin < least)):
+                continue
+            yield order[begin:end] if end - begin < n else EVERY
+            begin = end

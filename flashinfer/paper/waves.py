@@ -1,0 +1,39 @@
+"""A layer that needs more units than it has slots, or large ones: a wave of them at a time."""
+
+import itertools
+
+import numpy as np
+
+from flashinfer.paper.neuron_cache import NONE
+from flashinfer.paper.ways import wave_size
+
+
+class Waves:
+    """Computes a wave of units while the next one is read, where there are slots for two."""
+
+    def __init__(self, store, neurons):
+        self.store, self.neurons = store, neurons
+
+    def __call__(self, x, selection, token, y):
+        """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
+        store, cache, now = self.store, self.store.cache, token + len(x) - 1
+        size, overlap = wave_size(cache.capacity, len(store.inside), cache.stride)
+        waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
+        _, coming, reads = self._begin(waves[0], NONE, now)
+        for wave, following in itertools.zip_longest(waves, waves[1:]):
+            store.wait(reads)
+            slots = coming
+            if following is not None and overlap:
+                slots, coming, reads = self._begin(following, wave.units, now)
+            self.neurons.add(cache.memory, store.offsets(wave.units, slots), x, wave, y)
+            cache.used_at(slots, token, wave.last)
+            if following is not None and not overlap:
+                _, coming, reads = self._begin(following, NONE, now)
+
+    def _begin(self, wave, held, now):
+        """(slots of the units ``held``, slots of the wave's, the reads begun for those)"""
+        units, cache = np.concatenate([held, wave.units]), self.store.cache
+        slots, misses, _ = cache.place(units, now)
+        cache.hits -= len(held)
+        reads = self.store.submit(units[misses], slots[misses])
+        return slots[: len(held)], slots[len(held) :], reads

@@ -1,0 +1,46 @@
+"""A layer of which every unit stays in DRAM."""
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.paper.neuron_cache import UNLIMITED
+
+
+class Whole:
+    """Computes from the cache's memory, where the layer lies in an order of its own.
+
+    All gates lie together there, then all ups, then all downs: DRAM gives up to half as much again
+    where a product's rows follow each other. Flash wants a neuron's parts together.
+
+    offsets  (units, neurons of each) int64: where the first parts begin; None before ``fill``
+    """
+
+    def __init__(self, store, neurons):
+        self.store, self.neurons, self.offsets = store, neurons, None
+
+    @property
+    def fits(self):
+        """Whether every unit has a slot, and keeps it."""
+        cache = self.store.cache
+        every = cache.capacity == self.store.units.rows and cache.window == UNLIMITED
+        return every and not cache.borrowed
+
+    def fill(self, progress=lambda nbytes: None):
+        """Read the layer into the cache's memory. Call it only where it ``fits``."""
+        store, bundles = self.store, self.store.bundles
+        n, width, parts = bundles.rows, self.neurons.width, self.neurons.config.parts
+        part = np.arange(parts)[:, None]
+        for first, stop, memory, starts in store.flash.stream(bundles, store.buffer):
+            places = part * n * width + np.arange(first, stop) * width  # (parts, neurons)
+            kernels.copy_rows(
+                memory, (starts + part * width).ravel(), store.cache.memory, places.ravel(),
+                np.full(places.size, width),
+            )  # fmt: skip
+            progress((stop - first) * bundles.row_bytes)
+        self.offsets = (np.arange(n, dtype=np.int64) * width).reshape(store.units.rows, -1)
+
+    def __call__(self, x, selection, token, y):
+        """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
+        cache, apart = self.store.cache, self.neurons.width * self.store.bundles.rows
+        cache.hits += len(selection.units)
+        self.neurons.add(cache.memory, self.offsets[selection.units], x, selection, y, apart)
