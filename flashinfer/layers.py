@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from flashinfer.loading import allocate_kv_cache
+from flashinfer.loading import allocate_kv_caches
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.paper.neuron_cache import NeuronCache
@@ -28,11 +28,10 @@ def make_layers(bundle, plan, flash, weights, buffer, stride):
     config, neurons = bundle.config, aligned_bytes(plan.cache)
     begins = np.cumsum([0, *plan.cache_rows]) * stride
     shared = neurons[begins[-1] :] if plan.shared_rows else None
-    keys_and_values = zip(*allocate_kv_cache(bundle, plan), strict=True)
     positions = _Positions(config, plan.context)
     layers = []
-    for i, (keys, values) in enumerate(keys_and_values):
-        attention = _attention(config, weights, i, keys, values, positions)
+    for i, kv_cache in enumerate(allocate_kv_caches(bundle, plan)):
+        attention = _attention(config, weights, i, kv_cache, positions)
         own = neurons[begins[i] : begins[i + 1]]
         borrowed = shared is not None and not len(own)
         cache = NeuronCache(
@@ -74,9 +73,8 @@ class _Positions:
             self.score_bias = alibi_table(config.num_attention_heads, config.head_dim, context)
 
 
-def _attention(config, weights, i, keys, values, positions):
+def _attention(config, weights, i, kv_cache, positions):
     name = f"layers.{i}"
-    window = config.sliding_windows[i] if config.sliding_windows else 0
     norms = {
         p: make_norm(config, weights, f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"
     }
@@ -85,11 +83,9 @@ def _attention(config, weights, i, keys, values, positions):
         *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
         {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
         norms,
-        keys,
-        values,
-        positions.rotary_near if window else positions.rotary,
+        kv_cache,
+        positions.rotary_near if kv_cache.window else positions.rotary,
         positions.score_bias,
-        window,
         weights.get(f"{name}.sinks"),
     )
 

@@ -4,7 +4,13 @@ import numpy as np
 
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.plan.plan import kv_dtype, pages
-from flashinfer.transformer.attention import padded_width
+from flashinfer.transformer.kv_cache import (
+    KeyValueCache,
+    attention_window,
+    kept_tokens,
+    kv_bytes,
+    padded_width,
+)  # fmt: skip
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
@@ -53,14 +59,18 @@ def load_weights(bundle, plan, flash, buffer, progress):
     return weights
 
 
-def allocate_kv_cache(bundle, plan):
-    """Keys and values of each layer: two lists of (heads, context, padded head_dim) arrays."""
+def allocate_kv_caches(bundle, plan):
+    """The KeyValueCache of each layer."""
     config, item = bundle.config, kv_dtype(bundle)
-    shape = (config.num_key_value_heads, plan.context, padded_width(config.head_dim))
-    nbytes = int(np.prod(shape)) * item.itemsize
-    block = aligned_bytes(2 * config.num_hidden_layers * pages(nbytes))
-    views = [
-        block[start : start + nbytes].view(item).reshape(shape)
-        for start in range(0, len(block), pages(nbytes))
-    ]
-    return views[0::2], views[1::2]
+    heads, width = config.num_key_value_heads, padded_width(config.head_dim)
+    layers = range(config.num_hidden_layers)
+    tokens = [kept_tokens(config, layer, plan.context) for layer in layers]
+    sizes = [pages(kv_bytes(config, n, item.itemsize)) for n in tokens]
+    block, at, caches = aligned_bytes(2 * sum(sizes)), 0, []
+    for layer, n, size in zip(layers, tokens, sizes, strict=True):
+        halves = block[at : at + 2 * size].reshape(2, size)[:, : kv_bytes(config, n, item.itemsize)]
+        keys, values = (half.view(item).reshape(heads, n, width) for half in halves)
+        window = attention_window(config, layer)
+        caches.append(KeyValueCache(keys, values, window, plan.context))
+        at += 2 * size
+    return caches

@@ -103,6 +103,7 @@ class Model:
             self.close()
             raise
         self.ids = []  # the tokens in the key/value cache
+        self._incomplete = False  # whether the cache lacks some of them
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
     def _load(self, stride, uses):
@@ -207,6 +208,7 @@ class Model:
 
         They are ``share`` of a prompt of which the share ``begun`` is done.
         """
+        self._recall()
         try:
             h = self._through_layers(self.embed(ids), begun, share)
         except BaseException:
@@ -217,6 +219,20 @@ class Model:
         self.ids += ids.tolist()
         self.token += len(ids)
         return h
+
+    def _recall(self):
+        """Process the tokens in the key/value cache again where layers have moved past what the
+        next one sees: after a failure, or where many tokens were forgotten."""
+        held = all(layer.attention.cache.holds(self.position) for layer in self.layers)
+        if held and not self._incomplete:
+            return
+        ids, self.ids, self._incomplete = self.ids, [], False
+        try:
+            for first in range(0, len(ids), self.plan.chunk):
+                self._hidden(np.array(ids[first : first + self.plan.chunk]))
+        except BaseException:
+            self.ids, self._incomplete = ids, True
+            raise
 
     def _through_layers(self, h, begun, share):
         """h (T, d_model), embedded -> (T, d_model)."""

@@ -18,7 +18,9 @@ from flashinfer.paper.ways import (
     way_to_run,
 )  # fmt: skip
 from flashinfer.plan.expected_reads import expected_reads
+from flashinfer.plan.plan import kv_dtype
 from flashinfer.plan.timeline import Timeline
+from flashinfer.transformer.kv_cache import attention_window, kv_bytes
 
 PARTS = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
 GUESSED = 0.8  # of what a layer uses is guessed one layer early, where calibration does not say
@@ -112,7 +114,9 @@ class _Token:
     def attention(self, number):
         """With half of the context's keys and values."""
         self.multiply(ATTENTION, number)
-        cached = self.plan.kv_cache / 2 / self.layers
+        config, seen = self.bundle.config, self.plan.context / 2
+        seen = min(seen, attention_window(config, number) or seen)
+        cached = 2 * kv_bytes(config, seen, kv_dtype(self.bundle).itemsize)
         self.line.compute("attention", cached / self.profile.dram)
 
     def prefetch(self, number):

@@ -11,7 +11,7 @@ from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
 from flashinfer.plan.row_shares import rows_for, share_rows, window_needs
-from flashinfer.transformer.attention import padded_width
+from flashinfer.transformer.kv_cache import kept_tokens, kv_bytes, padded_width
 
 PAGE = 4096
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
@@ -37,7 +37,7 @@ class Plan:
     small             always in DRAM; predictor, attention, head, embeddings: what of them stays
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head
-    kv_cache          for ``context`` tokens
+    kv_cache          for ``context`` tokens, or those that layers with a window keep of them
     threads           that compute; logit_rows: tokens whose logits are there at a time
     buffers           tiles of the stream; working: activations of ``chunk`` tokens, the threads'
                       stacks, and where merged reads are staged
@@ -110,8 +110,8 @@ class Sizes:
         self.attention_layer = by_role[ATTENTION] // self.layers
         item = kv_dtype(bundle).itemsize
         padded = padded_width(config.head_dim)
-        keys = padded * config.num_key_value_heads
-        self.kv_cache = 2 * self.layers * pages(context * keys * item)
+        tokens = [kept_tokens(config, layer, context) for layer in range(self.layers)]
+        self.kv_cache = sum(2 * pages(kv_bytes(config, n, item)) for n in tokens)
         width = padded * config.num_attention_heads
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)

@@ -4,12 +4,6 @@ import numpy as np
 
 from flashinfer import kernels
 
-LANES = 32  # a head's width in the key/value cache is padded to whole vectors
-
-
-def padded_width(head_dim):
-    return -(-head_dim // LANES) * LANES
-
 
 class Attention:
     """A layer's attention: project, turn, remember, attend, project.
@@ -18,20 +12,18 @@ class Attention:
     q, k, v, o     weights.Resident or weights.Streamed, see layout.projection_shapes
     biases         {"q": (rows,) float32, ...} or None for each
     norms          {"q": a norm over each head's values, "k": ...} or None for each
-    keys, values   (key/value heads, context, padded head_dim), float16 or float32
+    cache          KeyValueCache
     rotary         positions.RotaryPositions, or None
     score_bias     (heads, context) float32, added to the scores (alibi), or None
-    window         tokens that each sees; 0: all
     sinks          (heads,) float32: a learned extra softmax logit each (attention sink), or None
     """
 
     def __init__(
-        self, config, q, k, v, o, biases, norms, keys, values, rotary, score_bias, window, sinks
+        self, config, q, k, v, o, biases, norms, cache, rotary, score_bias, sinks
     ):  # fmt: skip
         self.config, self.q, self.k, self.v, self.o = config, q, k, v, o
-        self.biases, self.norms, self.keys, self.values = biases, norms, keys, values
-        self.rotary, self.score_bias, self.window = rotary, score_bias, window
-        self.sinks = sinks
+        self.biases, self.norms, self.cache = biases, norms, cache
+        self.rotary, self.score_bias, self.sinks = rotary, score_bias, sinks
 
     def __call__(self, x, start):
         """x (T, d_model), the tokens at positions start.. -> (T, d_model)."""
@@ -42,23 +34,19 @@ class Attention:
             turns = self.rotary(start, n)
             kernels.rotate(q, *turns)
             kernels.rotate(k, *turns)
-        kernels.remember(self.keys, k, start)
-        kernels.remember(self.values, v, start)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
-        if head_dim < self.keys.shape[2]:
-            padded = np.zeros((*q.shape[:2], self.keys.shape[2]), dtype=np.float32)
+        width = self.cache.keys.shape[2]
+        if head_dim < width:
+            padded = np.zeros((*q.shape[:2], width), dtype=np.float32)
             padded[:, :, :head_dim] = q
             q = padded
-        out = kernels.attention(
-            q,
-            self.keys,
-            self.values,
-            start,
-            self.window,
-            self.score_bias,
-            self.config.score_cap,
-            self.sinks,
-        )  # (T, heads, width)
+        out = np.empty(q.shape, dtype=np.float32)  # (T, heads, width)
+        for begin, end in self.cache.pieces(start, n):
+            place = self.cache.remember(k[begin:end], v[begin:end], start + begin)
+            out[begin:end] = kernels.attention(
+                q[begin:end], self.cache.keys, self.cache.values, place, self.cache.window,
+                self.score_bias, self.config.score_cap, self.sinks,
+            )  # fmt: skip
         out = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         return self.o.linear(out, self.biases["o"])
 

@@ -1,0 +1,87 @@
+"""Keys and values of the tokens that a layer's attention still sees."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.formats.config import ModelConfig
+
+LANES = 32  # a head's width in the key/value cache is padded to whole vectors
+# Of a layer with an attention window, beyond the window: tokens that may be taken back without
+# computing them again, and tokens that find room before the older ones are moved to the front.
+TAKEN_BACK, FRESH = 64, 128
+
+
+def padded_width(head_dim: int) -> int:
+    return -(-head_dim // LANES) * LANES
+
+
+def attention_window(config: ModelConfig, layer: int) -> int:
+    """How many tokens back a layer's attention sees, itself included; 0: all."""
+    return config.sliding_windows[layer] if config.sliding_windows else 0
+
+
+def kept_tokens(config: ModelConfig, layer: int, context: int) -> int:
+    """Tokens whose keys and values a layer keeps: all of the context, or about its window."""
+    window = attention_window(config, layer)
+    if not window or config.positions == "alibi":  # whose table is by positions of the context
+        return context
+    return min(context, window + TAKEN_BACK + FRESH)
+
+
+def kv_bytes(config: ModelConfig, tokens: int, item: int) -> int:
+    """Bytes of the keys, or of the values, of so many tokens in one layer, ``item`` bytes each."""
+    return tokens * config.num_key_value_heads * padded_width(config.head_dim) * item
+
+
+class KeyValueCache:
+    """One layer's keys and values, of all tokens or of the last ones.
+
+    A window slides through a longer memory: when the memory is full, what the window still holds
+    moves to its front.
+
+    keys, values  (key/value heads, tokens, padded head_dim), float16 or float32
+    window  tokens that each sees, itself included; 0: all
+    first   position in the text of the first token in memory
+    """
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray, window: int, context: int):
+        self.keys, self.values, self.window, self.first = keys, values, window, 0
+        self.slides = keys.shape[1] < context
+
+    def holds(self, position: int) -> bool:
+        """Whether a token at ``position`` finds all that it sees; a text may always begin."""
+        return position == 0 or self.first <= max(0, position - self.window + 1)
+
+    def pieces(self, start: int, n: int) -> Iterator[tuple[int, int]]:
+        """Yield (begin, end) of the n tokens at ``start``, as many at a time as find room; of each
+        piece the caller remembers and uses the keys and values before it asks for the next."""
+        if start == 0:
+            self.first = 0
+        begin = 0
+        while begin < n:
+            if start + begin - self.first == self.keys.shape[1]:
+                self._move(start + begin)
+            end = min(n, self.first + self.keys.shape[1] - start)
+            yield begin, end
+            begin = end
+
+    def remember(self, k: np.ndarray, v: np.ndarray, start: int) -> int:
+        """Keep k, v (T, key/value heads, head_dim) float32 of the tokens at ``start``; returns
+        where in ``keys`` and ``values`` the first of them is."""
+        place = start - self.first
+        kernels.remember(self.keys, k, place)
+        kernels.remember(self.values, v, place)
+        return place
+
+    def _move(self, position: int) -> None:
+        """Make room for a token at ``position``."""
+        first = position - self.window - TAKEN_BACK
+        gone, kept = first - self.first, position - first
+        for memory in (self.keys, self.values):
+            for head in memory:  # in pieces that do not overlap, so that nothing is copied twice
+                for begin in range(0, kept, gone):
+                    end = min(begin + gone, kept)
+                    head[begin:end] = head[begin + gone : end + gone]
+        self.first = first
