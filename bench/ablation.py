@@ -28,6 +28,7 @@ from flashinfer.paper.flash import Flash
 from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.plan.memory import format_size, peak_rss
+from flashinfer.plan.options import Options
 from flashinfer.plan.setup import opened, prepare
 
 STEPS = {  # name: what is on; a window of 0 forgets every token
@@ -116,9 +117,10 @@ def switch_off(model, bundled=False, overlap=False, ahead=False, **_):
 def open_model(path, budget, step):
     """The Model of a step, with its window, or one token's where it forgets every token."""
     neurons, window = step.get("neurons", "predicted"), step.get("window")
-    bundle = opened(path, neurons, budget)
     window = 1 if window == 0 else window
-    made = prepare(bundle, budget, window, neurons, context=128)
+    options = Options(memory=budget, window=window, neurons=neurons, context=128)
+    bundle = opened(path, options)
+    made = prepare(bundle, options)
     gap_bytes = made.flash.gap_bytes
     made.flash.close()
     made = replace(made, flash=TimedFlash(path, gap_bytes=gap_bytes))

@@ -1,18 +1,24 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.bundle.layout import head_name
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.generation.sampling import Sampler
 from flashinfer.layers import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.loading import load_weights
 from flashinfer.paper.flash import aligned_bytes
+from flashinfer.plan.options import Options
 from flashinfer.plan.setup import opened, prepare
 from flashinfer.stats import Stats, measured
 
@@ -32,57 +38,24 @@ class Model:
     @classmethod
     def open(
         cls,
-        path,
-        memory=None,
-        window=None,
-        neurons=None,
-        context=None,
-        threads=None,
-        io="auto",
-        cache=None,
-        device=None,
-        warm=None,
-        progress=lambda what, done, total: None,
-        logit_rows=1,
-    ):
+        path: Path | str | Bundle,
+        options: Options | None = None,
+        progress: Callable[[str, float, float], None] = lambda what, done, total: None,
+        **changes: Any,
+    ) -> "Model":
         """Open a bundle, by its path or opened already.
 
-        memory   budget of the whole process: bytes, "600M"; None: what the machine has free
-        window   keep the neurons of the last ``window`` tokens; None: as many as fit
-        neurons  "predicted" or "dense"; None: predicted where the bundle has predictors. Of a
-                 mixture only the experts that its router chooses, always
-        context  tokens that the key/value cache holds; None: the model's most, up to 1024
-        threads  to compute with, at most a few for each CPU; None: one for each core this process
-                 may use
-        io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
-        cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
-                 None: "window" where ``window`` is given, else "frecency"
-        device   what the flash can do: a Profile, a file that ``flashinfer probe -o`` wrote, or a
-                 board's name; None: what ``flashinfer probe`` measured, if it did
-        warm     begin with the experts in the cache that calibration found used most; None: where
-                 nine tenths of them will probably be used soon
+        options  Options; ``changes`` name some of its fields: Model.open(path, memory="600M")
         progress called as progress("load", bytes, bytes in all) while opening, and as
                  progress("prompt", share done, 1.0) during a prompt of several tokens
-        logit_rows  tokens whose logits the budget has room for at a time
 
-        Raises FormatError where the file is not sound, BudgetError where ``memory`` is too
-        little, UserError where an option is wrong.
+        Raises FormatError where the file is not sound, BudgetError where the memory is too little,
+        UserError where an option is wrong.
         """
-        bundle = opened(path, neurons, memory)
+        options = replace(options or Options(), **changes)
+        bundle = opened(path, options)
         try:
-            setup = prepare(
-                bundle,
-                memory,
-                window,
-                neurons,
-                context,
-                threads,
-                io,
-                cache,
-                device,
-                warm,
-                logit_rows,
-            )
+            setup = prepare(bundle, options)
         except BaseException:
             bundle.close()
             raise

@@ -13,6 +13,7 @@ from flashinfer.formats.errors import BudgetError, FormatError, UserError
 from flashinfer.plan import memory, profile
 from flashinfer.plan import setup as planning
 from flashinfer.plan.expected_reads import expected_reads
+from flashinfer.plan.options import Options
 from flashinfer.plan.timeline import STREAMS, UNITS, Timeline
 from flashinfer.probe import measuring
 from flashinfer.probe import probing as probe
@@ -165,11 +166,11 @@ def test_as_much_is_read_ahead_as_pays(tmp_path, monkeypatch):
         layers = bundle.calibration["layers"]
         assert all(0.5 < layer["guessed"] < layer["surest"] <= 1 for layer in layers[1:])
         with pytest.raises(BudgetError) as caught:
-            planning.prepare(bundle, 1, context=64)
+            planning.prepare(bundle, Options(memory=1, context=64))
         budget = caught.value.least + (8 << 20)
         found = {}
         for name, device in {"late": late, "narrow": narrow, "unknown": None}.items():
-            setup = planning.prepare(bundle, budget, context=64, device=device)
+            setup = planning.prepare(bundle, Options(memory=budget, context=64, device=device))
             setup.flash.close()
             found[name] = setup.plan.ahead
         assert found["narrow"] < found["late"] == 1 and found["unknown"] == 0.5

@@ -9,9 +9,9 @@ from bench.cgroup import NoCgroups, run_limited
 from flashinfer import Model
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, UserError
-from flashinfer.paper.neuron_cache import default_policy
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB, parse_size
+from flashinfer.plan.options import Options
 from flashinfer.plan.plan import make_plan
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import opt_config
@@ -32,9 +32,9 @@ def test_wrong_sizes(text):
 
 
 def plan(path, budget, neurons="predicted", window=None, context=64, policy=None):
-    policy = policy or default_policy(window)
+    options = Options(budget, window, neurons, context, threads=1, cache=policy)
     with Bundle(path) as bundle:
-        return make_plan(bundle, budget, context, neurons, policy, window, 1024, base=30 * MIB)
+        return make_plan(bundle, options.resolved(bundle), 1024, base=30 * MIB)
 
 
 @pytest.mark.parametrize("neurons", ["predicted", "dense"])

@@ -7,6 +7,7 @@ from flashinfer.cli.run import add_model_arguments
 from flashinfer.formats.bundle.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.formats.errors import UserError, printable
 from flashinfer.plan.memory import format_size
+from flashinfer.plan.options import Options
 from flashinfer.plan.plan import unit_name
 from flashinfer.plan.setup import opened, prepare
 
@@ -21,7 +22,7 @@ def add_arguments(parser):
 
 
 def main(args):
-    with opened(args.model, args.neurons, args.memory) as bundle:
+    with opened(args.model, options_of(args)) as bundle:
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
         if profile is None:
@@ -43,12 +44,17 @@ def main(args):
 
 def prepared(bundle, args):
     """The Setup of a bundle for the arguments of ``add_arguments``; its file is closed again."""
-    setup = prepare(
-        bundle, args.memory, args.window, args.neurons, args.ctx_size, args.threads, args.io,
-        args.cache, args.device, args.warm,
-    )  # fmt: skip
+    setup = prepare(bundle, options_of(args))
     setup.flash.close()
     return setup
+
+
+def options_of(args):
+    """The Options that the arguments of ``add_arguments`` ask for."""
+    return Options(
+        memory=args.memory, window=args.window, neurons=args.neurons, context=args.ctx_size,
+        threads=args.threads, io=args.io, cache=args.cache, device=args.device, warm=args.warm,
+    )  # fmt: skip
 
 
 def bytes_by_role(bundle):

@@ -29,9 +29,9 @@ from flashinfer.model import Model
 from flashinfer.paper.flash import IO
 from flashinfer.paper.neuron_cache import POLICIES
 from flashinfer.plan.memory import format_size, header_room
+from flashinfer.plan.options import MODES
 from flashinfer.plan.plan import unit_name
 from flashinfer.plan.profile import boards
-from flashinfer.plan.setup import NEURONS
 from flashinfer.text.tokenizer import TextStream, Tokenizer, utf8
 
 
@@ -51,7 +51,7 @@ def add_model_arguments(parser):
         "window where --window is given, else frecency",
     )  # fmt: skip
     parser.add_argument(
-        "--neurons", choices=NEURONS, help="which neurons to use: those predicted to fire, or all "
+        "--neurons", choices=MODES, help="which neurons to use: those predicted to fire, or all "
         "(exact, and slow); default: predicted where the model is calibrated, and trained to have "
         "silent neurons",
     )  # fmt: skip

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer.formats.bundle.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
+from flashinfer.plan.options import Options
 from flashinfer.plan.row_shares import rows_for, share_rows, window_needs
 from flashinfer.transformer.kv_cache import kept_tokens, kv_bytes, padded_width
 
@@ -140,17 +142,16 @@ def pages(nbytes):
     return -(-nbytes // PAGE) * PAGE
 
 
-def make_plan(
-    bundle, budget, context, neurons, policy, window, stride, threads=1, logit_rows=1, base=None
-):  # fmt: skip
-    """Divide ``budget`` bytes; return a Plan.
+def make_plan(bundle: Bundle, options: Options, stride: int, base: int | None = None) -> Plan:
+    """Divide a budget, ``options.memory`` bytes.
 
-    policy  one of neuron_cache.POLICIES; window: in tokens, or None; threads: that compute;
-            logit_rows: tokens whose logits are there at a time
-    stride  bytes of a row of the neuron cache; base: bytes the process has now.
+    options  as ``Options.resolved`` gives them
+    stride   bytes of a slot of the neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
     """
-    sizes = Sizes(bundle, context, neurons, threads, stride, logit_rows)
+    budget, context, mode = options.memory, options.context, options.neurons
+    policy, threads = options.cache, options.threads
+    sizes = Sizes(bundle, context, mode, threads, stride, options.logit_rows)
     base = (memory.rss() if base is None else base) + RESERVE + budget // 512  # page tables
     least = _least(sizes, base, budget)
     if budget < least.nbytes:
@@ -177,14 +178,14 @@ def make_plan(
     # Where one is read while the other is computed there are two.
     shared_rows = 2 if least.shared_rows and left >= stride else least.shared_rows
     room = (left + least_cache) // stride - shared_rows
-    rows, window, affords = share_rows(bundle, neurons, room, policy, window, least.rows)
+    rows, window, affords = share_rows(bundle, mode, room, policy, options.window, least.rows)
     embeddings = sizes.by_role[EMBEDDING]
     cache = (sum(rows) + shared_rows) * stride
     if embeddings > left + least_cache - cache:
         embeddings = 0
     return Plan(
         budget=budget,
-        neurons=neurons,
+        neurons=mode,
         threads=threads,
         context=context,
         chunk=chunk,
@@ -204,7 +205,7 @@ def make_plan(
         policy=policy,
         window=window,
         affords=affords,
-        logit_rows=logit_rows,
+        logit_rows=options.logit_rows,
     )
 
 

@@ -1,0 +1,92 @@
+"""What can be asked for when a model is opened."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.errors import UserError
+from flashinfer.kernels.doors import MOST_THREADS
+from flashinfer.paper.flash import IO
+from flashinfer.paper.neuron_cache import POLICIES, default_policy
+from flashinfer.plan import memory
+from flashinfer.plan.profile import Profile
+from flashinfer.plan.threads import threads_to_use
+
+MODES = ("predicted", "dense")  # to ask for; "routed" is what a mixture of experts does
+USUAL_CONTEXT = 1024  # tokens, where none is asked for and the model has as many
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``Model.open`` can be asked for; None leaves the choice to the engine.
+
+    memory   budget of the whole process: bytes, "600M"; None: what the machine has free
+    window   keep the neurons of the last ``window`` tokens; None: as many as fit
+    neurons  the mode: "predicted" or "dense"; None: predicted where the bundle has predictors. Of a
+             mixture only the experts that its router chooses, always
+    context  tokens that the key/value cache holds; None: the model's most, up to USUAL_CONTEXT
+    threads  to compute with, at most a few for each CPU; None: one for each core this process
+             may use
+    io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
+    cache    which neurons stay: "frecency", "lru" or "window", see neuron_cache.POLICIES;
+             None: "window" where ``window`` is given, else "frecency"
+    device   what the flash can do: a Profile, a file that ``flashinfer probe -o`` wrote, or a
+             board's name; None: what ``flashinfer probe`` measured, if it did
+    warm     begin with the experts in the cache that calibration found used most; None: where
+             nine tenths of them will probably be used soon
+    logit_rows  tokens whose logits the budget has room for at a time
+    """
+
+    memory: int | str | None = None
+    window: int | None = None
+    neurons: str | None = None
+    context: int | None = None
+    threads: int | None = None
+    io: str = "auto"
+    cache: str | None = None
+    device: Profile | Path | str | None = None
+    warm: bool | None = None
+    logit_rows: int = 1
+
+    def resolved(self, bundle: Bundle) -> "Options":
+        """The same for a bundle, all but ``window``, ``device`` and ``warm`` decided; ``neurons``
+        is "routed" where a router chooses whole experts. Raises UserError where an option is not
+        one that this bundle can be run with."""
+        self._check(bundle)
+        config = bundle.config
+        exact = config.sparse or not bundle.has_predictors  # thresholds must be asked for
+        mode = self.neurons or ("predicted" if bundle.has_predictors and exact else "dense")
+        budget = self.memory
+        return replace(
+            self,
+            memory=memory.default_budget() if budget is None else memory.parse_size(budget),
+            neurons="routed" if config.reads_experts else mode,
+            context=self.context or min(config.max_position_embeddings, USUAL_CONTEXT),
+            threads=threads_to_use(self.threads),
+            cache=self.cache or default_policy(self.window),
+        )
+
+    def _check(self, bundle: Bundle) -> None:
+        most, sparse = bundle.config.max_position_embeddings, bundle.config.sparse
+        if self.neurons not in (None, *MODES):
+            raise UserError(f"neurons {self.neurons!r} is not one of {', '.join(MODES)}")
+        if self.io not in IO:
+            raise UserError(f"io {self.io!r} is not one of {', '.join(IO)}")
+        if self.cache not in (None, *POLICIES):
+            raise UserError(f"cache {self.cache!r} is not one of {', '.join(POLICIES)}")
+        if self.neurons == "predicted" and bundle.config.experts and not sparse:
+            raise UserError(
+                f"{bundle.path}: the router of a mixture of experts knows what to use, nothing is "
+                "predicted; leave --neurons away"
+            )
+        if self.neurons == "predicted" and not bundle.has_predictors:
+            raise UserError(
+                f"{bundle.path}: has no predictors; make them with flashinfer calibrate, "
+                "or use --neurons dense"
+            )
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window {self.window} is not 1 token or more")
+        if self.context is not None and not 1 <= self.context <= most:
+            raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(f"threads {self.threads} is not within 1 to {MOST_THREADS}")
