@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.assembly import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.formats.bundle.layout import head_name
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.generation.sampling import Sampler
-from flashinfer.layers import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.loading import load_weights
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.plan.options import Options
