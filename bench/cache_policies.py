@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from bench.limits import machine
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.cli.run import demo_model
@@ -125,14 +126,14 @@ def main():
     add_json(parser)
     args = parser.parse_args()
     traces, neurons = record(args.model or demo_model(), args.text, args.tokens)
-    figures = measure(traces, neurons)
+    rows = measure(traces, neurons)
     print("| rows in DRAM | layers | " + " | ".join(POLICIES) + " |")
     print("|---|---|" + "---|" * len(POLICIES))
-    for row in figures:
+    for row in rows:
         cells = (f"{100 * row[p]:.1f} %" if row["layers"] else "" for p in POLICIES)
         print(f"| {100 * row['share']:g} % | {row['layers']} | " + " | ".join(cells) + " |")
     print("\nShare of the neurons used that had to be read; layers whose every token fits.")
-    write_json(args.json, figures)
+    write_json(args.json, {"machine": machine(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ in OUT_DIR/state.pt. What ships was then made by
 """
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -29,6 +28,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import OPTConfig, OPTForCausalLM
+
+from flashinfer.cli.common import write_json
 
 END_OF_TEXT, PAD = "</s>", "<pad>"
 TABLES = {"encodings", "pydoc_data", "site-packages", "__pycache__"}  # data, hardly code
@@ -262,8 +263,8 @@ def train(args):
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),
     }
-    (out / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    for path in (out / "training.json", "-"):
+        write_json(path, figures)
     (out / "heldout.txt").write_text("\n".join(held_out_texts), encoding="utf-8")
     model.half().save_pretrained(out)
 

@@ -13,6 +13,7 @@ from flashinfer.cli.main import main
 from flashinfer.formats.convert import convert
 from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.plan import memory
+from flashinfer.probe import measuring, probing
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import opt_config
 
@@ -99,6 +100,17 @@ def synthetic(tmp_path_factory):
     config = opt_config(256, 4, 4, 1024, vocab_size=4000, positions=256)
     synthesize(path, config, "f16")
     return path
+
+
+@pytest.fixture
+def quick_probe(monkeypatch):
+    """``flashinfer probe`` with so little to measure that it takes a second."""
+    for name, value in {
+        "FILE_BYTES": 16 << 20, "LEAST_FILE_BYTES": 1 << 20, "READ_SECONDS": 0.01,
+        "MEANWHILE_BYTES": 1 << 20, "BATCH_BYTES": 1 << 20, "BATCH_READS": 16,
+        "WEIGHT_BYTES": 1 << 20, "MATRIX_BYTES": 1 << 18, "SHAPE": (64, 2, 2, 128),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(measuring if hasattr(measuring, name) else probing, name, value)
 
 
 def logits_of(path, ids, rows=None, **options):

@@ -1,6 +1,6 @@
 """How far logits are from transformers', for every architecture and option.
 
-    python tests/parity_table.py [--check README.md]
+    python tests/parity_table.py [--check docs/architectures.md]
 
 Makes a small random checkpoint of each kind, converts it to f32 and compares 40 tokens' logits.
 Prints the table; exit code 1 where a difference is 1e-4 or more or, with --check, where a row is

@@ -15,7 +15,6 @@ from flashinfer.plan import setup as planning
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.options import Options
 from flashinfer.plan.timeline import STREAMS, UNITS, Timeline
-from flashinfer.probe import measuring
 from flashinfer.probe import probing as probe
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like
@@ -227,13 +226,7 @@ def test_dense_and_whole_models(synthetic):
         assert model.expected.total > whole
 
 
-def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch):
-    for name, value in {
-        "FILE_BYTES": 16 << 20, "LEAST_FILE_BYTES": 1 << 20, "READ_SECONDS": 0.01,
-        "MEANWHILE_BYTES": 1 << 20, "BATCH_BYTES": 1 << 20, "BATCH_READS": 16,
-        "WEIGHT_BYTES": 1 << 20, "MATRIX_BYTES": 1 << 18, "SHAPE": (64, 2, 2, 128),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(measuring if hasattr(measuring, name) else probe, name, value)
+def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch, quick_probe):
     steps = []
     found = probe.probe(
         tmp_path, threads=1, progress=lambda done, total: steps.append(done / total)

@@ -19,6 +19,7 @@ MOST_WHOLE = (1 << 31) - 1  # of tokens, sizes, threads; more than any of them c
 MOST_SEED = (1 << 64) - 1
 INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
 OUTPUTS = ("destination", "output", "profile", "json")
+JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 
 
 def size(text):
@@ -120,11 +121,16 @@ def check_outputs(args):
 
 
 def write_json(path, figures):
-    """Write figures as JSON to ``path``, if it is given: the whole file, or none. Raises
-    UserError where that fails. JSON has no infinities: they become null."""
+    """Write a dict of figures as one JSON object to ``path``, if it is given: the whole file, or
+    none. Raises UserError where that fails.
+
+    The object begins with ``"schema": JSON_SCHEMA``, so that whoever reads it can tell which keys
+    to expect. JSON has no infinities: they become null.
+    """
     if path is None:
         return
-    text = json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n"
+    figures = {"schema": JSON_SCHEMA, **_finite(figures)}
+    text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
     if path == "-":
         sys.stdout.write(text)
         return

@@ -1,0 +1,63 @@
+"""What ``--json`` writes: every command's object has the schema and the keys of docs/json.md."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import DATA
+from flashinfer.cli.common import JSON_SCHEMA
+from flashinfer.cli.main import COMMANDS
+from flashinfer.cli.run import demo_model
+
+PAGE = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+SPEAKS_ONLY = {"chat"}  # commands whose output is for people alone
+
+
+def arguments(name, folder, plain):
+    """A command line that ends well, and quickly."""
+    out, text = folder / "x.flash", folder / "text.py"
+    text.write_text("def double(x):\n    return 2 * x\n" * 60)
+    return {
+        "run": [plain, "--tokens", "5,17", "-n", 3],
+        "convert": [DATA / "opt-plain", out],
+        "calibrate": [demo_model(), "--text", text, "--tokens", 512, "--steps", 1, "-o", out],
+        "evaluate": [demo_model(), "--text", text, "--tokens", 64],
+        "plan": [plain, "--device", "rpi5-nvme"],
+        "probe": [folder, "-o", folder / "profile.json", "-t", 1],
+        "inspect": [plain],
+        "verify": [plain],
+        "synth": [out, "--hidden-size", 64, "--layers", 2, "--vocab-size", 300, "--context", 64],
+    }[name]
+
+
+def documented(name):
+    """{key: its meaning} of a command's section."""
+    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)[1]
+    rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", section, re.M)
+    return {key: meaning for keys, meaning in rows for key in re.findall(r"`(\w+)`", keys)}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in SPEAKS_ONLY])
+def test_the_object_has_the_schema_and_the_keys_of_its_page(
+    cli, plain, tmp_path, quick_probe, name
+):
+    if name in ("calibrate", "evaluate"):
+        pytest.importorskip("tokenizers")
+    file = tmp_path / "figures.json"
+    code, _, err = cli(name, *arguments(name, tmp_path, plain), "--json", file)
+    assert code == 0, err
+    figures, keys = json.loads(file.read_text()), documented(name)
+    assert next(iter(figures.items())) == ("schema", JSON_SCHEMA)
+    assert set(figures) <= set(keys)
+    assert {key for key in keys if not keys[key].startswith("Only ")} <= set(figures)
+
+
+def test_the_page_says_which_schema_is_written():
+    assert f'"schema": {JSON_SCHEMA}' in PAGE
+
+
+def test_only_a_conversation_has_no_figures(cli):
+    without = {name for name in COMMANDS if "--json" not in cli(name, "--help")[1]}
+    assert without == SPEAKS_ONLY
