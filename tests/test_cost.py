@@ -234,7 +234,7 @@ def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(measuring if hasattr(measuring, name) else probe, name, value)
     steps = []
     found = probe.probe(
-        tmp_path, threads=1, progress=lambda done, total: steps.append(done / total)
+        tmp_path, threads=1, progress=lambda what, done, total: steps.append(done / total)
     )
     assert list(tmp_path.iterdir()) == [] and steps == sorted(steps) and steps[-1] == 1
     profile.save(found, tmp_path / "x.json")
