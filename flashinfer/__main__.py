@@ -88,7 +88,8 @@ def _open_streams() -> None:
 
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     sys.stdout, sys.stderr = opened(1, sys.stdout), opened(2, sys.stderr)
 
 

@@ -29,7 +29,7 @@ def main(args: Namespace) -> None:
     with opened(args.model, args.neurons, args.memory) as bundle:
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
-        if profile is None:
+        if profile is None or cost is None:
             raise UserError(
                 "this device has not been measured; do so with flashinfer probe PATH, or name a "
                 "device with --device"

@@ -11,6 +11,7 @@ many neurons or experts are new at a token. Learned positions bring the code. In
 them the tokens do, and its output head makes token t + 1 follow token t.
 """
 
+from functools import partial
 from pathlib import Path
 
 from flashinfer.formats.architectures import model_config
@@ -60,7 +61,7 @@ def synthesize(
             "output head"
         )
     ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
-    source = {"synthetic": True, "seed": seed}
+    source: JsonObject = {"synthetic": True, "seed": seed}
     specs = layout(model)
     maker: Maker
     if model.experts:
@@ -81,7 +82,7 @@ def synthesize(
             spec.name,
             format_of(spec, ffn, dense),
             spec.shape,
-            lambda spec=spec: maker.chunks(spec),
+            partial(maker.chunks, spec),
         )
         for spec in specs
     ]
