@@ -123,23 +123,22 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raise UserError where a file to write would replace a file that the command reads, or is
-    named twice, or where the figures cannot be written.
+    """Raise UserError where an output cannot be written, is an input, too, or is named twice.
 
-    It is called before any work is done. Whether a bundle or a profile can be written is checked by
-    the function that writes it.
+    It is called before any work is done. Functions that write a bundle check it as well, for those
+    who call them from Python.
     """
     inputs = [getattr(args, name, None) for name in INPUTS]
     outputs = [getattr(args, name, None) for name in OUTPUTS]
     targets = [target for target in outputs if target not in (None, "-")]
     for number, target in enumerate(targets):
+        if target != getattr(args, "profile", None):  # whose directory is made when it is written
+            refuse_target(target)
         # A bundle may be calibrated in place.
         own = [args.model] if target == getattr(args, "output", None) else []
         refuse_loss(target, [path for path in inputs if path is not None and path not in own])
         if any(os.path.realpath(target) == os.path.realpath(other) for other in targets[:number]):
             raise UserError(f"{target}: is named twice as a file to write")
-    if getattr(args, "json", None) not in (None, "-"):
-        refuse_target(args.json)
 
 
 def write_json(path: str | None, figures: Any) -> None:
