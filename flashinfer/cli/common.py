@@ -26,6 +26,7 @@ MOST_SEED = (1 << 64) - 1
 # Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
 OUTPUTS = ("destination", "output", "profile", "json")
+DELAY = 0.5  # seconds; shorter work shows no bar
 BYTES = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
 # {the work that a Progress names: how tqdm shows it}
 BARS: dict[str, dict[str, Any]] = {
@@ -190,7 +191,7 @@ def progress_bars() -> Iterator[Progress]:
     def progress(what: str, done: float, total: float) -> None:
         if what not in bars:
             bars[what] = tqdm(
-                desc=what, total=total, leave=False, delay=0.5, mininterval=0.5, **BARS[what]
+                desc=what, total=total, leave=False, delay=DELAY, mininterval=0.5, **BARS[what]
             )
         bars[what].update(done - bars[what].n)
         if done >= total:

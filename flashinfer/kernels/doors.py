@@ -8,7 +8,7 @@ message, so that both refuse the same arguments in the same words.
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,7 @@ Dtypes = tuple[np.dtype[Any], ...]
 MOST = 1 << 62
 MOST_THREADS = 1024
 LARGEST = float(np.finfo(np.float32).max)
-Activation = Literal["relu", "relu2", "silu", "gelu", "gelu_tanh", "cap", "quick_gelu", "sigmoid"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "cap", "quick_gelu", "sigmoid")
 FLOATS: Dtypes = (np.dtype(np.float32),)
 HALVES: Dtypes = (np.dtype(np.float32), np.dtype(np.float16))
 DOUBLES: Dtypes = (np.dtype(np.float64),)

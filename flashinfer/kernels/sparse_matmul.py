@@ -13,7 +13,7 @@ from flashinfer.formats.arrays import (
 )
 from flashinfer.formats.number_formats import BlockFormat, NumberFormat
 from flashinfer.kernels import doors
-from flashinfer.kernels.doors import Activation, checked
+from flashinfer.kernels.doors import checked
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
 
@@ -100,8 +100,8 @@ def sparse_down(
 
 
 @checked(doors.activate)
-def activate(x: Float32Array, kind: Activation, threshold: float = 0.0) -> None:
-    """Apply an activation to x, of any shape, in place.
+def activate(x: Float32Array, kind: str, threshold: float = 0.0) -> None:
+    """Apply the activation ``kind``, one of doors.ACTIVATIONS, to x, of any shape, in place.
 
     relu keeps values above ``threshold`` and zeroes the others (FATReLU); relu2 squares what relu
     keeps; "cap" is threshold tanh(x / threshold).
