@@ -16,33 +16,33 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     """How to open a model: the arguments that ``open_model`` takes."""
     parser.add_argument(
         "--memory", type=size, metavar="SIZE", help="budget of the whole process, such as 600M or "
-        "2G (powers of 1024); default: what the cgroup and the machine have, less 5 %%",
+        "2G (powers of 1024); default: what the cgroup and the machine have free, less 5 %%",
     )  # fmt: skip
     parser.add_argument(
         "--window", type=positive, metavar="K",
         help="keep the neurons of the last K tokens; default: as many as the budget affords",
     )  # fmt: skip
     parser.add_argument(
-        "--cache", choices=POLICIES, help="which neurons make room where memory is short: those "
+        "--cache", choices=POLICIES, help="which neurons are evicted where memory is short: those "
         "used seldom and long ago, those used longest ago, or those outside the window; default: "
         "window where --window is given, else frecency",
     )  # fmt: skip
     parser.add_argument(
         "--neurons", choices=NEURONS, help="which neurons to use: those predicted to fire, or all "
-        "(exact, and slow); default: predicted where the model is calibrated, and trained to have "
-        "silent neurons",
+        "(exact, and slow); default: predicted where the model is calibrated, and was trained to "
+        "have silent neurons",
     )  # fmt: skip
     parser.add_argument(
-        "--warm", action=BooleanOptionalAction, help="begin with the experts of a mixture "
-        "that calibration found used most; default: where most of them will soon be used",
+        "--warm", action=BooleanOptionalAction, help="begin with those experts of a mixture in the "
+        "cache that the calibration text used most; default: where most of them will soon be used",
     )  # fmt: skip
     parser.add_argument(
         "--io", choices=IO, default="auto",
-        help="io_uring, threads: past the page cache, by one or the other; buffered: through it; "
-        "default: the first of these that works",
+        help="how to read: io_uring and threads bypass the page cache, buffered uses it; default: "
+        "the first of these that works",
     )  # fmt: skip
     parser.add_argument(
-        "--device", metavar="PROFILE", help="what the flash can do: a file that flashinfer probe "
+        "--device", metavar="PROFILE", help="the speed of the flash: a file that flashinfer probe "
         f"-o wrote, or one of {', '.join(boards())} (estimates); default: what flashinfer probe "
         "measured here",
     )  # fmt: skip
