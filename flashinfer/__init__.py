@@ -1,7 +1,11 @@
 """Language models larger than memory, run from flash storage (after arXiv 2312.11514)."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # of what ``__getattr__`` imports
+    from flashinfer.formats.errors import BudgetError, FormatError, UserError
+    from flashinfer.model import Model
 
 __all__ = ["BudgetError", "FormatError", "Model", "UserError"]
 __version__ = "0.1.0"

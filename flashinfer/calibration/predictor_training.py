@@ -10,7 +10,7 @@ missed.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -26,6 +26,7 @@ ALL = slice(None)
 
 # Which of a layer's predictors to keep: the SVD, the trained one, or the better of the two.
 Choice = Literal["better", "svd", "trained"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
 # A function that yields (first, rows (n, d_model)) through the up projection.
 UpTiles = Callable[[], Iterable[tuple[int, Float32Array]]]
 

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from flashinfer.calibration.calibrate import calibrate
+from flashinfer.calibration.predictor_training import CHOICES
 from flashinfer.cli.common import (
     add_json,
     natural,
@@ -31,10 +32,11 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="of the active neurons that may be missed (0.05)")  # fmt: skip
     parser.add_argument("--steps", type=natural, default=300, metavar="N",
                         help="of training a layer after the SVD (300)")  # fmt: skip
-    parser.add_argument("--predictor", choices=("better", "svd", "trained", "none"),
-                        default="better", help="which to keep; default: of those that miss no more "
-                        "than --missed, the one that predicts fewer neurons; none: for a mixture "
-                        "with a ReLU, find only which experts are used")  # fmt: skip
+    parser.add_argument(
+        "--predictor", choices=(*CHOICES, "none"), default="better", help="which to keep; default: "
+        "of those that miss no more than --missed, the one that predicts fewer neurons; none: for "
+        "a mixture with a ReLU, find only which experts are used",
+    )  # fmt: skip
     parser.add_argument("--predictor-from", metavar="SRC", help="take PowerInfer's: a "
                         "directory with one model_N.pt a layer, or its GGUF file")  # fmt: skip
     parser.add_argument("--target-sparsity", type=share, metavar="SHARE", help="of a layer's "
