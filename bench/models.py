@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from flashinfer.cli.common import byte_bar
+from flashinfer.cli.common import progress_bars
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like
 
@@ -13,7 +13,7 @@ def synthetic_model(path, like, dtype="f16", keep=False):
     made = not path.exists()
     try:
         if made:
-            with byte_bar("synth") as progress:
+            with progress_bars() as progress:
                 synthesize(path, config_like(like), dtype, progress=progress)
         yield path
     finally:

@@ -1,18 +1,20 @@
 """The process of the command ``flashinfer``: its streams, its signals, its exit code.
 
-What is imported before ``main`` is little, so that Ctrl-C is answered in one line from the start.
+Little is imported before ``main``, so that Ctrl-C is answered in one line from the start.
 """
 
 import os
 import sys
+from types import FrameType
+from typing import Any
 
 
-def main():
+def main() -> None:
     """Run the command line of this process, and exit with its code."""
     try:
         import signal
 
-        # A shell may have switched it off for what runs in the background.
+        # A shell may have switched Ctrl-C off for a process in the background.
         answers = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if answers:
             signal.signal(signal.SIGINT, _leave)
@@ -22,29 +24,29 @@ def main():
         if answers:
             signal.signal(signal.SIGINT, _interrupt)
         code = command()
-        if answers:  # all is done; the interpreter's own end is not to be cut short
+        if answers:  # all work is done; Ctrl-C must not interrupt the interpreter's own exit
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         _leave()
     sys.exit(code)
 
 
-def _leave(*_):
-    """End at once: nothing is half done where this is called, and an exception could be lost."""
+def _leave(signal_number: int = 0, frame: FrameType | None = None) -> None:
+    """Exit at once. Nothing is half done where this is called, and an exception could be lost."""
     os.write(2, b"\nflashinfer: interrupted\n")
     os._exit(130)
 
 
-def _interrupt(*_):
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     sys.unraisablehook = _lost
     raise KeyboardInterrupt
 
 
-def _lost(unraisable):
-    """After an interrupt, an exception where Python has nobody to tell, as in ``__del__``.
+def _lost(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Handle an exception that Python cannot raise, such as one in ``__del__``, after an interrupt.
 
-    What was interrupted while it was made may complain when it is destroyed, which says nothing to
-    the user; an interrupt that came just there is repeated.
+    An object whose making was interrupted may fail when it is destroyed; such an error tells the
+    user nothing. An interrupt that arrived in such a place is repeated.
     """
     import signal
     import threading
@@ -53,12 +55,12 @@ def _lost(unraisable):
         threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
 
 
-def _open_streams():
+def _open_streams() -> None:
     """Give the process all of its standard streams.
 
-    A stream that was closed would let the next file that is opened take its number, and what is
-    meant for the user be written there. Without an input there is nothing to read; what cannot be
-    written to stdout is an error, and what cannot be said on stderr is not.
+    If a stream were closed, the next file to be opened would take its number, and messages for the
+    user would be written to that file. A closed stdin reads as empty. Failing to write to stdout is
+    an error, failing to write to stderr is not.
     """
     for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -68,7 +70,7 @@ def _open_streams():
     import io
 
     class Stream(io.FileIO):
-        def write(self, data):
+        def write(self, data: Any) -> int:
             try:
                 return super().write(data)
             except OSError as error:
@@ -77,7 +79,7 @@ def _open_streams():
                 error.filename = "standard output"
                 raise
 
-    def opened(number, like):
+    def opened(number: int, like: Any) -> io.TextIOWrapper:
         encoding, terminal = getattr(like, "encoding", None), os.isatty(number)
         file = io.BufferedWriter(Stream(number, "w", closefd=False))
         return io.TextIOWrapper(
@@ -86,7 +88,8 @@ def _open_streams():
 
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     sys.stdout, sys.stderr = opened(1, sys.stdout), opened(2, sys.stderr)
 
 

@@ -1,42 +1,53 @@
 """From a Hugging Face checkpoint or a GGUF file to a flat bundle, a piece at a time."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from .architectures import model_config
+from .arrays import UInt8Array
+from .bounded_json import JsonObject
 from .bundle.layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, layout
-from .bundle.writer import byte_tensor, write_bundle
+from .bundle.writer import NewTensor, byte_tensor, write_bundle
+from .config import ModelConfig
 from .errors import FormatError, UserError
 from .files import refuse_loss, refuse_target, scratch_directory
 from .number_formats import number_format
+from .progress import Progress, no_progress
 from .sources.checkpoint import Checkpoint
 from .sources.gguf import is_gguf
 from .sources.gguf_checkpoint import GgufCheckpoint
-from .sources.hub import fetch, lean_checkpoint, names_a_repository
+from .sources.hub import HubShard, fetch, lean_checkpoint, names_a_repository
 from .sources.names import Names
 
 
 def convert(
-    source, destination, dtype=None, progress=None, dense_dtype=None, activation=None,
-    low_disk=False, note=lambda line: None,
-):  # fmt: skip
-    """Convert a checkpoint to the bundle ``destination``.
+    source: Path | str,
+    destination: Path | str,
+    dtype: str | None = None,
+    progress: Progress = no_progress,
+    dense_dtype: str | None = None,
+    activation: str | None = None,
+    low_disk: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Convert a checkpoint to the bundle ``destination``; return its size in bytes.
 
     source       the directory of a Hugging Face checkpoint, its name on the Hub, or a GGUF file
     dtype        number format of the weights; norms and biases are always f32. None: f16; of a
-                 GGUF file, the one that each tensor has there, or the nearest to it
-    progress     called as progress(bytes_written, bytes_in_all)
-    dense_dtype  number format of what is not FFN, where it is to be another
-    activation   of a GGUF file, which does not say it: the FFN's, such as "relu"
-    low_disk     of a checkpoint on the Hub: fetch shard by shard, and delete each when it is
-                 converted; meanwhile they lie beside ``destination``
-    note         called with a line on what of the checkpoint is left out: a GGUF file's tokenizer,
-                 where it is damaged or not known
+                 GGUF file each tensor's own, or the nearest to it
+    progress     is told the bytes written, as "write"
+    dense_dtype  number format of the weights that are not FFN; None: ``dtype``
+    activation   the FFN's activation, such as "relu"; only for a GGUF file, which does not state it
+    low_disk     of a checkpoint on the Hub: download shard by shard, to a directory beside
+                 ``destination``, and delete each shard when it is converted
+    note         is called with a line about each part of the checkpoint that is left out, such as
+                 a GGUF file's tokenizer that is damaged or of an unknown kind
 
-    Returns the size in bytes. Memory: the largest FFN matrix in the checkpoint's own format, some
-    tens of MB, and what the tokenizer's JSON takes, up to 1 GiB. Raises FormatError where the
-    checkpoint is not sound or not supported.
+    Memory: the largest FFN matrix in the checkpoint's own format, some tens of MB, and up to 1 GiB
+    for the tokenizer's JSON. Raises FormatError where the checkpoint is not sound or not supported,
+    UserError where the destination cannot be written.
     """
     refuse_loss(destination, [source])
     refuse_target(destination)
@@ -45,40 +56,48 @@ def convert(
             config = model_config(checkpoint.config)
         except FormatError as error:
             raise FormatError(f"{checkpoint.config_path}: {error}") from None
-        if dtype is None and not isinstance(checkpoint, GgufCheckpoint):
-            dtype = "f16"
-        ffn, dense = (name and number_format(name) for name in (dtype, dense_dtype or dtype))
         names = Names(checkpoint, config)
-        specs = layout(config)
-        tensors = [names.tensor(spec, ffn, dense) for spec in specs]
-        names.refuse_strangers()
-        first = next(i for i, spec in enumerate(specs) if spec.role in (EMBEDDING, FFN))
-        texts = {TOKENIZER: _tokenizer(checkpoint, note), TEMPLATE: checkpoint.chat_template()}
-        for name, text in texts.items():
-            if text is not None:
-                tensors.insert(first, byte_tensor(name, text.encode("utf-8")))
-        hf_config = dict(checkpoint.config)
-        generation = checkpoint.generation_config()
-        if "eos_token_id" in generation:
-            hf_config["eos_token_id"] = generation["eos_token_id"]
-        if named := checkpoint.special_tokens():
-            hf_config["special_tokens_map"] = named
-        total = sum(tensor.nbytes for tensor in tensors)
-        order = None
-        if low_disk:
+        tensors = _tensors(names, config, dtype, dense_dtype, _texts(checkpoint, note))
+        order: list[str] = []
+        if low_disk and isinstance(checkpoint, Checkpoint):
             tensors, order = _shard_by_shard(tensors, names.sources, checkpoint)
         return write_bundle(
             destination,
             tensors,
-            hf_config,
+            _hf_config(checkpoint),
             source={"checkpoint": Path(source).name or Path(source).resolve().name},
-            progress=(lambda nbytes: progress(nbytes, total)) if progress else lambda nbytes: None,
+            progress=progress,
             order=order,
         )
 
 
-def _tokenizer(checkpoint, note):
-    """The text of its tokenizer.json, or None. A GGUF file is of use without."""
+def _tensors(
+    names: Names,
+    config: ModelConfig,
+    dtype: str | None,
+    dense_dtype: str | None,
+    texts: dict[str, str],
+) -> list[NewTensor]:
+    """The tensors of the bundle, in file order; the texts come before the largest weights."""
+    specs, dense_dtype = layout(config), dense_dtype or dtype
+    ffn = number_format(dtype) if dtype else None
+    dense = number_format(dense_dtype) if dense_dtype else None
+    tensors = [names.tensor(spec, ffn, dense) for spec in specs]
+    names.refuse_strangers()
+    first = next(i for i, spec in enumerate(specs) if spec.role in (EMBEDDING, FFN))
+    for name, text in texts.items():
+        tensors.insert(first, byte_tensor(name, text.encode("utf-8")))
+    return tensors
+
+
+def _texts(checkpoint: Checkpoint | GgufCheckpoint, note: Callable[[str], None]) -> dict[str, str]:
+    """{TOKENIZER, TEMPLATE: its text}, without those that the checkpoint lacks."""
+    texts = {TOKENIZER: _tokenizer(checkpoint, note), TEMPLATE: checkpoint.chat_template()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _tokenizer(checkpoint: Checkpoint | GgufCheckpoint, note: Callable[[str], None]) -> str | None:
+    """The text of the tokenizer.json, or None. A GGUF file is converted even without it."""
     try:
         return checkpoint.tokenizer_json()
     except FormatError as error:
@@ -88,8 +107,21 @@ def _tokenizer(checkpoint, note):
         return None
 
 
+def _hf_config(checkpoint: Checkpoint | GgufCheckpoint) -> JsonObject:
+    """The checkpoint's config, with what its generation config and tokenizer add to it."""
+    hf_config = dict(checkpoint.config)
+    generation = checkpoint.generation_config()
+    if "eos_token_id" in generation:
+        hf_config["eos_token_id"] = generation["eos_token_id"]
+    if named := checkpoint.special_tokens():
+        hf_config["special_tokens_map"] = named
+    return hf_config
+
+
 @contextmanager
-def _opened(source, activation, low_disk, destination):
+def _opened(
+    source: Path | str, activation: str | None, low_disk: bool, destination: Path
+) -> Iterator[Checkpoint | GgufCheckpoint]:
     if not low_disk:
         with open_checkpoint(source, activation) as checkpoint:
             yield checkpoint
@@ -103,11 +135,13 @@ def _opened(source, activation, low_disk, destination):
         yield checkpoint
 
 
-def _shard_by_shard(tensors, sources, checkpoint):
-    """(tensors, the order to make them in) so that one shard is read after the other.
+def _shard_by_shard(
+    tensors: list[NewTensor], sources: dict[str, list[str]], checkpoint: Checkpoint
+) -> tuple[list[NewTensor], list[str]]:
+    """(tensors, the order to make them in) so that the shards are read one after the other.
 
     sources  {tensor: names of those in the checkpoint that it is made of}
-    Making the last tensor that needs a shard drops it.
+    Making the last tensor that needs a shard drops the shard.
     """
     number = {id(shard): i for i, shard in enumerate(checkpoint.shards)}
     needs = {
@@ -121,23 +155,30 @@ def _shard_by_shard(tensors, sources, checkpoint):
     order = sorted(needs, key=lambda name: max(needs[name], default=-1))
     last_user = {i: name for name in order for i in needs[name]}
 
-    def dropping(tensor):
+    def dropping(tensor: NewTensor) -> NewTensor:
         done = [checkpoint.shards[i] for i, name in last_user.items() if name == tensor.name]
 
-        def chunks():
+        def chunks() -> Iterator[UInt8Array | bytes]:
             yield from tensor.chunks()
             for shard in done:
-                shard.drop()
+                if isinstance(shard, HubShard):
+                    shard.drop()
 
         return replace(tensor, chunks=chunks)
 
     return [dropping(tensor) for tensor in tensors], order
 
 
-def open_checkpoint(source, activation=None):
-    """The Checkpoint or GgufCheckpoint at ``source``."""
+def open_checkpoint(
+    source: Path | str, activation: str | None = None
+) -> Checkpoint | GgufCheckpoint:
+    """The checkpoint at ``source``: a directory, a name on the Hub, or a GGUF file.
+
+    activation  see ``convert``
+    Raises UserError.
+    """
     if is_gguf(source):
         return GgufCheckpoint(source, activation)
     if activation is not None:
-        raise UserError(f"{source}: its config says the activation; only GGUF files do not")
+        raise UserError(f"{source}: its config states the activation; only GGUF files do not")
     return Checkpoint(fetch(source) if names_a_repository(source) else source)

@@ -1,7 +1,7 @@
 """Opening files safely: only regular files are read, and output appears whole or not at all.
 
-Every file is untrusted. One that is opened by name may be a pipe that nobody writes to, a device
-without an end, or far larger than it should be; none of these may hold the program up.
+Every file is untrusted. A name may lead to a pipe that nobody writes to, to a device without an
+end, or to a file that is far too large; none of these may block the program.
 """
 
 import errno
@@ -11,37 +11,42 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
+from .arrays import UInt8Array
 from .errors import FormatError, UserError
 
 MOST_TEXT = 256 << 20  # bytes of a text that is read whole; the largest tokenizers have some 40 MB
 SUFFIX = ".part"
-# What a kill may leave, of a write to ``name``: see _temporary_name.
+# What _temporary_name puts behind the target's name. A killed process may leave such files.
 TEMPORARY = re.compile(r"flashinfer-\d+-[0-9a-f]{8}" + re.escape(SUFFIX))
-DESCRIPTORS = "/proc/self/fd"  # through which a file without a name gets one
+DESCRIPTORS = "/proc/self/fd"  # linking an entry of it gives a name to a file without one
+# What opening a file without a name (O_TMPFILE) fails with where the file system has none.
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
 # ---------------------------------------------------------------------- reading
 
 
-def open_regular(path):
-    """A regular file, open for unbuffered reading. Never waits.
+def open_regular(path: Path | str) -> io.FileIO:
+    """A regular file, open for unbuffered reading. Opening never waits.
 
-    Raises FormatError where there is none, it cannot be opened, or it is a directory, a device, a
-    pipe or a socket.
+    Raises FormatError where the file does not exist or cannot be opened, and where it is a
+    directory, a device, a pipe or a socket.
     """
     try:
         # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a zero byte
+    except ValueError:  # the name holds a zero byte
         raise FormatError(f"{path}: is not a file's name") from None
     except OSError as error:
-        reason = "is not a regular file" if error.errno == errno.ENXIO else error.strerror
+        socket = error.errno == errno.ENXIO
+        reason = "is not a regular file" if socket else error.strerror
         raise FormatError(f"{path}: {reason}") from None
     try:
         mode = os.fstat(descriptor).st_mode
@@ -55,7 +60,7 @@ def open_regular(path):
         raise
 
 
-def read_bytes(path, most=MOST_TEXT):
+def read_bytes(path: Path | str, most: int = MOST_TEXT) -> bytes:
     """All bytes of a regular file. Raises FormatError, also where it has more than ``most``."""
     with open_regular(path) as file:
         try:
@@ -68,49 +73,54 @@ def read_bytes(path, most=MOST_TEXT):
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def read_at(file, offset, length, path):
-    """``length`` bytes from ``offset`` of an open file, as a uint8 array.
+def read_at(file: io.FileIO, offset: int, length: int, path: Path | str) -> UInt8Array:
+    """``length`` bytes from ``offset`` of an open file.
 
     Raises FormatError, naming ``path``, offset and length, where the file ends before.
     """
     buffer = np.empty(length, dtype=np.uint8)
-    read_into(file, offset, buffer, path)
+    read_into(file, offset, buffer.data, path)
     return buffer
 
 
-def read_into(file, offset, buffer, path):
-    """Fill a buffer of bytes from ``offset`` of an open file. Raises FormatError as ``read_at``."""
-    view, done, length = memoryview(buffer), 0, len(buffer)
+def read_into(file: io.FileIO, offset: int, buffer: memoryview, path: Path | str) -> None:
+    """Fill ``buffer`` from ``offset`` of an open file. Raises FormatError as ``read_at`` does."""
+    done, length = 0, len(buffer)
     while done < length:
         try:
-            count, reason = os.preadv(file.fileno(), [view[done:]], offset + done), "it is cut off"
+            count, reason = (
+                os.preadv(file.fileno(), [buffer[done:]], offset + done),
+                "it is cut off",
+            )
         except OSError as error:
-            count, reason = 0, error.strerror
+            count, reason = 0, str(error.strerror)
         if count == 0:
             raise FormatError(f"{path}: reading {length} bytes at {offset}: {reason}")
         done += count
 
 
-def read_text(path, most=MOST_TEXT):
-    """All of a UTF-8 text. Raises FormatError as ``read_bytes``, and where it is not UTF-8."""
+def read_text(path: Path | str, most: int = MOST_TEXT) -> str:
+    """All of a UTF-8 text. Raises FormatError as ``read_bytes`` does, and where it is not UTF-8."""
     try:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError:
         raise FormatError(f"{path}: is not UTF-8 text") from None
 
 
-def opened_text(path):
-    """A UTF-8 text, open to be read piece by piece; opening and ``read`` raise FormatError as
-    ``read_text`` does."""
+def opened_text(path: Path | str) -> TextIO:
+    """A UTF-8 text, open for reading piece by piece.
+
+    Opening and ``read`` raise FormatError as ``read_text`` does.
+    """
     return _Text(path)
 
 
 class _Text(io.TextIOWrapper):
-    def __init__(self, path):
+    def __init__(self, path: Path | str) -> None:
         super().__init__(io.BufferedReader(open_regular(path)), encoding="utf-8")
         self.path = path
 
-    def read(self, size=-1):
+    def read(self, size: int | None = -1, /) -> str:
         try:
             return super().read(size)
         except UnicodeDecodeError:
@@ -119,8 +129,8 @@ class _Text(io.TextIOWrapper):
             raise FormatError(f"{self.path}: cannot be read: {error.strerror}") from None
 
 
-def same_file(a, b):
-    """Whether two paths lead to one file, by whatever links."""
+def same_file(a: Path | str, b: Path | str) -> bool:
+    """Whether two paths lead to the same file, through any links."""
     try:
         return os.path.samefile(a, b)
     except (OSError, ValueError):
@@ -131,13 +141,14 @@ def same_file(a, b):
 
 
 @contextmanager
-def replacing(path, size=0):
-    """A binary file that takes the place of ``path`` only when the block ends well, flushed.
+def replacing(path: Path | str, size: int = 0) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of ``path``, flushed, when the block ends without error.
 
-    size  bytes that will be written; too little room is found before the block begins
-    Where the file system can, the file has no name until then, so that even a kill leaves nothing;
-    else, what a killed process left of the same target is removed. What ``path`` leads to by
-    symbolic links is replaced, with its mode and, where that may be, its owner. Raises UserError.
+    size  bytes that will be written; a disk without that much room is refused at once
+    Where the file system supports it, the file has no name until the block ends, so that a killed
+    process leaves nothing behind. Elsewhere a temporary file may stay, and the next write to the
+    same target removes it. Symbolic links are followed, and the file they lead to is replaced. Its
+    mode is kept, and its owner where permissions allow. Raises UserError.
     """
     folder, name = _place(path)
     try:
@@ -150,7 +161,7 @@ def replacing(path, size=0):
                 _keep_attributes(file.fileno(), folder / name)
                 os.fsync(file.fileno())
                 if temporary is None:
-                    # A link cannot replace a file, a rename can.
+                    # A link cannot replace an existing file; a rename can.
                     temporary = _temporary_name(folder, name)
                     _link(file.fileno(), temporary)
                 os.replace(temporary, folder / name)
@@ -164,10 +175,10 @@ def replacing(path, size=0):
         raise _failed(path, error, size) from None
 
 
-def refuse_target(path, size=0):
+def refuse_target(path: Path | str, size: int = 0) -> None:
     """Raise UserError where ``replacing(path, size)`` would fail at once.
 
-    Asked before long work, of which nothing shall be lost in the end.
+    Long work calls this first, so that its result is not lost at the end.
     """
     folder, name = _place(path)
     try:
@@ -180,13 +191,13 @@ def refuse_target(path, size=0):
         raise _failed(path, error, size) from None
 
 
-def refuse_loss(target, sources):
-    """Raise UserError where writing ``target`` would replace one of ``sources``, by whatever links.
+def refuse_loss(target: Path | str, sources: Iterable[Path | str]) -> None:
+    """Raise UserError where writing ``target`` would replace one of ``sources``, through any links.
 
-    sources  paths; of a directory, all files in it count but bundles (``.flash``)
+    sources  paths; a directory stands for all files in it except bundles (``.flash``)
     """
     for source in sources:
-        files = [source]
+        files: list[Path | str] = [source]
         if os.path.isdir(source):
             files = [file for file in Path(source).iterdir() if file.suffix != ".flash"]
         if any(same_file(target, file) for file in files):
@@ -194,10 +205,12 @@ def refuse_loss(target, sources):
 
 
 @contextmanager
-def scratch_directory(parent, name):
-    """A new directory in ``parent`` for files on the way to ``name``, removed with them at the end.
+def scratch_directory(parent: Path | str, name: str) -> Iterator[Path]:
+    """A new directory in ``parent`` for temporary files; it is removed when the block ends.
 
-    What a killed process left of the same name is removed first. Raises OSError.
+    name  the file that these temporary files are needed for; directories that killed processes left
+          behind for the same name are removed first
+    Raises OSError.
     """
     parent = Path(parent)
     _remove_stale(parent, name)
@@ -214,13 +227,13 @@ def scratch_directory(parent, name):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place(path):
-    """(folder, name) of what is to be written, symbolic links followed. Raises UserError."""
+def _place(path: Path | str) -> tuple[Path, str]:
+    """(folder, name) of the file to write, with symbolic links followed. Raises UserError."""
+    mode = None
     try:
         target = Path(os.path.realpath(path))
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        mode = None
+        with suppress(FileNotFoundError):
+            mode = os.stat(target).st_mode
     except ValueError:
         raise UserError(f"{path}: is not a file's name") from None
     except OSError as error:
@@ -234,7 +247,7 @@ def _place(path):
     return target.parent, target.name
 
 
-def _new_file(folder, name):
+def _new_file(folder: Path, name: str) -> tuple[int, Path | None]:
     """(descriptor of a new locked file, its path or None where it has no name). Raises OSError."""
     _remove_stale(folder, name)
     descriptor, temporary = _nameless(folder), None
@@ -243,7 +256,7 @@ def _new_file(folder, name):
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         try:
             descriptor = os.open(temporary, flags, 0o666)
-        except BaseException:  # an interrupt may come when the file is there already
+        except BaseException:  # Ctrl-C may arrive when the file already exists
             with suppress(OSError):
                 os.unlink(temporary)
             raise
@@ -251,8 +264,8 @@ def _new_file(folder, name):
     return descriptor, temporary
 
 
-def _nameless(folder):
-    """Descriptor of a new file without a name, or None where it could not be made or named."""
+def _nameless(folder: Path) -> int | None:
+    """The descriptor of a new file without a name; None where that is not supported here."""
     if not os.path.isdir(DESCRIPTORS):
         return None
     try:
@@ -263,18 +276,18 @@ def _nameless(folder):
         return None
 
 
-def _temporary_name(folder, name):
-    """A name beside ``name`` that no other process uses."""
+def _temporary_name(folder: Path, name: str) -> Path:
+    """A path beside ``name`` that no other process uses."""
     return folder / f"{_prefix(name)}flashinfer-{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
 
 
-def _prefix(name):
-    """What temporary names of ``name`` begin with; names have at most 255 bytes."""
+def _prefix(name: str) -> str:
+    """What temporary names for ``name`` begin with, short enough for a name of 255 bytes."""
     return f".{os.fsdecode(os.fsencode(name)[:160])}."
 
 
-def _remove_stale(folder, name):
-    """Remove what killed processes left of writes to ``name``: what no living one has locked."""
+def _remove_stale(folder: Path, name: str) -> None:
+    """Remove the temporary files for ``name`` that no living process has locked."""
     prefix = _prefix(name)
     try:
         names = os.listdir(folder)
@@ -296,14 +309,14 @@ def _remove_stale(folder, name):
                 os.close(descriptor)
 
 
-def _lock(descriptor):
-    """Say that a living process uses a file; the lock goes with the process, whatever ends it."""
+def _lock(descriptor: int) -> None:
+    """Mark a file as in use. The lock ends with the process, whatever ends that."""
     with suppress(OSError):  # some network file systems have no locks
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _keep_attributes(descriptor, target):
-    """Give a new file the mode and owner of the one that it replaces, or the usual ones."""
+def _keep_attributes(descriptor: int, target: Path) -> None:
+    """Give a new file the mode and owner of the file that it replaces, if there is one."""
     try:
         there = os.stat(target)
     except FileNotFoundError:
@@ -313,18 +326,18 @@ def _keep_attributes(descriptor, target):
     os.fchmod(descriptor, stat.S_IMODE(there.st_mode) & 0o777)
 
 
-def _link(descriptor, name):
-    """Give an open file without a name one."""
+def _link(descriptor: int, name: Path) -> None:
+    """Give a name to an open file that has none."""
     folder = os.open(DESCRIPTORS, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # With a directory given, Python calls linkat, which follows the link to the file.
+        # Given a directory, Python calls linkat, which follows the link in /proc to the file.
         os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
     finally:
         os.close(folder)
 
 
-def _flush_directory(folder):
-    """Bring a new name to the disk, too, where the file system can."""
+def _flush_directory(folder: Path) -> None:
+    """Write a new directory entry to the disk, where the file system supports that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -333,14 +346,15 @@ def _flush_directory(folder):
             os.close(descriptor)
 
 
-def _refuse_full(folder, size):
+def _refuse_full(folder: Path, size: int) -> None:
+    """Raise OSError where the disk has not ``size`` bytes left."""
     free = os.statvfs(folder)
     if size > free.f_bavail * free.f_frsize:
         raise OSError(errno.ENOSPC, "the disk is full")
 
 
-def _failed(path, error, size):
-    """The UserError of an OSError on the way to ``path``."""
+def _failed(path: Path | str, error: OSError, size: int) -> UserError:
+    """The UserError for an OSError from writing ``size`` bytes to ``path``."""
     if error.errno == errno.ENOSPC:
         needed = f"; {size / 1e6:,.0f} MB are needed" if size else ""
         return UserError(f"{path}: the disk is full{needed}")

@@ -1,17 +1,20 @@
-"""MXFP4 as GPT-OSS's checkpoints have it: blocks of 32 values of 4 bits with a power of two.
+"""MXFP4 as GPT-OSS's checkpoints have it: blocks of 32 values of 4 bits that share a scale.
 
-OCP Microscaling Formats 1.0: a value is e2m1, its scale 2^(byte - 127). Here ``blocks`` hold two
-values a byte, the low half first. No bundle holds it: it is decoded, and requantised.
+OCP Microscaling Formats 1.0: a value is e2m1, its scale is 2^(byte - 127). A byte of ``blocks``
+holds two values, the low half first. A bundle never holds MXFP4: conversion decodes it and writes
+one of the bundle's number formats.
 """
 
 import numpy as np
 
-VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
-VALUES = np.concatenate([VALUES, -VALUES])
+from .arrays import Float32Array, UInt8Array
+
+POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
+VALUES = np.concatenate([POSITIVE, -POSITIVE])
 BLOCK = 32
 
 
-def decode(blocks, scales):
+def decode(blocks: UInt8Array, scales: UInt8Array) -> Float32Array:
     """blocks (rows, n, 16), scales (rows, n) uint8 -> (rows, 32 n) float32."""
     values = np.empty((*blocks.shape, 2), dtype=np.float32)
     values[..., 0], values[..., 1] = VALUES[blocks & 15], VALUES[blocks >> 4]

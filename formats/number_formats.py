@@ -174,10 +174,14 @@ def _pack(scales, quants, values):
     return raw.reshape(*values.shape[:-1], raw.shape[-2] * raw.shape[-1])
 
 
-FORMATS = {format.name: format for format in (F32(), F16(), BF16(), Q8_0(), Q4_0())}
+FORMATS: dict[str, NumberFormat] = {
+    format.name: format for format in (F32(), F16(), BF16(), Q8_0(), Q4_0())
+}
 BY_SAFETENSORS = {f.safetensors: f for f in FORMATS.values() if f.block == 1}
 # What a checkpoint's tensors are decoded from.
-SOURCES = {**BY_SAFETENSORS, **{format.safetensors: format for format in (F64(), F8E4M3())}}
+SOURCES: dict[str, NumberFormat] = {
+    **BY_SAFETENSORS, **{format.safetensors: format for format in (F64(), F8E4M3())}
+}  # fmt: skip
 
 
 def number_format(name):

@@ -1,4 +1,4 @@
-"""Reading any safetensors file, a checkpoint's or our own, trusting nothing in it.
+"""Reading any safetensors file, a checkpoint or a bundle, without trusting anything in it.
 
 The format (huggingface/safetensors, README, "Format"): 8 bytes little-endian header length N;
 N bytes of JSON mapping names to dtype, shape and data_offsets, with an optional
@@ -9,8 +9,10 @@ import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from . import bounded_json
+from .arrays import Float32Array, UInt8Array
 from .errors import FormatError, shown
 from .files import open_regular, read_at, read_into
 from .number_formats import SOURCES
@@ -25,7 +27,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: ``offset`` counts from the start of the file, in bytes."""
+    """Where one tensor lies: ``offset`` and ``nbytes`` are bytes, from the start of the file."""
 
     name: str
     dtype: str
@@ -41,7 +43,10 @@ class SafetensorsFile:
     Raises FormatError, naming the file, if the header is not sound or the data does not fit.
     """
 
-    def __init__(self, path, most=bounded_json.MOST):
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+
+    def __init__(self, path: Path | str, most: int = bounded_json.MOST) -> None:
         self.path = Path(path)
         self.file = open_regular(self.path)
         try:
@@ -55,7 +60,7 @@ class SafetensorsFile:
             raise
         self.header_bytes = len(header)
 
-    def _read_header(self, most):
+    def _read_header(self, most: int) -> bytearray:
         if self.size < 8:
             raise FormatError(f"{self.path}: not a safetensors file: only {self.size} bytes long")
         length = int.from_bytes(bytes(self.read_bytes(0, 8)), "little")
@@ -64,31 +69,34 @@ class SafetensorsFile:
                 f"{self.path}: not a safetensors file, or cut off: its header would be "
                 f"{length} bytes, the file has {self.size}"
             )
-        if length > most // 2:  # it is decoded, and parsed
+        if length > most // 2:  # the header's bytes and its decoded text are in memory together
             raise FormatError(
                 f"{self.path}: its header has {length >> 20:,} MiB, too much to be parsed in "
                 f"{most >> 20:,} MiB of memory"
             )
-        header = bytearray(length)  # which can be decoded without a copy
-        read_into(self.file, 8, header, self.path)
+        header = bytearray(length)  # a buffer to read into that can also be decoded as it is
+        read_into(self.file, 8, memoryview(header), self.path)
         return header
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "SafetensorsFile":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def read_bytes(self, offset, length):
-        """``length`` bytes from ``offset`` of the file, as a uint8 array."""
+    def read_bytes(self, offset: int, length: int) -> UInt8Array:
+        """``length`` bytes from ``offset`` of the file."""
         return read_at(self.file, offset, length, self.path)
 
-    def read_rows(self, name, start=0, stop=None):
-        """Rows ``start:stop`` of a tensor as float32 (of a vector: elements; of more than two
-        dimensions: those of its matrices, one after the other)."""
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
+        """Rows ``start:stop`` of a tensor, (rows, columns) float32.
+
+        A vector's rows are its elements. A tensor of more than two dimensions is read as its
+        matrices below each other.
+        """
         info = self.tensors[name]
         if info.dtype not in SOURCES:
             known = ", ".join(SOURCES)
@@ -103,8 +111,18 @@ class SafetensorsFile:
         return format.decode(raw).reshape((stop - start, *info.shape[1:][-1:]))
 
 
-def parse_header(header, data_bytes, data_start, path, most=bounded_json.MOST):
-    """Check a header against ``data_bytes`` of data; return (metadata, {name: TensorInfo})."""
+def parse_header(
+    header: bytes | bytearray,
+    data_bytes: int,
+    data_start: int,
+    path: Path | str,
+    most: int = bounded_json.MOST,
+) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """Check a header against the data's size; return (metadata, {name: TensorInfo}).
+
+    data_bytes  bytes of data that the file has, beginning at offset ``data_start``
+    Raises FormatError, naming ``path``.
+    """
     entries = bounded_json.parse(header, f"{path}: the header", most, unique=True)
     if not isinstance(entries, dict):
         raise FormatError(f"{path}: the header is not a JSON object")
@@ -127,7 +145,9 @@ def parse_header(header, data_bytes, data_start, path, most=bounded_json.MOST):
     return metadata, tensors
 
 
-def _tensor_info(name, entry, data_bytes, data_start, path):
+def _tensor_info(
+    name: str, entry: Any, data_bytes: int, data_start: int, path: Path | str
+) -> TensorInfo:
     where = f"{path}: tensor {shown(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise FormatError(f"{where} lacks dtype, shape or data_offsets")
@@ -144,5 +164,5 @@ def _tensor_info(name, entry, data_bytes, data_start, path):
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
 
 
-def _naturals(values):
+def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(is_whole(v, 0) for v in values)

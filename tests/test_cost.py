@@ -229,7 +229,7 @@ def test_dense_and_whole_models(synthetic):
 def test_probe_measures_and_leaves_nothing(tmp_path, monkeypatch, quick_probe):
     steps = []
     found = probe.probe(
-        tmp_path, threads=1, progress=lambda done, total: steps.append(done / total)
+        tmp_path, threads=1, progress=lambda what, done, total: steps.append(done / total)
     )
     assert list(tmp_path.iterdir()) == [] and steps == sorted(steps) and steps[-1] == 1
     profile.save(found, tmp_path / "x.json")

@@ -246,7 +246,7 @@ def test_a_key_that_stands_twice(tmp_path):
 
     path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=twice)
     path.write_bytes(path.read_bytes().replace(b"llama.vocab_sizf", b"llama.vocab_size"))
-    with pytest.raises(FormatError, match=r"metadata 'llama\.vocab_size' stands there twice"):
+    with pytest.raises(FormatError, match=r"metadata 'llama\.vocab_size' occurs twice"):
         GgufFile(path)
 
 

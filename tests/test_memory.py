@@ -34,7 +34,7 @@ def test_wrong_sizes(text):
 def plan(path, budget, neurons="predicted", window=None, context=64, policy=None):
     options = Options(budget, window, neurons, context, threads=1, cache=policy)
     with Bundle(path) as bundle:
-        return make_plan(bundle, options.resolved(bundle), 1024, base=30 * MIB)
+        return make_plan(bundle, options.decided(bundle), 1024, base=30 * MIB)
 
 
 @pytest.mark.parametrize("neurons", ["predicted", "dense"])

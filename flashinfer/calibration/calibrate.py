@@ -21,6 +21,7 @@ from flashinfer.formats.bundle.writer import new_tensor, stored_tensors, write_b
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import refuse_loss, refuse_target
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
+from flashinfer.formats.progress import no_progress
 from flashinfer.model import Model
 from flashinfer.paper.selection import Selection
 from flashinfer.plan import memory
@@ -41,7 +42,7 @@ def calibrate(
     steps=300,
     memory_budget=None,
     threads=None,
-    progress=lambda done, total: None,
+    progress=no_progress,
     target_sparsity=None,
     method="cats",
     predictor="better",
@@ -54,7 +55,7 @@ def calibrate(
     text         the text's name, for the record
     missed       share of the active neurons that a predictor may miss on held-out text
     steps        of training after the SVD
-    progress     called as progress(layers done, layers in all), done in fractions
+    progress     is told the layers done, in fractions, as "calibrate"
     predictor    "svd", "trained", or the "better" of the two; "none", for a mixture of experts
                  with a ReLU: only which experts are used, as of other mixtures
     predictor_from  predictors of PowerInfer's to be taken as they are: see predictor_import
@@ -175,7 +176,7 @@ def _layers(states, predict, residual, find_cut, progress):
     """Yield (Found, its record) layer by layer; ``residual``: the predictors read that."""
     layers, early = states.model.layers, None
     for number, layer in enumerate(layers):
-        progress(number, len(layers))
+        progress("calibrate", number, len(layers))
         ffn = layer.feed_forward
         x, before = states.attend(layer, residual)
         if find_cut:
@@ -184,11 +185,11 @@ def _layers(states, predict, residual, find_cut, progress):
         weights = ffn.predictor.weights(x) if ffn.neurons.config.experts else None  # (N, experts)
         observed = Observations(x, None, states.starts, None if weights is None else weights > 0)
         states.add(layer, _feed_forward(ffn, observed, weights))
-        progress(number + 0.3, len(layers))
+        progress("calibrate", number + 0.3, len(layers))
         observed.x = before if residual else x
         found = predict(number, ffn, observed)
         yield found, _record(found, observed, asked, ffn.neurons.cut)
-    progress(len(layers), len(layers))
+    progress("calibrate", len(layers), len(layers))
 
 
 def _early(states, number, residual):

@@ -1,9 +1,9 @@
 """Predictors that others trained, in PowerInfer's form (Song et al. 2023).
 
-A directory with one ``model_N.pt`` a layer: fc1.weight (rank, d_model) and fc2.weight (d_ffn,
-rank), a ReLU between them; or a GGUF file of PowerInfer's, which holds them beside the model. They
-read the residual stream before the FFN's norm, and a neuron counts as active where its score is
-above ``sparse_threshold``: of the model's config, or of the GGUF file.
+They come as a directory with one ``model_N.pt`` per layer, which holds fc1.weight (rank, d_model)
+and fc2.weight (d_ffn, rank), with a ReLU between them; or in a GGUF file of PowerInfer's, beside
+the model. They read the residual stream before the FFN's norm. A neuron counts as active where its
+score is above the ``sparse_threshold`` of the model's config, or of the GGUF file.
 """
 
 from pathlib import Path
@@ -11,19 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.calibration.predictor_training import Found
+from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.errors import FormatError, reason
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
 from flashinfer.formats.sources.checkpoint import load_torch
 from flashinfer.formats.sources.gguf import GgufFile, is_gguf
 
 
-def imported(source, layer, d_model, d_ffn, threshold):
-    """The Found of one layer, its shares not measured yet.
+def imported(source: Path | str, layer: int, d_model: int, d_ffn: int, threshold: float) -> Found:
+    """The Found of one layer, whose shares are still to be measured.
 
-    threshold  the config's, for a directory. Raises FormatError, UserError.
+    threshold  the config's; a GGUF file has its own
+    Raises FormatError, and UserError where PyTorch is needed and not installed.
     """
     if is_gguf(source):
-        path, a, b, threshold = _from_gguf(source, layer)
+        path = Path(source)
+        a, b, threshold = _from_gguf(path, layer)
     else:
         path = Path(source) / f"model_{layer}.pt"
         a, b = _from_torch(path)
@@ -36,7 +39,8 @@ def imported(source, layer, d_model, d_ffn, threshold):
     return Found(a, b, bias, 0.0, 0.0, 0.0, between="relu")
 
 
-def _from_gguf(path, layer):
+def _from_gguf(path: Path, layer: int) -> tuple[Float32Array, Float32Array, float]:
+    """(fc1, fc2, the threshold) of a layer."""
     names = [f"blk.{layer}.fc{i}.weight" for i in (1, 2)]
     with GgufFile(path) as file:
         for name in names:
@@ -48,14 +52,16 @@ def _from_gguf(path, layer):
         threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
     if not is_number(threshold, -LARGEST_FLOAT32, LARGEST_FLOAT32):
         raise FormatError(f"{path}: powerinfer.sparse_threshold is not a number")
-    return path, a, b, threshold
+    return a, b, threshold
 
 
-def _from_torch(path):
+def _from_torch(path: Path) -> tuple[Float32Array, Float32Array]:
+    """(fc1, fc2) of a layer."""
     if not path.exists():
         raise FormatError(f"{path}: does not exist; a predictor for each layer is needed")
     tensors = load_torch(path)
     try:
-        return [tensors[f"fc{i}.weight"].float().numpy() for i in (1, 2)]
-    except (KeyError, TypeError, RuntimeError) as error:  # absent, or of no plain floats
+        fc1, fc2 = (tensors[f"fc{i}.weight"].float().numpy() for i in (1, 2))
+        return fc1, fc2
+    except (KeyError, TypeError, RuntimeError) as error:  # missing, or not of plain floats
         raise FormatError(f"{path}: is not a predictor: {reason(error)}") from None

@@ -1,55 +1,78 @@
 """Finding a layer's low-rank predictor from its FFN's inputs (paper section 3.1).
 
-Start: the truncated SVD of the up projection in the metric of the inputs' covariance, which is
-the best low-rank guess of the pre-activations in the mean square. Then logistic regression with
-a loss balanced between the many silent neurons and the few that fire. Whichever predicts fewer
-neurons on held-out tokens is kept; the threshold is the one that misses at most ``missed`` of
-those that fire there.
+The start is the truncated SVD of the up projection in the metric of the inputs' covariance, which
+is the low-rank approximation of the pre-activations with the least mean square error. Logistic
+regression then improves it, with a loss balanced between the many silent neurons and the few that
+fire. Of the two predictors the one that predicts fewer neurons on held-out tokens is kept. The
+threshold is the one with which at most the share ``missed`` of the neurons that fire there is
+missed.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from flashinfer.calibration.traces import window_counts
+from flashinfer.formats.arrays import BoolArray, Float32Array, Int64Array, UInt8Array
 
 RANKS = (16, 32, 64, 128, 256, 512, 1024)
 BLOCK = 512  # neurons scored at a time
-# A neuron predicted costs its bundle's bytes from flash, about a quarter of the time (the window
-# holds the rest) and some 32 times slower than the bytes of the predictor from DRAM.
+# The cost of a predicted neuron's bytes relative to the predictor's own. About a quarter of them
+# are read from flash, as the window holds the rest, and flash is some 32 times slower than DRAM.
 FLASH_COST = 8
+ALL = slice(None)
+
+# Which of a layer's predictors to keep: the SVD, the trained one, or the better of the two.
+Choice = Literal["better", "svd", "trained"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+# A function that yields (first, rows (n, d_model)) through the up projection.
+UpTiles = Callable[[], Iterable[tuple[int, Float32Array]]]
+
+
+class Maps(NamedTuple):
+    """A low-rank predictor: the neurons with b (a x) + bias > 0 are predicted to fire."""
+
+    a: Float32Array  # (rank, d_model)
+    b: Float32Array  # (d_ffn, rank)
+    bias: Float32Array  # (d_ffn,)
 
 
 @dataclass
 class Observations:
-    """What a layer did on N tokens.
+    """The behaviour of a layer on N tokens.
 
-    x       (N, d_model) float32, the FFN's normalised inputs
-    fired   (d_ffn, ceil(N / 8)) uint8: which neurons fired, packed bits, a row a neuron
-    starts  where each sequence of tokens begins, ascending, 0 first
-    routed  (N, experts) bool: of a mixture, which tokens chose which expert; only its neurons are
-            asked for them. None: all of them are
+    x       (N, d_model), the FFN's normalised inputs
+    fired   (d_ffn, ceil(N / 8)): which neurons fired, as packed bits, one row per neuron
+    starts  the tokens with which sequences begin, ascending, 0 first
+    routed  (N, experts): of a mixture, which tokens chose which expert, whose neurons alone are
+            predicted for them. None: all neurons are
     """
 
-    x: np.ndarray
-    fired: np.ndarray
-    starts: np.ndarray
-    routed: np.ndarray | None = None
+    x: Float32Array
+    fired: UInt8Array
+    starts: Int64Array
+    routed: BoolArray | None = None
 
-    def bits(self, neurons, tokens):
-        """Which of ``neurons`` (a slice) fired for ``tokens`` (ids): bool (n, len(tokens))."""
+    def bits(self, neurons: slice, tokens: Int64Array) -> BoolArray:
+        """Which of ``neurons`` fired for ``tokens``, (n, len(tokens))."""
         return np.unpackbits(self.fired[neurons], axis=1, count=len(self.x))[:, tokens].astype(bool)
 
-    def asked(self, n_neurons, neurons, tokens):
-        """Which of ``neurons`` (a slice of so many) are asked for which tokens: bool
-        (n, len(tokens)), or True for all."""
+    def asked(
+        self, n_neurons: int, neurons: slice, tokens: Int64Array | slice
+    ) -> BoolArray | Literal[True]:
+        """Which of ``neurons`` are predicted for which tokens, (n, len(tokens)); True for all.
+
+        n_neurons  of the layer
+        """
         if self.routed is None:
             return True
         experts = np.arange(n_neurons)[neurons] // (n_neurons // self.routed.shape[1])
         return self.routed[tokens][:, experts].T
 
-    def split(self):
-        """(tokens to fit, held-out halves): every third sequence is held out, alternately."""
+    def split(self) -> list[Int64Array]:
+        """[tokens to fit, two halves of the held-out tokens]; every third sequence is held out."""
         sequence = np.searchsorted(self.starts, np.arange(len(self.x)), side="right") - 1
         if len(self.starts) < 4:  # too few sequences: cut the tokens into six runs
             sequence = np.arange(len(self.x)) * 6 // len(self.x)
@@ -60,57 +83,73 @@ class Observations:
 
 @dataclass
 class Found:
-    """A predictor, scores = b (a x) + bias > 0, with what it does on held-out tokens."""
+    """A layer's predictor, with its figures on held-out tokens; a, b and bias: see Maps.
 
-    a: np.ndarray  # (rank, d_model)
-    b: np.ndarray  # (d_ffn, rank)
-    bias: np.ndarray  # (d_ffn,)
+    active     share of the neurons that fire
+    predicted  share of the neurons that are predicted to fire
+    missed     share of the neurons that fire that are not predicted
+    tried      {kind: [predicted, missed]} of all predictors that were tried
+    between    "relu" where a ReLU stands between a and b, else ""
+    """
+
+    a: Float32Array
+    b: Float32Array
+    bias: Float32Array
     active: float
     predicted: float
     missed: float
-    tried: dict = field(default_factory=dict)  # {kind: [predicted, missed]} of all that were tried
+    tried: dict[str, list[float]] = field(default_factory=dict)
+    between: str = ""
 
-    between: str = ""  # "relu": that stands between a and b
-
-    def scores(self, x, neurons=slice(None)):
-        """x (N, d_model) -> (n, N) float32."""
+    def scores(self, x: Float32Array, neurons: slice = ALL) -> Float32Array:
+        """x (N, d_model) -> the scores of ``neurons``, (n, N)."""
         inner = self.a @ x.T
         inner = np.maximum(inner, 0) if self.between == "relu" else inner
         return self.b[neurons] @ inner + self.bias[neurons, None]
 
-    def says(self, observed, tokens, neurons=slice(None)):
-        """Which neurons are predicted for which of the observed tokens: bool (n, len(tokens))."""
+    def says(
+        self, observed: Observations, tokens: Int64Array | slice, neurons: slice = ALL
+    ) -> BoolArray:
+        """Which of ``neurons`` are predicted for which of the observed tokens, (n, tokens)."""
         asked = observed.asked(len(self.b), neurons, tokens)
         return (self.scores(observed.x[tokens], neurons) > 0) & asked
 
-    def cost(self, bundle_bytes):
-        """Bytes that a token costs, those from flash weighted."""
+    def cost(self, bundle_bytes: int) -> float:
+        """The bytes that a token needs, those from flash weighted with FLASH_COST."""
         weights = 2 * (self.a.size + self.b.size)
         return weights + FLASH_COST * self.predicted * len(self.b) * bundle_bytes
 
 
 def find_predictor(
-    observed, up_tiles, up_bias, bundle_bytes, missed=0.05, steps=300, kind="better", seed=0
-):
-    """Find a layer's predictor; return Found, with float16 weights' values.
+    observed: Observations,
+    up_tiles: UpTiles,
+    up_bias: Float32Array,
+    bundle_bytes: int,
+    missed: float = 0.05,
+    steps: int = 300,
+    kind: Choice = "better",
+    seed: int = 0,
+) -> Found:
+    """Find a layer's predictor, whose weights have values that float16 can hold.
 
-    up_tiles  a function that yields (first, rows (n, d_model) float32) through the up projection
-    up_bias   (d_ffn,) float32
-    missed    share of the active neurons that may be missed on either half of the held-out tokens
-    steps     of training, after the SVD; 0: none
-    kind      "svd", "trained", or the "better" of the two
+    up_bias       (d_ffn,)
+    bundle_bytes  of a neuron's bundle
+    missed        share of the active neurons that may be missed on either half of the held-out
+                  tokens
+    steps         of training after the SVD; 0: none
     """
     fit, *held_out = observed.split()
-    best = None
-    for a, b, bias in svd_predictors(observed.x[fit], up_tiles, up_bias):
-        found = judge(a, b, bias, observed, held_out, missed)
-        if best is not None and found.cost(bundle_bytes) >= best.cost(bundle_bytes):
+    of_rising_rank = svd_predictors(observed.x[fit], up_tiles, up_bias)
+    best = judge(next(of_rising_rank), observed, held_out, missed)
+    for maps in of_rising_rank:
+        found = judge(maps, observed, held_out, missed)
+        if found.cost(bundle_bytes) >= best.cost(bundle_bytes):
             break
         best = found
     best.tried = {"svd": [best.predicted, best.missed]}
     if steps and kind != "svd":
-        a, b, bias = train(best, observed, fit, steps, np.random.default_rng(seed))
-        found = judge(a, b, bias, observed, held_out, missed)
+        maps = train(best, observed, fit, steps, np.random.default_rng(seed))
+        found = judge(maps, observed, held_out, missed)
         found.tried = {**best.tried, "trained": [found.predicted, found.missed]}
         if kind == "trained" or found.predicted < best.predicted:
             return found
@@ -118,9 +157,10 @@ def find_predictor(
     return best
 
 
-def svd_predictors(x, up_tiles, up_bias):
-    """Yield (a, b, bias) of rising rank: truncated SVDs of the up projection W.
+def svd_predictors(x: Float32Array, up_tiles: UpTiles, up_bias: Float32Array) -> Iterator[Maps]:
+    """Yield the Maps of rising rank, at least one: truncated SVDs of the up projection W.
 
+    x  (N, d_model), the FFN's inputs
     With C the inputs' covariance and U the left singular vectors of W C^(1/2), U U^T W is the
     best low-rank W for these inputs: a = U^T W, b = U.
     """
@@ -145,13 +185,21 @@ def svd_predictors(x, up_tiles, up_bias):
     for first, rows in up_tiles():
         b[first : first + len(rows)] = rows @ to_u
     for rank in ranks:
-        yield a[:rank], b[:, :rank], offset - b[:, :rank] @ (a[:rank] @ mean)
+        yield Maps(a[:rank], b[:, :rank], offset - b[:, :rank] @ (a[:rank] @ mean))
 
 
-def train(start, observed, fit, steps, random, batch=256, rate=1e-3):
-    """Logistic regression from ``start`` on the tokens ``fit``; returns (a, b, bias).
+def train(
+    start: Found,
+    observed: Observations,
+    fit: Int64Array,
+    steps: int,
+    random: np.random.Generator,
+    batch: int = 256,
+    rate: float = 1e-3,
+) -> Maps:
+    """Logistic regression by Adam, from ``start``, on the tokens ``fit``.
 
-    Adam; a neuron that fires weighs as much more as it is rarer, up to 16 times.
+    The loss of neurons that fire is weighted by how rare they are, at most 16 times.
     """
     parameters = [start.a.astype(np.float32), start.b.astype(np.float32), start.bias.copy()]
     scale = float(np.std(start.scores(observed.x[fit[:batch]]))) or 1.0
@@ -177,15 +225,18 @@ def train(start, observed, fit, steps, random, batch=256, rate=1e-3):
             v += 0.01 * (g * g - v)
             spread = np.sqrt(v / (1 - 0.99**step)) + 1e-12
             p -= pace * max(1e-6, float(np.abs(p).mean())) * (m / (1 - 0.9**step)) / spread
-    return parameters
+    return Maps(*parameters)
 
 
-def judge(a, b, bias, observed, held_out, missed):
-    """Round to float16, set the threshold by the held-out halves, and count; returns Found."""
+def judge(maps: Maps, observed: Observations, held_out: list[Int64Array], missed: float) -> Found:
+    """The Found of these Maps, rounded to float16.
+
+    Its threshold, which becomes a part of the bias, and its figures come from the held-out halves.
+    """
     found = Found(
-        a.astype(np.float16).astype(np.float32),
-        b.astype(np.float16).astype(np.float32),
-        bias.astype(np.float32),
+        maps.a.astype(np.float16).astype(np.float32),
+        maps.b.astype(np.float16).astype(np.float32),
+        maps.bias.astype(np.float32),
         0.0,
         0.0,
         0.0,
@@ -193,18 +244,21 @@ def judge(a, b, bias, observed, held_out, missed):
     thresholds, spread = [], 0.0
     for tokens in held_out:
         scores = np.concatenate(
-            [found.scores(observed.x[tokens], n)[observed.bits(n, tokens)] for n in _blocks(b)]
+            [
+                found.scores(observed.x[tokens], n)[observed.bits(n, tokens)]
+                for n in _blocks(found.b)
+            ]
         )
         if len(scores):
             thresholds.append(np.quantile(scores, missed, method="lower"))
             spread = max(spread, float(np.abs(scores).max()))
-    # A little below, so that the score at the threshold itself is above it however it is rounded.
+    # The threshold lies a little lower, so that rounding does not drop the score that defines it.
     found.bias -= np.float32(min(thresholds, default=0.0) - 1e-5 * spread)
     return count(found, observed, held_out)
 
 
-def count(found, observed, held_out):
-    """Fill in what a Found predicts and misses on the held-out tokens; returns it."""
+def count(found: Found, observed: Observations, held_out: list[Int64Array]) -> Found:
+    """Fill in the figures of a Found on the held-out tokens; return it."""
     b = found.b
     tokens = np.concatenate(held_out)
     active = predicted = both = 0
@@ -219,13 +273,13 @@ def count(found, observed, held_out):
     return found
 
 
-def window_rows(found, observed):
-    """Neurons that windows of 1 to 8 tokens need on the held-out tokens: (means, most)."""
+def window_rows(found: Found, observed: Observations) -> tuple[list[float], list[float]]:
+    """Neurons that windows of 1 to 8 tokens need on the held-out tokens: (means, maxima)."""
     _, *held_out = observed.split()
     tokens = np.sort(np.concatenate(held_out))
     fresh = np.isin(tokens, observed.starts) | (np.diff(tokens, prepend=-2) > 1)
 
-    def uses():
+    def uses() -> Iterator[tuple[BoolArray, bool]]:
         for first in range(0, len(tokens), 256):
             says = found.says(observed, tokens[first : first + 256]).T
             yield from zip(says, fresh[first : first + 256], strict=True)
@@ -234,5 +288,5 @@ def window_rows(found, observed):
     return counts.mean(axis=0).tolist(), counts.max(axis=0).tolist()
 
 
-def _blocks(b):
+def _blocks(b: Float32Array) -> list[slice]:
     return [slice(first, first + BLOCK) for first in range(0, len(b), BLOCK)]

@@ -16,7 +16,7 @@ def routing(states, progress):
     """
     layers, early = states.model.layers, None
     for number, layer in enumerate(layers):
-        progress(number, len(layers))
+        progress("calibrate", number, len(layers))
         x, residual = states.attend(layer)
         router = layer.feed_forward.predictor
         uses = largest(router.scores(x), router.per_token)
@@ -26,4 +26,4 @@ def routing(states, progress):
             early = layers[number + 1].feed_forward.predictor.scores(following[0])
         states.add(layer, layer.feed_forward(x, 0, residual))
         yield record
-    progress(len(layers), len(layers))
+    progress("calibrate", len(layers), len(layers))

@@ -1,55 +1,60 @@
-"""What a layer's trace, the units that token after token used, says of caches."""
+"""What a layer's trace, the units that each token of a text used, tells about caches."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
+from flashinfer.formats.arrays import BoolArray, Float32Array, Int64Array
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS
 from flashinfer.paper.neuron_cache import Priority
 from flashinfer.paper.router import SURE
 from flashinfer.paper.selection import Selection
 
 
-def miss_curve(trace, neurons, policy="frecency"):
-    """Neurons to read per token, for a cache of each of CAPACITIES of the layer's rows.
+def miss_curve(trace: Iterable[Selection], units: int, policy: str = "frecency") -> list[float]:
+    """Units to read per token, for caches that hold each of the CAPACITIES of a layer.
 
-    trace yields a Selection of each token; its first half only warms the cache up. A cache holds
-    what the last token used, and of the others those of most priority. As that does not depend
-    on the cache, a smaller one holds a part of what a larger one holds, and one pass gives all
-    sizes (Mattson's stack, 1970).
+    trace   the Selection of each token; the first half of the text only warms the cache up
+    units   of the layer
+    policy  one of neuron_cache.POLICIES
+    A cache holds the units that the last token used, and of the others those of highest priority.
+    Since priorities do not depend on the cache, a smaller cache holds a part of what a larger one
+    holds, and one pass gives the figures of all sizes (Mattson's stack, 1970).
     """
-    priority, ranks, last = Priority(neurons, policy), [], np.empty(0, dtype=np.int32)
+    priority, ranks, last = Priority(units, policy), [], np.empty(0, dtype=np.int32)
     for token, selection in enumerate(trace):
         worth = priority.values.copy()
         worth[last] = np.inf
         own = worth[selection.units]
-        rank = neurons - np.sort(worth).searchsorted(own, side="right")  # worth more
-        rank[np.isposinf(own)] = len(last) - 1  # there where all of them are
-        rank[own == 0] = neurons - 1  # never used: it is there only if the whole layer is
+        rank = units - np.sort(worth).searchsorted(own, side="right")  # the units worth more
+        rank[np.isposinf(own)] = len(last) - 1  # the last token's units are cached together
+        rank[own == 0] = units - 1  # a unit never used is cached only if the whole layer is
         ranks.append(rank)
         priority.note(selection, token)
         last = selection.units
     counted = ranks[len(ranks) // 2 :]
-    ranks = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
-    rows = np.array(CAPACITIES) * neurons
-    hits = ranks.searchsorted(rows, side="left")
-    return ((len(ranks) - hits) / max(1, len(counted))).tolist()
+    ascending = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
+    hits = ascending.searchsorted(np.array(CAPACITIES) * units, side="left")
+    return ((len(ascending) - hits) / max(1, len(counted))).tolist()
 
 
-def window_counts(uses):
-    """Units that windows of 1, 2, ... tokens need at each token: (T, WINDOWS).
+def window_counts(uses: Iterable[tuple[BoolArray, bool]]) -> Int64Array:
+    """Units that windows of 1, 2, ... tokens need at each token, (T, WINDOWS).
 
-    uses  yields (units used (units,) bool, whether a text begins there)
+    uses  yields for each token (the units used (units,), whether a text begins with this token)
     """
-    age, counts = WINDOWS, []
+    age: Int64Array = np.array(WINDOWS)  # of each unit: tokens since its last use
+    counts = []
     for used, begins in uses:
         age = np.where(used, 0, WINDOWS if begins else age + 1)
         counts.append([np.count_nonzero(age < k) for k in range(1, WINDOWS + 1)])
     return np.array(counts)
 
 
-def record_of_uses(uses):
-    """What calibration says of a layer whose units a text used so: uses (T, units) bool."""
+def record_of_uses(uses: BoolArray) -> JsonObject:
+    """The calibration of a layer from the units that each token used: uses (T, units)."""
     counts = window_counts((row, False) for row in uses)[WINDOWS:]
     trace = (Selection.of_scores(row[None]) for row in uses)
     return {
@@ -61,15 +66,21 @@ def record_of_uses(uses):
     }
 
 
-def routing_record(uses):
-    """The same of a mixture's layer, whose router never errs, and how often each expert is used."""
+def routing_record(uses: BoolArray) -> JsonObject:
+    """The calibration of a mixture's layer, whose router never errs: uses (T, experts).
+
+    It also holds how often each expert is used.
+    """
     found = record_of_uses(uses)
     return {"active": found["predicted"], "rank": 0, **found, "uses": uses.mean(axis=0).tolist()}
 
 
-def guessed(uses, early):
-    """What a calibration says of guesses: uses (T, experts) bool; early: the scores of the router
-    when it was asked one layer early, or None."""
+def guessed(uses: BoolArray, early: Float32Array | None) -> dict[str, float]:
+    """The shares of right guesses that a calibration holds.
+
+    uses   (T, experts): the experts that each token used
+    early  (T, experts): the router's scores when it was asked one layer early; None: it was not
+    """
     if early is None:
         return {"guessed": 0.0, "surest": 0.0}
     per_token = int(uses[0].sum())
@@ -80,7 +91,7 @@ def guessed(uses, early):
     return {"guessed": right[per_token], "surest": right[sure]}
 
 
-def largest(scores, n):
-    """Which are among the n largest of each row: bool, as scores."""
+def largest(scores: Float32Array, n: int) -> BoolArray:
+    """Which of the scores are among the n largest of their row, in the shape of ``scores``."""
     least = np.partition(scores, -n, axis=1)[:, -n, None]
     return scores >= least

@@ -4,14 +4,13 @@
 Ctrl-C stops a reply, Ctrl-D ends the program.
 """
 
+import io
 import sys
+from argparse import ArgumentParser, Namespace
 
-from flashinfer.cli.common import model_bars, positive
-from flashinfer.cli.run import add_model_arguments, add_sampling_arguments
-from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.cli.common import open_bundle, positive, progress_bars
+from flashinfer.cli.model_options import add_model_arguments, add_sampling_arguments, open_model
 from flashinfer.formats.errors import UserError
-from flashinfer.model import Model
-from flashinfer.plan.memory import header_room
 from flashinfer.text.chat import Conversation, chat_tokenizer
 from flashinfer.text.tokenizer import utf8
 
@@ -19,7 +18,7 @@ HELP = "/system TEXT, /reset, /exit; Ctrl-C stops a reply"
 CONTEXT = 2048  # tokens, where the model allows as many
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
     parser.add_argument("-n", "--predict", type=positive, default=512, metavar="N",
@@ -30,22 +29,17 @@ def add_arguments(parser):
     add_model_arguments(parser)
 
 
-def main(args):
+def main(args: Namespace) -> None:
     utf8(args.system or "", "--system")
-    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
+    with open_bundle(args.model, args.memory) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
         tokenizer = chat_tokenizer(bundle, context, args.memory)
-    with (
-        model_bars() as progress,
-        Model.open(
-            args.model, memory=args.memory, window=args.window, neurons=args.neurons,
-            context=context, threads=args.threads, io=args.io, cache=args.cache,
-            device=args.device, warm=args.warm, progress=progress,
-        ) as model,
-    ):  # fmt: skip
+    with progress_bars() as progress, open_model(args, args.model, context, progress) as model:
         conversation = Conversation(model, args.system, tokenizer)
         print(f"{args.model}; {HELP}", file=sys.stderr)
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is only that
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A line that is not UTF-8 is reported and left out, and the conversation goes on.
+            sys.stdin.reconfigure(errors="surrogateescape")
         while (line := read_line(conversation.most_characters)) is not None:
             if line == "/exit":
                 break
@@ -55,10 +49,10 @@ def main(args):
                 reply(conversation, line, args)
 
 
-def read_line(most):
-    """What the user types, or None at its end. Ctrl-C clears the line.
+def read_line(most: int) -> str | None:
+    """The next line that the user types, or None at the end of the input. Ctrl-C clears the line.
 
-    A line of more than ``most`` characters, or that is not UTF-8, is left out, which is said.
+    A line of more than ``most`` characters, or that is not UTF-8, is reported and left out.
     """
     while True:
         try:
@@ -71,11 +65,11 @@ def read_line(most):
             print("\n(Ctrl-D ends the conversation)", file=sys.stderr)
 
 
-def raw_line(most):
+def raw_line(most: int) -> str | None:
     """A line of standard input, or None at its end. Raises UserError where it is too long."""
     if sys.stdin.isatty():
         try:
-            return input("> ")  # with a terminal's editing, which bounds it
+            return input("> ")  # the terminal's line editing bounds its length
         except EOFError:
             return None
     line = sys.stdin.readline(most + 1)
@@ -86,7 +80,8 @@ def raw_line(most):
     raise UserError(f"the line has more than {most} characters, too many for the context")
 
 
-def command(conversation, line):
+def command(conversation: Conversation, line: str) -> None:
+    """Do what a line such as "/reset" says."""
     name, _, text = line.partition(" ")
     if name == "/system":
         conversation.system = text.strip() or None
@@ -97,7 +92,8 @@ def command(conversation, line):
         print(f"no command {name}; {HELP}", file=sys.stderr)
 
 
-def reply(conversation, line, args):
+def reply(conversation: Conversation, line: str, args: Namespace) -> None:
+    """Print the reply to a line as it comes."""
     try:
         pieces = conversation.say(
             line, args.predict, temperature=args.temp, top_k=args.top_k, top_p=args.top_p,

@@ -6,23 +6,42 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import opened_text, refuse_loss, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.plan.memory import parse_size
+from flashinfer.formats.progress import Progress
+from flashinfer.plan.memory import header_room, parse_size
+from flashinfer.text.tokenizer import Tokenizer
 
-MOST_WHOLE = (1 << 31) - 1  # of tokens, sizes, threads; more than any of them can be
+MOST_WHOLE = (1 << 31) - 1  # more than any count of tokens, bytes a row, or threads can be
 MOST_SEED = (1 << 64) - 1
+# Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
 OUTPUTS = ("destination", "output", "profile", "json")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
+DELAY = 0.5  # seconds; shorter work shows no bar
+BYTES = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+# {the work that a Progress names: how tqdm shows it}
+BARS: dict[str, dict[str, Any]] = {
+    "load": BYTES,
+    "write": BYTES,
+    "verify": BYTES,
+    "prompt": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
+    "calibrate": {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"},
+    "evaluate": {"unit": "token"},
+    "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
+}
 
 
-def size(text):
+def size(text: str) -> int:
     """An argparse type: "600M" -> bytes."""
     try:
         return parse_size(text)
@@ -30,7 +49,7 @@ def size(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def share(text):
+def share(text: str) -> float:
     """An argparse type: a number above 0 and at most 1."""
     value = _number(text)
     if not 0 < value <= 1:
@@ -38,7 +57,7 @@ def share(text):
     return value
 
 
-def temperature(text):
+def temperature(text: str) -> float:
     """An argparse type: a number from 0 on."""
     value = _number(text)
     if not 0 <= value < math.inf:
@@ -46,18 +65,18 @@ def temperature(text):
     return value
 
 
-def _number(text):
-    """The float that ASCII digits say; NaN where they say none."""
+def _number(text: str) -> float:
+    """The float written in ASCII digits; NaN where ``text`` is something else."""
     try:
         return float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         return math.nan
 
 
-def whole(least, most=MOST_WHOLE):
-    """An argparse type: a whole number from ``least`` on, written in ASCII digits."""
+def whole(least: int, most: int = MOST_WHOLE) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``least`` to ``most``, written in ASCII digits."""
 
-    def parse(text):
+    def parse(text: str) -> int:
         value = -1
         if re.fullmatch("[0-9]+", text):
             value = int(text) if len(text) <= 20 else most + 1
@@ -72,7 +91,7 @@ def whole(least, most=MOST_WHOLE):
 positive, natural, seed = whole(1), whole(0), whole(0, MOST_SEED)
 
 
-def id_list(text):
+def id_list(text: str) -> list[int]:
     """An argparse type: "2,10,15" -> [2, 10, 15]."""
     try:
         return [natural(part.strip()) for part in text.split(",")]
@@ -82,13 +101,15 @@ def id_list(text):
         ) from None
 
 
-def _quoted(text):
-    """What was given, short enough for a line."""
+def _quoted(text: str) -> str:
+    """An argument as an error message shows it, short enough for a line."""
     return ascii(text if len(text) <= 40 else text[:37] + "...")
 
 
-def add_dtypes(parser, default="f16", meaning="f16"):
-    """The number formats of a bundle to be written."""
+def add_dtypes(
+    parser: argparse.ArgumentParser, default: str | None = "f16", meaning: str = "f16"
+) -> None:
+    """The number formats of a bundle to be written; meaning: of the default, for people."""
     parser.add_argument(
         "--dtype", choices=FORMATS, default=default, help=f"of the weights; default: {meaning}"
     )
@@ -97,35 +118,38 @@ def add_dtypes(parser, default="f16", meaning="f16"):
     )
 
 
-def add_json(parser):
+def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures there as one JSON object; - for stdout"
     )
 
 
-def check_outputs(args):
-    """Raise UserError where what a command shall write cannot be written, or would replace what
-    it reads, or something else that it writes. Asked before any work is done."""
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise UserError where an output cannot be written, is an input, too, or is named twice.
+
+    It is called before any work is done. Functions that write a bundle check it as well, for those
+    who call them from Python.
+    """
     inputs = [getattr(args, name, None) for name in INPUTS]
-    targets = [getattr(args, name, None) for name in OUTPUTS]
-    targets = [target for target in targets if target not in (None, "-")]
+    outputs = [getattr(args, name, None) for name in OUTPUTS]
+    targets = [target for target in outputs if target not in (None, "-")]
     for number, target in enumerate(targets):
-        if target != getattr(args, "profile", None):  # whose directory is made
+        if target != getattr(args, "profile", None):  # whose directory is made when it is written
             refuse_target(target)
         # A bundle may be calibrated in place.
         own = [args.model] if target == getattr(args, "output", None) else []
-        read = [path for path in inputs if path is not None and path not in own]
-        refuse_loss(target, read)
+        refuse_loss(target, [path for path in inputs if path is not None and path not in own])
         if any(os.path.realpath(target) == os.path.realpath(other) for other in targets[:number]):
             raise UserError(f"{target}: is named twice as a file to write")
 
 
-def write_json(path, figures):
-    """Write a dict of figures as one JSON object to ``path``, if it is given: the whole file, or
-    none. Raises UserError where that fails.
+def write_json(path: str | None, figures: dict[str, Any]) -> None:
+    """Write figures as one JSON object to the file ``path``, to stdout for "-", or nowhere for
+    None.
 
     The object begins with ``"schema": JSON_SCHEMA``, so that whoever reads it can tell which keys
-    to expect. JSON has no infinities: they become null.
+    to expect. The file appears whole or not at all. JSON has no infinities: they become null.
+    Raises UserError where the file cannot be written.
     """
     if path is None:
         return
@@ -138,8 +162,8 @@ def write_json(path, figures):
         file.write(text.encode())
 
 
-def _finite(value):
-    """``value`` of dicts, lists and plain values, with None for numbers that are not finite."""
+def _finite(value: Any) -> Any:
+    """``value`` of dicts, lists and plain values, with None for each number that is not finite."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -147,8 +171,16 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def text_ids(path, tokenizer, tokens):
-    """The first ``tokens`` token ids of a text file, of which no more than that needs is read."""
+def open_bundle(path: Path | str, budget: int | None, calibrated: bool = True) -> Bundle:
+    """The Bundle at ``path``, whose header may take what a memory budget in bytes has room for.
+
+    budget  None: what the machine has free
+    """
+    return Bundle(path, calibrated, header_room(budget))
+
+
+def text_ids(path: Path | str, tokenizer: Tokenizer, tokens: int) -> list[int]:
+    """The first ``tokens`` token ids of a text file, which is not read further than needed."""
     with opened_text(path) as file:
         ids, _ = tokenizer.encode_up_to(tokens, file.read)
     tokenizer.close()
@@ -156,17 +188,15 @@ def text_ids(path, tokenizer, tokens):
 
 
 @contextmanager
-def model_bars():
-    """Progress bars for opening a model and for a long prompt; yields Model.open's progress."""
-    bars = {}
-    formats = {
-        "load": {"unit": "B", "unit_scale": True, "unit_divisor": 1024},
-        "prompt": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
-    }
+def progress_bars() -> Iterator[Progress]:
+    """A Progress that shows each work as a bar on stderr."""
+    bars: dict[str, tqdm[Any]] = {}
 
-    def progress(what, done, total):
+    def progress(what: str, done: float, total: float) -> None:
         if what not in bars:
-            bars[what] = tqdm(desc=what, total=total, leave=False, delay=1, **formats[what])
+            bars[what] = tqdm(
+                desc=what, total=total, leave=False, delay=DELAY, mininterval=0.5, **BARS[what]
+            )
         bars[what].update(done - bars[what].n)
         if done >= total:
             bars.pop(what).close()
@@ -176,23 +206,3 @@ def model_bars():
     finally:
         for bar in bars.values():
             bar.close()
-
-
-@contextmanager
-def byte_bar(description):
-    """A progress bar in bytes; yields progress(bytes_more, bytes_in_all)."""
-    with tqdm(
-        desc=description,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        leave=False,
-        delay=0.5,
-        mininterval=0.5,
-    ) as bar:
-
-        def progress(more, total):
-            bar.total = total
-            bar.update(more)
-
-        yield progress

@@ -1,33 +1,36 @@
 """Make a bundle of a Hugging Face checkpoint or a GGUF file."""
 
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 
-from flashinfer.cli.common import add_dtypes, add_json, byte_bar, write_json
-from flashinfer.formats import convert as converter
+from flashinfer.cli.common import add_dtypes, add_json, progress_bars, write_json
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.convert import convert
 from flashinfer.formats.sources.gguf import is_gguf
+from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="the checkpoint's directory, its name "
                         "on the Hugging Face Hub (org/name), or x.gguf")  # fmt: skip
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
     add_dtypes(parser, None, "f16; of a GGUF file, as they are there")
     parser.add_argument(
-        "--activation", metavar="NAME", help="of a GGUF file, which does not say it: relu for a "
-        "model that was trained with it; default: what its architecture usually has",
+        "--activation", metavar="NAME", help="of a GGUF file, which does not state it: relu for a "
+        "model that was trained with a ReLU; default: what its architecture usually has",
     )  # fmt: skip
     parser.add_argument(
-        "--low-disk", action="store_true", help="of a checkpoint on the Hub: fetch shard by shard, "
-        "and delete each when it is converted",
+        "--low-disk", action="store_true", help="of a checkpoint on the Hub: download shard by "
+        "shard, and delete each when it is converted",
     )  # fmt: skip
     add_json(parser)
 
 
-def main(args):
-    notes = []
-    with byte_bar("convert") as progress:
-        size = converter.convert(
+def main(args: Namespace) -> None:
+    notes: list[str] = []
+    with progress_bars() as progress:
+        size = convert(
             args.source, args.destination, args.dtype, progress, args.dense_dtype,
             args.activation, args.low_disk, notes.append,
         )  # fmt: skip
@@ -41,20 +44,20 @@ def main(args):
         print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)
     else:
         print(
-            f"Its {activation} leaves no neuron silent: it runs with all of them; flashinfer "
-            "calibrate --target-sparsity SHARE takes some as silent",
+            f"Its activation, {activation}, leaves no neuron silent: it runs with all of them; "
+            "flashinfer calibrate --target-sparsity SHARE takes some as silent",
             file=sys.stderr,
         )
     write_json(args.json, {"model": args.destination, "bytes": size, "number_format": name})
 
 
-def requantised(args):
-    """What of a GGUF file could not be kept as it was: lines for people."""
+def requantised(args: Namespace) -> Iterator[str]:
+    """Yield a line about each kind of a GGUF file's tensors that was not kept bit for bit."""
     if args.dtype or not is_gguf(args.source):
         return
-    with converter.open_checkpoint(args.source) as checkpoint:
+    with GgufCheckpoint(args.source) as checkpoint:
         for name in checkpoint.requantised():
             yield f"{name} is requantised, as no number format here keeps it"
-        down = checkpoint.naming.FFN.get("down")  # there is none where it is transposed already
+        down = checkpoint.naming.FFN.get("down")  # missing where the file has it transposed
         if down and checkpoint.format_of(down.format(0)).block > 1:
             yield "the down projections' blocks lie across neurons there, and were made anew"

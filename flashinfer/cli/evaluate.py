@@ -1,21 +1,24 @@
-"""Say how well a model foretells a text: its perplexity, exact or with predicted neurons."""
+"""Measure how well a model predicts a text: its perplexity, exact or with predicted neurons."""
 
 import math
+from argparse import ArgumentParser, Namespace
 
-from tqdm import tqdm
-
-from flashinfer.cli.common import add_json, positive, text_ids, write_json
-from flashinfer.cli.run import add_model_arguments
-from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.model import Model
-from flashinfer.plan.memory import header_room
+from flashinfer.cli.common import (
+    add_json,
+    open_bundle,
+    positive,
+    progress_bars,
+    text_ids,
+    write_json,
+)
+from flashinfer.cli.model_options import add_model_arguments, open_model
 from flashinfer.study.perplexity import LOGIT_ROWS, SEQUENCE, evaluate
 from flashinfer.text.tokenizer import Tokenizer
 
-MOST_NATS = 709  # e to more than this is beyond float64
+MOST_NATS = 709  # e to the power of more is beyond float64
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text that the model "
                         "was not calibrated on")  # fmt: skip
@@ -25,22 +28,16 @@ def add_arguments(parser):
     add_json(parser)
 
 
-def main(args):
-    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
+def main(args: Namespace) -> None:
+    with open_bundle(args.model, args.memory) as bundle:
         tokenizer = Tokenizer(bundle, args.memory)
         context = min(SEQUENCE, bundle.config.max_position_embeddings)
     ids = text_ids(args.text, tokenizer, args.tokens)
     nbytes = len(tokenizer.decode(ids).encode("utf-8"))
-    with Model.open(
-        args.model, memory=args.memory, window=args.window, neurons=args.neurons, context=context,
-        threads=args.threads, io=args.io, cache=args.cache, device=args.device,
-        warm=args.warm, logit_rows=LOGIT_ROWS,
-    ) as model, tqdm(desc="evaluate", unit="token", leave=False, delay=1) as bar:  # fmt: skip
-
-        def progress(done, total):
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with (
+        progress_bars() as progress,
+        open_model(args, args.model, context, logit_rows=LOGIT_ROWS) as model,
+    ):
         nats, count = evaluate(model, ids, progress)
         figures = {
             "neurons": model.plan.neurons,

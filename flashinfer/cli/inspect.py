@@ -1,19 +1,20 @@
 """Show what a bundle holds, what stays in DRAM and what streams, and its calibration."""
 
+from argparse import Namespace
 from dataclasses import asdict
 
-from flashinfer.cli.common import write_json
+from flashinfer.cli.common import open_bundle, write_json
 from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import printable
-from flashinfer.plan.memory import header_room
-from flashinfer.plan.plan import unit_name
+from flashinfer.plan.plan import Plan, unit_name
 
 __all__ = ["add_arguments", "main"]  # the arguments are those of plan
 
 
-def main(args):
-    with Bundle(args.model, memory=header_room(args.memory)) as bundle:
+def main(args: Namespace) -> None:
+    with open_bundle(args.model, args.memory) as bundle:
         figures = describe(bundle)
         plan = prepared(bundle, args).plan
         figures["plan"] = asdict(plan)
@@ -22,7 +23,7 @@ def main(args):
     write_json(args.json, figures)
 
 
-def describe(bundle):
+def describe(bundle: Bundle) -> JsonObject:
     """The figures of a bundle, for people and --json."""
     return {
         "model": str(bundle.path),
@@ -37,7 +38,8 @@ def describe(bundle):
     }
 
 
-def print_description(figures, plan, bundle):
+def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
+    """The figures, for people."""
     config, experts = figures["config"], ""
     if config["experts"]:
         experts = f" in {config['experts']} experts, {config['experts_per_token']} of them a token"
@@ -60,8 +62,8 @@ def print_description(figures, plan, bundle):
         print("calibration: none; flashinfer calibrate finds which experts a text uses")
     elif calibration is None and not bundle.config.sparse:
         print(
-            f"calibration: none; {bundle.config.activation} leaves no neuron silent, calibrate "
-            "--target-sparsity takes some so"
+            f"calibration: none; {bundle.config.activation} leaves no neuron silent, flashinfer "
+            "calibrate --target-sparsity SHARE takes some as silent"
         )
     elif calibration is None:
         print("calibration: none; flashinfer calibrate finds which neurons fire")
@@ -69,8 +71,8 @@ def print_description(figures, plan, bundle):
         print_calibration(calibration)
 
 
-def print_calibration(calibration):
-    """The table of ``calibrate``: one line a layer."""
+def print_calibration(calibration: JsonObject) -> None:
+    """The table of ``calibrate``: one line per layer."""
     if sparsity := calibration.get("sparsity"):
         print(
             f"\nthresholds, in force with --neurons predicted: {100 * sparsity['target']:.0f} % of "
@@ -90,13 +92,13 @@ def print_calibration(calibration):
         )
 
 
-def early(layer):
-    """How much of what a layer uses is guessed one layer early, in per cent, where it is known."""
+def early(layer: JsonObject) -> str:
+    """The per cent of the units that a layer uses that are guessed one layer early, or ""."""
     return f"{100 * layer['guessed']:.1f}" if layer.get("guessed") else ""
 
 
-def print_routing(layers):
-    """The same of a mixture of experts."""
+def print_routing(layers: list[JsonObject]) -> None:
+    """The same table for a mixture of experts."""
     print("layer   experts a token   most used quarter %   guessed early %   window of 5: rows")
     for number, layer in enumerate(layers):
         uses = sorted(layer["uses"], reverse=True)

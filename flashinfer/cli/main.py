@@ -1,8 +1,9 @@
-"""The command ``flashinfer``: one file a subcommand; here errors become one line and a code."""
+"""The command ``flashinfer``: one file per subcommand. Here errors become one line and a code."""
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 from flashinfer import __version__
@@ -23,8 +24,8 @@ COMMANDS = (
 )
 
 
-def make_parser(commands=COMMANDS):
-    """The argparse parser, with a subparser of each command."""
+def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The argparse parser, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         prog="flashinfer",
         description="Language models larger than memory, run from flash storage.",
@@ -33,15 +34,18 @@ def make_parser(commands=COMMANDS):
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in commands:
         module = import_module(f"flashinfer.cli.{name}")
-        help, _, more = module.__doc__.partition("\n")
+        help, _, more = (module.__doc__ or "").partition("\n")
         subparser = subparsers.add_parser(name, help=help, description=help, epilog=more.strip())
         module.add_arguments(subparser)
         subparser.set_defaults(main=module.main)
     return parser
 
 
-def main(argv=None):
-    """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C."""
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; return its exit code: 0, 1 error, 2 usage, 130 Ctrl-C.
+
+    argv  the arguments; None: those of this process
+    """
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -50,7 +54,7 @@ def main(argv=None):
         print("\nflashinfer: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _discard_output()  # its reader has gone; nothing is left to say
+        _discard_output()  # nobody reads the output any more
         return 141
     except UserError as error:
         message = str(error)
@@ -61,26 +65,27 @@ def main(argv=None):
         message = printable(f"{where}{error.strerror or error}")
     try:
         sys.stdout.flush()
-    except OSError:  # which may be what the message says
+    except OSError:  # the message may be about this very error
         _discard_output()
     print(f"flashinfer: error: {message}", file=sys.stderr)
     return 1
 
 
-def _run(argv):
-    """The exit code of a command line that is right; usage errors and --help are argparse's."""
-    # Only what is asked for is imported: modules take memory, too.
+def _run(argv: list[str]) -> int:
+    """Run a command line; return its exit code. argparse prints usage errors and --help."""
+    # Only the command's own module is imported, because modules take memory.
     commands = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
     try:
         args = make_parser(commands).parse_args(argv)
     except SystemExit as exit:
-        return exit.code
+        return int(exit.code or 0)
     check_outputs(args)
-    return args.main(args) or 0
+    args.main(args)
+    return 0
 
 
-def _discard_output():
-    """What stdout still holds goes nowhere, so that it is not tried again at the exit."""
+def _discard_output() -> None:
+    """Send what stdout still holds nowhere, so that the interpreter's exit does not write it."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -1,34 +1,38 @@
 """Say what a model will need and how fast it will be, here or on another board, before it runs."""
 
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from flashinfer.cli.common import add_json, positive, write_json
-from flashinfer.cli.run import add_model_arguments
+from flashinfer.cli.model_options import add_model_arguments, options_of
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError, printable
+from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import format_size
-from flashinfer.plan.options import Options
-from flashinfer.plan.plan import unit_name
-from flashinfer.plan.setup import opened, prepare
+from flashinfer.plan.plan import Plan, unit_name
+from flashinfer.plan.profile import Profile
+from flashinfer.plan.setup import Setup, opened, prepare
 
 ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens (up to 1024)")
     add_model_arguments(parser)
     add_json(parser)
 
 
-def main(args):
+def main(args: Namespace) -> None:
     with opened(args.model, options_of(args)) as bundle:
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
-        if profile is None:
+        if profile is None or cost is None:
             raise UserError(
-                "nothing is known of this device; measure it: flashinfer probe PATH, or name one "
-                "with --device"
+                "this device has not been measured; do so with flashinfer probe PATH, or name a "
+                "device with --device"
             )
         figures = {
             "model": str(bundle.path), "device": profile.name, "plan": asdict(plan),
@@ -42,22 +46,14 @@ def main(args):
     write_json(args.json, figures)
 
 
-def prepared(bundle, args):
-    """The Setup of a bundle for the arguments of ``add_arguments``; its file is closed again."""
-    setup = prepare(bundle, options_of(args))
+def prepared(bundle: Bundle, args: Namespace) -> Setup:
+    """The Setup of a bundle for the arguments of ``add_arguments``, with its Flash closed."""
+    setup = prepare(bundle, options_of(args, context=args.ctx_size))
     setup.flash.close()
     return setup
 
 
-def options_of(args):
-    """The Options that the arguments of ``add_arguments`` ask for."""
-    return Options(
-        memory=args.memory, window=args.window, neurons=args.neurons, context=args.ctx_size,
-        threads=args.threads, io=args.io, cache=args.cache, device=args.device, warm=args.warm,
-    )  # fmt: skip
-
-
-def bytes_by_role(bundle):
+def bytes_by_role(bundle: Bundle) -> dict[str, int]:
     """{role: bytes in the file}."""
     sizes = dict.fromkeys(ROLES, 0)
     for spec in bundle.specs:
@@ -65,8 +61,8 @@ def bytes_by_role(bundle):
     return sizes
 
 
-def print_memory(plan, sizes):
-    """What of a model stays in DRAM."""
+def print_memory(plan: Plan, sizes: dict[str, int]) -> None:
+    """Print what stays in DRAM; sizes: ``bytes_by_role``."""
     stays = {
         "norms, biases": (plan.small, sizes[SMALL]),
         "predictors": (plan.predictor, sizes[PREDICTOR]),
@@ -84,8 +80,8 @@ def print_memory(plan, sizes):
     print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
 
 
-def print_cost(cost, figures, profile):
-    """What a token takes, by part."""
+def print_cost(cost: Cost, figures: JsonObject, profile: Profile) -> None:
+    """Print the bytes and the time of a token, by part."""
     plan = figures["plan"]
     unit = unit_name(plan["neurons"])
     notes = [f"{figures['threads']} threads", f"cache: {plan['policy']}"]

@@ -1,24 +1,24 @@
 """Measure this machine and the flash of a directory, so that plan and run know what to expect.
 
-Takes half a minute and a file of up to 768 MiB, which is removed; of a model's file, that one is
-read and nothing is written. The profile is kept in XDG_CACHE_HOME/flashinfer (~/.cache/flashinfer).
+It takes half a minute, and a file of up to 768 MiB, which is removed again. Given a model's file,
+it reads that file and writes none. The profile is kept in XDG_CACHE_HOME/flashinfer
+(~/.cache/flashinfer).
 """
 
 import os
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
-from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.common import add_json, positive, progress_bars, write_json
 from flashinfer.formats.errors import printable
 from flashinfer.formats.files import refuse_loss
 from flashinfer.paper.flash import IO
-from flashinfer.plan.profile import cache_path, prepare, save
+from flashinfer.plan.profile import Profile, cache_path, prepare, save
 from flashinfer.probe.probing import probe
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a directory where models lie, or a model")
     parser.add_argument("--io", choices=IO, default="auto", help="how to read (auto)")
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
@@ -27,17 +27,12 @@ def add_arguments(parser):
     add_json(parser)
 
 
-def main(args):
+def main(args: Namespace) -> None:
     path = Path(args.profile) if args.profile else cache_path(args.path)
     prepare(path)
     if os.path.isfile(args.path):
         refuse_loss(path, [args.path])
-    bar_format = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    with tqdm(desc="probe", total=1, leave=False, bar_format=bar_format) as bar:
-
-        def progress(done, total):
-            bar.update(done / total - bar.n)
-
+    with progress_bars() as progress:
         found = probe(args.path, args.threads, args.io, progress)
     save(found, path)
     if args.json != "-":
@@ -46,7 +41,7 @@ def main(args):
     write_json(args.json, asdict(found))
 
 
-def print_profile(profile):
+def print_profile(profile: Profile) -> None:
     """The figures, for people."""
     print(f"{printable(profile.name)}: {printable(profile.note)}\n")
     alone = [1e6 * seconds for seconds in profile.alone.values()]

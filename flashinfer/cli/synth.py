@@ -1,15 +1,25 @@
 """Write a synthetic model of a real one's shape, to see what a board would do."""
 
 import sys
+from argparse import ArgumentParser, Namespace
 
-from flashinfer.cli.common import add_dtypes, add_json, byte_bar, positive, seed, share, write_json
+from flashinfer.cli.common import (
+    add_dtypes,
+    add_json,
+    positive,
+    progress_bars,
+    seed,
+    share,
+    write_json,
+)
 from flashinfer.formats.architectures import model_config
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.errors import UserError
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import NAMES, config_like, opt_config
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
     parser.add_argument(
         "--like", choices=NAMES, metavar="NAME", help=f"a published shape: {', '.join(NAMES)}"
@@ -31,9 +41,9 @@ def add_arguments(parser):
     add_json(parser)
 
 
-def main(args):
+def main(args: Namespace) -> None:
     config = wanted_config(args)
-    with byte_bar("synth") as progress:
+    with progress_bars() as progress:
         calibration = synthesize(
             args.destination,
             config,
@@ -52,23 +62,22 @@ def main(args):
             f"token; five tokens need {record['window_rows'][4]:.0f} of them a layer",
             file=sys.stderr,
         )
-        write_json(args.json, {"config": config, "calibration": calibration})
-        return
-    print(
-        f"{args.destination}: {100 * record['active']:.1f} % of the neurons fire for a token, "
-        f"{100 * record['predicted']:.1f} % are predicted; five tokens need "
-        f"{record['window_rows'][4]:.0f} of {model.d_ffn} rows a layer",
-        file=sys.stderr,
-    )
+    else:
+        print(
+            f"{args.destination}: {100 * record['active']:.1f} % of the neurons fire for a token, "
+            f"{100 * record['predicted']:.1f} % are predicted; five tokens need "
+            f"{record['window_rows'][4]:.0f} of {model.d_ffn} neurons a layer",
+            file=sys.stderr,
+        )
     write_json(args.json, {"config": config, "calibration": calibration})
 
 
-def wanted_config(args):
-    """A published shape, or an OPT of the dimensions that are given."""
+def wanted_config(args: Namespace) -> JsonObject:
+    """The Hugging Face config of a published shape, or of an OPT with the given dimensions."""
     given = [args.hidden_size, args.layers, args.heads, args.ffn_dim, args.vocab_size]
     if args.like:
         if any(given):
-            raise UserError("--like gives all dimensions but --context; leave the others away")
+            raise UserError("--like gives all dimensions but --context; leave the others out")
         return config_like(args.like, args.context or 2048)
     if not args.hidden_size or not args.layers:
         raise UserError("give --like, or --hidden-size and --layers")

@@ -1,7 +1,8 @@
-"""From logits to the next token, as llama.cpp does: top-k, then top-p, then temperature."""
+"""From logits to the next token, in llama.cpp's order: top-k, then top-p, then temperature."""
 
 import numpy as np
 
+from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.errors import UserError
 from flashinfer.kernels.fixed_math import exp
 
@@ -9,13 +10,19 @@ from flashinfer.kernels.fixed_math import exp
 class Sampler:
     """Draws tokens; the same seed and logits give the same tokens.
 
-    temperature  0: the likeliest token, always
-    top_k        only the k likeliest; 0: all
-    top_p        only the fewest whose probabilities add up to p; 1: all
+    temperature  divides the logits; 0: the likeliest token, always
+    top_k        keep the k likeliest tokens; 0: all
+    top_p        keep the fewest likeliest tokens whose probabilities add up to p; 1: all
     Raises UserError where a setting is out of range.
     """
 
-    def __init__(self, temperature=0.8, top_k=40, top_p=0.95, seed=None):
+    def __init__(
+        self,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int | None = None,
+    ) -> None:
         if not temperature >= 0 or not np.isfinite(temperature):
             raise UserError(f"temperature {temperature} is not 0 or more")
         if top_k < 0:
@@ -27,8 +34,8 @@ class Sampler:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.random = np.random.default_rng(seed)
 
-    def __call__(self, logits):
-        """logits (vocab_size,) float32 -> a token id. Raises UserError where one is not finite."""
+    def __call__(self, logits: Float32Array) -> int:
+        """logits (vocab_size,) -> a token id. Raises UserError where a logit is not finite."""
         refuse_infinite(logits)
         if self.temperature == 0:
             return int(np.argmax(logits))
@@ -38,15 +45,18 @@ class Sampler:
         ids = ids[np.argsort(-logits[ids], kind="stable")][:k]  # likeliest first, ties by id
         likely = logits[ids].astype(np.float64)
         weights = exp(likely - likely[0])
-        before = np.cumsum(weights) - weights  # of the likelier ones
+        before = np.cumsum(weights) - weights  # the weight of all likelier tokens
         kept = before < self.top_p * weights.sum()
-        with np.errstate(over="ignore"):  # of a tiny temperature: -inf, and no weight
+        with np.errstate(over="ignore"):  # a tiny temperature gives -inf, and thus no weight
             weights = exp((likely[kept] - likely[0]) / self.temperature)
         return int(ids[self.random.choice(len(weights), p=weights / weights.sum())])
 
 
-def refuse_infinite(logits, after=None):
-    """Raise UserError where a logit of (vocab_size,) is no finite number; after: of which token."""
+def refuse_infinite(logits: Float32Array, after: int | None = None) -> None:
+    """Raise UserError where one of the logits (vocab_size,) is not finite.
+
+    after  the number in the text of the token that gave these logits, for the message
+    """
     if not np.isfinite(logits).all():
         token = int(np.flatnonzero(~np.isfinite(logits))[0])
         where = "" if after is None else f" after token {after} of the text"

@@ -1,18 +1,36 @@
 """Every hot path in plain NumPy, which explains and checks, and the choice of its compiled twin.
 
 A compiled twin has the same name, arguments, meaning and errors (doors.py). Callers write
-``kernels.linear(...)`` and get the compiled one where there is one. ``FLASHINFER_KERNELS=numpy`` in
-the environment, or ``use("numpy")``, picks NumPy's instead. The last bits of the two may differ;
-within one of them they never do, however rows, tokens and threads are split: see the comment at
-each sum.
+``kernels.linear(...)`` and get the compiled twin where it is installed.
+``FLASHINFER_KERNELS=numpy`` in the environment, or ``use("numpy")``, picks NumPy's instead. The
+last bits of the two may differ. Within one of them they never do, however rows, tokens and threads
+are split; a comment at each sum says why.
 """
 
 import os
+from types import ModuleType
+from typing import Any
 
-from flashinfer.kernels import attention, direct_io, doors, neuron_cache, sparse_matmul
-from flashinfer.kernels.sparse_matmul import Matrix, quantise
+from flashinfer.kernels import doors
+from flashinfer.kernels.attention import attention, remember, rotate
+from flashinfer.kernels.direct_io import Reader, copy_rows, merge_reads
+from flashinfer.kernels.neuron_cache import place, positive, route
+from flashinfer.kernels.sparse_matmul import (
+    Matrix,
+    activate,
+    layer_norm,
+    linear,
+    quantise,
+    rms_norm,
+    sparse_down,
+    sparse_up,
+)
 
-__all__ = ["NAMES", "TWINS", "Matrix", "describe", "in_use", "quantise", "set_threads", "use"]
+__all__ = [
+    "NAMES", "TWINS", "Matrix", "Reader", "activate", "attention", "copy_rows", "describe",
+    "in_use", "layer_norm", "linear", "merge_reads", "place", "positive", "quantise", "remember",
+    "rms_norm", "rotate", "route", "set_threads", "sparse_down", "sparse_up", "use",
+]  # fmt: skip
 
 NAMES = (
     "linear", "sparse_up", "sparse_down", "attention", "remember", "rotate", "activate",
@@ -20,46 +38,47 @@ NAMES = (
 )  # fmt: skip
 
 
-def _twins(*modules):
+def _twins(*modules: ModuleType) -> dict[str, Any]:
     """{name: the kernel}, each from the one of these modules that has it."""
     return {name: getattr(m, name) for name in NAMES for m in modules if hasattr(m, name)}
 
 
-TWINS = {"numpy": _twins(sparse_matmul, attention, neuron_cache, direct_io)}
-# A thread that has nothing to do spins this often before it sleeps: long enough to be there
-# between two products, and no core is burnt while the other waits for reads. GNU's own default
-# is 30 times as long. It is read when the library is loaded.
+# {"numpy", "native": {name: the kernel}}; "native" is missing where it is not installed.
+TWINS: dict[str, dict[str, Any]] = {"numpy": {name: globals()[name] for name in NAMES}}
+# How often an idle thread of OpenMP spins before it sleeps. This is long enough to bridge the time
+# between two products, and short enough not to burn a core while another waits for reads; GNU's
+# default is 30 times as long. The library reads it when it is loaded, which is below.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 try:
-    from flashinfer._native import attention as _attention
-    from flashinfer._native import direct_io as _direct_io
-    from flashinfer._native import neuron_cache as _neuron_cache
-    from flashinfer._native import sparse_matmul as _sparse_matmul
+    import flashinfer._native.attention as _attention
+    import flashinfer._native.direct_io as _direct_io
+    import flashinfer._native.neuron_cache as _neuron_cache
+    import flashinfer._native.sparse_matmul as _sparse_matmul
 except ImportError:
     pass
 else:
     TWINS["native"] = _twins(_sparse_matmul, _attention, _neuron_cache, _direct_io)
 
 
-def use(kind):
-    """Use the "numpy" or the "native" kernels from now on. Raises ValueError for others."""
+def use(kind: str) -> None:
+    """Use the "numpy" or the "native" kernels from now on. Raises ValueError for any other."""
     if kind not in TWINS:
         raise ValueError(f"no {kind!r} kernels here; there are {', '.join(TWINS)}")
     globals().update(TWINS[kind])
     globals()["in_use"] = kind
 
 
-def set_threads(threads):
-    """Compute with this many threads from now on (the NumPy kernels always with one)."""
+def set_threads(threads: int) -> None:
+    """Compute with this many threads from now on. The NumPy kernels always use one."""
     doors.set_threads(threads)
     if "native" in TWINS:
         _sparse_matmul.set_threads(threads)
         _attention.set_threads(threads)
 
 
-def describe():
-    """What computes, for people: "native (avx512)" or "numpy"."""
+def describe() -> str:
+    """The kernels in use, for people: "native (avx512)" or "numpy"."""
     return f"native ({_sparse_matmul.vector_unit()})" if in_use == "native" else "numpy"
 
 

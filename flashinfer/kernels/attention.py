@@ -2,22 +2,33 @@
 
 import numpy as np
 
+from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.kernels import doors
 from flashinfer.kernels.doors import checked
 from flashinfer.kernels.sparse_matmul import activate
 
 
 @checked(doors.attention)
-def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
-    """Causal attention of tokens start.. over the key/value cache.
+def attention(
+    q: Float32Array,
+    keys: AnyArray,
+    values: AnyArray,
+    start: int,
+    window: int = 0,
+    bias: Float32Array | None = None,
+    cap: float = 0.0,
+    sinks: Float32Array | None = None,
+) -> Float32Array:
+    """Causal attention of the tokens from position ``start`` on over the key/value cache.
 
-    q       (T, H, w) float32, scaled; keys, values (G, context, w) f32 or f16, filled up to
-            start + T. Each of the G is shared by H / G neighbouring heads of q.
-    window  tokens that each sees, itself included; 0: all
-    cap     scores become cap tanh(score / cap), config.LEAST_CAP to MOST_CAP; 0: not
-    bias    (H, context) float32, added to the scores of each position, or None
-    sinks   (H,) float32: a learned extra softmax logit of each head (attention sink), or None
-    Returns (T, H, w) float32. Token by token, so that T does not change a bit.
+    q       (T, H, w), already scaled
+    keys, values  (G, context, w) float32 or float16, filled up to position start + T; each of the
+            G heads is shared by H / G neighbouring heads of q
+    window  the last tokens that each token sees, itself included; 0: all
+    cap     scores become cap tanh(score / cap), config.LEAST_CAP to MOST_CAP; 0: they stay
+    bias    (H, context), added to the scores of each position
+    sinks   (H,): a learned extra softmax logit of each head (attention sink)
+    Returns (T, H, w). Tokens are computed one by one, so that T does not change a bit.
     """
     tokens, heads, width = q.shape
     out = np.empty(q.shape, dtype=np.float32)
@@ -44,19 +55,20 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
 
 
 @checked(doors.remember)
-def remember(cache, x, start):
-    """Keys or values x (T, G, w) float32 of the tokens start.. into their cache, f32 or f16.
+def remember(cache: AnyArray, x: Float32Array, start: int) -> None:
+    """Write the keys or values of the tokens from position ``start`` on into their cache.
 
-    cache  (G, context, w or, padded, more)
+    cache  (G, context, at least w) float32 or float16
+    x      (T, G, w)
     """
     cache[:, start : start + x.shape[0], : x.shape[2]] = x.transpose(1, 0, 2)
 
 
 @checked(doors.rotate)
-def rotate(x, cos, sin):
-    """Turn pairs (i, i + m) of the first 2 m values of each head, in place (rotary positions).
+def rotate(x: Float32Array, cos: Float32Array, sin: Float32Array) -> None:
+    """Rotate the pairs (i, i + m) of the first 2 m values of each head, in place.
 
-    x (T, H, w) float32; cos, sin (T, m) float32.
+    x (T, H, w); cos, sin (T, m), of rotary positions
     """
     half = cos.shape[1]
     cos, sin = cos[:, None], sin[:, None]

@@ -3,25 +3,35 @@
 import errno
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from flashinfer.formats.arrays import Int64Array, UInt8Array
 from flashinfer.kernels import doors
 from flashinfer.kernels.doors import checked
 
 
 @checked(doors.merge_reads)
-def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
-    """Merge reads of neighbours on flash. Inputs are int64, sorted by ``offsets`` to be of use.
+def merge_reads(
+    offsets: Int64Array,
+    lengths: Int64Array,
+    destinations: Int64Array,
+    gap_bytes: int,
+    most_bytes: int,
+    room: int,
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Merge reads that are neighbours on flash. Only reads sorted by ``offsets`` can be merged.
 
-    Reads at most ``gap_bytes`` apart (-1: none) become one of at most ``most_bytes``. If their
-    destinations are adjacent too, the data is read in place; otherwise into the staging buffer,
-    while its ``room`` lasts. Returns three (3, n) arrays: direct reads (offset, length,
-    destination), staged reads (offset, length, staging offset), and copies (destination, staging
-    offset, length).
+    Reads at most ``gap_bytes`` apart (-1: merge none) become one of at most ``most_bytes``. If
+    their destinations are adjacent too, the data is read in place; otherwise into the staging
+    buffer, while its ``room`` lasts. All figures are bytes. Returns three (3, n) arrays: direct
+    reads (offset, length, destination), staged reads (offset, length, staging offset), and copies
+    (destination, staging offset, length).
     """
-    straight, staged, copies = [], [], []
+    straight: list[tuple[int, int, int]] = []
+    staged: list[tuple[int, int, int]] = []
+    copies: list[tuple[int, int, int]] = []
     rows = list(zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True))
     used, i = 0, 0
     while i < len(rows):
@@ -40,13 +50,23 @@ def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
             copies += [(to, used + o - begin, size) for o, size, to in rows[i : i + n]]
             used += end - begin
         i += n
-    reads = (np.array(x, dtype=np.int64).reshape(-1, 3).T for x in (straight, staged, copies))
-    return tuple(map(np.ascontiguousarray, reads))
+    return _columns(straight), _columns(staged), _columns(copies)
+
+
+def _columns(rows: list[tuple[int, int, int]]) -> Int64Array:
+    """(3, n), from n rows of three."""
+    return np.ascontiguousarray(np.array(rows, dtype=np.int64).reshape(-1, 3).T)
 
 
 @checked(doors.copy_rows)
-def copy_rows(source, starts, target, places, lengths):
-    """target[places[i]:] = source[starts[i]:], ``lengths[i]`` bytes each; all uint8, int64."""
+def copy_rows(
+    source: UInt8Array,
+    starts: Int64Array,
+    target: UInt8Array,
+    places: Int64Array,
+    lengths: Int64Array,
+) -> None:
+    """target[places[i]:] = source[starts[i]:], ``lengths[i]`` bytes each."""
     for start, place, length in zip(
         starts.tolist(), places.tolist(), lengths.tolist(), strict=True
     ):
@@ -56,30 +76,34 @@ def copy_rows(source, starts, target, places, lengths):
 class Reader:
     """Many reads of one file in flight, from a pool of threads (paper section 3.2).
 
-    With 0 threads the compiled twin uses io_uring. Raises OSError where that cannot be had.
+    fd       an open file's descriptor
+    threads  reads in flight; 0: the compiled twin uses io_uring
+    Raises OSError where io_uring is not available.
     """
 
-    def __init__(self, fd, threads):
+    def __init__(self, fd: int, threads: int) -> None:
         doors.reader(fd, threads)
         if not threads:
             raise OSError(errno.ENOSYS, "not with the NumPy kernels")
         self.fd = fd
         self.pool = ThreadPoolExecutor(threads)
 
-    def submit(self, offsets, lengths, memory, destinations):
-        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``.
-
-        Returns a ticket; ``ticket.wait()`` returns when all is read. It raises OSError (errno,
-        text, index of the read), or EOFError (index) where the file ends before.
-        """
+    def submit(
+        self,
+        offsets: Int64Array,
+        lengths: Int64Array,
+        memory: UInt8Array,
+        destinations: Int64Array,
+    ) -> "Ticket":
+        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``."""
         doors.submit(offsets, lengths, memory, destinations)
-        view = memoryview(memory)
+        view = memory.data
         spans = zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True)
         return Ticket(
             [self.pool.submit(self._read, o, view[d : d + n]) for o, n, d in spans],
         )
 
-    def _read(self, offset, view):
+    def _read(self, offset: int, view: memoryview) -> None:
         done = 0
         while done < len(view):
             count = os.preadv(self.fd, [view[done:]], offset + done)
@@ -91,12 +115,17 @@ class Reader:
 class Ticket:
     """Reads in flight."""
 
-    def __init__(self, futures):
+    def __init__(self, futures: list[Future[None]]) -> None:
         self.futures = futures
 
-    def wait(self):
-        """Return when all is read. Raises as ``Reader.submit`` says."""
-        failures = [(i, f.exception()) for i, f in enumerate(self.futures) if f.exception()]
+    def wait(self) -> None:
+        """Return when all reads are complete.
+
+        Raises OSError (errno, text, index of the read) for a read that fails, EOFError (index)
+        where the file ends before a read is complete.
+        """
+        # exception() waits, so that no read is in flight any more when the first failure is raised.
+        failures = [(i, error) for i, f in enumerate(self.futures) if (error := f.exception())]
         self.futures = []
         for index, failure in failures:
             if isinstance(failure, EOFError):

@@ -1,36 +1,49 @@
-"""Argument checks: one function a kernel, which raises ValueError where they do not fit.
+"""Checks of the kernels' arguments: one function per kernel, a door that sound arguments pass.
 
-The NumPy twins call theirs first. The compiled ones check the same in C, and call it for the
+A door takes whatever the kernel was called with, and raises ValueError where that does not fit. A
+NumPy twin calls its door first. A compiled twin checks the same in C, and calls the door for the
 message, so that both refuse the same arguments in the same words.
 """
 
 import functools
 import operator
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from flashinfer.formats.arrays import AnyArray, BoolArray, Int64Array
 from flashinfer.formats.config import LEAST_CAP, MOST_CAP
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 
-# Of an offset, a length, the number of a token: the sum of two stays within 64 bits.
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Dtypes = tuple[np.dtype[Any], ...]
+
+# The most of an offset, a length or a token's number: the sum of two stays within 64 bits.
 MOST = 1 << 62
 MOST_THREADS = 1024
 LARGEST = float(np.finfo(np.float32).max)
 ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "cap", "quick_gelu", "sigmoid")
-FLOATS, HALVES = (np.dtype(np.float32),), (np.dtype(np.float32), np.dtype(np.float16))
-DOUBLES, BYTES = (np.dtype(np.float64),), (np.dtype(np.uint8),)
-INT32, INT64 = (np.dtype(np.int32),), (np.dtype(np.int64),)
+FLOATS: Dtypes = (np.dtype(np.float32),)
+HALVES: Dtypes = (np.dtype(np.float32), np.dtype(np.float16))
+DOUBLES: Dtypes = (np.dtype(np.float64),)
+BYTES: Dtypes = (np.dtype(np.uint8),)
+INT32: Dtypes = (np.dtype(np.int32),)
+INT64: Dtypes = (np.dtype(np.int64),)
 
 
-def checked(door):
-    """A decorator for a NumPy twin: its arguments pass ``door`` first.
+def checked(
+    door: Callable[..., None],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """A decorator for a NumPy twin, whose arguments pass ``door`` first.
 
-    What overflows on the way becomes infinite without a warning, as it does in the compiled twins.
+    Overflow gives infinities without a warning, as in the compiled twins.
     """
 
-    def decorate(kernel):
+    def decorate(kernel: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @functools.wraps(kernel)
-        def call(*arguments, **named):
+        def call(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
             door(*arguments, **named)
             with np.errstate(all="ignore"):
                 return kernel(*arguments, **named)
@@ -43,7 +56,7 @@ def checked(door):
 # ---------------------------------------------------------------- products
 
 
-def linear(x, weight, bias=None):
+def linear(x: Any, weight: Any, bias: Any = None) -> None:
     array("x", x, FLOATS, 2)
     array("weight.data", weight.data, BYTES, 2)
     if x.shape[1] != weight.columns:
@@ -57,14 +70,24 @@ def linear(x, weight, bias=None):
     _vector("bias", bias, len(weight.data))
 
 
-def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
+def sparse_up(
+    memory: Any,
+    rows: Any,
+    format: Any,
+    x: Any,
+    bias: Any = None,
+    indptr: Any = None,
+    tokens: Any = None,
+) -> None:
     array("x", x, FLOATS, 2)
     _rows(memory, rows, format, x.shape[1])
     _pairs(indptr, tokens, len(rows), len(x))
     _vector("bias", bias, len(rows))
 
 
-def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
+def sparse_down(
+    memory: Any, rows: Any, format: Any, a: Any, y: Any, indptr: Any = None, tokens: Any = None
+) -> None:
     array("y", y, FLOATS, 2, writable=True)
     _rows(memory, rows, format, y.shape[1])
     _pairs(indptr, tokens, len(rows), len(y))
@@ -75,7 +98,7 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
     _apart("y", y, memory=memory, rows=rows, a=a, indptr=indptr, tokens=tokens)
 
 
-def activate(x, kind, threshold=0.0):
+def activate(x: Any, kind: Any, threshold: Any = 0.0) -> None:
     array("x", x, FLOATS, None, writable=True)
     if not isinstance(kind, str) or kind not in ACTIVATIONS:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(ACTIVATIONS)}")
@@ -84,7 +107,7 @@ def activate(x, kind, threshold=0.0):
         _cap(threshold)
 
 
-def layer_norm(x, weight, bias, epsilon):
+def layer_norm(x: Any, weight: Any, bias: Any, epsilon: Any) -> None:
     array("x", x, FLOATS, 2)
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias must both be given, or neither")
@@ -93,20 +116,29 @@ def layer_norm(x, weight, bias, epsilon):
     number("epsilon", epsilon, 0.0)
 
 
-def rms_norm(x, weight, epsilon):
+def rms_norm(x: Any, weight: Any, epsilon: Any) -> None:
     array("x", x, FLOATS, 2)
     _vector("weight", weight, x.shape[1])
     number("epsilon", epsilon, 0.0)
 
 
-def set_threads(threads):
+def set_threads(threads: Any) -> None:
     whole("threads", threads, 1, MOST_THREADS)
 
 
 # ---------------------------------------------------------------- attention
 
 
-def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
+def attention(
+    q: Any,
+    keys: Any,
+    values: Any,
+    start: Any,
+    window: Any = 0,
+    bias: Any = None,
+    cap: Any = 0.0,
+    sinks: Any = None,
+) -> None:
     array("q", q, FLOATS, 3)
     array("keys", keys, HALVES, 3)
     array("values", values, HALVES, 3)
@@ -133,7 +165,7 @@ def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
     _vector("sinks", sinks, heads)
 
 
-def remember(cache, x, start):
+def remember(cache: Any, x: Any, start: Any) -> None:
     array("cache", cache, HALVES, 3, writable=True)
     array("x", x, FLOATS, 3)
     if cache.shape[0] != x.shape[1] or cache.shape[2] < x.shape[2]:
@@ -142,7 +174,7 @@ def remember(cache, x, start):
     _apart("cache", cache, x=x)
 
 
-def rotate(x, cos, sin):
+def rotate(x: Any, cos: Any, sin: Any) -> None:
     array("x", x, FLOATS, 3, writable=True)
     array("cos", cos, FLOATS, 2)
     array("sin", sin, FLOATS, 2)
@@ -151,19 +183,28 @@ def rotate(x, cos, sin):
     _apart("x", x, cos=cos, sin=sin)
 
 
-# ---------------------------------------------------------------- which units, and where they are
+# ---------------------------------------------------------------- units and their slots
 
 
-def positive(scores):
+def positive(scores: Any) -> None:
     array("scores", scores, FLOATS, 1)
 
 
-def route(logits, per_token, normalised):
+def route(logits: Any, per_token: Any, normalised: Any) -> None:
     array("logits", logits, FLOATS, 2)
     whole("per_token", per_token, 1, logits.shape[1])
 
 
-def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used):
+def place(
+    neurons: Any,
+    token: Any,
+    window: Any,
+    slot_of: Any,
+    neuron_at: Any,
+    last_used: Any,
+    priority: Any,
+    used: Any,
+) -> None:
     array("neurons", neurons, INT32, 1)
     array("slot_of", slot_of, INT32, 1, writable=True)
     array("neuron_at", neuron_at, INT32, 1, writable=True)
@@ -198,7 +239,9 @@ def place(neurons, token, window, slot_of, neuron_at, last_used, priority, used)
 # ---------------------------------------------------------------- reads
 
 
-def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
+def merge_reads(
+    offsets: Any, lengths: Any, destinations: Any, gap_bytes: Any, most_bytes: Any, room: Any
+) -> None:
     _together(offsets=offsets, lengths=lengths, destinations=destinations)
     whole("gap_bytes", gap_bytes, -1, MOST)
     whole("most_bytes", most_bytes, 0, MOST)
@@ -207,7 +250,7 @@ def merge_reads(offsets, lengths, destinations, gap_bytes, most_bytes, room):
         raise ValueError(f"read {i} of {lengths[i]} bytes at {offsets[i]} is negative or too large")
 
 
-def copy_rows(source, starts, target, places, lengths):
+def copy_rows(source: Any, starts: Any, target: Any, places: Any, lengths: Any) -> None:
     array("source", source, BYTES, 1)
     array("target", target, BYTES, 1, writable=True)
     _together(starts=starts, places=places, lengths=lengths)
@@ -217,12 +260,12 @@ def copy_rows(source, starts, target, places, lengths):
         raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
 
 
-def reader(fd, threads):
+def reader(fd: Any, threads: Any) -> None:
     whole("fd", fd, 0, (1 << 31) - 1)
     whole("threads", threads, 0, MOST_THREADS)
 
 
-def submit(offsets, lengths, memory, destinations):
+def submit(offsets: Any, lengths: Any, memory: Any, destinations: Any) -> None:
     array("memory", memory, BYTES, 1, writable=True)
     _together(offsets=offsets, lengths=lengths, destinations=destinations)
     fits = _fits(offsets, lengths, MOST) & _fits(destinations, lengths, len(memory))
@@ -233,8 +276,13 @@ def submit(offsets, lengths, memory, destinations):
 # ---------------------------------------------------------------- kinds of arguments
 
 
-def array(name, value, dtypes, dimensions, writable=False):
-    """A C-contiguous, aligned array of one of these dtypes; dimensions None: of any number."""
+def array(
+    name: str, value: Any, dtypes: Dtypes, dimensions: int | None, writable: bool = False
+) -> None:
+    """Accepts a C-contiguous, aligned array of one of these dtypes.
+
+    dimensions  how many the array must have; None: any number
+    """
     kind = " or ".join(dtype.name for dtype in dtypes)
     wanted = f"{name} must be a {'writable, ' if writable else ''}contiguous array of {kind}"
     wanted += "" if dimensions is None else f" in {dimensions} dimensions"
@@ -247,8 +295,8 @@ def array(name, value, dtypes, dimensions, writable=False):
         raise ValueError(f"{wanted}; this {given} is scattered, unaligned or read-only")
 
 
-def whole(name, value, low, high):
-    """A whole number from ``low`` to ``high``."""
+def whole(name: str, value: Any, low: int, high: int) -> None:
+    """Accepts a whole number from ``low`` to ``high``."""
     try:
         sound = not isinstance(value, bool) and low <= operator.index(value) <= high
     except TypeError:
@@ -257,20 +305,20 @@ def whole(name, value, low, high):
         raise ValueError(f"{name} is {str(value)[:40]}, not a whole number from {low} to {high}")
 
 
-def number(name, value, low):
-    """A number from ``low`` on that float32 holds."""
+def number(name: str, value: Any, low: float) -> None:
+    """Accepts a number from ``low`` on that float32 can hold."""
     sound = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not (sound and low <= value <= LARGEST):
         raise ValueError(f"{name} is {str(value)[:40]}, not a number from {low} to {LARGEST}")
 
 
-def _cap(value):
+def _cap(value: float) -> None:
     if not LEAST_CAP <= value <= MOST_CAP:
         raise ValueError(f"a cap of {value} is not within {LEAST_CAP} to {MOST_CAP}")
 
 
-def _vector(name, value, length):
-    """A vector of ``length`` float32, or None."""
+def _vector(name: str, value: Any, length: int) -> None:
+    """Accepts a vector of ``length`` float32, or None."""
     if value is None:
         return
     array(name, value, FLOATS, 1)
@@ -278,14 +326,14 @@ def _vector(name, value, length):
         raise ValueError(f"{name} has {len(value)} values, not {length}")
 
 
-def _row_bytes(format, columns):
+def _row_bytes(format: Any, columns: int) -> int:
     if not isinstance(format, NumberFormat) or format is not FORMATS.get(format.name):
         raise ValueError(f"format is {format!r:.40}, not one of {', '.join(FORMATS)}")
     return format.row_bytes(columns)
 
 
-def _rows(memory, rows, format, columns):
-    """Rows of ``columns`` values that begin at these bytes of memory."""
+def _rows(memory: Any, rows: Any, format: Any, columns: int) -> None:
+    """Accepts rows of ``columns`` values that begin at the offsets ``rows`` of ``memory``."""
     array("memory", memory, BYTES, 1)
     array("rows", rows, INT64, 1)
     last = len(memory) - _row_bytes(format, columns)
@@ -293,8 +341,8 @@ def _rows(memory, rows, format, columns):
         raise ValueError(f"row {i} at byte {rows[i]} is outside the {len(memory)} bytes")
 
 
-def _pairs(indptr, tokens, n_rows, n_tokens):
-    """Which tokens ask for which row, or None for both: all for all."""
+def _pairs(indptr: Any, tokens: Any, n_rows: int, n_tokens: int) -> None:
+    """Accepts, in CSR form, which tokens use which row; None for both: all use all."""
     if indptr is None and tokens is None:
         return
     array("indptr", indptr, INT32, 1)
@@ -309,21 +357,21 @@ def _pairs(indptr, tokens, n_rows, n_tokens):
         raise ValueError(f"the tokens of a row are not ascending and within 0 to {n_tokens - 1}")
 
 
-def _together(**arrays):
-    """Vectors of int64, equally long."""
+def _together(**arrays: Any) -> None:
+    """Accepts vectors of int64 of equal length."""
     for name, value in arrays.items():
         array(name, value, INT64, 1)
     if len({len(value) for value in arrays.values()}) > 1:
         raise ValueError(", ".join(f"{len(value)} {name}" for name, value in arrays.items()))
 
 
-def _apart(name, written, **others):
-    """What is written shares no memory with what is read meanwhile."""
+def _apart(name: str, written: AnyArray, **others: AnyArray | None) -> None:
+    """Accepts an array to write that shares no memory with the others, which are read."""
     for other, value in others.items():
         if value is not None and np.may_share_memory(written, value):
             raise ValueError(f"{name} and {other} share memory")
 
 
-def _fits(begins, lengths, size):
+def _fits(begins: Int64Array, lengths: Int64Array, size: int) -> BoolArray:
     """Whether each of these ranges lies within ``size`` bytes."""
     return (begins >= 0) & (lengths >= 0) & (begins <= size) & (lengths <= size - begins)

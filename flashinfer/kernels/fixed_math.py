@@ -1,16 +1,18 @@
-"""Elementary functions from additions and multiplications alone.
+"""Elementary functions from additions and multiplications alone, with the same bits everywhere.
 
-NumPy's and the C library's differ in the last bits from machine to machine. What reaches a logit,
-or a choice between tokens, is computed by these instead: the same bits everywhere.
+The last bits of NumPy's and the C library's functions differ from machine to machine. Values that
+reach a logit, or a choice between tokens, are therefore computed by these functions.
 """
 
 from decimal import Context, Decimal
 
 import numpy as np
 
-# Decimal arithmetic is exact to these digits; a float64 holds 16 of them.
+from flashinfer.formats.arrays import Float64Array
+
+# Decimal arithmetic is exact to 40 digits; a float64 holds 16 of them.
 DIGITS = Context(prec=40, Emin=-999_999, Emax=999_999, traps=[])
-# pi / 2 in four pieces, of 26 bits but for the last, so that multiples of them are exact.
+# pi / 2 as a sum of four pieces. All but the last have 26 bits, so that their multiples are exact.
 HALF_PI = (
     float.fromhex("0x1.921fb5p+0"),
     float.fromhex("0x1.110b46p-26"),
@@ -18,7 +20,7 @@ HALF_PI = (
     float.fromhex("0x1.8a2e03707344ap-81"),
 )
 FARTHEST = 2.0**26  # smaller angles are reduced by these pieces, larger ones by fmod
-# Taylor's series, whose next term is below 2^-60 within pi / 4.
+# Taylor series; within pi / 4 the first term left out is below 2^-60.
 SIN = (-1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800, -1 / 1307674368000)
 COS = (
     -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800, 1 / 479001600, -1 / 87178291200,
@@ -27,20 +29,21 @@ COS = (
 LN2 = (float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33"))
 
 
-def power(base, exponent):
-    """base ** exponent of numbers, base > 0, rounded to the nearest float; beyond, 0 or inf."""
+def power(base: float, exponent: float) -> float:
+    """base ** exponent for base > 0, rounded to the nearest float; 0 or inf beyond its range."""
     return float(DIGITS.power(Decimal(float(base)), Decimal(float(exponent))))
 
 
-def log(value):
-    """The natural logarithm of a number > 0, rounded to the nearest float."""
+def log(value: float) -> float:
+    """The natural logarithm of ``value`` > 0, rounded to the nearest float."""
     return float(DIGITS.ln(Decimal(float(value))))
 
 
-def cos_sin(angles):
-    """angles float64, finite -> their cosines and sines.
+def cos_sin(angles: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """The cosines and sines of finite angles, of any shape.
 
-    Within 2^-50 below FARTHEST; beyond it only as near as float64 is to 2 pi.
+    The error is below 2^-50 for angles below FARTHEST. Larger angles are reduced with float64's
+    2 pi, whose error then counts.
     """
     near = np.where(np.abs(angles) < FARTHEST, angles, np.fmod(angles, 2 * np.pi))
     turns = np.rint(near * (2 / np.pi))
@@ -59,18 +62,18 @@ def cos_sin(angles):
     )
 
 
-def exp(x):
-    """e^x of float64 <= 0, within some units in the last place; below -700 it is 0."""
+def exp(x: Float64Array) -> Float64Array:
+    """e^x for x <= 0, within some units in the last place; 0 below -700."""
     within = np.maximum(x, -700.0)
     k = np.rint(within * (1 / LN2[0]))
     r = (within - k * LN2[0]) - k * LN2[1]
     terms = np.ones_like(r)
-    for n in range(18, 0, -1):  # Taylor's series, by Horner's rule
+    for n in range(18, 0, -1):  # the Taylor series, by Horner's rule
         terms = 1 + terms * r / n
     return np.where(x < -700.0, 0.0, np.ldexp(terms, k.astype(np.int32)))
 
 
-def _series(terms, x):
+def _series(terms: tuple[float, ...], x: Float64Array) -> Float64Array:
     """terms[0] + terms[1] x + ..., by Horner's rule."""
     total = np.full_like(x, terms[-1])
     for term in terms[-2::-1]:

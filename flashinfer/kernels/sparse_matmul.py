@@ -4,6 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flashinfer.formats.arrays import (
+    Float32Array,
+    Int8Array,
+    Int32Array,
+    Int64Array,
+    UInt8Array,
+)
 from flashinfer.formats.number_formats import BlockFormat, NumberFormat
 from flashinfer.kernels import doors
 from flashinfer.kernels.doors import checked
@@ -15,14 +22,14 @@ BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
 class Matrix:
     """Weights in the file's number format: ``data`` (rows, row_bytes) uint8."""
 
-    data: np.ndarray
+    data: UInt8Array
     columns: int
     format: NumberFormat
 
 
 @checked(doors.linear)
-def linear(x, weight, bias=None):
-    """x (T, d) float32, weight Matrix (n, d), bias (n,) -> (T, n) float32.
+def linear(x: Float32Array, weight: Matrix, bias: Float32Array | None = None) -> Float32Array:
+    """x (T, d), weight (n, d), bias (n,) -> (T, n).
 
     Weights in blocks of 4 or 8 bits are multiplied with ``quantise(x)``, as in GGML.
     """
@@ -36,13 +43,22 @@ def linear(x, weight, bias=None):
 
 
 @checked(doors.sparse_up)
-def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
+def sparse_up(
+    memory: UInt8Array,
+    rows: Int64Array,
+    format: NumberFormat,
+    x: Float32Array,
+    bias: Float32Array | None = None,
+    indptr: Int32Array | None = None,
+    tokens: Int32Array | None = None,
+) -> Float32Array:
     """Row i of weights . x[t] + bias[i], for rows that lie anywhere in memory (paper 3.3).
 
-    memory  uint8, flat; rows (n,) int64: the byte where each row begins
-    x       (T, d) float32; bias (n,) float32
-    Returns (n, T) float32. With ``indptr`` (n + 1,) and ``tokens`` (nnz,) int32, row i is
-    multiplied with the tokens ``tokens[indptr[i]:indptr[i + 1]]`` only; returns (nnz,).
+    memory  (nbytes,)
+    rows    (n,): the offset in ``memory`` where each row begins
+    x       (T, d); bias (n,)
+    Returns (n, T). With ``indptr`` (n + 1,) and ``tokens`` (nnz,), row i is multiplied with the
+    tokens ``tokens[indptr[i]:indptr[i + 1]]`` only, and (nnz,) is returned.
     """
     out = np.empty((len(rows), x.shape[0]), dtype=np.float32)
     for start in range(0, len(rows), BLOCK_ROWS):
@@ -50,17 +66,25 @@ def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
         out[start : start + BLOCK_ROWS] = _dots(x, raw, format).T
     if bias is not None:
         out += bias[:, None]
-    if indptr is None:
+    if indptr is None or tokens is None:
         return out
     return out[_row_of_pair(indptr), tokens]
 
 
 @checked(doors.sparse_down)
-def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
-    """y[t] += a[i, t] * row i for i ascending, in place; a as ``sparse_up`` returns it.
+def sparse_down(
+    memory: UInt8Array,
+    rows: Int64Array,
+    format: NumberFormat,
+    a: Float32Array,
+    y: Float32Array,
+    indptr: Int32Array | None = None,
+    tokens: Int32Array | None = None,
+) -> None:
+    """y[t] += a[i, t] * row i for i ascending, in place.
 
-    y (T, d) float32. One row is added after another, so how the rows are split among calls
-    does not change a bit.
+    a  as ``sparse_up`` returns it; y (T, d); the others as in ``sparse_up``
+    One row is added after another, so that the split of rows among calls does not change a bit.
     """
     if indptr is not None:
         dense = np.zeros((len(rows), y.shape[0]), dtype=np.float32)
@@ -76,17 +100,17 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
 
 
 @checked(doors.activate)
-def activate(x, kind, threshold=0.0):
-    """The activation named ``kind`` (doors.ACTIVATIONS) of x, float32 of any shape, in place.
+def activate(x: Float32Array, kind: str, threshold: float = 0.0) -> None:
+    """Apply the activation ``kind``, one of doors.ACTIVATIONS, to x, of any shape, in place.
 
-    relu keeps what is above ``threshold`` (FATReLU), relu2 squares it; "cap" is
-    threshold tanh(x / threshold).
+    relu keeps values above ``threshold`` and zeroes the others (FATReLU); relu2 squares what relu
+    keeps; "cap" is threshold tanh(x / threshold).
     """
-    threshold = np.float32(threshold)
+    limit = np.float32(threshold)
     if kind == "cap":
-        x[...] = threshold * (2 * _sigmoid(x * (np.float32(2) / threshold)) - 1)
+        x[...] = limit * (2 * _sigmoid(x * (np.float32(2) / limit)) - 1)
     elif kind in ("relu", "relu2"):
-        x[~(x > threshold)] = 0
+        x[~(x > limit)] = 0
         if kind == "relu2":
             x *= x
     elif kind == "quick_gelu":
@@ -102,28 +126,31 @@ def activate(x, kind, threshold=0.0):
 
 
 @checked(doors.layer_norm)
-def layer_norm(x, weight, bias, epsilon):
-    """x (T, d) float32 -> (x - mean) / sqrt(variance + epsilon), times weight, plus bias (d,).
+def layer_norm(
+    x: Float32Array, weight: Float32Array | None, bias: Float32Array | None, epsilon: float
+) -> Float32Array:
+    """x (T, d) -> (x - mean) / sqrt(variance + epsilon), times weight (d,), plus bias (d,).
 
-    weight and bias are both None where the norm has none. Token by token: T changes no bit.
+    weight and bias are both None where the norm has none. Each token's sums are separate, so that T
+    does not change a bit.
     """
     centred = x - _mean(x)
     variance = _mean(np.square(centred))
     y = centred / np.sqrt(variance + np.float32(epsilon))
-    return y if weight is None else y * weight + bias
+    return y if weight is None or bias is None else y * weight + bias
 
 
 @checked(doors.rms_norm)
-def rms_norm(x, weight, epsilon):
-    """x (T, d) float32 -> x / sqrt(mean of squares + epsilon), times weight (d,) or None."""
+def rms_norm(x: Float32Array, weight: Float32Array | None, epsilon: float) -> Float32Array:
+    """x (T, d) -> x / sqrt(mean of squares + epsilon), times weight (d,) where it is given."""
     y = x / np.sqrt(_mean(np.square(x)) + np.float32(epsilon))
     return y if weight is None else y * weight
 
 
-def quantise(x):
-    """Activations of 8 bits: x (T, d) -> scales (T, blocks, 1) float32, q (T, blocks, 32) int8.
+def quantise(x: Float32Array) -> tuple[Float32Array, Int8Array]:
+    """Activations of 8 bits: x (T, d) -> scales (T, blocks, 1), q (T, blocks, 32).
 
-    x is about q * scale; in each block of 32 the largest becomes 127 or -127.
+    x is approximately q * scales. In each block of 32 the largest magnitude becomes 127 or -127.
     """
     blocks = x.reshape(len(x), x.shape[1] // 32, 32)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
@@ -132,9 +159,11 @@ def quantise(x):
     return largest / np.float32(127), q.astype(np.int8)
 
 
-def _dots(x, raw, format):
-    """x (T, d), rows raw (n, row_bytes) -> (T, n). einsum adds each dot product in an order of
-    its own, the same for any T and n; a BLAS product would not."""
+def _dots(x: Float32Array, raw: UInt8Array, format: NumberFormat) -> Float32Array:
+    """x (T, d) . rows raw (n, row_bytes) -> (T, n).
+
+    einsum sums each dot product in an order that T and n do not change; a BLAS product would not.
+    """
     if not isinstance(format, BlockFormat):
         return np.einsum("td,nd->tn", x, format.decode(raw), optimize=False)
     scales, quants = format.quants(raw)  # (n, blocks, 1), (n, blocks, 32)
@@ -145,18 +174,18 @@ def _dots(x, raw, format):
     return out
 
 
-def _mean(x):
-    """Of each row (T, 1); of none nothing, without a word."""
+def _mean(x: Float32Array) -> Float32Array:
+    """The mean of each row, (T, 1). Unlike np.mean it does not warn where T is 0."""
     return x.sum(axis=1, keepdims=True) / np.float32(x.shape[1])
 
 
-def _sigmoid(x):
+def _sigmoid(x: Float32Array) -> Float32Array:
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def _erf(x):
-    """Within 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+def _erf(x: Float32Array) -> Float32Array:
+    """The error function, within 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
     size = np.abs(x)
     t = 1 / (1 + np.float32(0.3275911) * size)
     terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -166,10 +195,11 @@ def _erf(x):
     return np.copysign(1 - p * np.exp(-size * size), x)
 
 
-def _gather(memory, rows, format, columns):
-    """The bytes of the rows that begin at these bytes of memory (n, row_bytes)."""
+def _gather(memory: UInt8Array, rows: Int64Array, format: NumberFormat, columns: int) -> UInt8Array:
+    """The bytes (n, row_bytes) of the rows that begin at these offsets of memory."""
     return memory[rows[:, None] + np.arange(format.row_bytes(columns))]
 
 
-def _row_of_pair(indptr):
+def _row_of_pair(indptr: Int32Array) -> Int64Array:
+    """The row of each pair (row, token) in CSR form."""
     return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))

@@ -1,6 +1,6 @@
 """What can be asked for when a model is opened."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from flashinfer.formats.bundle.reader import Bundle
@@ -48,22 +48,21 @@ class Options:
     warm: bool | None = None
     logit_rows: int = 1
 
-    def resolved(self, bundle: Bundle) -> "Options":
-        """The same for a bundle, all but ``window``, ``device`` and ``warm`` decided; ``neurons``
-        is "routed" where a router chooses whole experts. Raises UserError where an option is not
-        one that this bundle can be run with."""
+    def decided(self, bundle: Bundle) -> "Decided":
+        """What a bundle is run with. Raises UserError where an option is not one for it."""
         self._check(bundle)
         config = bundle.config
         exact = config.sparse or not bundle.has_predictors  # thresholds must be asked for
         mode = self.neurons or ("predicted" if bundle.has_predictors and exact else "dense")
         budget = self.memory
-        return replace(
-            self,
-            memory=memory.default_budget() if budget is None else memory.parse_size(budget),
-            neurons="routed" if config.reads_experts else mode,
+        return Decided(
+            budget=memory.default_budget() if budget is None else memory.parse_size(budget),
+            mode="routed" if config.reads_experts else mode,
             context=self.context or min(config.max_position_embeddings, USUAL_CONTEXT),
             threads=threads_to_use(self.threads),
-            cache=self.cache or default_policy(self.window),
+            policy=self.cache or default_policy(self.window),
+            window=self.window,
+            logit_rows=self.logit_rows,
         )
 
     def _check(self, bundle: Bundle) -> None:
@@ -90,3 +89,20 @@ class Options:
             raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise UserError(f"threads {self.threads} is not within 1 to {MOST_THREADS}")
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a plan is made for: Options of which nothing is left to choose.
+
+    budget  bytes of the whole process; mode: "predicted", "dense" or "routed"
+    policy  one of neuron_cache.POLICIES; window: in tokens, None: as many as the plan affords
+    """
+
+    budget: int
+    mode: str
+    context: int
+    threads: int
+    policy: str
+    window: int | None
+    logit_rows: int

@@ -11,7 +11,7 @@ from flashinfer.formats.errors import BudgetError
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
-from flashinfer.plan.options import Options
+from flashinfer.plan.options import Decided
 from flashinfer.plan.row_shares import rows_for, share_rows, window_needs
 from flashinfer.transformer.kv_cache import kept_tokens, kv_bytes, padded_width
 
@@ -142,16 +142,14 @@ def pages(nbytes):
     return -(-nbytes // PAGE) * PAGE
 
 
-def make_plan(bundle: Bundle, options: Options, stride: int, base: int | None = None) -> Plan:
-    """Divide a budget, ``options.memory`` bytes.
+def make_plan(bundle: Bundle, wanted: Decided, stride: int, base: int | None = None) -> Plan:
+    """Divide ``wanted.budget`` bytes.
 
-    options  as ``Options.resolved`` gives them
-    stride   bytes of a slot of the neuron cache; base: bytes the process has now.
+    stride  bytes of a slot of the neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
     """
-    budget, context, mode = options.memory, options.context, options.neurons
-    policy, threads = options.cache, options.threads
-    sizes = Sizes(bundle, context, mode, threads, stride, options.logit_rows)
+    budget, context, mode = wanted.budget, wanted.context, wanted.mode
+    sizes = Sizes(bundle, context, mode, wanted.threads, stride, wanted.logit_rows)
     base = (memory.rss() if base is None else base) + RESERVE + budget // 512  # page tables
     least = _least(sizes, base, budget)
     if budget < least.nbytes:
@@ -178,7 +176,7 @@ def make_plan(bundle: Bundle, options: Options, stride: int, base: int | None = 
     # Where one is read while the other is computed there are two.
     shared_rows = 2 if least.shared_rows and left >= stride else least.shared_rows
     room = (left + least_cache) // stride - shared_rows
-    rows, window, affords = share_rows(bundle, mode, room, policy, options.window, least.rows)
+    rows, window, affords = share_rows(bundle, mode, room, wanted.policy, wanted.window, least.rows)
     embeddings = sizes.by_role[EMBEDDING]
     cache = (sum(rows) + shared_rows) * stride
     if embeddings > left + least_cache - cache:
@@ -186,7 +184,7 @@ def make_plan(bundle: Bundle, options: Options, stride: int, base: int | None = 
     return Plan(
         budget=budget,
         neurons=mode,
-        threads=threads,
+        threads=wanted.threads,
         context=context,
         chunk=chunk,
         base=base,
@@ -202,10 +200,10 @@ def make_plan(bundle: Bundle, options: Options, stride: int, base: int | None = 
         cache_rows=rows,
         shared_rows=shared_rows,
         cache=cache,
-        policy=policy,
+        policy=wanted.policy,
         window=window,
         affords=affords,
-        logit_rows=options.logit_rows,
+        logit_rows=wanted.logit_rows,
     )
 
 

@@ -46,13 +46,13 @@ def opened(path: Path | str | Bundle, options: Options) -> Bundle:
 def prepare(bundle: Bundle, options: Options) -> Setup:
     """The Setup of a bundle. Raises UserError where an option cannot be had for it, BudgetError
     where the budget is too small, FormatError where the file cannot be read."""
-    options = options.resolved(bundle)
+    wanted = options.decided(bundle)
     known = profile.find(options.device, bundle.path)
     gap_bytes = known.gap_bytes(bundle.unit_bytes) if known else GAP_BYTES
     flash = Flash(bundle.path, options.io, gap_bytes)
     try:
         stride = flash.row_stride(bundle.unit_bytes)
-        plan = make_plan(bundle, options, stride)
+        plan = make_plan(bundle, wanted, stride)
         expected = None
         if known:
             plan, expected = _with_reads_ahead(bundle, plan, known, flash)

@@ -1,32 +1,41 @@
-"""What reads of a file, products and memory take here: what ``probe`` is made of."""
+"""The measurements that ``probe`` consists of: reads of a file, products, and memory."""
 
 import itertools
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.bundle.reader import StoredTensor
-from flashinfer.formats.number_formats import FORMATS
-from flashinfer.paper.flash import aligned_bytes
+from flashinfer.formats.number_formats import FORMATS, NumberFormat
+from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.plan.threads import default_threads
 
-READ_SECONDS = 0.3  # of each block size
-ALONE = 100  # reads of each block size, one after the other, or what READ_SECONDS allow
-BATCH_BYTES = 32 << 20  # read by one submit, or what READ_SECONDS allow; at least BATCH_READS
+Submit = Callable[[], Any]  # starts reads; Flash.wait waits for what it returns
+
+READ_SECONDS = 0.3  # that measuring one block size may take
+ALONE = 100  # reads of a block size one after the other, or as many as READ_SECONDS allow
+# Bytes that one submit reads, or as many as READ_SECONDS allow, but at least BATCH_READS reads.
+BATCH_BYTES = 32 << 20
 BATCH_READS = 64
-MEANWHILE_BYTES = 8 << 20  # multiplied while reads are in flight
-WEIGHT_BYTES = 32 << 20  # of each number format: together beyond any cache
-MATRIX_BYTES = 4 << 20  # multiplied at once, as a layer's matrices are
-ACTIVE = 0.08  # of the rows, used at once
+MEANWHILE_BYTES = 8 << 20  # of weights multiplied while reads are in flight
+WEIGHT_BYTES = 32 << 20  # of weights of each number format: together more than any cache holds
+MATRIX_BYTES = 4 << 20  # of weights multiplied at once, as in a layer's matrices
+ACTIVE = 0.08  # share of the rows that a sparse product uses
 STIR_SECONDS = 0.02  # until the scheduler has given each thread a core of its own
-WAKES = 40
+WAKES = 40  # products after a pause, and as many without one
 
 
-def alone(flash, size, block):
-    """Seconds of one read of this size with no other in flight: the mean, as a token sees it."""
+def alone(flash: Flash, size: int, block: int) -> float:
+    """Seconds of one read with no other in flight: the mean, as a token sees it.
+
+    size, block  bytes of the file, and of a read
+    """
     memory, random = aligned_bytes(block), np.random.default_rng(1)
     length, zero = np.array([block]), np.zeros(1, dtype=np.int64)
     times = []
@@ -36,17 +45,17 @@ def alone(flash, size, block):
         times.append(time.perf_counter() - begun)
         if len(times) > 4 and sum(times) > READ_SECONDS:
             break
-    return statistics.fmean(times[1:])  # before the first the memory's pages are not there
+    return statistics.fmean(times[1:])  # the first read also allocates the memory's pages
 
 
-def many(flash, size, block):
-    """Bytes/s of random reads of one size, very many at once."""
+def many(flash: Flash, size: int, block: int) -> float:
+    """Bytes/s of random reads of ``block`` bytes, very many at once."""
     least = min(BATCH_READS, size // block // 2)
     some = _batches(flash, size, block, least)
     allowed = READ_SECONDS / _seconds(lambda: flash.wait(some()), 1) * least
     count = int(np.clip(min(BATCH_BYTES // block, allowed), least, size // block // 2))
     batch, batches = _batches(flash, size, block, count), 0
-    flash.wait(batch())  # the memory's pages are there now
+    flash.wait(batch())  # allocates the memory's pages
     begun = time.perf_counter()
     while batches < 2 or time.perf_counter() < begun + READ_SECONDS:
         flash.wait(batch())
@@ -54,28 +63,31 @@ def many(flash, size, block):
     return batches * count * block / (time.perf_counter() - begun)
 
 
-def _batches(flash, size, block, count):
-    """A function that submits ``count`` reads at random places, as the engine a layer's misses."""
+def _batches(flash: Flash, size: int, block: int, count: int) -> Submit:
+    """A function that submits ``count`` reads at random offsets, as the engine a layer's misses."""
     memory, random = aligned_bytes(count * block), np.random.default_rng(block)
     lengths = np.full(count, block, dtype=np.int64)
     destinations = np.arange(count, dtype=np.int64) * block
     flash.gap_bytes = 0
 
-    def batch():
+    def batch() -> Any:
         blocks = np.sort(random.choice(size // block // 2, count, replace=False)) * 2
         return flash.submit(blocks * block, lengths, memory, destinations)
 
     return batch
 
 
-def submit(flash, size, block, count):
-    """Seconds of the CPU's that a read takes: to submit it, and what it delays, when it ends, of
-    what is computed meanwhile."""
+def submit(flash: Flash, size: int, block: int, count: int) -> float:
+    """The CPU's seconds per read of ``block`` bytes, of ``count`` submitted together.
+
+    They are the time to submit the read, and the delay that its completion causes to a computation
+    that runs meanwhile.
+    """
     batch = _batches(flash, size, block, min(count, size // block // 2))
     x, matrix = _matrix(FORMATS["f16"], MEANWHILE_BYTES)
     products = 1
 
-    def compute(before=lambda: None):
+    def compute(before: Submit = lambda: None) -> float:
         begun = time.perf_counter()
         submitted = before()
         for _ in range(products):
@@ -86,7 +98,8 @@ def submit(flash, size, block, count):
         return seconds
 
     products = round(_seconds(lambda: flash.wait(batch())) / _seconds(compute)) or 1
-    by_itself, beside = [], []
+    by_itself: list[float] = []
+    beside: list[float] = []
     until = time.perf_counter() + READ_SECONDS
     while len(beside) < 2 or time.perf_counter() < until:
         by_itself.append(compute())
@@ -94,9 +107,12 @@ def submit(flash, size, block, count):
     return max(1e-9, (statistics.fmean(beside) - statistics.fmean(by_itself)) / count)
 
 
-def stream(flash, size, tile):
-    """Bytes/s of a stream in tiles of about this size, each multiplied with one token meanwhile,
-    as what does not fit is read."""
+def stream(flash: Flash, size: int, tile: int) -> float:
+    """Bytes/s of a stream in tiles of about ``tile`` bytes.
+
+    Each tile is multiplied with one token while the next is read, as with weights that do not fit
+    in DRAM.
+    """
     tensor = StoredTensor("probe", 0, size // 4096, 2048, FORMATS["f16"])
     x = np.ones((1, tensor.columns), dtype=np.float32)
     begun = time.perf_counter()
@@ -109,8 +125,11 @@ def stream(flash, size, tile):
     return nbytes / seconds
 
 
-def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
-    """Bytes/s of a plain sum over memory by this many threads, the best of several."""
+def dram_bandwidth(threads: int | None = None, nbytes: int = 1 << 28, repeats: int = 5) -> float:
+    """Bytes/s of a plain sum over memory by this many threads, the best of ``repeats``.
+
+    threads  None: as many as a model uses
+    """
     threads = threads or default_threads()
     parts = np.array_split(np.ones(nbytes // 8, dtype=np.int64), threads)
     with ThreadPoolExecutor(threads) as pool:
@@ -123,10 +142,13 @@ def dram_bandwidth(threads=None, nbytes=1 << 28, repeats=5):
 
 
 class Products:
-    """The products of one number format with one token, sampled now and then, as a shared machine's
-    memory changes from second to second."""
+    """The products of one number format with one token.
 
-    def __init__(self, format, columns=2048):
+    They are sampled several times during a probe, because the memory's speed on a shared machine
+    changes from second to second.
+    """
+
+    def __init__(self, format: NumberFormat, columns: int = 2048) -> None:
         self.x, matrix = _matrix(format, WEIGHT_BYTES, columns)
         self.weights, self.format, self.random = matrix.data, format, np.random.default_rng(2)
         step = max(1, MATRIX_BYTES // self.weights.shape[1])
@@ -134,17 +156,20 @@ class Products:
             kernels.Matrix(self.weights[i : i + step], columns, format)
             for i in range(0, len(self.weights), step)
         ]
-        self.linears, self.sparses = [], []  # seconds for each byte
+        # Seconds per byte, of each sample.
+        self.linears: list[float] = []
+        self.sparses: list[float] = []
 
-    def sample(self):
+    def sample(self) -> None:
+        """Measure each product once."""
         rows, width = self.weights.shape
-        kernels.linear(self.x, self.matrices[0])  # the threads are awake now
+        kernels.linear(self.x, self.matrices[0])  # wakes the threads
         begun = time.perf_counter()
         for matrix in self.matrices[1:]:
             kernels.linear(self.x, matrix)
         multiplied = rows * width - self.matrices[0].data.nbytes
         self.linears.append((time.perf_counter() - begun) / multiplied)
-        # Bundles of two rows, some per cent of them, as a token uses a layer's.
+        # Some per cent of bundles of two rows, as a token uses those of a layer.
         bundles = np.sort(self.random.choice(rows // 2, int(ACTIVE * rows / 2), replace=False))
         starts, y = bundles * np.int64(2 * width), np.zeros_like(self.x)
         begun = time.perf_counter()
@@ -152,16 +177,18 @@ class Products:
         kernels.sparse_down(self.weights.reshape(-1), starts + width, self.format, a, y)
         self.sparses.append((time.perf_counter() - begun) / (2 * width * len(starts)))
 
-    def stir(self):
-        """Compute for some milliseconds: a machine that was idle for long begins slowly."""
+    def stir(self) -> None:
+        """Compute for some milliseconds, because a machine that was idle for long begins slowly."""
         until = time.perf_counter() + STIR_SECONDS
         while time.perf_counter() < until:
             kernels.linear(self.x, self.matrices[0])
 
-    def wake(self):
-        """Seconds that a product takes longer where its threads sleep."""
+    def wake(self) -> float:
+        """Seconds that a product takes longer when its threads sleep."""
         self.stir()
-        asleep, awake, matrices = [], [], itertools.cycle(self.matrices)
+        asleep: list[float] = []
+        awake: list[float] = []
+        matrices = itertools.cycle(self.matrices)
         for _ in range(WAKES):
             for times, pause in ((asleep, 1e-3), (awake, 0.0)):
                 time.sleep(pause)
@@ -171,26 +198,28 @@ class Products:
         return max(1e-7, statistics.median(asleep) - statistics.median(awake))
 
     @property
-    def linear(self):
+    def linear(self) -> float:
         """Bytes/s of ``kernels.linear``."""
         return 1 / statistics.fmean(self.linears)
 
     @property
-    def sparse(self):
+    def sparse(self) -> float:
         """Bytes/s of ``kernels.sparse_up`` and ``sparse_down``."""
         return 1 / statistics.fmean(self.sparses)
 
 
-def _matrix(format, nbytes, columns=2048):
-    """(x (1, columns), a Matrix of about so many bytes) to multiply."""
+def _matrix(
+    format: NumberFormat, nbytes: int, columns: int = 2048
+) -> tuple[Float32Array, kernels.Matrix]:
+    """(x (1, columns), a Matrix of about ``nbytes``) to multiply."""
     width, random = format.row_bytes(columns), np.random.default_rng(2)
     some = format.encode(random.standard_normal((64, columns), dtype=np.float32))
     matrix = kernels.Matrix(np.resize(some, (nbytes // width, width)), columns, format)
     return random.standard_normal((1, columns), dtype=np.float32), matrix
 
 
-def _seconds(call, repeats=7):
-    """What a call takes: the mean, once the first has warmed up."""
+def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    """The mean seconds of a call, after one that warms up."""
     call()
     begun = time.perf_counter()
     for _ in range(repeats):

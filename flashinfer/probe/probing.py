@@ -1,10 +1,12 @@
-"""Measuring a machine and its flash: what ``flashinfer probe`` does, within half a minute."""
+"""Measuring a machine and its flash for ``flashinfer probe``, within half a minute."""
 
 import os
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import scratch_directory
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
 from flashinfer.paper.flash import Flash
 from flashinfer.plan.profile import Profile
@@ -23,33 +26,44 @@ from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import opt_config
 
 FILE_BYTES, LEAST_FILE_BYTES = 768 << 20, 64 << 20
-WRITE_SECONDS = 8.0
-ROUNDS = 2  # of all that is measured, as a shared machine changes
-LAYER_SECONDS = 2.0  # for the small model's tokens, where reads are slow
-LAST_ROUND = 12.0  # seconds after which none is begun
-BLOCKS = tuple(4096 << k for k in range(9))  # 4 KiB to 1 MiB
-TILES = (64 << 10, 128 << 10, 512 << 10, 2 << 20, 4 << 20)  # of streams
-SUBMITS = {8 << 10: 128, 128 << 10: 64, 1 << 20: 16}  # {block size: reads at once, as of a layer}
-# Of the model that shows what a layer costs besides: products small, as they are taken off again.
+WRITE_SECONDS = 8.0  # that writing the file may take, once it has LEAST_FILE_BYTES
+ROUNDS = 2  # of all measurements, because the speed of a shared machine changes
+LAYER_SECONDS = 2.0  # that the small model's tokens may take where reads are slow
+LAST_ROUND = 12.0  # seconds after which no further round begins
+BLOCKS = tuple(4096 << k for k in range(9))  # bytes of a read: 4 KiB to 1 MiB
+TILES = (64 << 10, 128 << 10, 512 << 10, 2 << 20, 4 << 20)  # bytes, of streams
+SUBMITS = {8 << 10: 128, 128 << 10: 64, 1 << 20: 16}  # {bytes of a read: reads at once in a layer}
+# Hidden size, layers, heads and neurons of the model that measures a layer's other costs. Its
+# products are small, as their time is subtracted.
 SHAPE = (256, 12, 4, 4096)
 
+Figures = dict[str, dict[Any, float]]  # {field of Profile: {size or number format: figure}}
 
-def probe(path, threads=None, io="auto", progress=lambda done, total: None):
-    """Measure the device that holds ``path`` and this CPU; return a Profile.
 
-    path  a directory: a file of at most 768 MiB is written there, and removed; or a large file, a
-          model's own, which is read (a disk may be faster for what was just written to it)
-    Raises UserError where that fails.
-    progress is called as progress(steps done, steps in all).
+def probe(
+    path: Path | str,
+    threads: int | None = None,
+    io: str = "auto",
+    progress: Progress = no_progress,
+) -> Profile:
+    """Measure the device that holds ``path``, and this CPU.
+
+    path      a directory, where a file of at most 768 MiB is written, and removed again; or a large
+              file such as a model's own, which is read (a disk may read what was just written
+              faster)
+    threads   to compute with; None: as many as a model uses
+    io        how to read, see Flash
+    progress  is told the steps done, as "probe"
+    Raises UserError where measuring fails.
     """
     threads = threads or default_threads()
     kernels.set_threads(threads)
     steps, done = 2 + ROUNDS * (len(TILES) + len(BLOCKS) + len(SUBMITS)) + 1, 0
 
-    def more(n=1):
+    def more(n: int = 1) -> None:
         nonlocal done
         done += n
-        progress(min(done, steps), steps)
+        progress("probe", min(done, steps), steps)
 
     try:
         directory, own = _places(Path(path))
@@ -57,7 +71,7 @@ def probe(path, threads=None, io="auto", progress=lambda done, total: None):
             file = own or folder / "probe.bin"
             size = file.stat().st_size if own else _write(file)
             more(2)
-            tables, name = _measure(file, size, io, threads, more)
+            tables, reader = _measure(file, size, io, threads, more)
             if not own:
                 file.unlink()
             small = folder / "probe.flash"
@@ -67,17 +81,20 @@ def probe(path, threads=None, io="auto", progress=lambda done, total: None):
         raise UserError(f"{path}: cannot be probed: {error.strerror}") from None
     return Profile(
         name=f"{os.uname().nodename}:{os.path.abspath(path)}",
-        note=f"measured; kernels: {kernels.describe()}, reads: {name}",
+        note=f"measured; kernels: {kernels.describe()}, reads: {reader}",
         threads=threads, layer=layer, cached=cached, **tables,
     )  # fmt: skip
 
 
-def _measure(file, size, io, threads, more):
-    """({field of Profile: what was measured}, how was read)"""
+def _measure(
+    file: Path, size: int, io: str, threads: int, more: Callable[[], None]
+) -> tuple[dict[str, Any], str]:
+    """({field of Profile: its value}, the way of reading that was used)."""
     products = {name: measuring.Products(format) for name, format in FORMATS.items()}
-    device, dram = [], []
+    device: list[Figures] = []
+    dram: list[float] = []
 
-    def between():
+    def between() -> None:
         products["f16"].stir()
         for product in products.values():
             product.sample()
@@ -93,15 +110,15 @@ def _measure(file, size, io, threads, more):
             dram.append(measuring.dram_bandwidth(threads))
     finally:
         flash.close()
-    tables = {"dram": statistics.fmean(dram), **_averages(device)}
+    tables: dict[str, Any] = {"dram": statistics.fmean(dram), **_averages(device)}
     tables["wake"] = statistics.fmean(product.wake() for product in products.values())
     tables["linear"] = {name: product.linear for name, product in products.items()}
     tables["sparse"] = {name: product.sparse for name, product in products.items()}
     return tables, flash.io
 
 
-def _places(path):
-    """(directory to write to, file to read or None) of what is to be probed."""
+def _places(path: Path) -> tuple[Path, Path | None]:
+    """(the directory to write to, the file to read or None) for the path to probe."""
     if not path.is_file():
         return path, None
     if path.stat().st_size < LEAST_FILE_BYTES:
@@ -111,9 +128,9 @@ def _places(path):
     return path.parent, path
 
 
-def _averages(rounds):
-    """{table: {key: mean}} of what several rounds found as {table: {key: figure}}."""
-    found = defaultdict(lambda: defaultdict(list))
+def _averages(rounds: list[Figures]) -> Figures:
+    """The means of the figures of several rounds."""
+    found: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for tables in rounds:
         for table, figures in tables.items():
             for key, figure in figures.items():
@@ -124,9 +141,9 @@ def _averages(rounds):
     }
 
 
-def _device(flash, size, between):
-    """Profile's tables of reads; ``between`` is called after each measurement."""
-    found = {"alone": {}, "reads": {}, "streams": {}, "submit": {}}
+def _device(flash: Flash, size: int, between: Callable[[], None]) -> Figures:
+    """Profile's figures of reads; ``between`` is called after each measurement."""
+    found: Figures = {"alone": {}, "reads": {}, "streams": {}, "submit": {}}
     for tile in TILES:
         found["streams"][tile] = measuring.stream(flash, size, tile)
         between()
@@ -140,17 +157,19 @@ def _device(flash, size, between):
     return found
 
 
-def _write(path):
-    """Make a file of random bytes, as large as the time allows; return its size."""
+def _write(path: Path) -> int:
+    """Write a file of random bytes, as large as WRITE_SECONDS allow; return its size in bytes."""
     block = np.random.default_rng(0).integers(0, 256, 16 << 20, dtype=np.uint8)
     free = os.statvfs(path.parent)
     room = free.f_bavail * free.f_frsize // 2
     if room < LEAST_FILE_BYTES:
-        raise UserError(f"{path.parent.parent}: has not the {LEAST_FILE_BYTES >> 20} MiB it takes")
+        raise UserError(
+            f"{path.parent.parent}: has less room than the {LEAST_FILE_BYTES >> 20} MiB needed"
+        )
     begun, size = time.perf_counter(), 0
     with open(path, "wb", buffering=0) as file:
         while size < min(FILE_BYTES, room):
-            file.write(block)
+            file.write(block.data)
             os.fsync(file.fileno())
             size += len(block)
             if time.perf_counter() - begun > WRITE_SECONDS and size >= LEAST_FILE_BYTES:
@@ -160,21 +179,27 @@ def _write(path):
 
 
 class _TimedReader:
-    """A reader, and what its ``submit`` takes of this thread's time."""
+    """A reader that counts the seconds of this thread in its ``submit``."""
 
-    def __init__(self, reader):
+    def __init__(self, reader: kernels.Reader) -> None:
         self.reader, self.seconds = reader, 0.0
 
-    def submit(self, *args):
+    def submit(self, *args: Any) -> Any:
         begun = time.thread_time()
         ticket = self.reader.submit(*args)
         self.seconds += time.thread_time() - begun
         return ticket
 
 
-def _layer(path, threads, linear, sparse):
-    """Seconds that a layer takes a token besides its products and reads, from a small model: where
-    it stays in DRAM, and where it has a neuron cache."""
+def _layer(
+    path: Path, threads: int, linear: dict[str, float], sparse: dict[str, float]
+) -> tuple[float, float]:
+    """Seconds per token that a layer takes besides its products and reads.
+
+    path            where a small model is written to measure them
+    linear, sparse  {number format: bytes/s}, see Products
+    Returns (of a layer that is wholly in DRAM, of a layer with a neuron cache).
+    """
     config = opt_config(*SHAPE, vocab_size=512, positions=256)
     used = synthesize(path, config, "f16", fresh=0.01)["layers"][0]["predicted"]
     with Bundle(path) as bundle:
@@ -189,9 +214,10 @@ def _layer(path, threads, linear, sparse):
     found = []
     for window in (None, 1):
         with Model.open(path, context=64, threads=threads, window=window) as model:
-            times, reader = [], _TimedReader(model.flash.reader)
+            times: list[float] = []
+            reader = _TimedReader(model.flash.reader)
             model.flash.reader = reader
-            # Where nothing is read, waiting is for the other threads, and counts.
+            # Without reads this thread waits only for the other threads, which counts.
             clock = time.thread_time if window else time.perf_counter
             until = time.perf_counter() + LAYER_SECONDS
             for token in range(5, 69):
@@ -202,4 +228,4 @@ def _layer(path, threads, linear, sparse):
                 times.append(clock() - begun - reader.seconds)
             layers = len(model.layers)
         found.append(max(1e-6, (statistics.fmean(times[8:]) - others) / layers - ffn))
-    return found
+    return found[0], found[1]

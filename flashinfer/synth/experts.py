@@ -1,24 +1,30 @@
 """Synthetic mixtures of experts, whose routers show the locality of real ones.
 
-A router's row e looks at the code through b_e, and at the constant that every token brings, or it
-has a bias, so that some experts are liked more than others; and, from the second layer on, at a few
-dimensions that only the layer before it writes to: a guess made before that layer can be wrong.
-How fast the code turns steers how many of a token's experts the token before it used.
+A router's row e reads the code through b_e. It also reads the constant that every token brings, or
+has a bias, so that some experts are liked more than others. From the second layer on it reads a few
+dimensions that only the layer before it writes to, so that a guess made before that layer can be
+wrong. How fast the code turns determines how many of a token's experts the token before it used.
 
-What is known of real ones: of Mixtral's top 2 of 8, neighbouring tokens share at least one in 61
-to 67 % of the cases in layer 15, by chance 46 % (Jiang et al. 2024, section 5). Of 512 experts, 10
-a token, the most used sixteenth of a layer covers about a tenth of the uses, and a least recently
-used cache of 64 hits 67 %, of 128 81 % (ggml-org/llama.cpp, pull request 27861). The next layer's
-router, asked one layer early, is right in about three of four cases (colibri).
+Published figures of real routers: of Mixtral's top 2 of 8, neighbouring tokens share at least one
+in 61 to 67 % of the cases in layer 15, by chance 46 % (Jiang et al. 2024, section 5). Measurements
+that other engines published: of 512 experts, 10 per token, the most used sixteenth of a layer
+covers about a tenth of the uses, and a least recently used cache of 64 hits 67 %, of 128 81 %; the
+next layer's router, asked one layer early, is right in about three of four cases.
 """
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from flashinfer.calibration.traces import guessed, largest, routing_record
+from flashinfer.formats.arrays import BoolArray, Float32Array
+from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.synth.maker import (
     CHUNK_VALUES,
     SIMULATED_TOKENS,
+    Code,
     Maker,
     at_speed,
     code_width,
@@ -26,16 +32,16 @@ from flashinfer.synth.maker import (
     turning,
 )
 
-LIKED = 0.3  # spread of how much experts are liked, of the spread of b_e . c_t
-UNSEEN = 0.25  # spread of what a guess does not see of a router's scores
-UNSEEN_WIDTH = 4  # dimensions that bring it, a layer
-GATED_SIZE = 0.6  # of silu(g) u, where g and u are normal
+LIKED = 0.3  # spread of how much experts are liked, relative to the spread of b_e . c_t
+UNSEEN = 0.25  # spread of the part of a router's scores that a guess does not see
+UNSEEN_WIDTH = 4  # dimensions per layer that bring that part
+GATED_SIZE = 0.6  # size of silu(g) u, where g and u are normally distributed
 
 
 class ExpertMaker(Maker):
-    """Where the share ``repeated`` of a token's experts was used by the token before it."""
+    """Makes models where the token before used the share ``repeated`` of a token's experts."""
 
-    def __init__(self, model, repeated, seed):
+    def __init__(self, model: ModelConfig, repeated: float, seed: int) -> None:
         if not 0 < repeated < 1:
             raise UserError(f"a repeated share of {repeated} is not between 0 and 1")
         self.experts, self.per_token = model.experts, model.experts_per_token
@@ -44,9 +50,9 @@ class ExpertMaker(Maker):
         b, liked = self._router(random, code_width(model))
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
 
-        def new(code):
+        def new(code: Code) -> float:
             uses = self._chosen(code, b, liked, UNSEEN * unseen)
-            return 1 - (uses[1:] & uses[:-1]).sum() / uses[1:].sum()
+            return 1 - float((uses[1:] & uses[:-1]).sum() / uses[1:].sum())
 
         code = at_speed(*turns, new, 1 - repeated)
         if new(code) < 0.98 * (1 - repeated):
@@ -56,30 +62,31 @@ class ExpertMaker(Maker):
             )
         layers = model.num_hidden_layers
         super().__init__(model, code, random, seed, beside=UNSEEN_WIDTH * layers)
-        # A sum over the chosen experts' neurons, of weights about 1 / per_token each.
+        # The size of the sum over the chosen experts' neurons, with weights of 1 / per_token each.
         summed = np.sqrt(model.unit_neurons / self.per_token) * GATED_SIZE
         self.down_spread = self.block_size / np.sqrt(self.d) / summed
-        self.unseen_spread = 0.01 / summed  # makes what is unseen 0.01 a dimension, before norms
+        self.unseen_spread = 0.01 / summed  # gives each unseen dimension the size 0.01 before norms
         self.unseen_rows = UNSEEN / (0.01 * np.sqrt(UNSEEN_WIDTH))
 
-    def _router(self, random, width):
-        """b_e (experts, width), and how much each is liked (experts,)."""
+    def _router(self, random: np.random.Generator, width: int) -> tuple[Float32Array, Float32Array]:
+        """(b_e (experts, width), how much each expert is liked (experts,))."""
         b = directions(random, self.experts, width)
         return b, LIKED * random.standard_normal(self.experts, dtype=np.float32)
 
-    def _layer_router(self, layer):
+    def _layer_router(self, layer: int) -> tuple[Float32Array, Float32Array]:
         return self._router(np.random.default_rng([self.seed, 2, layer]), self.width)
 
-    def _chosen(self, code, b, liked, unseen):
-        """Which experts the simulated tokens use: (T, experts) bool."""
+    def _chosen(
+        self, code: Code, b: Float32Array, liked: Float32Array, unseen: Float32Array
+    ) -> BoolArray:
+        """Which experts the simulated tokens use, (T, experts)."""
         return largest(self._seen(code, b, liked) + unseen, self.per_token)
 
-    def _seen(self, code, b, liked):
-        """What a guess one layer early sees of the scores (T, experts)."""
+    def _seen(self, code: Code, b: Float32Array, liked: Float32Array) -> Float32Array:
+        """The part of the scores (T, experts) that a guess one layer early sees."""
         return code.at(np.arange(SIMULATED_TOKENS)) @ b.T + liked
 
-    def record(self, layer):
-        """What a calibration would find of a layer."""
+    def record(self, layer: int) -> JsonObject:
         random = np.random.default_rng([self.seed, 3, layer])
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
         router = self._layer_router(layer)
@@ -87,7 +94,9 @@ class ExpertMaker(Maker):
         early = self._seen(self.code, *router) if layer else None
         return {**routing_record(uses), **guessed(uses, early)}
 
-    def own_chunks(self, name, layer, shape, random):
+    def own_chunks(
+        self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator
+    ) -> Iterable[Float32Array] | None:
         """Routers and experts."""
         if name == "ffn.bundles":
             return self._bundles(layer, shape, random)
@@ -102,11 +111,13 @@ class ExpertMaker(Maker):
             return [rows / np.float32(self.code_length)]
         return None
 
-    def _unseen(self, layer):
-        """The dimensions that a layer's experts write to and the next router reads (d, few)."""
+    def _unseen(self, layer: int) -> Float32Array:
+        """The dimensions (d, UNSEEN_WIDTH) that a layer's experts write to for the next router."""
         return self.beside[:, UNSEEN_WIDTH * layer :][:, :UNSEEN_WIDTH]
 
-    def _bundles(self, layer, shape, random):
+    def _bundles(
+        self, layer: int, shape: tuple[int, ...], random: np.random.Generator
+    ) -> Iterator[Float32Array]:
         step = max(1, CHUNK_VALUES // shape[1])
         unseen = self._unseen(layer)
         for first in range(0, shape[0], step):

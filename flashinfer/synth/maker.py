@@ -1,47 +1,63 @@
 """What all synthetic models share: the code, embeddings, attention."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 0.02  # size of what a block adds to the hidden state, of the state's own
+from flashinfer.formats.arrays import AnyArray, Float32Array, Float64Array
+from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.layout import TensorSpec
+from flashinfer.formats.config import ModelConfig
+
+BLOCK = 0.02  # size of what a block adds to the hidden state, relative to the state's own
 SIMULATED_TOKENS = 400
-CHUNK_VALUES = 1 << 21
+CHUNK_VALUES = 1 << 21  # float32 values that are made at a time
 
 
 @dataclass
 class Code:
     """The code c_t, and the threshold of a neuron, in spreads of b_i . c_t."""
 
-    frequencies: np.ndarray  # (pairs,) radians a token
-    phases: np.ndarray
+    frequencies: Float64Array  # (pairs,) in radians per token
+    phases: Float64Array  # (pairs,)
     threshold: float = 0.0
 
-    def at(self, positions):
-        """positions (T,) -> c_t (T, 2 * pairs) float32 of length 1."""
+    def at(self, positions: AnyArray) -> Float32Array:
+        """positions (T,) -> c_t (T, 2 * pairs) of length 1."""
         angles = positions[:, None] * self.frequencies + self.phases
         code = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
         return (code / np.sqrt(len(self.frequencies))).astype(np.float32)
 
 
-def code_width(model):
+def code_width(model: ModelConfig) -> int:
+    """The dimensions of the code, an even number."""
     return min(64, model.hidden_size // 4 * 2)
 
 
-def directions(random, n, width):
+def directions(random: np.random.Generator, n: int, width: int) -> Float32Array:
     """Random directions b_i (n, width) for which b_i . c_t has unit spread over t."""
     b = random.standard_normal((n, width), dtype=np.float32)
     return b * (np.sqrt(width) / np.linalg.norm(b, axis=1, keepdims=True))
 
 
-def turning(random, width):
+def turning(random: np.random.Generator, width: int) -> tuple[Float64Array, Float64Array]:
     """(frequencies, phases) of a code that turns at full speed."""
     pairs = width // 2
     return random.uniform(0.2, 1, pairs) * np.pi, random.uniform(0, 2 * np.pi, pairs)
 
 
-def at_speed(frequencies, phases, found, wanted):
-    """The Code as fast as makes found(code), which grows with its speed, ``wanted``."""
+def at_speed(
+    frequencies: Float64Array,
+    phases: Float64Array,
+    found: Callable[[Code], float],
+    wanted: float,
+) -> Code:
+    """The Code at the speed where found(code), which grows with the speed, is ``wanted``.
+
+    frequencies, phases  of the code at full speed, which is returned where even that is too slow
+    """
     low, high = 0.0, 1.0
     code = Code(frequencies, phases)
     if found(code) <= wanted:
@@ -53,23 +69,31 @@ def at_speed(frequencies, phases, found, wanted):
     return code
 
 
-def steps(shape):
-    """Yield (first, rows) of the chunks of a matrix."""
+def steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield (first, rows) of each chunk of a matrix."""
     step = max(1, CHUNK_VALUES // shape[1])
     for first in range(0, shape[0], step):
         yield first, min(step, shape[0] - first)
 
 
-class Maker:
-    """Makes every tensor's values, a chunk at a time, the same for the same seed.
+class Maker(ABC):
+    """Makes the values of every tensor, a chunk at a time, the same for the same seed.
 
-    code    Code; random: where the next random numbers come from
-    beside  dimensions that nothing but what makers add there writes to, besides the code's own
+    random  the generator that the next random numbers come from
+    beside  reserved dimensions, besides the code's own, that only the subclass writes to
     """
 
-    def __init__(self, model, code, random, seed, beside=0):
+    def __init__(
+        self,
+        model: ModelConfig,
+        code: Code,
+        random: np.random.Generator,
+        seed: int,
+        beside: int = 0,
+    ) -> None:
         self.model, self.code, self.seed = model, code, seed
-        d = self.d = model.hidden_size
+        d: int = model.hidden_size
+        self.d = d
         self.width = code_width(model)
         constant = 0 if model.ffn_bias else 1
         q = random.standard_normal((d, self.width + constant + beside))
@@ -78,14 +102,14 @@ class Maker:
         self.q, self.constant, self.beside = np.split(
             self.reserved, [self.width, self.width + constant], axis=1
         )
-        # |h|^2 = |token|^2 + |code|^2 + |constant|^2 = 2 or 3, so the norm brings each to this:
+        # |h|^2 = |token|^2 + |code|^2 + |constant|^2 = 2 or 3. The norm brings each part to this:
         self.code_length = np.sqrt(d / (2 + constant))
-        # What a block adds shall be BLOCK of |h|: the spread of its weights' values.
+        # The spread of a block's weights with which the block adds BLOCK of |h|.
         self.block_size = BLOCK * np.sqrt(2 + constant)
         self.tokens_bring_code = model.positions != "learned"
 
-    def chunks(self, spec):
-        """Yield a tensor's values, whole rows at a time, float32."""
+    def chunks(self, spec: TensorSpec) -> Iterator[Float32Array]:
+        """Yield a tensor's values, whole rows at a time."""
         layer, _, name = spec.name.removeprefix("layers.").partition(".")
         if not layer.isdecimal():
             layer, name = "0", spec.name
@@ -105,23 +129,37 @@ class Maker:
         elif name == "embed_tokens.weight":
             yield from self._embeddings(spec.shape, random)
         elif name == "lm_head.weight" and self.tokens_bring_code:
-            for first, n in steps(spec.shape):  # the token before each
+            for first, n in steps(spec.shape):  # row t + 1 answers to the code of token t
                 yield self.code.at(np.arange(first, first + n) - 1) @ self.q.T
         elif name == "final_norm.weight" and not self.tokens_bring_code:
-            # Random signs: else a tied head would only repeat the token it was given.
-            yield random.choice(np.float32([-1, 1]), spec.shape)
+            # Random signs, because a tied head would otherwise repeat the token it was given.
+            yield random.choice(np.array([-1, 1], dtype=np.float32), spec.shape)
         else:
             yield np.full(spec.shape, float(name.endswith("norm.weight")), dtype=np.float32)
 
-    def own_chunks(self, name, layer, shape, random):
-        """The values of what chooses, and of what is chosen; None for what all models share."""
-        raise NotImplementedError
+    @abstractmethod
+    def record(self, layer: int) -> JsonObject:
+        """What calibration would find of a layer."""
 
-    def normal(self, shape, random, spread):
+    @abstractmethod
+    def own_chunks(
+        self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator
+    ) -> Iterable[Float32Array] | None:
+        """The values of tensors that the kinds of models do not share; None for all others.
+
+        These are the neurons or experts, and what chooses them.
+        """
+
+    def normal(
+        self, shape: tuple[int, ...], random: np.random.Generator, spread: float
+    ) -> Iterator[Float32Array]:
+        """Yield normally distributed values, a chunk at a time."""
         for _, rows in steps(shape):
             yield random.standard_normal((rows, shape[1]), dtype=np.float32) * np.float32(spread)
 
-    def _embeddings(self, shape, random):
+    def _embeddings(
+        self, shape: tuple[int, ...], random: np.random.Generator
+    ) -> Iterator[Float32Array]:
         first = 0
         for rows in self.normal(shape, random, 1 / np.sqrt(self.d - self.reserved.shape[1])):
             rows -= rows @ self.reserved @ self.reserved.T

@@ -1,18 +1,24 @@
-"""Synthetic models whose neurons fire, or are silent, as a ReLU model's are.
+"""Synthetic models whose neurons fire and stay silent as those of a ReLU model do.
 
-A neuron's first row (up, or gate) looks at the code through b_i (and, faintly, at everything
-else), so its pre-activation is about b_i . c_t - threshold; Q^T is the predictor's first map and
-the rows b_i its second. The threshold is a bias; where there is none, every token also brings a
-constant, in one direction more.
+A neuron's first row (up, or gate) reads the code through b_i, and everything else faintly, so that
+its pre-activation is approximately b_i . c_t - threshold. The predictor's first map is Q^T, its
+second has the rows b_i. The threshold is a bias. In a model without biases every token also brings
+a constant, in one more direction.
 """
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from flashinfer.calibration.traces import record_of_uses
+from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.synth.maker import (
     CHUNK_VALUES,
     SIMULATED_TOKENS,
+    Code,
     Maker,
     at_speed,
     code_width,
@@ -20,25 +26,29 @@ from flashinfer.synth.maker import (
     turning,
 )
 
-NOISE = 0.004  # spread of a pre-activation that the predictor does not see, of its own spread
-MARGIN = 0.024  # by which the predictor's threshold lies lower: six times the noise
-WINDOW = 5  # tokens, for which ``fresh`` is meant
+NOISE = 0.004  # spread of the part of a pre-activation that the predictor misses, of its own spread
+MARGIN = 0.024  # how much lower the predictor's threshold lies: six times the noise
+WINDOW = 5  # tokens; a neuron is fresh if none of the last five used it
 
 
-def find_code(active, fresh, width, random):
-    """The Code whose neurons fire with share ``active``, ``fresh`` of them new at a token."""
+def find_code(active: float, fresh: float, width: int, random: np.random.Generator) -> Code:
+    """The Code of neurons of which the share ``active`` fires and the share ``fresh`` is fresh.
+
+    Raises UserError where there is no such Code.
+    """
     if not 0 < active < 0.5:
         raise UserError(f"an active share of {active} is not between 0 and 0.5")
     turns, b = turning(random, width), directions(random, 4096, width)
 
-    def new(code):
+    def new(code: Code) -> float:
+        """Set the code's threshold for ``active``; return the share that is fresh then."""
         z = code.at(np.arange(SIMULATED_TOKENS)) @ b.T
         code.threshold = float(np.quantile(z, 1 - active))
         fires = z > code.threshold
         recent = np.zeros_like(fires)
         for k in range(1, WINDOW + 1):
             recent[k:] |= fires[:-k]
-        return (fires & ~recent)[WINDOW:].mean()
+        return float((fires & ~recent)[WINDOW:].mean())
 
     code = at_speed(*turns, new, fresh)
     if fresh > new(code) * 1.02:
@@ -50,9 +60,9 @@ def find_code(active, fresh, width, random):
 
 
 class NeuronMaker(Maker):
-    """Where ``active`` of a layer's neurons fire for a token, ``fresh`` of them anew."""
+    """Makes models whose neurons fire with the share ``active``, ``fresh`` of a layer anew."""
 
-    def __init__(self, model, active, fresh, seed):
+    def __init__(self, model: ModelConfig, active: float, fresh: float, seed: int) -> None:
         random = np.random.default_rng([seed, 0])
         super().__init__(model, find_code(active, fresh, code_width(model), random), random, seed)
         self.rank = self.reserved.shape[1]
@@ -66,12 +76,13 @@ class NeuronMaker(Maker):
         firing = active * model.d_ffn
         self.down_spread = self.block_size / np.sqrt(max(1, firing) * self.d) / 0.4
 
-    def record(self, layer):
-        """What a calibration would find: nothing but the tokens writes to the code, so that every
-        guess one layer early is right."""
+    def record(self, layer: int) -> JsonObject:
+        # Only the tokens write to the code, so that every guess one layer early is right.
         return {**self.found, "guessed": float(layer > 0)}
 
-    def own_chunks(self, name, layer, shape, random):
+    def own_chunks(
+        self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator
+    ) -> Iterable[Float32Array] | None:
         """Predictors and bundles."""
         if name == "ffn.bundles":
             return self._bundles(layer, shape, random)
@@ -86,15 +97,15 @@ class NeuronMaker(Maker):
             return [np.full(shape, self._bias(margin), dtype=np.float32)]
         return None
 
-    def _predictor_b(self, layer):
+    def _predictor_b(self, layer: int) -> Iterator[Float32Array]:
         for _, b in self._directions(layer):
             constant = np.full((len(b), self.constant.shape[1]), self._bias(MARGIN))
             yield np.concatenate([b, constant], axis=1, dtype=np.float32)
 
-    def _bias(self, margin):
+    def _bias(self, margin: float) -> float:
         return margin - self.code.threshold
 
-    def _directions(self, layer):
+    def _directions(self, layer: int) -> Iterator[tuple[int, Float32Array]]:
         """Yield (first, b_i (n, width)): the same for the bundles and for the predictor."""
         random = np.random.default_rng([self.seed, 2, layer])
         step = max(1, CHUNK_VALUES // 8 // self.d)
@@ -102,7 +113,9 @@ class NeuronMaker(Maker):
             n = min(step, self.model.d_ffn - first)
             yield first, directions(random, n, self.width)
 
-    def _bundles(self, layer, shape, random):
+    def _bundles(
+        self, layer: int, shape: tuple[int, ...], random: np.random.Generator
+    ) -> Iterator[Float32Array]:
         noise = NOISE / np.sqrt(self.d)
         for _, b in self._directions(layer):
             rows = random.standard_normal((len(b), shape[1]), dtype=np.float32)

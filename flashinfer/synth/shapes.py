@@ -1,23 +1,27 @@
 """The published shapes of models, as Hugging Face configs, for ``synth --like``.
 
-Models whose own activation leaves no neuron silent are given a ReLU, as those who made them
-sparse did (ReLULLaMA, ProSparse, Bamboo), but for mixtures of experts; and all but OPT an output
-head of their own.
+A model whose own activation leaves no neuron silent is given a ReLU, as in its sparse versions
+(ReLULLaMA, ProSparse, Bamboo); mixtures of experts keep theirs. All but OPT have an untied output
+head.
 """
 
+from typing import Any
+
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.errors import UserError
 
 # hidden size, layers, heads, neurons
 OPT = {
     "opt-125m": (768, 12, 12, 3072),
-    "opt-350m": (1024, 24, 16, 4096),  # here pre-norm and without projections
+    "opt-350m": (1024, 24, 16, 4096),  # unlike the real one pre-norm, and without projections
     "opt-1.3b": (2048, 24, 32, 8192),
     "opt-2.7b": (2560, 32, 32, 10240),
     "opt-6.7b": (4096, 32, 32, 16384),
     "opt-13b": (5120, 40, 40, 20480),
 }
-# model_type, hidden size, layers, heads, key/value heads, neurons, vocabulary, what else differs
-GATED = {
+# model_type, hidden size, layers, heads, key/value heads, neurons, vocabulary, further fields
+Shape = tuple[str, int, int, int, int, int, int, dict[str, Any]]
+GATED: dict[str, Shape] = {
     "tinyllama-1.1b": ("llama", 2048, 22, 32, 4, 5632, 32000, {}),
     "llama-2-7b": ("llama", 4096, 32, 32, 32, 11008, 32000, {}),
     "llama-2-13b": ("llama", 5120, 40, 40, 40, 13824, 32000, {}),
@@ -35,7 +39,7 @@ GATED = {
     ),
     "phi-3-mini": ("phi3", 3072, 32, 32, 32, 8192, 32064, {}),
 }  # fmt: skip
-PLAIN = {
+PLAIN: dict[str, Shape] = {
     "falcon-7b": (
         "falcon", 4544, 32, 71, 1, 18176, 65024,
         {"parallel_attn": True, "multi_query": True, "activation": "relu"},
@@ -46,8 +50,8 @@ PLAIN = {
         "nemotron", 3072, 32, 24, 8, 9216, 256000, {"hidden_act": "relu2", "head_dim": 128},
     ),
 }  # fmt: skip
-# Neurons are those of an expert; experts and how many of them a token uses are in what differs.
-MIXTURES = {
+# The neurons are those of one expert; the further fields state the experts, and those per token.
+MIXTURES: dict[str, Shape] = {
     "olmoe-1b-7b": (
         "olmoe", 2048, 16, 16, 16, 1024, 50304, {"num_experts": 64, "num_experts_per_tok": 8},
     ),
@@ -83,8 +87,15 @@ MIXTURES = {
 NAMES = (*OPT, *GATED, *PLAIN, *MIXTURES)
 
 
-def opt_config(hidden_size, layers, heads, ffn_dim, vocab_size=50272, positions=2048):
-    """A Hugging Face OPT config (a dict) of this shape."""
+def opt_config(
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    ffn_dim: int,
+    vocab_size: int = 50272,
+    positions: int = 2048,
+) -> JsonObject:
+    """The Hugging Face config of an OPT of this shape."""
     return {
         "model_type": "opt", "hidden_size": hidden_size, "word_embed_proj_dim": hidden_size,
         "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": ffn_dim,
@@ -95,8 +106,8 @@ def opt_config(hidden_size, layers, heads, ffn_dim, vocab_size=50272, positions=
     }  # fmt: skip
 
 
-def config_like(name, positions=2048):
-    """The Hugging Face config (a dict) of a published shape. Raises UserError where unknown."""
+def config_like(name: str, positions: int = 2048) -> JsonObject:
+    """The Hugging Face config of a published shape. Raises UserError where ``name`` is unknown."""
     if name in OPT:
         return opt_config(*OPT[name], positions=positions)
     if name not in NAMES:

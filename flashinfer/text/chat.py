@@ -1,65 +1,90 @@
-"""A conversation: the checkpoint's template, its history, and only new text processed each turn."""
+"""A conversation by the checkpoint's template, of which each turn processes only the new text."""
 
 import json
+from collections.abc import Generator, Sequence
 from importlib.util import find_spec
+from typing import Any, Protocol
 
 from flashinfer.formats.bundle.layout import TEMPLATE
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.plan.plan import Plan
 from flashinfer.text.tokenizer import TextStream, Tokenizer
 from flashinfer.text.worker import WorkerFailed
 
-CHARACTERS = (32, 512)  # of the longest token: at least, and at most, that its length is taken for
+# The longest token is taken to have at least and at most so many characters.
+CHARACTERS = (32, 512)
 MOST_TEMPLATE = 1 << 20  # bytes
 
 
-def chat_tokenizer(bundle, context, budget=None):
+def chat_tokenizer(bundle: Bundle, context: int, budget: int | str | None = None) -> Tokenizer:
     """The Tokenizer of an open Bundle, with its chat template, for up to ``context`` tokens.
 
-    Its process stays, and what it takes is set aside in the budget of a model opened afterwards.
-    Raises as Tokenizer does, UserError where there is no template or no jinja2, FormatError where
-    the template is damaged.
+    The tokenizer's process stays, and its memory is set aside in the budget of a model that is
+    opened afterwards. Raises as Tokenizer does, UserError where there is no template or jinja2 is
+    not installed, FormatError where the template is damaged.
     """
     place = bundle.where(TEMPLATE)
     if place is None:
         raise UserError(f"{bundle.path}: has no chat template; use flashinfer run")
-    if place[1] > MOST_TEMPLATE:
-        raise FormatError(f"{bundle.path}: its chat template of {place[1]} bytes is too long")
+    if place.nbytes > MOST_TEMPLATE:
+        raise FormatError(f"{bundle.path}: its chat template of {place.nbytes} bytes is too long")
     if find_spec("jinja2") is None:
         raise UserError("chat needs jinja2: pip install 'flashinfer[text]'")
     tokenizer = Tokenizer(bundle, budget)
-    tokenizer.use_template(bundle.chat_template())
+    tokenizer.use_template(bundle.chat_template() or "")
     tokenizer.stay(context)
     return tokenizer
+
+
+class TextModel(Protocol):
+    """The part of a Model that a conversation uses."""
+
+    bundle: Bundle
+    config: ModelConfig
+    plan: Plan
+
+    @property
+    def position(self) -> int: ...
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, *, reuse: bool, **sampling: Any
+    ) -> Generator[int, None, None]: ...
 
 
 class Conversation:
     """Turns with an open Model, whose bundle has a chat template.
 
-    messages   what was said: dicts of "role" and "content", as templates have them
-    tokenizer  a ``chat_tokenizer`` made before the model was opened, whose budget then reckons
-               with it; None: another one, beside that budget
+    system     the system's message, or None
+    tokenizer  a ``chat_tokenizer`` that was made before the model was opened, so that the model's
+               budget includes it; None: a new one, which takes memory beyond the budget
     Needs the ``text`` extra. Raises as ``chat_tokenizer`` does.
     """
 
-    def __init__(self, model, system=None, tokenizer=None):
+    messages: list[dict[str, str]]  # so far, each with a "role" and its "content"
+
+    def __init__(
+        self, model: TextModel, system: str | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
         self.tokenizer = tokenizer or chat_tokenizer(model.bundle, model.plan.context)
         self.model, self.system = model, system
         self.reset()
 
     @property
-    def most_characters(self):
-        """Characters of a text that is surely too long for the context."""
+    def most_characters(self) -> int:
+        """A text of more characters is certainly too long for the context."""
         least, most = CHARACTERS
         return self.model.plan.context * min(max(least, self.tokenizer.longest), most)
 
-    def reset(self):
-        """Forget what was said, but for the system's message."""
+    def reset(self) -> None:
+        """Forget all messages but the system's."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def ids(self):
+    def ids(self) -> list[int]:
         """The conversation as token ids, up to where the reply begins.
 
-        Raises UserError where the template refuses it, or it is far too long.
+        Raises UserError where the template refuses the conversation, or it is far too long.
         """
         config = self.model.config
         special = {
@@ -88,12 +113,13 @@ class Conversation:
             raise UserError("the chat template makes no text of this conversation")
         return ids
 
-    def say(self, text, max_new_tokens, **sampling):
+    def say(self, text: str, max_new_tokens: int, **sampling: Any) -> Generator[str, None, None]:
         """Yield the reply to ``text`` as it comes, in pieces of whole characters.
 
-        What was yielded is part of the conversation, also where the caller stops early. Raises
+        sampling  arguments of Sampler
+        The yielded pieces become a part of the conversation, even if the caller stops early. Raises
         UserError, and forgets ``text``, where the context has no room left, or the template or the
-        model refuses it.
+        model refuses the conversation.
         """
         self.messages.append({"role": "user", "content": text})
         try:
@@ -108,7 +134,8 @@ class Conversation:
             self.messages.pop()
             raise
         tokens = self.model.generate(ids, min(max_new_tokens, room), reuse=True, **sampling)
-        stream, said = TextStream(self.tokenizer), []
+        stream = TextStream(self.tokenizer)
+        said: list[str] = []
         try:
             for token in tokens:
                 if token not in self.model.config.eos_token_ids:
@@ -117,7 +144,7 @@ class Conversation:
             said.append(stream.end())
             yield said[-1]
         except UserError:
-            if not said:  # nothing was shown: the turn did not happen
+            if not said:  # nothing was shown, so the turn did not happen
                 self.messages.pop()
             raise
         finally:

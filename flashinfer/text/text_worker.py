@@ -1,12 +1,13 @@
 """A process of its own that reads untrusted tokenizers and chat templates, within limits.
 
-Both come from files that nobody vouches for, and neither library that reads them bounds what it
-takes: a tokenizer may ask for terabytes of padding, a template for a day of loops. Run as a script
-by worker.py, it imports nothing of this package, so that it takes some 15 MB.
+Both come from untrusted files, and neither of the libraries that read them bounds its memory or its
+time: a tokenizer may ask for terabytes of padding, a template for a day of loops. worker.py runs
+this file as a script. It imports nothing of this package, so that it takes only some 15 MB.
 
-It answers one request after the other until its input ends. A message is a line of JSON, then as
-many bytes as its "nbytes" says; a request names what to "do", the bytes of "memory" and seconds of
-the CPU that it may take; an answer has an "error", one line, where that failed.
+It answers one request after the other until its input ends. A message is a line of JSON, followed
+by the number of bytes that its "nbytes" states. A request names what to "do", and the bytes of
+"memory" and the CPU's "seconds" that it may take. An answer to a failed request has an "error", one
+line.
 """
 
 import datetime
@@ -15,16 +16,22 @@ import os
 import resource
 import sys
 from importlib import import_module
+from typing import Any
+
+Message = dict[str, Any]  # a request or an answer
+Step = dict[str, Any]  # one of a decoder's steps
+loaded: dict[str, Any] = {}  # the tokenizer and the template that requests use
 
 
 class Refused(Exception):
-    """What was asked for cannot be done; the message says why."""
+    """A request cannot be fulfilled; the message says why."""
 
 
-def load(request, _):
+def load(request: Message, _: bytes) -> tuple[Message, bytes]:
     """Read a ``tokenizer.json`` from ``path`` at ``offset``, ``length`` bytes.
 
-    Answers with the pieces as a decoder joins them, see ``tables``.
+    The answer's bytes are the pieces that ``pieces`` makes, one after the other; ``lengths`` are
+    theirs, and ``forms`` is the number of tables.
     """
     import tokenizers
 
@@ -41,11 +48,14 @@ def load(request, _):
     return {**answer, "lengths": lengths, "forms": len(tables)}, data
 
 
-def pieces(inner, most):
-    """What each token id adds to a text: ([pieces, and those of a first token], what else).
+def pieces(inner: Any, most: int) -> tuple[list[list[bytes]], Message]:
+    """(tables of the bytes that each token id adds to a text, further parts of the answer).
 
-    A piece is bytes; ``silent`` are the ids of special tokens, which say nothing; ``strip`` is how
-    many spaces a text loses in front. ``most`` bounds the bytes, and the ids.
+    inner  the library's tokenizer
+    most   bounds the bytes of a table, and the ids
+    A second table is for the first token of a text, where the decoder treats that differently. The
+    answer's ``silent`` are the ids of special tokens, which add nothing; ``strip`` is the number of
+    spaces that a text loses at its beginning.
     """
     tokens = {i: token for token, i in inner.get_vocab(with_added_tokens=False).items()}
     added = inner.get_added_tokens_decoder()
@@ -70,15 +80,16 @@ def pieces(inner, most):
     return made, {"silent": silent, "strip": strip}
 
 
-# Steps of a decoder that treat the first token of a text as any other.
+# The steps of a decoder that treat the first token of a text like any other.
 PLACELESS = ("ByteLevel", "Replace", "ByteFallback", "Strip")
 
 
-def decoder_steps(decoder):
-    """(what a decoder does with each token, spaces that the whole text loses in front)."""
+def decoder_steps(decoder: Any) -> tuple[list[Step], int]:
+    """(a decoder's steps for each token, the spaces that the text loses at its beginning)."""
     if decoder is None:
         return [{"type": "Spaces"}], 0
-    steps, strip, fused = [], 0, False
+    steps: list[Step] = []
+    strip, fused = 0, False
     for step in flat(json.loads(decoder.__getstate__())):
         kind = step["type"]
         if kind == "Fuse":
@@ -88,7 +99,7 @@ def decoder_steps(decoder):
         elif fused:
             raise Refused(f"its decoder, {kind} after Fuse, is not supported")
         elif kind == "Replace" and not step["pattern"].get("String"):
-            raise Refused("its decoder replaces what no plain text names, which is not supported")
+            raise Refused("its decoder replaces a pattern that is no plain text; not supported")
         elif kind in (*PLACELESS, "Metaspace", "WordPiece"):
             steps.append(step)
             fused = kind == "ByteLevel"
@@ -99,15 +110,15 @@ def decoder_steps(decoder):
     return steps, strip
 
 
-def flat(step):
-    """The steps of a decoder, those of sequences included."""
+def flat(step: Step) -> list[Step]:
+    """The steps of a decoder, with sequences resolved."""
     if step["type"] != "Sequence":
         return [step]
     return [inner for part in step["decoders"] for inner in flat(part)]
 
 
-def decoded(token, steps, first):
-    """The bytes of a token in a text, or as its ``first``."""
+def decoded(token: str, steps: list[Step], first: bool) -> bytes:
+    """The bytes of a token within a text, or as the ``first`` token of a text."""
     for step in steps:
         kind = step["type"]
         if kind == "Replace":
@@ -132,7 +143,7 @@ def decoded(token, steps, first):
     return token.encode("utf-8")
 
 
-def stripped(token, step):
+def stripped(token: str, step: Step) -> str:
     start, stop = 0, len(token)
     while start < min(step["start"], stop) and token[start] == step["content"]:
         start += 1
@@ -142,7 +153,7 @@ def stripped(token, step):
     return token[start:end]
 
 
-def of_word_piece(token, step, first):
+def of_word_piece(token: str, step: Step, first: bool) -> str:
     if not first:
         continues = token.startswith(step["prefix"])
         token = token[len(step["prefix"]) :] if continues else f" {token}"
@@ -155,45 +166,52 @@ def of_word_piece(token, step, first):
     return token
 
 
-# The letters of byte-level BPEs: printable bytes stand for themselves, the others for the letters
-# from 256 on.
+# The letters of byte-level BPEs: printable bytes stand for themselves, the letters from 256 on for
+# the other bytes.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = dict(enumerate((b for b in range(256) if b not in PRINTABLE), 256))
 LETTERS = {chr(code) for code in (*PRINTABLE, *BYTES)}
-loaded = {}
 
 
-def encode(request, data):
-    """Token ids of a text; with ``special``, those that every text begins or ends with, too."""
+def encode(request: Message, data: bytes) -> tuple[Message, bytes]:
+    """The token ids of a text; with ``special`` also those that every text begins or ends with."""
     ids = loaded["tokenizer"].encode(
         data.decode("utf-8"), add_special_tokens=request["special"]
     ).ids  # fmt: skip
     return {"ids": ids}, b""
 
 
-def template(_, data):
-    """Take a chat template for the conversations to come. Templates are written for transformers,
-    whose filters and tags they find here."""
+def template(_: Message, data: bytes) -> tuple[Message, bytes]:
+    """Take a chat template for later conversations.
+
+    Templates are written for transformers, so its filters, functions and tags are defined here.
+    """
     import jinja2
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} marks what the model has written; its text stands as it is."""
+        """{% generation %} marks the model's own text, which is left as it is."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it of this type
 
-        def parse(self, parser):
+        def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
             sort_keys=sort_keys,
         )  # fmt: skip
 
-    def refuse(message):
+    def refuse(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
@@ -206,8 +224,8 @@ def template(_, data):
     return {}, b""
 
 
-def render(request, data):
-    """Token ids of a conversation; None where it has more than ``characters_at_most``."""
+def render(request: Message, data: bytes) -> tuple[Message, bytes]:
+    """The token ids of a conversation; None where it has more than ``characters_at_most``."""
     special = {
         role: loaded["tokenizer"].id_to_token(token) if isinstance(token, int) else token
         for role, token in request["special"].items()
@@ -225,8 +243,8 @@ LIBRARIES = {"load": ["tokenizers"], "template": ["jinja2", "jinja2.sandbox", "j
 REQUESTS = {f.__name__: f for f in (load, encode, template, render)}
 
 
-def limit(request):
-    """Hold this process to what a request may take; the CPU's seconds count from now on."""
+def limit(request: Message) -> None:
+    """Limit this process to the memory and the CPU's seconds of a request, which begin now."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime) + 1 + request["seconds"]
     for kind, most in ((resource.RLIMIT_AS, request["memory"]), (resource.RLIMIT_CPU, cpu)):
@@ -235,7 +253,7 @@ def limit(request):
         resource.setrlimit(kind, (most, hard))
 
 
-def main():
+def main() -> None:
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while line := source.readline():
@@ -248,13 +266,14 @@ def main():
             answer, out = REQUESTS[request["do"]](request, data)
         except MemoryError:
             answer, out = {"error": "it takes too much memory", "of_memory": True}, b""
-        except BaseException as error:  # a panic in Rust is no Exception
+        except BaseException as error:  # a panic in Rust is not an Exception
             answer, out = {"error": (str(error) or type(error).__name__)[:1000]}, b""
         answers.write(json.dumps({**answer, "nbytes": len(out)}).encode() + b"\n" + out)
         answers.flush()
 
 
 if __name__ == "__main__":
-    # Started without this package's directory, nor site's, so that nothing here shadows a library.
+    # The process starts without this file's directory on the path, so that no file of this package
+    # shadows a library.
     sys.path[:] = json.loads(os.environ.pop("FLASHINFER_WORKER_PATH"))
     main()

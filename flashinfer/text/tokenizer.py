@@ -1,40 +1,46 @@
 """Text to token ids and back, by the model's own ``tokenizer.json`` (needs ``tokenizers``).
 
-The library runs in a process of its own, within limits (see worker.py): it makes token ids of text.
-The way back is taken here, by a table of what each token says, so that a token costs microseconds
-and the process may end before a model is opened.
+The library makes token ids of text, in a process of its own, within limits (see worker.py). The way
+back is a table, in this process, of the bytes that each token adds, so that a token costs
+microseconds and the library's process may end before a model is opened.
 """
 
 import codecs
 import time
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.layout import TOKENIZER
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.plan import memory
 from flashinfer.text import worker
 from flashinfer.text.worker import Worker, WorkerFailed
 
 MAPPED = 32 << 20  # address space of an interpreter and its libraries that is never touched
-STARTED = 64 << 20  # what they take besides
-PER_BYTE = 64  # memory that a tokenizer.json takes, at most, for each of its bytes
-PER_CHARACTER = 1024  # and a text that becomes tokens, for each character
-HEADROOM, PER_TOKEN = 8 << 20, 2048  # set aside for texts to come where the process stays
-FIRST_CHARACTERS = 1 << 16  # of a text that may be too long: what is tried first
+STARTED = 64 << 20  # address space that they do touch
+PER_BYTE = 64  # bytes of memory that a tokenizer.json takes, at most, for each of its bytes
+PER_CHARACTER = 1024  # bytes of memory that tokenizing a text takes, for each character
+HEADROOM, PER_TOKEN = 8 << 20, 2048  # bytes set aside for later texts where the process stays
+FIRST_CHARACTERS = 1 << 16  # of a text that may be too long, read and tokenized first
 
 
 class Tokenizer:
     """The tokenizer of an open Bundle, which may be closed afterwards.
 
-    budget  what this process and the tokenizer's may hold together: bytes, "600M"; None: what the
-            machine has free
-    Raises UserError where there is none, or no library, FormatError where it cannot be read, or
-    takes too much memory or time.
+    budget  memory that this process and the tokenizer's may take together: bytes, "600M"; None:
+            what the machine has free
+    Raises UserError where the bundle has no tokenizer or the library is not installed, FormatError
+    where the tokenizer cannot be read, or takes too much memory or time.
     """
 
-    def __init__(self, bundle, budget=None):
+    worker: Worker
+
+    def __init__(self, bundle: Bundle, budget: int | str | None = None) -> None:
         place = bundle.where(TOKENIZER)
         if place is None:
             raise UserError(f"{bundle.path}: has no tokenizer; flashinfer run --tokens takes ids")
@@ -45,13 +51,13 @@ class Tokenizer:
             )
         self.path, (self.offset, self.length) = bundle.path, place
         self.budget = memory.default_budget() if budget is None else memory.parse_size(budget)
-        self.template = self.worker = None
-        self.seconds = worker.SECONDS
+        self.template: str | None = None
+        self.seconds: float = worker.SECONDS
         self.set_aside = self.limit = 0  # see stay
         self._take_pieces(*self._load())
 
-    def _load(self):
-        """Start the process that has the library; what it says of the tokenizer."""
+    def _load(self) -> tuple[JsonObject, bytes]:
+        """Start the library's process; return its answer about the tokenizer."""
         self.worker = Worker(self.set_aside)
         try:
             found = self._timed(
@@ -64,30 +70,37 @@ class Tokenizer:
             self.use_template(self.template)
         return found
 
-    def _allowance(self, characters):
-        """(bytes of address space that the process may take for a text, whether the budget has
-        fewer than it may need)."""
+    def _allowance(self, characters: int) -> tuple[int, bool]:
+        """(bytes of address space that the process may take for a text, whether it may need more).
+
+        characters  of the text
+        """
         wanted, left = STARTED + PER_BYTE * self.length, self.budget - memory.held()[1]
         wanted += PER_CHARACTER * characters
         return self.limit or MAPPED + min(wanted, left), left < wanted
 
-    def _take_pieces(self, answer, data):
+    def _take_pieces(self, answer: JsonObject, data: bytes) -> None:
         n = len(answer["lengths"]) // answer["forms"]
         bounds = np.cumsum([0, *answer["lengths"]], dtype=np.int64)
         self.pieces, self.bounds = data, bounds
-        self.first = n if answer["forms"] > 1 else 0  # where the pieces of a first token are
+        self.first = n if answer["forms"] > 1 else 0  # index of the pieces of a text's first token
         self.silent = np.zeros(n, dtype=bool)
         self.silent[answer["silent"]] = True
         self.strip = answer["strip"]
-        self.longest = max(answer["lengths"], default=1)  # bytes of a piece
+        self.longest: int = max(answer["lengths"], default=1)  # bytes of the longest piece
 
-    def ask(self, do, data=b"", characters=0, **request):
-        """The process's answer; where it has ended it is started again. Raises WorkerFailed."""
+    def ask(self, do: str, data: bytes = b"", characters: int = 0, **request: Any) -> JsonObject:
+        """The process's answer to a request about a text of so many characters.
+
+        A process that has ended is started again. Raises WorkerFailed.
+        """
         if not self.worker.alive:
             self._load()
         return self._timed(do, data, characters, **request)[0]
 
-    def _timed(self, do, data, characters, **request):
+    def _timed(
+        self, do: str, data: bytes, characters: int, **request: Any
+    ) -> tuple[JsonObject, bytes]:
         """The answer and its bytes, within the seconds that are left."""
         start, (allowance, short) = time.monotonic(), self._allowance(characters)
         try:
@@ -99,11 +112,11 @@ class Tokenizer:
         finally:
             self.seconds -= time.monotonic() - start
 
-    def begin(self):
-        """Give what is asked from now on seconds of its own."""
+    def begin(self) -> None:
+        """Let the following requests have all of the seconds again."""
         self.seconds = worker.SECONDS
 
-    def use_template(self, source):
+    def use_template(self, source: str) -> None:
         """Take a chat template. Raises FormatError where it is damaged."""
         self.template = source
         try:
@@ -112,29 +125,29 @@ class Tokenizer:
             self.close()
             raise FormatError(f"{self.path}: its chat template is damaged: {failed}") from None
 
-    def stay(self, tokens):
-        """Keep the process, and set memory aside for it, which a model opened now reckons with.
+    def stay(self, tokens: int) -> None:
+        """Keep the process, and set memory aside for it in the budget of a model opened later.
 
-        tokens  of the longest text to come
+        tokens  of the longest text that will be encoded
         """
         pid, headroom = self.worker.process.pid, HEADROOM + PER_TOKEN * tokens
         space, dram = memory.held(pid)
         self.set_aside, self.limit = dram + headroom, space + headroom
         memory.helpers[pid] = self.set_aside
 
-    def close(self):
-        """End the process, which gives its memory back. Encoding starts another one."""
+    def close(self) -> None:
+        """End the process, which frees its memory. Encoding starts another process."""
         self.worker.end()
 
-    def encode(self, text, special=True):
-        """Token ids; with ``special`` with the tokens that every text begins or ends with.
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The token ids of a text; with ``special`` with the tokens that begin or end every text.
 
-        Raises UserError where the text is no Unicode, or the memory or seconds are not enough.
+        Raises UserError where the text is not Unicode, or memory or time do not suffice.
         """
         self.begin()
         return self._encode(text, special)
 
-    def _encode(self, text, special):
+    def _encode(self, text: str, special: bool) -> list[int]:
         try:
             return self.ask("encode", utf8(text), len(text), special=special)["ids"]
         except WorkerFailed as failed:
@@ -142,12 +155,14 @@ class Tokenizer:
                 f"{self.path}: the text of {len(text)} characters cannot be tokenized: {failed}"
             ) from None
 
-    def encode_up_to(self, tokens, read, special=True):
-        """(token ids of a text, or of its beginning; whether it is all of it).
+    def encode_up_to(
+        self, tokens: int, read: Callable[[int], str], special: bool = True
+    ) -> tuple[list[int], bool]:
+        """(the token ids of a text or of its beginning, whether it is the whole text).
 
-        read  read(n) -> up to n more characters of it, "" at its end
-        As little is read and tokenized as shows that it has more than ``tokens`` tokens. Takes no
-        more seconds, with loading the tokenizer before, than one request may.
+        read  read(n) -> up to n more characters of the text, "" at its end
+        The text is read and tokenized only until it is known to have more than ``tokens`` tokens.
+        Together with loading the tokenizer this takes no more seconds than one request may.
         """
         text, size = "", min(FIRST_CHARACTERS, 8 * tokens + 64)
         while True:
@@ -155,64 +170,64 @@ class Tokenizer:
             ids = self._encode(text, special)
             if len(text) < size:
                 return ids, True
-            if len(ids) > tokens + 64:  # those beside the cut may be others than in the whole
+            if len(ids) > tokens + 64:  # the last ones may differ from those of the whole text
                 return ids, False
             size *= 2
 
-    def piece(self, token_id, first):
-        """The bytes that a token adds to a text, or None where it is special or unknown.
+    def piece(self, token_id: int, first: bool) -> bytes | None:
+        """The bytes that a token adds to a text, or None where the token is special or unknown.
 
-        first  whether it is the first one that says something
+        first  whether it is the first token of the text that adds bytes
         """
         if not 0 <= token_id < len(self.silent) or self.silent[token_id]:
             return None
         at = token_id + self.first * first
         return self.pieces[self.bounds[at] : self.bounds[at + 1]]
 
-    def decode(self, ids):
-        """The text of token ids, without special ones; what is not UTF-8 becomes U+FFFD.
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without special ones; bytes that are not UTF-8 become U+FFFD.
 
-        This is what a TextStream says in all. Of the library's own decoding it differs in one
-        point: byte tokens that are no UTF-8 spoil no character beside them.
+        It is the whole text that a TextStream yields. It differs from the library's own decoding in
+        one point: byte tokens that are not UTF-8 do not spoil the characters beside them.
         """
         stream = TextStream(self)
         return "".join([stream.add(token) for token in ids]) + stream.end()
 
 
 class TextStream:
-    """Turns tokens into text as they come, never half a character.
+    """Turns tokens into text as they come, in whole characters.
 
-    After the tokens P of a prompt, what it yields for the tokens T is the rest of decode(P + T)
-    behind the whole characters of decode(P). Where P ends within a character, that character is
-    the first one to come, instead of the U+FFFD with which decode(P) ends. A space that a decoder
-    strips in front is stripped of the whole text, so not after P; what a decoder cleans up, it
-    cleans token by token, so nothing that was said changes. Each token costs the same, however
-    long the text: what is kept is half a character at most.
+    context  tokens P, whose text is already on the screen
 
-    context  P: tokens that are already on the screen
+    For the tokens T it yields the part of decode(P + T) behind the whole characters of decode(P).
+    Where P ends within a character, that character comes first, instead of the U+FFFD with which
+    decode(P) ends. A space that a decoder strips from the beginning is stripped from the whole
+    text, so not after P. A decoder's clean-up acts on each token alone, so text that was yielded
+    never changes. Each token costs the same however long the text is, because at most a part of one
+    character is kept.
     """
 
-    def __init__(self, tokenizer, context=()):
+    def __init__(self, tokenizer: Tokenizer, context: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self.first, self.strip = True, tokenizer.strip
         for token in context:
             self.add(token)
 
-    def add(self, token):
-        """The text that became certain with this token."""
+    def add(self, token: int) -> str:
+        """The text that is certain with this token."""
         piece = self.tokenizer.piece(int(token), self.first)
         if piece is None:
             return ""
         self.first = False
         return self._stripped(self.utf8.decode(piece))
 
-    def end(self):
-        """What is left when no more tokens come: U+FFFD, of half a character."""
+    def end(self) -> str:
+        """The rest of the text after the last token: U+FFFD for a part of a character, or ""."""
         return self._stripped(self.utf8.decode(b"", final=True))
 
-    def _stripped(self, text):
-        """Without the spaces that a text loses in front."""
+    def _stripped(self, text: str) -> str:
+        """``text`` without the spaces that the whole text loses at its beginning."""
         while self.strip and text:
             if text[0] != " ":
                 self.strip = 0
@@ -221,9 +236,11 @@ class TextStream:
         return text
 
 
-def utf8(text, name="the text"):
-    """The bytes of a text. Raises UserError, with its name, where it has lone surrogates, as Python
-    makes them of arguments and of input that are not UTF-8."""
+def utf8(text: str, name: str = "the text") -> bytes:
+    """The bytes of a text. Raises UserError, with the text's name, where it has lone surrogates.
+
+    Python makes lone surrogates of arguments and of input that are not UTF-8.
+    """
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

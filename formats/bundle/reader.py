@@ -1,54 +1,63 @@
 """The flat bundle (``.flash``): one model in one file that is also a valid safetensors file.
 
-Beyond safetensors it promises: data and every tensor begin on a 4096-byte boundary (``_pad.N``
-tensors of zeros fill the gaps); a layer's FFN is one tensor, a row a neuron; ``__metadata__``
-holds the version, the model's config, a CRC-32 of every tensor and of the header, where the
-model came from, and what calibration found. See ``layout.py`` for the tensors, ``writing.py`` for
-how such a file is made.
+Beyond what safetensors requires, the data and every tensor begin on a 4096-byte boundary
+(``_pad.N`` tensors of zeros fill the gaps); a layer's FFN is one tensor with one row per neuron;
+``__metadata__`` holds the version, the model's config, a CRC-32 of every tensor and of the header,
+where the model came from, and what calibration found. ``layout.py`` lists the tensors,
+``writer.py`` makes such a file.
 """
 
 import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 from .. import bounded_json
 from ..architectures import model_config
+from ..arrays import Float32Array
+from ..bounded_json import JsonObject
 from ..config import ModelConfig
 from ..errors import FormatError, shown
 from ..files import MOST_TEXT
 from ..number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from ..numbers import LARGEST_FLOAT32, is_number
-from ..safetensors import SafetensorsFile
-from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
+from ..progress import Progress, no_progress
+from ..safetensors import SafetensorsFile, TensorInfo
+from .layout import TEMPLATE, TOKENIZER, TensorSpec, layout, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
 CHUNK_BYTES = 8 << 20
 WINDOWS = 8  # calibration measures windows of 1 to 8 tokens
-CAPACITIES = tuple(k / 16 for k in range(17))  # and caches of these shares of a layer's rows
-CALIBRATED = ("active", "predicted", "missed", "rank")  # of each layer: shares, and a rank
+CAPACITIES = tuple(k / 16 for k in range(17))  # and caches that hold these shares of a layer
+# What calibration records of each layer: three shares of its neurons, and the predictor's rank.
+CALIBRATED = ("active", "predicted", "missed", "rank")
 CALIBRATED_LISTS = {
-    "window_rows": WINDOWS,  # neurons that windows of 1, 2, ... tokens need, on average
-    "window_rows_most": WINDOWS,  # and at most
-    "misses": len(CAPACITIES),  # neurons to read per token with caches of these sizes
+    "window_rows": WINDOWS,  # units that windows of 1, 2, ... tokens need, on average
+    "window_rows_most": WINDOWS,  # the same at most
+    "misses": len(CAPACITIES),  # units to read per token with caches of CAPACITIES
 }
-# Of a mixture's layers, too: "uses", the share of the tokens that used each expert.
-# Where known: shares of the units used that the predictor or router named when it was asked one
-# layer early, and of the surest half of an early router's choice that were used.
+# Of a mixture's layer also "uses": the share of the tokens that used each expert.
+# Where known: the share of the units used that the predictor or router named when it was asked one
+# layer early; and the share of the surest half of an early router's choice that were used.
 CALIBRATED_MAYBE = ("guessed", "surest")
-METHODS = ("threshold", "cats", "teal")  # see calibrate
-PREDICTOR_FORMS = (  # ours, PowerInfer's
+# Which neurons of a model without silent ones are taken as silent: see ``calibrate``.
+Method = Literal["threshold", "cats", "teal"]
+METHODS: tuple[Method, ...] = get_args(Method)
+# What stands between a predictor's two maps, and whether it reads the FFN's normalised input or the
+# residual stream: in predictors that calibration trained, and in PowerInfer's.
+PREDICTOR_FORMS = (
     {"between": "", "reads": "normed"},
     {"between": "relu", "reads": "residual"},
 )
-NO_CRC = "0" * 8  # stands for the header's own CRC while that is taken
+NO_CRC = "0" * 8  # stands in the header for its own CRC-32 while that is computed
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of weights in a bundle: rows of ``row_bytes`` bytes from ``offset`` on."""
+    """A tensor of weights in a bundle: rows of ``row_bytes`` bytes, beginning at ``offset``."""
 
     name: str
     offset: int
@@ -57,28 +66,48 @@ class StoredTensor:
     format: NumberFormat
 
     @property
-    def row_bytes(self):
+    def row_bytes(self) -> int:
         return self.format.row_bytes(self.columns)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return self.rows * self.row_bytes
 
 
-class Bundle:
-    """An open bundle: ``config`` (ModelConfig), ``specs``, ``tensors`` {name: StoredTensor}.
+class Cut(NamedTuple):
+    """The threshold below which a layer's neurons are taken as silent, and ``calibrate``'s method
+    of comparing them with it."""
 
-    hf_config    the model's config as Hugging Face wrote it
-    calibration  what ``calibrate`` found (a dict), or None
-    source       where the model came from (a dict)
-    With ``calibrated=False`` it is opened as it was before it was calibrated.
-    memory       bytes that parsing its header may take; None: bounded_json.MOST
+    method: Method
+    threshold: float
+
+
+class Span(NamedTuple):
+    """A range of a file, in bytes."""
+
+    offset: int
+    nbytes: int
+
+
+class Bundle:
+    """An open bundle.
+
+    calibrated  False: opened as if it had never been calibrated
+    memory      bytes that parsing its header may take; None: bounded_json.MOST
     Raises FormatError where the file is not a bundle or lacks a tensor.
     """
 
     config: ModelConfig
+    hf_config: JsonObject  # the model's config as Hugging Face wrote it
+    source: JsonObject  # where the model came from
+    formats: JsonObject  # {tensor: the name of its number format where safetensors has none}
+    calibration: JsonObject | None  # what ``calibrate`` found
+    specs: list[TensorSpec]  # in file order
+    tensors: dict[str, StoredTensor]
 
-    def __init__(self, path, calibrated=True, memory=None):
+    def __init__(
+        self, path: Path | str, calibrated: bool = True, memory: int | None = None
+    ) -> None:
         self.path, self.calibrated = Path(path), calibrated
         if self.path.is_dir():
             raise FormatError(
@@ -92,7 +121,7 @@ class Bundle:
             self.close()
             raise
 
-    def _open(self):
+    def _open(self) -> None:
         version = self.file.metadata.get("flashinfer.version")
         if version is None:
             raise FormatError(
@@ -100,7 +129,9 @@ class Bundle:
                 "makes one from a checkpoint's directory"
             )
         if version != VERSION:
-            raise FormatError(f"{self.path}: bundle version {shown(version)}, known is {VERSION}")
+            raise FormatError(
+                f"{self.path}: has bundle version {shown(version)}; this program reads {VERSION}"
+            )
         self.hf_config = self._json("flashinfer.config", finite=False)
         self.source = self._json("flashinfer.source")
         self.formats = self._json("flashinfer.formats")
@@ -115,8 +146,8 @@ class Bundle:
             raise FormatError(f"{self.path}: {error}") from None
         self.tensors = {spec.name: self._tensor(spec) for spec in self.specs}
 
-    def _json(self, key, finite=True):
-        """An object that the metadata holds as text; all of them together take ``memory``."""
+    def _json(self, key: str, finite: bool = True) -> JsonObject:
+        """A JSON object from the metadata; all of them together may take ``memory`` bytes."""
         text, what = self.file.metadata.get(key) or "null", f"{self.path}: metadata {key}"
         value = bounded_json.parse(text, what, self.memory, finite=finite)
         self.memory -= bounded_json.parsed_bytes(text.encode("utf-8", "surrogatepass"))
@@ -125,13 +156,13 @@ class Bundle:
             raise FormatError(f"{what} is not a JSON object")
         return value
 
-    def _calibration(self):
+    def _calibration(self) -> JsonObject | None:
         found = self._json("flashinfer.calibration")
         experts = self.config.experts if self.config.reads_experts else 0
         return checked_calibration(found, self.config.num_hidden_layers, experts)
 
-    def _ranks(self):
-        """The rank of each layer's predictor, from the tensors; none where there are none."""
+    def _ranks(self) -> list[int]:
+        """The rank of each layer's predictor; empty where the bundle has no predictors."""
         ranks = []
         for layer in range(self.config.num_hidden_layers):
             info = self.file.tensors.get(f"layers.{layer}.predictor.a")
@@ -143,7 +174,7 @@ class Bundle:
             raise FormatError(f"{self.path}: predictors for some layers only; calibrate it again")
         return ranks
 
-    def _tensor(self, spec):
+    def _tensor(self, spec: TensorSpec) -> StoredTensor:
         info = self.file.tensors.get(spec.name)
         if info is None:
             raise FormatError(f"{self.path}: tensor {spec.name} is missing")
@@ -160,8 +191,8 @@ class Bundle:
         rows = spec.shape[0] if len(spec.shape) == 2 else 1
         return StoredTensor(spec.name, info.offset, rows, spec.shape[-1], format)
 
-    def _format(self, spec, info):
-        """The NumberFormat of a tensor: by its dtype, or by name where safetensors has none."""
+    def _format(self, spec: TensorSpec, info: TensorInfo) -> NumberFormat:
+        """A tensor's NumberFormat: by its dtype, or by name where safetensors has none."""
         name = self.formats.get(spec.name)
         named = FORMATS.get(name) if isinstance(name, str) else None
         format = named or BY_SAFETENSORS.get(info.dtype)
@@ -174,55 +205,57 @@ class Bundle:
         return format
 
     @property
-    def predictor_form(self):
-        """What stands between a predictor's two maps, and what it reads."""
+    def predictor_form(self) -> dict[str, str]:
+        """The one of PREDICTOR_FORMS that this bundle's predictors have."""
         return (self.calibration or {}).get("predictor", PREDICTOR_FORMS[0])
 
-    def cut(self, layer):
-        """(method, threshold) below which a layer's neurons count as silent, or None: see
-        ``calibrate``'s ``target_sparsity``."""
-        sparsity = self.calibration and self.calibration.get("sparsity")
-        return sparsity and (sparsity["method"], self.calibration["layers"][layer]["threshold"])
+    def cut(self, layer: int) -> Cut | None:
+        """The Cut of a layer; None where calibration was not given a target sparsity."""
+        if self.calibration is None or self.calibration.get("sparsity") is None:
+            return None
+        threshold = self.calibration["layers"][layer]["threshold"]
+        return Cut(self.calibration["sparsity"]["method"], threshold)
 
-    def uses(self, layer):
-        """The share of the text's tokens that used each expert of a layer when calibrated, or
-        None."""
-        return self.calibration and self.calibration["layers"][layer].get("uses")
+    def uses(self, layer: int) -> list[float] | None:
+        """The share of the calibration text's tokens that used each expert of a layer, or None."""
+        if self.calibration is None:
+            return None
+        return self.calibration["layers"][layer].get("uses")
 
     @property
-    def has_predictors(self):
+    def has_predictors(self) -> bool:
         return "layers.0.predictor.a" in self.tensors
 
     @property
-    def unit_bytes(self):
-        """Bytes of what is read and kept as one: a neuron's bundle, or an expert's."""
+    def unit_bytes(self) -> int:
+        """Bytes of a unit: of a neuron's bundle, or of all bundles of an expert."""
         return self.tensors["layers.0.ffn.bundles"].row_bytes * self.config.unit_neurons
 
     @property
-    def ffn_format(self):
+    def ffn_format(self) -> NumberFormat:
         return self.tensors["layers.0.ffn.bundles"].format
 
-    def tokenizer_json(self):
-        """The tokenizer's own file as text, or None where the bundle has none."""
+    def tokenizer_json(self) -> str | None:
+        """The text of the tokenizer's file, or None where the bundle has no tokenizer."""
         return self._text(TOKENIZER)
 
-    def chat_template(self):
+    def chat_template(self) -> str | None:
         """The jinja template of a conversation, or None where the bundle has none."""
         return self._text(TEMPLATE)
 
     @property
-    def special_tokens(self):
+    def special_tokens(self) -> dict[str, str]:
         """{role: token} of the special tokens that the tokenizer names, as templates want them."""
         named = self.hf_config.get("special_tokens_map")
         named = named if isinstance(named, dict) else {}
         return {role: token for role, token in named.items() if isinstance(token, str)}
 
-    def where(self, name):
-        """(offset, bytes) in the file of its tokenizer.json or chat template, or None."""
+    def where(self, name: str) -> Span | None:
+        """The Span of the tokenizer's file or of the chat template, or None where it is missing."""
         info = self.file.tensors.get(name)
-        return info and (info.offset, info.nbytes)
+        return Span(info.offset, info.nbytes) if info else None
 
-    def _text(self, name):
+    def _text(self, name: str) -> str | None:
         info = self.file.tensors.get(name)
         if info is None:
             return None
@@ -236,25 +269,27 @@ class Bundle:
         except UnicodeDecodeError:
             raise FormatError(f"{self.path}: its {name} is damaged") from None
 
-    def read(self, name):
-        """A whole tensor as float32, in its own shape. For small ones."""
+    def read(self, name: str) -> Float32Array:
+        """A whole tensor, (rows, columns) or (columns,) float32. Meant for small tensors."""
         tensor = self.tensors[name]
         raw = self.file.read_bytes(tensor.offset, tensor.nbytes)
         values = tensor.format.decode(raw.reshape(tensor.rows, -1))
         return values if tensor.rows > 1 else values.reshape(-1)
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Bundle":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def checked_calibration(calibration, n_layers, n_experts=0):
-    """What calibration wrote into a bundle, or None where it is empty. Raises FormatError."""
+def checked_calibration(
+    calibration: JsonObject, n_layers: int, n_experts: int = 0
+) -> JsonObject | None:
+    """A bundle's calibration once it is checked, or None where it is empty. Raises FormatError."""
     if not calibration:
         return None
     layers = calibration.get("layers")
@@ -263,7 +298,7 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     sound = all(isinstance(layer, dict) and _sound_layer(layer, n_experts) for layer in layers)
     form = calibration.get("predictor", PREDICTOR_FORMS[0])
     if form not in PREDICTOR_FORMS:
-        raise FormatError("its predictors are of a form that is not known; calibrate it again")
+        raise FormatError("its predictors have an unknown form; calibrate it again")
     sparsity = calibration.get("sparsity")
     if sparsity is not None:
         sound = sound and isinstance(sparsity, dict) and sparsity.get("method") in METHODS
@@ -275,8 +310,8 @@ def checked_calibration(calibration, n_layers, n_experts=0):
     return calibration
 
 
-def _sound_layer(layer, n_experts):
-    """Whether a layer's record holds the numbers that it should."""
+def _sound_layer(layer: dict[str, Any], n_experts: int) -> bool:
+    """Whether a layer's record holds the numbers that it should hold."""
     numbers = [layer.get(key) for key in CALIBRATED]
     numbers += [layer[key] for key in CALIBRATED_MAYBE if key in layer]
     for key, length in CALIBRATED_LISTS.items():
@@ -288,9 +323,10 @@ def _sound_layer(layer, n_experts):
     return sound and all(is_number(n, 0, (1 << 31) - 1) for n in numbers)
 
 
-def verify(path, progress=lambda nbytes: None):
-    """Check every byte of a bundle against its checksums; return the bytes checked.
+def verify(path: Path | str, progress: Progress = no_progress) -> int:
+    """Check every byte of a bundle against its checksums; return the file's size in bytes.
 
+    progress  is told the bytes checked, as "verify"
     Raises FormatError naming the first tensor that differs. Memory: one chunk.
     """
     with Bundle(path) as bundle:
@@ -307,8 +343,8 @@ def verify(path, progress=lambda nbytes: None):
             crc = 0
             for start in range(0, info.nbytes, CHUNK_BYTES):
                 chunk = file.read_bytes(info.offset + start, min(CHUNK_BYTES, info.nbytes - start))
-                crc = zlib.crc32(chunk, crc)
-                progress(len(chunk))
+                crc = zlib.crc32(chunk.data, crc)
+                progress("verify", info.offset + start + len(chunk), file.size)
             if checksums.get(info.name) != f"{crc:08x}":
                 raise FormatError(f"{path}: tensor {info.name} does not match its checksum")
         return file.size

@@ -3,35 +3,47 @@
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
-from ..bounded_json import MOST, parsed_bytes
+from ..arrays import AnyArray, UInt8Array
+from ..bounded_json import MOST, JsonObject, parsed_bytes
 from ..errors import UserError
 from ..files import replacing
-from ..safetensors import MAX_HEADER_BYTES
-from .reader import CHUNK_BYTES, HEADER_CRC, NO_CRC, PAGE, VERSION
+from ..number_formats import NumberFormat
+from ..progress import Progress, no_progress
+from ..safetensors import MAX_HEADER_BYTES, TensorInfo
+from .reader import CHUNK_BYTES, HEADER_CRC, NO_CRC, PAGE, VERSION, Bundle
 
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to write: ``chunks()`` yields its bytes in order, as uint8 arrays or bytes."""
+    """A tensor to write: ``chunks()`` yields its bytes in order."""
 
     name: str
     dtype: str  # the safetensors name
     shape: tuple[int, ...]
     nbytes: int
-    chunks: Callable[[], Iterable]
+    chunks: Callable[[], Iterable[UInt8Array | bytes]]
     format: str = ""  # the number format's name where safetensors has none
 
 
-def new_tensor(name, format, shape, chunks):
-    """A NewTensor of weights; ``chunks()`` yields whole rows: float32, or bytes of ``format``."""
+def new_tensor(
+    name: str,
+    format: NumberFormat,
+    shape: tuple[int, ...],
+    chunks: Callable[[], Iterable[AnyArray]],
+) -> NewTensor:
+    """A NewTensor of weights.
 
-    def all_encoded():
+    chunks  yields whole rows: float32 values, or uint8 bytes that are in ``format`` already
+    """
+
+    def all_encoded() -> Iterator[UInt8Array]:
         try:
             for values in chunks():
                 yield encoded(values, format)
@@ -45,21 +57,24 @@ def new_tensor(name, format, shape, chunks):
     return NewTensor(name, format.safetensors, shape, nbytes, all_encoded, format.name)
 
 
-def encoded(values, format):
-    """Rows of float32, or of bytes that are in this NumberFormat already, as bytes."""
+def encoded(values: AnyArray, format: NumberFormat) -> UInt8Array:
+    """The bytes of rows of float32; rows of uint8 are bytes of ``format`` already."""
     return values if values.dtype == np.uint8 else format.encode(values)
 
 
-def byte_tensor(name, data):
+def byte_tensor(name: str, data: bytes) -> NewTensor:
+    """A NewTensor of plain bytes, such as a tokenizer's file."""
     return NewTensor(name, "U8", (len(data),), len(data), lambda: [data])
 
 
-def stored_tensors(bundle, names=None):
-    """The tensors of an open bundle, in file order, as NewTensors that copy them."""
+def stored_tensors(
+    bundle: Bundle, names: Callable[[str], bool] = lambda name: True
+) -> list[NewTensor]:
+    """The tensors of an open bundle for which ``names(name)``, in file order, to be copied."""
     infos = sorted(bundle.file.tensors.values(), key=lambda info: info.offset)
 
-    def copier(info):
-        def chunks():
+    def copier(info: TensorInfo) -> Callable[[], Iterator[UInt8Array]]:
+        def chunks() -> Iterator[UInt8Array]:
             for start in range(0, info.nbytes, CHUNK_BYTES):
                 length = min(CHUNK_BYTES, info.nbytes - start)
                 yield bundle.file.read_bytes(info.offset + start, length)
@@ -76,18 +91,27 @@ def stored_tensors(bundle, names=None):
             bundle.formats.get(info.name, ""),
         )
         for info in infos
-        if not info.name.startswith("_pad.") and (names is None or names(info.name))
+        if not info.name.startswith("_pad.") and names(info.name)
     ]
 
 
 def write_bundle(
-    path, tensors, hf_config, source, calibration=None, progress=lambda nbytes: None, order=None
-):
-    """Write a bundle of ``tensors`` (NewTensors, in file order) to ``path``; return its size.
+    path: Path | str,
+    tensors: Iterable[NewTensor],
+    hf_config: JsonObject,
+    source: JsonObject,
+    calibration: JsonObject | None = None,
+    progress: Progress = no_progress,
+    order: Iterable[str] = (),
+) -> int:
+    """Write a bundle to ``path``; return its size in bytes.
 
-    order  the names of tensors in the order in which they are to be made; None: as in the file
-    Nothing stands under ``path`` before all is written and flushed. ``progress`` is told the
-    bytes as they are written. Raises UserError where the disk is full or cannot be written.
+    tensors   in file order
+    progress  is told the bytes written, as "write"
+    order     names of tensors in the order in which they are to be made; those not named come
+              last, in file order
+    Nothing stands under ``path`` before everything is written and flushed. Raises UserError where
+    the disk is full or cannot be written.
     """
     tensors = list(_padded(tensors))
     metadata = {
@@ -103,21 +127,23 @@ def write_bundle(
         raise UserError(f"{path}: a header of {len(header):,} bytes is more than can be read again")
     length = -(8 + len(header)) % PAGE + len(header)
     *begins, total = itertools.accumulate((t.nbytes for t in tensors), initial=8 + length)
-    turn = {name: i for i, name in enumerate(order or ())}
+    turn = {name: i for i, name in enumerate(order)}
     in_turn = sorted(
         zip(tensors, begins, strict=True), key=lambda pair: turn.get(pair[0].name, len(turn))
     )
     with replacing(path, total) as file:
-        checksums = {}
+        checksums, done = {}, 8 + length
         for tensor, begin in in_turn:
             crc, written = 0, 0
             file.seek(begin)
             for chunk in tensor.chunks():
-                view = memoryview(chunk).cast("B")
+                view = chunk.data if isinstance(chunk, np.ndarray) else memoryview(chunk)
+                view = view.cast("B")
                 crc = zlib.crc32(view, crc)
                 file.write(view)
                 written += len(view)
-                progress(len(view))
+                progress("write", done + written, total)
+            done += written
             if written != tensor.nbytes:
                 raise AssertionError(f"{tensor.name}: {written} bytes, not {tensor.nbytes}")
             checksums[tensor.name] = f"{crc:08x}"
@@ -128,8 +154,8 @@ def write_bundle(
     return total
 
 
-def _padded(tensors):
-    """``tensors`` with a ``_pad.N`` after each that does not end on a page."""
+def _padded(tensors: Iterable[NewTensor]) -> Iterator[NewTensor]:
+    """``tensors``, with a ``_pad.N`` after each that does not end on a page boundary."""
     for number, tensor in enumerate(tensors):
         yield tensor
         gap = -tensor.nbytes % PAGE
@@ -137,9 +163,17 @@ def _padded(tensors):
             yield byte_tensor(f"_pad.{number}", bytes(gap))
 
 
-def _header(tensors, metadata, checksums, length):
-    """The JSON header, padded to ``length``; its own CRC-32 is taken with that CRC at zero."""
-    entries = {
+def _header(
+    tensors: list[NewTensor],
+    metadata: dict[str, str],
+    checksums: dict[str, str],
+    length: int | None,
+) -> bytes:
+    """The JSON header, padded to ``length`` bytes; None: the shortest, without its CRC-32.
+
+    The header's own CRC-32 is that of the header with NO_CRC in its place.
+    """
+    entries: JsonObject = {
         "__metadata__": {
             **metadata,
             "flashinfer.checksums": json.dumps(checksums),

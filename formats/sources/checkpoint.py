@@ -4,32 +4,60 @@ safetensors, sharded safetensors, ``pytorch_model.bin`` and its shards look alik
 """
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any, Protocol
 from zipfile import is_zipfile
 
 import numpy as np
 
 from .. import fp8, mxfp4
 from ..architectures import architecture
-from ..bounded_json import read_json
+from ..arrays import Float32Array, UInt8Array
+from ..bounded_json import JsonObject, read_json
 from ..config import token_ids
 from ..errors import FormatError, UserError, reason
 from ..files import open_regular
-from ..number_formats import SOURCES
+from ..number_formats import FORMATS, SOURCES, NumberFormat
 from ..safetensors import SafetensorsFile
 from .tokenizers.vocabulary import chat_template, special_tokens, tokenizer_json
 
-COLUMN_CHUNK = 256
+COLUMN_CHUNK = 256  # columns of a matrix that are transposed at a time
+
+
+class Shard(Protocol):
+    """A file of a checkpoint's weights."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{tensor: its shape}."""
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype. FP8 is "F8_E4M3" in every kind of shard."""
+
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
+        """Rows ``start:stop`` of a tensor as float32; see SafetensorsFile."""
+
+    def read_bytes(self, name: str, start: int, stop: int) -> UInt8Array:
+        """Rows of a 3-D or 4-D tensor of bytes, (rows, bytes): its matrices below each other."""
+
+    def read_columns(self, name: str) -> Iterator[Float32Array]:
+        """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32."""
+
+    def close(self) -> None: ...
 
 
 class Checkpoint:
-    """An open checkpoint: ``config`` (a dict) and ``shapes`` {tensor name: shape}.
+    """An open checkpoint.
 
     shards  where its weights are read from; None: files in the directory
     """
 
-    def __init__(self, directory, shards=None):
+    config: JsonObject  # as Hugging Face wrote it
+    shapes: dict[str, tuple[int, ...]]  # of the tensors
+    scales: dict[str, tuple[str, tuple[int, int]]]  # {FP8 tensor: (its scales, their block)}
+
+    def __init__(self, directory: Path | str, shards: Sequence[Shard] | None = None) -> None:
         self.directory = Path(directory)
         if not self.directory.is_dir():
             what = "is a file" if self.directory.exists() else "does not exist"
@@ -40,8 +68,8 @@ class Checkpoint:
         self.config_path = self.directory / "config.json"
         self.config = read_json(self.config_path)
         self.shards = _open_shards(self.directory) if shards is None else shards
-        self.shapes, self.shard_of = {}, {}
-        self.scales = {}  # {FP8 tensor: (the tensor of its scales, rows and columns of a block)}
+        self.shard_of: dict[str, Shard] = {}
+        self.shapes, self.scales = {}, {}
         try:
             self._find_tensors()
             self._join_fp8()
@@ -50,15 +78,15 @@ class Checkpoint:
             self.close()
             raise
 
-    def _find_tensors(self):
+    def _find_tensors(self) -> None:
         for shard in self.shards:
             for name, shape in shard.shapes().items():
                 if name in self.shard_of:
                     raise FormatError(f"{self.directory}: tensor {name} stands in two files")
                 self.shard_of[name], self.shapes[name] = shard, shape
 
-    def _join_mxfp4(self):
-        """Tensors X_blocks and X_scales look like one called X_mxfp4."""
+    def _join_mxfp4(self) -> None:
+        """Let the tensors X_blocks and X_scales look like one tensor X_mxfp4."""
         for name in [n for n in self.shapes if n.endswith("_blocks")]:
             base, shape = name.removesuffix("_blocks"), self.shapes[name]
             if self.shapes.get(f"{base}_scales") != shape[:-1] or shape[-1:] != (16,):
@@ -66,8 +94,8 @@ class Checkpoint:
             del self.shapes[name], self.shapes[f"{base}_scales"]
             self.shapes[f"{base}_mxfp4"] = (*shape[:-2], shape[-2] * mxfp4.BLOCK)
 
-    def _join_fp8(self):
-        """Scales of FP8 tensors are a part of these."""
+    def _join_fp8(self) -> None:
+        """Let the scales of FP8 tensors look like a part of these tensors."""
         for name in [n for n in self.shapes if self.shard_of[n].dtype(n) == "F8_E4M3"]:
             scales, shape = f"{name}{fp8.SCALE}", self.shapes[name]
             try:
@@ -83,35 +111,39 @@ class Checkpoint:
             self.scales[name] = scales, found
 
     @property
-    def naming(self):
-        """Where to find what: the architecture's module."""
+    def naming(self) -> Any:
+        """The architecture's module, which says where to find which tensor."""
         return architecture(self.config)
 
-    def tokenizer_json(self):
+    def tokenizer_json(self) -> str | None:
         """The text of ``tokenizer.json``, or one made of the older files, or None."""
         return tokenizer_json(self.directory)
 
-    def chat_template(self):
+    def chat_template(self) -> str | None:
         """The jinja template of a conversation, or None."""
         return chat_template(self.directory)
 
-    def special_tokens(self):
+    def special_tokens(self) -> dict[str, str]:
         """{role: token} of the special tokens that the tokenizer names."""
         return special_tokens(self.directory)
 
-    def shards_of(self, name):
+    def format_of(self, name: str) -> NumberFormat:
+        """The NumberFormat that a tensor is converted to where the user names none."""
+        return FORMATS["f16"]
+
+    def shards_of(self, name: str) -> list[Shard]:
         """The shards that a tensor of ``shapes`` is read from."""
         pair = _mxfp4_pair(name) if name.endswith("_mxfp4") else [name]
         scales = [self.scales[name][0]] if name in self.scales else []
         return [self.shard_of[n] for n in pair + scales]
 
-    def raw_rows(self, name, format, start, stop):
-        """Rows as bytes of this NumberFormat, where that saves decoding them: never, here."""
-        return None
+    def raw_rows(self, name: str, format: NumberFormat, start: int, stop: int) -> None:
+        """Nothing: rows of a checkpoint are always decoded, see GgufCheckpoint."""
 
-    def read_rows(self, name, start=0, stop=None):
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         """Rows ``start:stop`` of a tensor as float32; see SafetensorsFile."""
         if name.endswith("_mxfp4"):
+            stop = prod(self.shapes[name][:-1]) if stop is None else stop
             blocks, scales = (
                 self.shard_of[n].read_bytes(n, start, stop) for n in _mxfp4_pair(name)
             )
@@ -119,29 +151,29 @@ class Checkpoint:
         values = self.shard_of[name].read_rows(name, start, stop)
         if name not in self.scales:
             return values
-        scales, block = self.scales[name]
-        scales = self.shard_of[scales].read_rows(
-            scales, start // block[0], -(-(start + len(values)) // block[0])
+        of_scales, block = self.scales[name]
+        factors = self.shard_of[of_scales].read_rows(
+            of_scales, start // block[0], -(-(start + len(values)) // block[0])
         )
-        return fp8.scaled(values, scales, block, start)
+        return fp8.scaled(values, factors, block, start)
 
-    def read_columns(self, name):
+    def read_columns(self, name: str) -> Iterator[Float32Array]:
         """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32.
 
-        Holds the whole tensor in its own number format, and one piece.
+        Memory: the whole tensor in its own number format, and one piece.
         """
         pieces = self.shard_of[name].read_columns(name)
         if name not in self.scales:
             yield from pieces
             return
-        scales, (rows, columns) = self.scales[name]
-        scales, start = self.shard_of[scales].read_rows(scales).T, 0
-        for piece in pieces:  # of which the blocks are transposed, too
-            yield fp8.scaled(piece, scales[start // columns :], (columns, rows), start)
+        of_scales, (rows, columns) = self.scales[name]
+        factors, start = self.shard_of[of_scales].read_rows(of_scales).T, 0
+        for piece in pieces:  # the blocks of a transposed piece are transposed, too
+            yield fp8.scaled(piece, factors[start // columns :], (columns, rows), start)
             start += len(piece)
 
-    def generation_config(self):
-        """What is to be done differently when text is made; {} where nothing is said."""
+    def generation_config(self) -> JsonObject:
+        """The config of text generation, which may differ from ``config``; {} without one."""
         path = self.directory / "generation_config.json"
         found = read_json(path) if path.exists() else {}
         try:
@@ -150,35 +182,36 @@ class Checkpoint:
             raise FormatError(f"{path}: {error}") from None
         return found
 
-    def close(self):
+    def close(self) -> None:
         for shard in self.shards:
             shard.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoint":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _mxfp4_pair(name):
+def _mxfp4_pair(name: str) -> list[str]:
     base = name.removesuffix("mxfp4")
     return [f"{base}blocks", f"{base}scales"]
 
 
 class SafetensorsShard:
-    def __init__(self, path):
+    """A Shard of safetensors."""
+
+    def __init__(self, path: Path | str) -> None:
         self.file = SafetensorsFile(path)
         self.close, self.read_rows = self.file.close, self.file.read_rows
 
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.file.tensors.items()}
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         return self.file.tensors[name].dtype
 
-    def read_bytes(self, name, start, stop):
-        """Rows of a 3-D or 4-D tensor of bytes, its matrices one after the other (rows, bytes)."""
+    def read_bytes(self, name: str, start: int, stop: int) -> UInt8Array:
         info = self.file.tensors[name]
         if info.dtype != "U8":
             raise FormatError(f"{self.file.path}: tensor {name} is {info.dtype}, not U8")
@@ -186,7 +219,7 @@ class SafetensorsShard:
         raw = self.file.read_bytes(info.offset + start * row, (stop - start) * row)
         return raw.reshape(stop - start, row)
 
-    def read_columns(self, name):
+    def read_columns(self, name: str) -> Iterator[Float32Array]:
         info = self.file.tensors[name]
         if info.dtype not in SOURCES:
             raise FormatError(f"{self.file.path}: tensor {name} is {info.dtype}, not a float")
@@ -198,13 +231,14 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A ``pytorch_model.bin``; torch loads it, weights only, and maps it where it can.
+    """A Shard that ``torch.save`` wrote, such as ``pytorch_model.bin``.
 
-    A mapping ends the process where the file was cut meanwhile, so its size is looked at before
-    rows are copied from it.
+    torch loads it, weights only, and maps the file where it can. Reading a mapping of a file that
+    was cut in the meantime would end the process, so the file's size is checked before rows are
+    copied from it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path | str) -> None:
         self.path, self.file = path, open_regular(path)
         self.size = os.fstat(self.file.fileno()).st_size
         try:
@@ -216,55 +250,57 @@ class TorchShard:
 
         self.fp8, self.u8, self.strided = torch.float8_e4m3fn, torch.uint8, torch.strided
 
-    def _tensor(self, name):
+    def _tensor(self, name: str) -> Any:
         if os.fstat(self.file.fileno()).st_size < self.size:
             raise FormatError(f"{self.path}: was cut while it was read")
         return self.tensors[name]
 
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         return "F8_E4M3" if self.tensors[name].dtype == self.fp8 else str(self.tensors[name].dtype)
 
-    def _floats(self, name):
+    def _floats(self, name: str) -> Any:
         tensor = self._tensor(name)
         if not tensor.is_floating_point() or tensor.layout != self.strided or tensor.is_meta:
             raise FormatError(f"{self.path}: tensor {name} is {tensor.dtype}, not a float")
         return tensor
 
-    def read_rows(self, name, start=0, stop=None):
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         tensor = self._floats(name)
         tensor = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
         return np.array(tensor[start:stop].float().numpy())
 
-    def read_bytes(self, name, start, stop):
+    def read_bytes(self, name: str, start: int, stop: int) -> UInt8Array:
         tensor = self._tensor(name)
         if tensor.dtype != self.u8:
             raise FormatError(f"{self.path}: tensor {name} is {tensor.dtype}, not bytes")
         return np.array(tensor.flatten(0, 1)[start:stop].flatten(1).numpy())
 
-    def read_columns(self, name):
+    def read_columns(self, name: str) -> Iterator[Float32Array]:
         for start in range(0, self.tensors[name].shape[1], COLUMN_CHUNK):
             piece = self._floats(name)[:, start : start + COLUMN_CHUNK]
             yield np.array(piece.float().numpy()).T
 
-    def close(self):
+    def close(self) -> None:
         self.tensors = {}
         self.file.close()
 
 
-KINDS = (  # single file, index of shards, reader; the first that is there is used
+OpenShard = Callable[[Path], Shard]
+# A single file, the index of its shards, and what opens either; the first that exists is used.
+KINDS: tuple[tuple[str, str, OpenShard], ...] = (
     ("model.safetensors", "model.safetensors.index.json", SafetensorsShard),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchShard),
 )
 
 
-def load_torch(path, mapped=False):
-    """{name: tensor} of a file that ``torch.save`` wrote, weights only. Raises FormatError, and
-    UserError where PyTorch is not installed.
+def load_torch(path: Path | str, mapped: bool = False) -> dict[str, Any]:
+    """{name: torch.Tensor} of a file that ``torch.save`` wrote, weights only.
 
-    mapped  map the file where that can be done, instead of reading it
+    mapped  map the file instead of reading it, where that is possible
+    Raises FormatError, and UserError where PyTorch is not installed.
     """
     try:
         import torch
@@ -275,10 +311,10 @@ def load_torch(path, mapped=False):
         ) from None
     open_regular(path).close()
     try:
-        # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped.
+        # Files of PyTorch before 1.6 are not zip archives, and cannot be mapped.
         mapped = mapped and is_zipfile(path)
         tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises exceptions of many classes for a damaged file
         raise FormatError(f"{path}: PyTorch cannot read it: {reason(error)}") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
@@ -288,21 +324,21 @@ def load_torch(path, mapped=False):
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _open_shards(directory):
-    for single, index, reader in KINDS:
+def _open_shards(directory: Path) -> Sequence[Shard]:
+    for single, index, open_shard in KINDS:
         if (directory / single).exists():
-            return [reader(directory / single)]
+            return [open_shard(directory / single)]
         if (directory / index).exists():
-            return _open_all(directory, shard_names(directory / index), reader)
+            return _open_all(directory, shard_names(directory / index), open_shard)
     names = " or ".join(name for kind in KINDS for name in kind[:2])
     raise FormatError(f"{directory}: no weights here; looked for {names}")
 
 
-def _open_all(directory, names, reader):
-    shards = []
+def _open_all(directory: Path, names: list[str], open_shard: OpenShard) -> Sequence[Shard]:
+    shards: list[Shard] = []
     try:
         for name in names:
-            shards.append(reader(directory / name))
+            shards.append(open_shard(directory / name))
     except BaseException:
         for shard in shards:
             shard.close()
@@ -310,7 +346,7 @@ def _open_all(directory, names, reader):
     return shards
 
 
-def shard_names(index):
+def shard_names(index: Path) -> list[str]:
     """The names of the files that an index of shards lists. Raises FormatError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(

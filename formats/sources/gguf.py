@@ -1,8 +1,8 @@
 """Reading GGUF files: the header, checked at every step, and rows of tensors.
 
-Everything that a file says of counts, lengths and offsets is held against the file's size, and
-what it would take in memory against a bound, before anything is made of it. Rows are read, not
-mapped: a file that is cut meanwhile gives an error, where a mapping would end the process. See
+Counts, lengths and offsets that a file states are checked against the file's size, and the memory
+that they ask for against a bound, before anything is allocated. Rows are read, not mapped: if the
+file is cut in the meantime, a read gives an error where a mapping would end the process. See
 github.com/ggml-org/ggml/blob/master/docs/gguf.md for the format.
 """
 
@@ -11,14 +11,17 @@ import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Float32Array, UInt8Array
+from ..bounded_json import JsonObject
 from ..errors import FormatError, UserError, shown
 from ..files import open_regular, read_at
-from ..number_formats import FORMATS
+from ..number_formats import FORMATS, NumberFormat
 
-MAGICS = (b"GGUF", b"PWRI")  # the other is PowerInfer's
+MAGICS = (b"GGUF", b"PWRI")  # the second is PowerInfer's
 VERSIONS, ALIGNMENT, MOST_DIMENSIONS = (2, 3), 32, 4
 SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1",
@@ -26,20 +29,21 @@ SCALARS = {
 }  # fmt: skip
 BOOL, STRING, ARRAY = 7, 8, 9
 MOST_PARSED = 256 << 20  # bytes of memory for the header; half a million merges take 40 MB
-# What Python takes for a text besides its characters, for a metadata value, for a tensor.
+# Python's overhead for a text, besides its characters; for a metadata value; for a tensor.
 TEXT_BYTES, VALUE_BYTES, TENSOR_BYTES = 64, 256, 800
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """A GGML type: ``block`` values in ``block_bytes``; ``format`` is ours, or None."""
+    """A GGML type: ``block`` values in ``block_bytes``."""
 
     name: str
     block: int
     block_bytes: int
 
     @property
-    def format(self):
+    def format(self) -> NumberFormat | None:
+        """The bundle's number format with the same bytes, or None."""
         return FORMATS.get(self.name.lower())
 
 
@@ -63,7 +67,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """``shape`` as NumPy has it: the rows' length last."""
+    """Where a tensor lies; ``shape`` has NumPy's order: the length of a row comes last."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,12 +75,21 @@ class GgufTensor:
     offset: int
 
     @property
-    def row_bytes(self):
+    def row_bytes(self) -> int:
         return self.shape[-1] // self.type.block * self.type.block_bytes
 
 
-def is_gguf(path):
-    """Whether a file is one of GGUF's, by its name or its first bytes."""
+class _Described(NamedTuple):
+    """What the header says of a tensor; ``offset`` counts from the first tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    offset: int
+
+
+def is_gguf(path: Path | str) -> bool:
+    """Whether a file is GGUF, by its name or its first bytes."""
     if not Path(path).is_file():
         return False
     with open_regular(path) as file:
@@ -84,13 +97,12 @@ def is_gguf(path):
 
 
 class GgufFile:
-    """An open GGUF file: ``metadata`` {key: value} and ``tensors`` {name: GgufTensor}.
+    """An open GGUF file. Raises FormatError where the file is not sound."""
 
-    Arrays of numbers are NumPy arrays, of strings lists. Raises FormatError where the file is not
-    sound.
-    """
+    metadata: JsonObject  # arrays of numbers are NumPy arrays, arrays of strings are lists
+    tensors: dict[str, GgufTensor]
 
-    def __init__(self, path):
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.file = open_regular(path)
         try:
@@ -102,24 +114,24 @@ class GgufFile:
             self.close()
             raise
 
-    def _read_header(self):
-        self.at, self.room = 0, MOST_PARSED
+    def _read_header(self) -> None:
+        self.at, self.room = 0, MOST_PARSED  # the offset; bytes that the header may still take
         self.header = io.BufferedReader(self.file, 1 << 16)
         if self._take(4) not in MAGICS:
             raise FormatError(f"{self.path}: is not a GGUF file")
         version = self._scalar("<u4")
         if version not in VERSIONS:
-            raise FormatError(f"{self.path}: GGUF version {version}, known are 2 and 3")
+            raise FormatError(f"{self.path}: has GGUF version {version}; supported are 2 and 3")
         n_tensors, n_values = self._count(24, "tensors"), self._count(12, "metadata")
         self._charge(n_values * VALUE_BYTES + n_tensors * TENSOR_BYTES)
         self.metadata = {}
         for _ in range(n_values):
             key = self._string("a metadata key")
             if key in self.metadata:
-                raise FormatError(f"{self.path}: metadata {shown(key)} stands there twice")
+                raise FormatError(f"{self.path}: metadata {shown(key)} occurs twice")
             self.metadata[key] = self._value(self._scalar("<u4"), key)
         described = [self._tensor_info() for _ in range(n_tensors)]
-        self.header.detach()  # the file stays open for the rows
+        self.header.detach()  # the file stays open for reading rows
         alignment = self.metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise FormatError(f"{self.path}: general.alignment is not a power of two")
@@ -133,10 +145,11 @@ class GgufFile:
                     f"{self.path}: tensor {shown(name)} lies outside the file; is it cut?"
                 )
             if name in self.tensors:
-                raise FormatError(f"{self.path}: tensor {shown(name)} stands there twice")
+                raise FormatError(f"{self.path}: tensor {shown(name)} occurs twice")
             self.tensors[name] = tensor
 
-    def _take(self, n):
+    def _take(self, n: int) -> bytes:
+        """The next ``n`` bytes of the header."""
         try:
             taken = self.header.read(n) if n <= self.size - self.at else b""
         except OSError as error:
@@ -146,33 +159,34 @@ class GgufFile:
         self.at += n
         return taken
 
-    def _charge(self, nbytes):
-        """Count what a part of the header will take in memory, before it is made."""
+    def _charge(self, nbytes: int) -> None:
+        """Count the memory of a part of the header before it is allocated."""
         self.room -= nbytes
         if self.room < 0:
             raise FormatError(
                 f"{self.path}: its header would take more than {MOST_PARSED >> 20} MiB of memory"
             )
 
-    def _scalar(self, dtype):
+    def _scalar(self, dtype: str) -> Any:
         return np.frombuffer(self._take(np.dtype(dtype).itemsize), dtype=dtype)[0].item()
 
-    def _count(self, least_bytes, what):
-        """A count of things of which each takes at least so many bytes."""
-        count = self._scalar("<u8")
+    def _count(self, least_bytes: int, what: str) -> int:
+        """A count of items of which each takes at least ``least_bytes`` of the file."""
+        count: int = self._scalar("<u8")
         if count > (self.size - self.at) // least_bytes:
             raise FormatError(f"{self.path}: {count} {what} do not fit the file; is it cut?")
         return count
 
-    def _string(self, what):
+    def _string(self, what: str) -> str:
         length = self._count(1, f"bytes of {what}")
-        self._charge(TEXT_BYTES + 5 * length)  # a character may take four bytes, and its source
+        # A character may take four bytes in Python, beside its byte of the file.
+        self._charge(TEXT_BYTES + 5 * length)
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"{self.path}: {what} is not UTF-8") from None
 
-    def _value(self, kind, key):
+    def _value(self, kind: int, key: str) -> Any:
         if kind in SCALARS:
             value = self._scalar(SCALARS[kind])
             return bool(value) if kind == BOOL else value
@@ -190,7 +204,7 @@ class GgufFile:
             return [self._string(shown(key)) for _ in range(count)]
         raise FormatError(f"{self.path}: metadata {shown(key)} has the unknown type {kind}")
 
-    def _tensor_info(self):
+    def _tensor_info(self) -> _Described:
         name = self._string("a tensor's name")
         n = self._scalar("<u4")
         if not 1 <= n <= MOST_DIMENSIONS:
@@ -205,9 +219,9 @@ class GgufFile:
         kind = TYPES[code]
         if min(shape) < 1 or shape[-1] % kind.block:
             raise FormatError(f"{self.path}: tensor {shown(name)} cannot be {shape} of {kind.name}")
-        return name, shape, kind, offset
+        return _Described(name, shape, kind, offset)
 
-    def raw_rows(self, name, start=0, stop=None):
+    def raw_rows(self, name: str, start: int = 0, stop: int | None = None) -> UInt8Array:
         """Rows ``start:stop`` as they lie in the file: (rows, row_bytes) uint8."""
         tensor = self.tensors[name]
         rows = prod(tensor.shape[:-1])
@@ -216,8 +230,11 @@ class GgufFile:
         data = read_at(self.file, offset, (stop - start) * tensor.row_bytes, self.path)
         return data.reshape(stop - start, tensor.row_bytes)
 
-    def decode(self, kind, raw):
-        """raw (rows, bytes) of a TensorType -> float32 (rows, columns)."""
+    def decode(self, kind: TensorType, raw: UInt8Array) -> Float32Array:
+        """raw (rows, bytes) of a TensorType -> float32 (rows, columns).
+
+        Raises UserError where the type needs the gguf package and that is not installed.
+        """
         if kind.format is not None:
             return kind.format.decode(raw)
         try:
@@ -228,11 +245,11 @@ class GgufFile:
             ) from None
         return quants.dequantize(np.ascontiguousarray(raw), GGMLQuantizationType[kind.name])
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "GgufFile":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()

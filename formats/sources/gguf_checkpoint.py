@@ -2,23 +2,29 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from ..architectures import phi3
 from ..architectures.hugging_face import behind
+from ..arrays import AnyArray, Float32Array, UInt8Array
+from ..bounded_json import JsonObject
+from ..config import ModelConfig
 from ..errors import FormatError, shown
-from ..number_formats import FORMATS
+from ..number_formats import FORMATS, NumberFormat
 from ..numbers import is_number, is_whole
 from .checkpoint import COLUMN_CHUNK
 from .gguf import GgufFile
 from .gguf_metadata import refuse_strangers
 from .tokenizers.gguf_vocabulary import gguf_tokenizer
 
-# GGUF's architecture -> model_type, the activation that llama.cpp gives it, the norms' epsilon
 RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+# GGUF's architecture -> model_type, the activation that llama.cpp uses for it, the config's name of
+# the norms' epsilon, GGUF's name of it
 ARCHITECTURES = {
     "llama": ("llama", "silu", "rms_norm_eps", RMS),
     "bamboo": ("bamboo", "relu", "rms_norm_eps", RMS),
@@ -54,32 +60,40 @@ NAMES = {
         for p in ("gate", "up", "down")
     },
 }
-# Whose attention may see a window only; what the others say of one has to change nothing.
+# Architectures whose attention may have a window. A window of another has to be without effect.
 WINDOWED = ("llama", "phi3", "gpt-oss")
-LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # what their configs call num_experts
-PARTLY = ("phi", "phi3", "nemotron")  # a part of each head may be rotary
-TURNED = ("llama", "bamboo", "granitemoe")  # pairs that turn lie side by side there
-# What the metadata holds under a key: whether a value is that, and what it is called.
-KINDS_OF_VALUES = {
+LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # their configs say num_local_experts
+PARTLY = ("phi", "phi3", "nemotron")  # only a part of each head may be rotary
+TURNED = ("llama", "bamboo", "granitemoe")  # GGUF puts the two values of a rotary pair together
+# {the type that a metadata key should have: (whether a value has it, its name for people)}
+KINDS_OF_VALUES: dict[type, tuple[Callable[[Any], bool], str]] = {
     int: (is_whole, "a whole number"),
     float: (is_number, "a number"),
     str: (lambda value: isinstance(value, str), "a text"),
 }
-# Not weights of the model: what the first say is in the config, the others are PowerInfer's
-# predictors, which calibrate takes.
+# Tensors that are not weights of the model: rotary factors, which become a part of the config, and
+# PowerInfer's predictors, which ``calibrate --predictor-from`` takes.
 SCALINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PREDICTORS = (".fc1.weight", ".fc2.weight")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """NAMES, FFN and ROWS as an architecture's module has them, for the tensors of a GGUF file."""
+
+    NAMES: dict[str, str]
+    FFN: dict[str, str]
+    ROWS: dict[str, Callable[[ModelConfig], AnyArray]]
 
 
 class GgufCheckpoint:
     """An open GGUF file with the interface of ``Checkpoint``.
 
-    activation  the FFN's, under Hugging Face's name; None: the one that llama.cpp takes, as GGUF
-                does not say it (ReLU models look like others of their architecture)
-    naming      NAMES, FFN and ROWS as an architecture's module has them
+    activation  the FFN's, under Hugging Face's name; None: the one that llama.cpp uses, because
+                GGUF does not state it (ReLU models look like others of their architecture)
     """
 
-    def __init__(self, path, activation=None):
+    def __init__(self, path: Path | str, activation: str | None = None) -> None:
         self.directory = self.config_path = Path(path)
         self.file = GgufFile(path)
         try:
@@ -91,14 +105,14 @@ class GgufCheckpoint:
             }
             for name, shape in self.shapes.items():
                 if name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1:
-                    self.shapes[name] = (1, *shape)  # a map to one value
-            self.architecture = self._get("general.architecture", str)
+                    self.shapes[name] = (1, *shape)  # Hugging Face's is a matrix of one row
+            self.architecture: str = self._get("general.architecture", str)
             if self.architecture not in ARCHITECTURES:
                 raise FormatError(
                     f"{path}: architecture {shown(self.architecture)} is not supported; "
                     f"supported: {', '.join(ARCHITECTURES)}"
                 )
-            self.known = set()
+            self.known: set[str] = set()  # the architecture's keys that were read
             self.config = self._config(activation)
             self._refuse_strangers()
             self.naming = self._naming()
@@ -106,10 +120,13 @@ class GgufCheckpoint:
             self.close()
             raise
 
-    # ------------------------------------------------------------------ what it says of itself
+    # ------------------------------------------------------------------ metadata
 
-    def _get(self, key, kind, default=None):
-        """metadata[key]. Raises FormatError where it is missing or another kind of thing."""
+    def _get(self, key: str, kind: type, default: Any = None) -> Any:
+        """metadata[key], or None where it is missing.
+
+        Raises FormatError where it is not of this ``kind``, or is a missing text.
+        """
         value = self.file.metadata.get(key, default)
         is_sound, what = KINDS_OF_VALUES[kind]
         if value is not None and not is_sound(value):
@@ -118,22 +135,26 @@ class GgufCheckpoint:
             raise FormatError(f"{self.directory}: metadata {key} is missing")
         return value
 
-    def _of(self, key, kind=int, default=None):
+    def _of(self, key: str, kind: type = int, default: Any = None) -> Any:
+        """The same of a key of the architecture."""
         self.known.add(key)
         return self._get(f"{self.architecture}.{key}", kind, default)
 
-    def _refuse_strangers(self):
+    def _refuse_strangers(self) -> None:
         try:
             refuse_strangers(self.file.metadata, self.architecture, self.known, self.config)
         except FormatError as error:
             raise FormatError(f"{self.directory}: {error}") from None
 
-    def _config(self, activation):
-        """A Hugging Face config (a dict) that leaves nothing out, as GGUF has defaults of its own;
-        null is refused where it is read and must not be."""
+    def _config(self, activation: str | None) -> JsonObject:
+        """A Hugging Face config that leaves no field out, because GGUF has defaults of its own.
+
+        A field that the file does not state is None, which ``model_config`` refuses where it needs
+        the field.
+        """
         model_type, usual, epsilon, epsilon_key = ARCHITECTURES[self.architecture]
         tensors = self.file.tensors
-        if "blk.0.fc1.weight" in tensors:  # PowerInfer's models have a ReLU
+        if "blk.0.fc1.weight" in tensors:  # a model of PowerInfer, which have a ReLU
             usual = "relu"
         heads, hidden_size = self._of("attention.head_count"), self._of("embedding_length")
         embeddings = tensors.get("token_embd.weight")
@@ -176,9 +197,10 @@ class GgufCheckpoint:
         config.update(self._of_its_own(config))
         return config
 
-    def _of_its_own(self, config):
-        """What only some architectures have, or have otherwise."""
-        model_type, found = config["model_type"], {}
+    def _of_its_own(self, config: JsonObject) -> JsonObject:
+        """The fields that only some architectures have, or that they have otherwise."""
+        model_type: str = config["model_type"]
+        found: JsonObject = {}
         if model_type == "phi3" and config["original_max_position_embeddings"] is None:
             found["original_max_position_embeddings"] = config["max_position_embeddings"]
         if self._of("expert_count"):
@@ -187,13 +209,13 @@ class GgufCheckpoint:
             found.update(self._scales())
         if model_type == "falcon":
             two = "blk.0.attn_norm_2.weight" in self.file.tensors
-            found["new_decoder_architecture"] = True  # how its heads are grouped
+            found["new_decoder_architecture"] = True  # GGUF's packed heads are in that order
             found["num_kv_heads"] = config["num_key_value_heads"] or 1
             found["num_ln_in_parallel_attn"] = 2 if two else 1
         return found
 
-    def _mixture(self, model_type, neurons):
-        """What is more where there are experts."""
+    def _mixture(self, model_type: str, neurons: int | None) -> JsonObject:
+        """The fields of a mixture of experts."""
         neurons = self._of("expert_feed_forward_length") or neurons
         experts = self._of("expert_count")
         return {
@@ -201,13 +223,13 @@ class GgufCheckpoint:
             "num_experts_per_tok": self._of("expert_used_count"),
             "moe_intermediate_size": neurons,
             "intermediate_size": neurons,
-            # llama.cpp has it in its code, but for files that say it
+            # As llama.cpp's code has it; a file that states otherwise is refused.
             "norm_topk_prob": model_type not in ("olmoe", "qwen2_moe"),
             "shared_expert_intermediate_size": self._of("expert_shared_feed_forward_length"),
         }
 
-    def _scales(self):
-        """What Granite multiplies embeddings, attention, blocks and logits with."""
+    def _scales(self) -> JsonObject:
+        """Granite's factors of embeddings, attention, blocks and logits."""
         return {
             "embedding_multiplier": self._of("embedding_scale", float),
             "attention_multiplier": self._of("attention.scale", float),
@@ -215,8 +237,8 @@ class GgufCheckpoint:
             "logits_scaling": self._of("logit_scale", float),
         }
 
-    def _partial_rotary_factor(self, model_type, head_dim):
-        """Which part of each head is turned. Raises FormatError where it must be all."""
+    def _partial_rotary_factor(self, model_type: str, head_dim: int | None) -> float:
+        """The share of each head that is rotary. Raises FormatError where it has to be 1."""
         turned = self._of("rope.dimension_count")
         if not turned or not head_dim or turned == head_dim:
             return 1.0
@@ -225,21 +247,21 @@ class GgufCheckpoint:
                 f"{self.directory}: rope.dimension_count {shown(turned)} of heads of "
                 f"{shown(head_dim)} is not supported for {self.architecture}"
             )
-        # The next larger number, as a product with head_dim must not be rounded below ``turned``.
+        # The next larger number, so that its product with head_dim is not rounded below ``turned``.
         return math.nextafter(turned / head_dim, math.inf)
 
-    def _rope_parameters(self):
-        """The kind of rotary positions, and what it needs."""
+    def _rope_parameters(self) -> JsonObject:
+        """The kind of rotary positions, and its parameters."""
         base = self._of("rope.freq_base", float)
         return {"rope_theta": 10000.0 if base is None else base, **self._rope_scaling()}
 
-    def _rope_scaling(self):
+    def _rope_scaling(self) -> JsonObject:
         tensors = self.file.tensors
-        kind = self._of("rope.scaling.type", str, "linear")  # as llama.cpp has it
+        kind = self._of("rope.scaling.type", str, "linear")  # llama.cpp's default
         factor = self._of("rope.scaling.factor", float)
         if kind == "linear" and not factor:
             kind = "none"
-        if "rope_freqs.weight" in tensors:  # Llama 3's, as factors of each dimension
+        if "rope_freqs.weight" in tensors:  # Llama 3's scaling, as a factor of each dimension
             self._refuse_two_scalings(kind)
             factors = self._vector("rope_freqs.weight")
             return {
@@ -264,28 +286,29 @@ class GgufCheckpoint:
             scaling["truncate"] = False
         return scaling
 
-    def _refuse_two_scalings(self, kind):
-        """Factors of each dimension are a scaling of their own."""
+    def _refuse_two_scalings(self, kind: str) -> None:
+        """Raise FormatError where factors of each dimension come beside another scaling."""
         if kind not in ("none", "longrope"):
             raise FormatError(
                 f"{self.directory}: rope.scaling.type {shown(kind)} beside factors of each "
                 "dimension is not supported"
             )
 
-    def _vector(self, name):
+    def _vector(self, name: str) -> list[float]:
         tensor = self.file.tensors[name]
         if len(tensor.shape) != 1 or tensor.type.name != "F32":
             raise FormatError(f"{self.directory}: tensor {name} is not a row of F32")
         return [float(value) for value in self.read_rows(name)]
 
-    def _ends_of_text(self):
+    def _ends_of_text(self) -> list[int]:
+        """The ids of the tokens that end a text, a turn or a message."""
         keys = ("eos_token_id", "eot_token_id", "eom_token_id")
         found = [self._get(f"tokenizer.ggml.{key}", int) for key in keys]
         return sorted({token for token in found if token is not None})
 
-    def _naming(self):
-        """NAMES, FFN and ROWS for what this file holds."""
-        names, rows, tensors = dict(NAMES), {}, self.file.tensors
+    def _naming(self) -> Naming:
+        names, tensors = dict(NAMES), self.file.tensors
+        rows: dict[str, Callable[[ModelConfig], AnyArray]] = {}
         parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
         ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
         if "blk.0.ffn_gate_exps.weight" in tensors:
@@ -298,7 +321,7 @@ class GgufCheckpoint:
             for p in "qkv":
                 names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
                 rows[f"{p}_proj"] = behind(p)
-        if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: a row a neuron
+        if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: one row per neuron
             ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
             del ffn["down"]
         if self.architecture in TURNED:
@@ -307,27 +330,30 @@ class GgufCheckpoint:
         if self.architecture == "phi3":
             ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
             rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
-        if "blk.0.attn_norm_2.weight" in tensors:  # what attention reads; the other is the FFN's
+        if "blk.0.attn_norm_2.weight" in tensors:  # attention's norm; attn_norm is the FFN's
             for k in KINDS:
                 names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"
                 names[f"layers.{{}}.ffn_norm.{k}"] = f"{BLOCK}.attn_norm.{k}"
-        return SimpleNamespace(NAMES=names, FFN=ffn, ROWS=rows)
+        return Naming(names, ffn, rows)
 
-    # ------------------------------------------------------------------ what it holds
+    # ------------------------------------------------------------------ tensors and texts
 
-    def format_of(self, name):
-        """The NumberFormat that keeps a tensor as it is, or the nearest there is."""
+    def format_of(self, name: str) -> NumberFormat:
+        """The NumberFormat that a tensor is converted to where the user names none.
+
+        It is the one that keeps the tensor bit for bit; where there is none, the nearest.
+        """
         kind = self.file.tensors[name].type
         if kind.format is not None:
             return kind.format
         return FORMATS["q4_0" if kind.name[1] in "234" else "q8_0"]
 
-    def requantised(self):
-        """Names of the types in this file that no format keeps as they are."""
+    def requantised(self) -> list[str]:
+        """Names of the types in this file that no number format of a bundle keeps bit for bit."""
         types = (t.type for n, t in self.file.tensors.items() if n in self.shapes)
         return sorted({kind.name for kind in types if kind.format is None})
 
-    def read_rows(self, name, start=0, stop=None):
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         """Rows ``start:stop`` of a tensor as float32."""
         tensor = self.file.tensors[name]
         if len(tensor.shape) > 1:
@@ -335,14 +361,14 @@ class GgufCheckpoint:
         values = self.file.decode(tensor.type, self.file.raw_rows(name))
         return (values if len(self.shapes.get(name, ())) == 2 else values.reshape(-1))[start:stop]
 
-    def raw_rows(self, name, format, start, stop):
-        """The same as bytes, where the file holds them in this NumberFormat; else None."""
+    def raw_rows(self, name: str, format: NumberFormat, start: int, stop: int) -> UInt8Array | None:
+        """The same rows as bytes, where the file holds them in this NumberFormat; else None."""
         tensor = self.file.tensors[name]
         if tensor.type.format is not format or len(tensor.shape) < 2:
             return None
         return self.file.raw_rows(name, start, stop)
 
-    def read_columns(self, name):
+    def read_columns(self, name: str) -> Iterator[Float32Array]:
         """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32."""
         tensor = self.file.tensors[name]
         raw, kind = self.file.raw_rows(name), tensor.type
@@ -352,25 +378,25 @@ class GgufCheckpoint:
             piece = piece[:, : (stop - start) // kind.block * kind.block_bytes]
             yield self.file.decode(kind, piece).T
 
-    def generation_config(self):
+    def generation_config(self) -> JsonObject:
         return {}
 
-    def tokenizer_json(self):
+    def tokenizer_json(self) -> str | None:
         """The text of a ``tokenizer.json`` made of the vocabulary in the file, or None.
 
-        Raises FormatError where it is damaged, or of a kind that is not known.
+        Raises FormatError where the vocabulary is damaged, or of an unknown kind.
         """
         try:
             made = gguf_tokenizer(self.file.metadata)
         except FormatError as error:
             raise FormatError(f"{self.directory}: {error}") from None
-        return made and json.dumps(made)
+        return None if made is None else json.dumps(made)
 
-    def chat_template(self):
+    def chat_template(self) -> str | None:
         """The jinja template of a conversation, or None."""
         return self._get("tokenizer.chat_template", str, "") or None
 
-    def special_tokens(self):
+    def special_tokens(self) -> dict[str, str]:
         """{role: token} of the special tokens that the tokenizer names."""
         tokens, found = self.file.metadata.get("tokenizer.ggml.tokens"), {}
         for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -379,17 +405,17 @@ class GgufCheckpoint:
                 found[f"{role}_token"] = tokens[number]
         return found
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "GgufCheckpoint":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _unpermuted(heads, config):
-    """Row of a llama GGUF's q or k for each row of the checkpoint's."""
+def _unpermuted(heads: int, config: ModelConfig) -> AnyArray:
+    """For each row of Hugging Face's q or k projection, the row of a llama GGUF that holds it."""
     ids = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
     return ids.swapaxes(1, 2).reshape(-1)

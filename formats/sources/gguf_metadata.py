@@ -1,19 +1,26 @@
-"""The metadata of a GGUF model that may be left unread: what it says when it changes nothing.
+"""The metadata of a GGUF model that may be left unread, because it does not change the result.
 
-A key of the model's architecture is read by ``GgufCheckpoint``, stands here with the values that
-leave the result as it is (llama.cpp's converter writes some of them), or is refused.
+A key of the model's architecture is either read by ``GgufCheckpoint``; or listed here with the
+values that do not change the result (llama.cpp's converter writes some of them); or refused.
 """
 
 import math
+from collections.abc import Callable, Container, Mapping
+from typing import Any
 
+from ..bounded_json import JsonObject
 from ..errors import FormatError, shown
 
+Harmless = Callable[[Any, JsonObject], bool]  # (the value of a key, the config) -> whether it is
 
-def refuse_strangers(metadata, architecture, known, config):
+
+def refuse_strangers(
+    metadata: Mapping[str, Any], architecture: str, known: Container[str], config: JsonObject
+) -> None:
     """Raise FormatError naming a key of the architecture that could change the result.
 
-    known   the keys, without the architecture in front, that were read
-    config  the Hugging Face config (a dict) that was made of them
+    known   the keys that were read, without the architecture before them
+    config  the Hugging Face config that was made of them
     """
     for key, value in metadata.items():
         name = key.removeprefix(f"{architecture}.")
@@ -25,47 +32,53 @@ def refuse_strangers(metadata, architecture, known, config):
             raise FormatError(f"metadata {shown(key)} is {shown(value)}, which is not supported")
 
 
-def _one_of(*values):
+def _one_of(*values: float) -> Harmless:
     return lambda value, config: value in values
 
 
-def _equals(field):
-    """Whether a value is that of a field of the config."""
-    return lambda value, config: value == config[field]
+def _equals(field: str) -> Harmless:
+    """Whether a value equals a field of the config."""
+    return lambda value, config: bool(value == config[field])
 
 
-def _no_window(value, config):
-    """A window that the longest text does not leave is none."""
-    return value == 0 or value >= (config["max_position_embeddings"] or math.inf)
+def _no_window(value: float, config: JsonObject) -> bool:
+    """Whether an attention window is as long as the longest text, or 0, which means no window."""
+    return value == 0 or value >= float(config["max_position_embeddings"] or math.inf)
 
 
-def _usual_scale(value, config):
-    """Whether a scale of attention is 1 / sqrt(head_dim), which 0 stands for."""
+def _usual_scale(value: float, config: JsonObject) -> bool:
+    """Whether attention's scale is 1 / sqrt(head_dim), for which 0 stands, too."""
     return value == 0 or math.isclose(value * value * (config["head_dim"] or 0), 1, rel_tol=1e-6)
 
 
-def _softmax(value, config):
-    """1 is a softmax over all experts, 3 over those chosen, which is the same once normalised."""
-    return value in (0, 1) or (value == 3 and config.get("norm_topk_prob", False))
+def _softmax(value: float, config: JsonObject) -> bool:
+    """Whether a gating function is a softmax whose weights come out as in the config.
+
+    1 is a softmax over all experts, 3 one over those chosen; normalised, they are the same.
+    """
+    return value in (0, 1) or (value == 3 and bool(config.get("norm_topk_prob", False)))
 
 
-def _usual_rotary(value, config):
-    """Granite's files switch rotary positions off by this key; others only take note by it."""
+def _usual_rotary(value: float, config: JsonObject) -> bool:
+    """Granite's files switch rotary positions off with this key; elsewhere it has no effect."""
     return bool(value) or config["model_type"] != "granitemoe"
 
 
-def _is_parallel(value, config):
+def _is_parallel(value: float, config: JsonObject) -> bool:
     return value == (config["model_type"] in ("falcon", "phi"))
 
 
-def _alternating(value, config):
-    """Every how many layers attention sees all tokens; GPT-OSS's is the only one that is known."""
+def _alternating(value: float, config: JsonObject) -> bool:
+    """Whether full attention in every ``value``-th layer is what the config's architecture has.
+
+    Of the architectures with windows only GPT-OSS alternates, with every second layer.
+    """
     return config["sliding_window"] is None or (config["model_type"] == "gpt_oss" and value == 2)
 
 
-# Of no use to a decoder's logits, whatever they say: the rows of the embedding are counted, the
-# layout's name is a remark, pooling follows the last norm, and of two epsilons the architecture
-# has one.
+# Keys that never change a decoder's logits: the vocabulary's size is known from the embedding's
+# rows, the layout's name is a remark, pooling follows the last norm, and an architecture uses only
+# one of the two epsilons.
 UNUSED = (
     "vocab_size",
     "tensor_data_layout",
@@ -74,9 +87,8 @@ UNUSED = (
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
 )
-# {key: whether a value of it leaves the result as it is, by the config}; 0 stands for "not used"
-# in most of them.
-HARMLESS = {
+# {key: whether a value of it leaves the result unchanged}; in most of them 0 means "not used".
+HARMLESS: dict[str, Harmless] = {
     # Widths
     "embedding_length_out": _equals("hidden_size"),
     "attention.value_length": _equals("head_dim"),
@@ -96,21 +108,23 @@ HARMLESS = {
     "final_logit_softcapping": _one_of(0),
     "router_logit_softcapping": _one_of(0),
     # Rotary positions
-    "rope.dimension_count_swa": lambda value, config: (
+    "rope.dimension_count_swa": lambda value, config: bool(
         config["partial_rotary_factor"] == 1.0 and value == config["head_dim"]
     ),
-    "rope.freq_base_swa": lambda value, config: value == config["rope_parameters"]["rope_theta"],
+    "rope.freq_base_swa": lambda value, config: bool(
+        value == config["rope_parameters"]["rope_theta"]
+    ),
     "rope.scale_linear": _one_of(0, 1),
     "rope.scaling.finetuned": _usual_rotary,
     "rope.scaling.attn_factor": _one_of(1),
     "rope.scaling.yarn_attn_factor": _one_of(1),
     "rope.scaling.yarn_log_multiplier": _one_of(0),
-    "rope.scaling.yarn_ext_factor": lambda value, config: (
+    "rope.scaling.yarn_ext_factor": lambda value, config: bool(
         value == (config["rope_parameters"]["rope_type"] == "yarn")
     ),
     "rope.scaling.yarn_beta_fast": _one_of(32),
     "rope.scaling.yarn_beta_slow": _one_of(1),
-    # Blocks, and what they are multiplied with
+    # Blocks and their factors
     "use_parallel_residual": _is_parallel,
     "swin_norm": _one_of(False),
     "embedding_scale": _one_of(0, 1),
@@ -124,12 +138,12 @@ HARMLESS = {
     "expert_feed_forward_length": _one_of(0),
     "expert_chunk_feed_forward_length": _one_of(0),
     "expert_shared_feed_forward_length": _one_of(0),
-    "expert_shared_count": lambda value, config: (
+    "expert_shared_count": lambda value, config: bool(
         value == (config["model_type"] == "qwen2_moe") or value == 0
     ),
     "expert_group_count": _one_of(0, 1),
     "expert_group_used_count": _one_of(0, 1),
     "expert_weights_scale": _one_of(0, 1),
-    "expert_weights_norm": lambda value, config: value == config.get("norm_topk_prob", value),
+    "expert_weights_norm": lambda value, config: bool(value == config.get("norm_topk_prob", value)),
     "expert_gating_func": _softmax,
 }

@@ -1,28 +1,31 @@
 """Fetching a checkpoint from the Hugging Face Hub (needs ``huggingface_hub``)."""
 
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ..arrays import Float32Array, UInt8Array
 from ..errors import UserError, reason
 from .checkpoint import Checkpoint, SafetensorsShard, shard_names
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Weights as safetensors where there are any, and the small files beside them.
 SMALL = ["*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+# Weights as safetensors where the repository has them, else as PyTorch's.
 WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])
 
 
-def names_a_repository(source):
-    """Whether ``source`` is no path here, but looks like ``org/name``."""
+def names_a_repository(source: Path | str) -> bool:
+    """Whether ``source`` is not a path here, but looks like ``org/name``."""
     return not Path(source).exists() and NAME.fullmatch(str(source)) is not None
 
 
-def fetch(name, weights=WEIGHTS):
-    """The directory that holds the checkpoint ``org/name``, fetched where it is not here yet.
+def fetch(name: Path | str, weights: Sequence[list[str]] = WEIGHTS) -> Path:
+    """The directory that holds the checkpoint ``org/name``; missing files are downloaded.
 
-    weights  patterns of its files of weights, of which the first that are there are fetched, too
-    Raises UserError where the library is missing, or the checkpoint cannot be had.
+    weights  patterns of files of weights; those of the first list that matches any are downloaded
+    Raises UserError where the library is missing, or the download fails.
     """
     hub = _library(name)
     with _one_line(name):
@@ -35,9 +38,12 @@ def fetch(name, weights=WEIGHTS):
     return Path(folder)
 
 
-def lean_checkpoint(name, folder):
-    """The Checkpoint ``org/name``, of which each shard is fetched to ``folder`` when it is first
-    read, and deleted by its ``drop``. Raises UserError as ``fetch``."""
+def lean_checkpoint(name: Path | str, folder: Path) -> Checkpoint:
+    """The Checkpoint ``org/name`` whose shards are downloaded one by one.
+
+    Each HubShard is downloaded to ``folder`` when it is first read, and deleted by its ``drop``.
+    Raises UserError as ``fetch`` does.
+    """
     small = fetch(name, weights=())
     index = small / "model.safetensors.index.json"
     files = shard_names(index) if index.exists() else ["model.safetensors"]
@@ -45,30 +51,31 @@ def lean_checkpoint(name, folder):
 
 
 class HubShard:
-    """A safetensors shard on the Hub; its header alone is read before it is fetched."""
+    """A Shard of safetensors on the Hub; only its header is read before it is downloaded."""
 
-    def __init__(self, repository, name, folder):
-        self.repository, self.name, self.folder, self.here = repository, name, folder, None
+    def __init__(self, repository: Path | str, name: str, folder: Path) -> None:
+        self.repository, self.name, self.folder = str(repository), name, folder
+        self.here: SafetensorsShard | None = None
         with _one_line(repository):
             header = _library(repository).HfApi().parse_safetensors_file_metadata(repository, name)
         self.tensors = header.tensors
 
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(info.shape) for name, info in self.tensors.items()}
 
-    def dtype(self, name):
-        return self.tensors[name].dtype
+    def dtype(self, name: str) -> str:
+        return str(self.tensors[name].dtype)
 
-    def read_rows(self, *arguments):
-        return self._fetched().read_rows(*arguments)
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
+        return self._fetched().read_rows(name, start, stop)
 
-    def read_bytes(self, *arguments):
-        return self._fetched().read_bytes(*arguments)
+    def read_bytes(self, name: str, start: int, stop: int) -> UInt8Array:
+        return self._fetched().read_bytes(name, start, stop)
 
-    def read_columns(self, name):
+    def read_columns(self, name: str) -> Iterator[Float32Array]:
         return self._fetched().read_columns(name)
 
-    def _fetched(self):
+    def _fetched(self) -> SafetensorsShard:
         if self.here is None:
             with _one_line(self.repository):
                 path = _library(self.repository).hf_hub_download(
@@ -77,19 +84,20 @@ class HubShard:
             self.here = SafetensorsShard(path)
         return self.here
 
-    def drop(self):
-        """Nothing more will be read from it: its file is deleted."""
+    def drop(self) -> None:
+        """Delete the downloaded file. Called when nothing more will be read from it."""
         if self.here is not None:
             self.close()
             self.here = None
             Path(self.folder, self.name).unlink()
 
-    def close(self):
+    def close(self) -> None:
         if self.here is not None:
             self.here.close()
 
 
-def _library(name):
+def _library(name: Path | str) -> Any:
+    """The module huggingface_hub. Raises UserError where it is not installed."""
     try:
         import huggingface_hub
     except ImportError:
@@ -101,8 +109,8 @@ def _library(name):
 
 
 @contextmanager
-def _one_line(name):
-    """What fails in the library, in the network below it or on the disk becomes a UserError."""
+def _one_line(name: Path | str) -> Iterator[None]:
+    """Turn any exception of the library, the network below it or the disk into a UserError."""
     try:
         yield
     except Exception as error:

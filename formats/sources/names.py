@@ -2,13 +2,19 @@
 
 import itertools
 import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bundle.layout import FFN, format_of
-from ..bundle.writer import encoded, new_tensor
+from ..arrays import AnyArray, Float32Array, UInt8Array
+from ..bundle.layout import FFN, TensorSpec, format_of
+from ..bundle.writer import NewTensor, encoded, new_tensor
+from ..config import ModelConfig
 from ..errors import FormatError
-from .checkpoint import COLUMN_CHUNK
+from ..number_formats import NumberFormat
+from .checkpoint import COLUMN_CHUNK, Checkpoint
+from .gguf_checkpoint import GgufCheckpoint
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
@@ -18,12 +24,20 @@ BUFFERS = (
 )  # fmt: skip
 
 
+class Found(NamedTuple):
+    """A tensor of a checkpoint, and those of its rows that are meant; None: all of them."""
+
+    name: str
+    rows: AnyArray | None
+
+
 class Names:
     """Finds a checkpoint's tensors by the architecture's name map, and checks their shapes."""
 
-    def __init__(self, checkpoint, config):
+    def __init__(self, checkpoint: Checkpoint | GgufCheckpoint, config: ModelConfig) -> None:
         self.checkpoint, self.config = checkpoint, config
-        self.naming = naming = checkpoint.naming
+        naming: Any = checkpoint.naming  # an architecture's module, whose names are partly optional
+        self.naming = naming
         self.ffn, self.packed = naming.FFN, getattr(naming, "ROWS", {})
         fused = getattr(naming, "FUSED_FFN", None)
         if fused and any(name in checkpoint.shapes for name in alternatives(fused["down"], 0)):
@@ -32,18 +46,22 @@ class Names:
             **naming.NAMES,
             **{f"layers.{{}}.ffn.{part}": name for part, name in self.ffn.items()},
         }
-        self.heights = {}  # {packed tensor: its rows}
+        self.heights: dict[str, int] = {}  # {packed tensor: its rows}
         for template, name in self.names.items():
             if rows := self.packed.get(_part(template)):
                 height = int(rows(config).max()) + 1
                 self.heights[name] = max(height, self.heights.get(name, 0))
         self.less_one = getattr(naming, "NORM_LESS_ONE", False)
-        self.sources = {}  # {our tensor: names of those in the checkpoint that it is made of}
+        self.sources: dict[str, list[str]] = {}  # {our tensor: the checkpoint's that it is made of}
 
-    def find(self, template, layer, shape, expert=None):
-        """The checkpoint's name of a tensor, and which rows of it ours is (None: all).
+    def find(
+        self, template: str, layer: str | None, shape: tuple[int, ...], expert: int | None = None
+    ) -> Found:
+        """The checkpoint's tensor that holds one of ours. Raises FormatError.
 
-        Where all of a layer's experts lie in one tensor, the rows are those of each.
+        template  our tensor's name with {} for the layer
+        shape     our tensor's
+        Where one tensor holds all of a layer's experts, ``Found.rows`` counts within each expert.
         """
         named = self.names.get(template, template)
         names = alternatives(named, layer, expert, bare=template not in HEADS)
@@ -61,15 +79,20 @@ class Names:
                 f"{self.checkpoint.directory}: tensor {name} has the shape "
                 f"{self.checkpoint.shapes[name]}, the config says {expected}"
             )
-        return name, rows
+        return Found(name, rows)
 
-    def turned(self, name):
+    def turned(self, name: str) -> bool:
         """Whether the experts' matrices lie in the checkpoint with rows and columns exchanged."""
         turned = getattr(self.naming, "EXPERTS_TURNED", False)
         return turned and not name.endswith(("_mxfp4", "_bias"))
 
-    def tensor(self, spec, ffn, dense):
-        """The NewTensor for a TensorSpec; the number formats are None to keep the checkpoint's."""
+    def tensor(
+        self, spec: TensorSpec, ffn: NumberFormat | None, dense: NumberFormat | None
+    ) -> NewTensor:
+        """The NewTensor for a TensorSpec.
+
+        ffn, dense  number formats of FFN weights, and of others; None: the checkpoint's own choice
+        """
         layer, template = None, spec.name
         if match := re.match(r"layers\.(\d+)\.", spec.name):
             layer = match[1]
@@ -86,19 +109,24 @@ class Names:
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
         return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
 
-    def expert_biases(self, spec, template, layer):
+    def expert_biases(self, spec: TensorSpec, template: str, layer: str | None) -> NewTensor:
         """The NewTensor of a bias of all of a layer's experts, one after the other."""
         size = spec.shape[0] // self.config.experts
         name, rows = self.find(template, layer, (size,), expert=0)
         self.sources[spec.name] = [name]
-        rows = np.arange(size) if rows is None else rows
+        columns = np.arange(size) if rows is None else rows
         return new_tensor(
             spec.name, format_of(spec, None, None), spec.shape,
-            lambda: [self.checkpoint.read_rows(name)[:, rows].reshape(-1)],
+            lambda: [self.checkpoint.read_rows(name)[:, columns].reshape(-1)],
         )  # fmt: skip
 
-    def rows(self, name, rows, format, add):
-        """Yield a tensor's rows, or those numbered ``rows``: float32, or bytes of ``format``."""
+    def rows(
+        self, name: str, rows: AnyArray | None, format: NumberFormat, add: float
+    ) -> Iterator[Float32Array | UInt8Array]:
+        """Yield the rows numbered ``rows`` (None: all) of a tensor, with ``add`` added to them.
+
+        They are float32, or bytes where the checkpoint holds them in this NumberFormat already.
+        """
         shape = self.checkpoint.shapes[name]
         rows = np.arange(shape[0]) if rows is None else rows
         step = max(1, CHUNK_VALUES // int(np.prod(shape[1:])))
@@ -106,17 +134,22 @@ class Names:
             runs = [
                 self.read(name, format, start, stop) for start, stop in _runs(rows[first:][:step])
             ]
-            values = runs[0] if len(runs) == 1 else np.concatenate(runs)
+            values: AnyArray = runs[0] if len(runs) == 1 else np.concatenate(runs)
             yield values + np.float32(add) if add else values
 
-    def read(self, name, format, start, stop):
-        """Rows ``start:stop`` as they are, where that is in ``format``, else as float32."""
+    def read(
+        self, name: str, format: NumberFormat, start: int, stop: int
+    ) -> Float32Array | UInt8Array:
+        """Rows ``start:stop`` as bytes where they are in ``format`` already, else as float32."""
         raw = self.checkpoint.raw_rows(name, format, start, stop)
         return self.checkpoint.read_rows(name, start, stop) if raw is None else raw
 
-    def bundle_tensor(self, spec, layer, format):
+    def bundle_tensor(
+        self, spec: TensorSpec, layer: str | None, format: NumberFormat | None
+    ) -> NewTensor:
         """The NewTensor of a layer's bundles, expert after expert."""
-        config, experts = self.config, range(self.config.experts) if self.config.experts else [None]
+        config = self.config
+        experts: list[int | None] = list(range(config.experts)) if config.experts else [None]
         neurons, width = config.d_ffn // len(experts), spec.shape[1] // config.parts
         shapes = {part: (neurons, width) for part in ("gate", "up", "down_t")}
         shapes["down"] = (width, neurons)
@@ -128,21 +161,27 @@ class Names:
             for expert in experts
         ]
         self.sources[spec.name] = [name for parts in found for name, _ in parts.values()]
-        format = format or self.checkpoint.format_of(found[0]["up"][0])
+        chosen = format or self.checkpoint.format_of(found[0]["up"].name)
 
-        def chunks():
+        def chunks() -> Iterator[UInt8Array]:
             for number, parts in enumerate(found):
-                yield from self.bundles(parts, number, neurons, format)
+                yield from self.bundles(parts, number, neurons, chosen)
 
-        return new_tensor(spec.name, format, spec.shape, chunks)
+        return new_tensor(spec.name, chosen, spec.shape, chunks)
 
-    def bundles(self, parts, expert, neurons, format):
-        """Rows [gate_i | up_i | down_i]: rows of gate and up, column i of the down projection, or
-        row i where the checkpoint has it transposed ("down_t")."""
-        columns = self.columns(parts["down"][0], expert) if "down" in parts else None
+    def bundles(
+        self, parts: dict[str, Found], expert: int, neurons: int, format: NumberFormat
+    ) -> Iterator[UInt8Array]:
+        """Yield bundles [gate_i | up_i | down_i], (<= COLUMN_CHUNK, bytes).
+
+        gate_i and up_i are rows; down_i is a column of the down projection, or a row where the
+        checkpoint has it transposed ("down_t").
+        """
+        columns = self.columns(parts["down"].name, expert) if "down" in parts else None
         whole = {n: self.matrix(n, expert) for n, _ in parts.values() if self.turned(n)}
         for start in range(0, neurons, COLUMN_CHUNK):
-            stop, bundle = min(start + COLUMN_CHUNK, neurons), []
+            stop = min(start + COLUMN_CHUNK, neurons)
+            bundle: list[AnyArray] = []
             for name, rows in (parts[p] for p in ("gate", "up", "down_t") if p in parts):
                 ids = np.arange(start, stop) if rows is None else rows[start:stop]
                 if name in whole:
@@ -152,14 +191,16 @@ class Names:
             bundle += [next(columns)] if columns else []
             yield np.concatenate([encoded(p, format) for p in bundle], axis=1)
 
-    def rows_of_expert(self, name, expert, ids, format):
-        """Rows ``ids``, ascending, of a matrix, or of one of those that lie in one tensor."""
+    def rows_of_expert(
+        self, name: str, expert: int, ids: AnyArray, format: NumberFormat
+    ) -> Float32Array | UInt8Array:
+        """Rows ``ids``, ascending, of a matrix, or of an expert's matrix within one tensor."""
         shape, first = self.checkpoint.shapes[name], int(ids[0])
         base = first + (expert * shape[1] if len(shape) == 3 else 0)
         values = self.read(name, format, base, base + int(ids[-1]) + 1 - first)
         return values if len(values) == len(ids) else values[ids - first]
 
-    def columns(self, name, expert):
+    def columns(self, name: str, expert: int) -> Iterator[Float32Array]:
         """Yield a down projection transposed, in pieces (<= COLUMN_CHUNK, width) float32."""
         shape = self.checkpoint.shapes[name]
         if len(shape) == 2:
@@ -169,14 +210,14 @@ class Names:
         for start in range(0, matrix.shape[1], COLUMN_CHUNK):
             yield np.ascontiguousarray(matrix[:, start : start + COLUMN_CHUNK].T)
 
-    def matrix(self, name, expert):
-        """One expert's, of a tensor that holds all of a layer's; float32."""
+    def matrix(self, name: str, expert: int) -> Float32Array:
+        """One expert's matrix, of a tensor that holds those of all of a layer's experts."""
         rows = self.checkpoint.shapes[name][1]
         matrix = self.checkpoint.read_rows(name, expert * rows, (expert + 1) * rows)
         return matrix.T if self.turned(name) else matrix
 
-    def refuse_strangers(self):
-        """Raise FormatError where the checkpoint holds what the architecture has no use for."""
+    def refuse_strangers(self) -> None:
+        """Raise FormatError where the checkpoint holds tensors that the architecture lacks."""
         strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
         strangers = {name for name in strangers if not name.endswith(BUFFERS)}
         if self.config.tied and HEADS[0] in strangers:
@@ -189,8 +230,8 @@ class Names:
                 f"{self.checkpoint.config['model_type']} does not have: {some}"
             )
 
-    def refuse_another_head(self, head, embeddings):
-        """Raise FormatError where a tied output head stands in the checkpoint, and is no copy."""
+    def refuse_another_head(self, head: str, embeddings: str) -> None:
+        """Raise FormatError where a tied output head in the checkpoint is not the embeddings."""
         shapes, read = self.checkpoint.shapes, self.checkpoint.read_rows
         same = shapes[head] == shapes[embeddings]
         step = max(1, CHUNK_VALUES // int(np.prod(shapes[embeddings][1:])))
@@ -204,23 +245,26 @@ class Names:
             )
 
 
-def alternatives(named, layer, expert=None, bare=True):
-    """The names that a tensor may have in a checkpoint; ``named`` has those of the whole model.
+def alternatives(
+    named: str, layer: str | int | None, expert: int | None = None, bare: bool = True
+) -> list[str]:
+    """The names that a tensor may have in a checkpoint.
 
-    bare  a checkpoint of the bare model, without its head, lacks the first part of the names
+    named  those in a checkpoint of the whole model, separated by "|"; {} is the layer
+    bare   add those in a checkpoint of the model without its head, which lack the first part
     """
     names = named.format(layer, layer, expert=expert).split("|")
     return names + [name.partition(".")[2] for name in names if bare]
 
 
-def _part(template):
-    """The key in ROWS: q_proj of layers.{}.q_proj.bias, gate of layers.{}.ffn.gate."""
+def _part(template: str) -> str:
+    """The key in ROWS: "q_proj" for layers.{}.q_proj.bias, "gate" for layers.{}.ffn.gate."""
     pieces = template.split(".")
     return pieces[-1] if "ffn" in pieces else ".".join(pieces[2:-1])
 
 
-def _runs(rows):
-    """Yield (start, stop) of the runs of neighbours among row ids."""
+def _runs(rows: AnyArray) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of each run of consecutive row ids."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     for part in np.split(rows, breaks):
         yield int(part[0]), int(part[-1]) + 1

@@ -1,17 +1,20 @@
-"""The vocabulary inside a GGUF file as a ``tokenizer.json`` (a dict)."""
+"""The vocabulary inside a GGUF file as the contents of a ``tokenizer.json``."""
 
+from typing import Any
+
+from ...bounded_json import JsonObject
 from ...errors import FormatError, shown
 from ...numbers import is_number, is_whole
 from . import pre_tokenizers, sentencepiece
-from .parts import added_tokens, byte_level_bpe
+from .parts import Around, added_tokens, byte_level_bpe
 from .sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
 from .vocabulary import pairs_of
 
 
-def gguf_tokenizer(metadata):
-    """The tokenizer of a GGUF file's metadata, or None where it has none.
+def gguf_tokenizer(metadata: JsonObject) -> JsonObject | None:
+    """The tokenizer in a GGUF file's metadata, or None where the file has none.
 
-    Raises FormatError where it is damaged, or of a kind that is not known.
+    Raises FormatError where it is damaged, or of an unknown kind.
     """
     model, tokens = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "tokens"))
     if not isinstance(tokens, list) or model in (None, "no_vocab", "none"):
@@ -26,20 +29,20 @@ def gguf_tokenizer(metadata):
     raise FormatError(f"its kind of tokenizer, {shown(model)}, is not known")
 
 
-def _sentencepiece(metadata, tokens, kinds):
+def _sentencepiece(metadata: JsonObject, tokens: list[str], kinds: list[int]) -> JsonObject:
     scores = _numbers(metadata, "scores", len(tokens), 0.0)
     space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     remove = bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False))
     if "tokenizer.ggml.precompiled_charsmap" in metadata:
         raise FormatError("its tokenizer has a map of characters, which is not supported here")
     pieces = Pieces(tokens, scores, kinds, space_first=space, remove_spaces=remove)
-    return sentencepiece.as_json(pieces, *_around(metadata, tokens, True))
+    return sentencepiece.as_json(pieces, _around(metadata, tokens, True))
 
 
-def _byte_level(metadata, tokens, kinds):
+def _byte_level(metadata: JsonObject, tokens: list[str], kinds: list[int]) -> JsonObject:
     name = metadata.get("tokenizer.ggml.pre", "default")
     if name == "default":
-        name = pre_tokenizers.OLD.get(metadata.get("general.architecture"), name)
+        name = pre_tokenizers.OLD.get(metadata.get("general.architecture", ""), name)
     if not isinstance(name, str) or name not in pre_tokenizers.PATTERNS:
         raise FormatError(f"how its tokenizer cuts words, {shown(name)}, is not known")
     merges = metadata.get("tokenizer.ggml.merges")
@@ -60,23 +63,24 @@ def _byte_level(metadata, tokens, kinds):
     )
 
 
-def _around(metadata, tokens, begun):
-    """The tokens that every text begins and ends with, each or None."""
-    found = []
-    for name, default in (("bos", begun), ("eos", False)):
+def _around(metadata: JsonObject, tokens: list[str], begun: bool) -> Around:
+    """The tokens around every text.
+
+    begun  whether texts begin with the BOS token where the file does not say
+    """
+
+    def token(name: str, default: bool) -> str | None:
         i = metadata.get(f"tokenizer.ggml.{name}_token_id")
         wanted = metadata.get(f"tokenizer.ggml.add_{name}_token", default)
-        known = is_whole(i, 0, len(tokens) - 1)
-        found.append(tokens[i] if wanted and known else None)
-    return found
+        return tokens[i] if wanted and is_whole(i, 0, len(tokens) - 1) else None
+
+    return Around(token("bos", begun), token("eos", False))
 
 
-def _numbers(metadata, key, n, default):
+def _numbers(metadata: JsonObject, key: str, n: int, default: float) -> list[Any]:
     values = metadata.get(f"tokenizer.ggml.{key}")
     values = [default] * n if values is None else values
     values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list) or len(values) != n:
-        raise FormatError(f"tokenizer.ggml.{key} is not {n} numbers")
-    if not all(is_number(v) for v in values):
-        raise FormatError(f"tokenizer.ggml.{key} is not {n} numbers")
-    return values
+    if isinstance(values, list) and len(values) == n and all(is_number(v) for v in values):
+        return values
+    raise FormatError(f"tokenizer.ggml.{key} is not {n} numbers")

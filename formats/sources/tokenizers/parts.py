@@ -1,11 +1,31 @@
-"""Parts of a ``tokenizer.json`` (dicts) that every kind of tokenizer is made with."""
+"""The parts of a ``tokenizer.json`` that every kind of tokenizer is made of."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ...bounded_json import JsonObject
 
 
-def added_tokens(ids, special, plain=()):
-    """Entries of "added_tokens", by id: tokens that are found in a text before all others.
+class Around(NamedTuple):
+    """The tokens that every text begins and ends with."""
 
-    ids  {token: id}; special: tokens that are no text, plain: those that are
+    first: str | None = None
+    last: str | None = None
+
+
+NOTHING_AROUND = Around()
+
+
+def added_tokens(
+    ids: Mapping[str, int], special: Iterable[str], plain: Iterable[str] = ()
+) -> list[JsonObject]:
+    """The entries of "added_tokens", which are found in a text before all other tokens, by id.
+
+    ids      {token: id}
+    special  tokens that are not a part of the text
+    plain    tokens that are a part of it
     """
+    special = set(special)
     return [
         {
             "id": ids[token], "content": token, "single_word": False, "lstrip": False,
@@ -15,14 +35,14 @@ def added_tokens(ids, special, plain=()):
     ]  # fmt: skip
 
 
-def begins_and_ends(first, last, ids):
-    """The post-processor that puts these tokens around every text, or None for neither."""
-    around = [token for token in (first, last) if token is not None]
-    if not around:
+def begins_and_ends(around: Around, ids: Mapping[str, int]) -> JsonObject | None:
+    """The post-processor that puts these tokens around every text, or None for no token."""
+    tokens = [token for token in around if token is not None]
+    if not tokens:
         return None
     begin, end = (
         [{"SpecialToken": {"id": token, "type_id": 0}}] if token is not None else []
-        for token in (first, last)
+        for token in around
     )
     a, b = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
     return {
@@ -30,22 +50,23 @@ def begins_and_ends(first, last, ids):
         "single": [*begin, a, *end],
         "pair": [*begin, a, *end, b],
         "special_tokens": {
-            token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in around
+            token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in tokens
         },
     }
 
 
-def cut_out(pattern):
-    """A pre-tokenizer that makes what a regular expression matches a word of its own."""
+def cut_out(pattern: str) -> JsonObject:
+    """A pre-tokenizer that makes every match of a regular expression a word of its own."""
     return {
         "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
     }  # fmt: skip
 
 
-def byte_level(use_regex, prefix_space=False):
-    """The step between bytes and the letters that stand for them.
+def byte_level(use_regex: bool, prefix_space: bool = False) -> JsonObject:
+    """The step that writes bytes as the letters that stand for them, or reads them so.
 
-    use_regex  words are cut as GPT-2's are; prefix_space: a text gets a space in front
+    use_regex     words are cut by GPT-2's pattern first
+    prefix_space  a text gets a space in front
     """
     return {
         "type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True,
@@ -53,15 +74,23 @@ def byte_level(use_regex, prefix_space=False):
     }  # fmt: skip
 
 
-def byte_level_bpe(vocab, merges, added, pre_tokenizer, nfc=False, around=(None, None),
-                   ignore_merges=False):  # fmt: skip
-    """A byte-level BPE as GPT-2's.
+def byte_level_bpe(
+    vocab: dict[str, int],
+    merges: list[list[str]],
+    added: list[JsonObject],
+    pre_tokenizer: JsonObject,
+    nfc: bool = False,
+    around: Around = NOTHING_AROUND,
+    ignore_merges: bool = False,
+) -> JsonObject:
+    """A byte-level BPE like GPT-2's.
 
-    vocab          {token: id}; merges: pairs of tokens; added: of ``added_tokens``
-    pre_tokenizer  what cuts a text into words, see pre_tokenizers.split
-    nfc            a text is brought to the normal form C first
-    around         (the token that every text begins with, ends with), or None
-    ignore_merges  a word that is a token is taken whole
+    vocab          {token: id}
+    merges         pairs of tokens, the first to be merged first
+    added          the entries that ``added_tokens`` makes
+    pre_tokenizer  cuts a text into words, see ``pre_tokenizers.split``
+    nfc            a text is brought to Unicode's normal form C first
+    ignore_merges  a word that is itself a token skips the merges
     """
     ids = {**vocab, **{token["content"]: token["id"] for token in added}}
     return {
@@ -71,7 +100,7 @@ def byte_level_bpe(vocab, merges, added, pre_tokenizer, nfc=False, around=(None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": begins_and_ends(*around, ids) or byte_level(use_regex=True),
+        "post_processor": begins_and_ends(around, ids) or byte_level(use_regex=True),
         "decoder": byte_level(use_regex=True),
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",

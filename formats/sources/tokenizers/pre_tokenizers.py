@@ -1,10 +1,13 @@
-"""How byte-level BPEs cut a text into words before they merge, by the name that GGUF gives it.
+"""How byte-level BPEs cut a text into words before merging, by the name that GGUF gives the cut.
 
 A name stands for the patterns of the model's own ``tokenizer.json``, applied one after the other:
-each cuts out what it matches of every piece that is there. Names that llama.cpp knows and that are
-left out here take more than patterns.
+each cuts its matches out of every piece so far. llama.cpp knows further names, which are left out
+here because patterns alone cannot express them.
 """
 
+from collections.abc import Sequence
+
+from ...bounded_json import JsonObject
 from .parts import byte_level, cut_out
 
 _LETTERS = (
@@ -22,8 +25,7 @@ _LETTERS = (
     "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
 
-# English contractions, as two tokenizers have them
-_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English contractions, in either case
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _END = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _END_WITH_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,16 +35,16 @@ QWEN2 = rf"{_SHORT}|{_WORD}|\p{{N}}|{_END}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 
-def _cased(upper, lower, after=""):
-    """Words that begin in upper case, then words that stay in it."""
+def _cased(upper: str, lower: str, after: str = "") -> str:
+    """The pattern of words that begin in upper case, or of words that stay in upper case."""
     front = r"[^\r\n\p{L}\p{N}]?"
     return f"{front}{upper}*{lower}+{after}|{front}{upper}+{lower}*{after}"
 
 
 GPT4O = rf"{_cased(_UPPER, _LOWER, _SHORT + '?')}|\p{{N}}{{1,3}}|{_END_WITH_SLASH}"
 TEKKEN = rf"{_cased(_UPPER, _LOWER)}|\p{{N}}|{_END_WITH_SLASH}"
-_NOT_HAN = [f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER)]
-KIMI = rf"\p{{Han}}+|{_cased(*_NOT_HAN, _SHORT + '?')}|\p{{N}}{{1,3}}|{_END}"
+_UPPER_NOT_HAN, _LOWER_NOT_HAN = (f"{x[:-1]}&&[^\\p{{Han}}]]" for x in (_UPPER, _LOWER))
+KIMI = rf"\p{{Han}}+|{_cased(_UPPER_NOT_HAN, _LOWER_NOT_HAN, _SHORT + '?')}|\p{{N}}{{1,3}}|{_END}"
 DEEPSEEK3 = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
@@ -115,25 +117,25 @@ PATTERNS = {
         r"\p{N}",
     ),
 }  # fmt: skip
-# Texts are normalised to NFC first.
+# Names with which texts are normalised to NFC first.
 NFC = {"qwen2", "qwen35", "stablelm2", "command-r", "olmo", "mpt"}
 _OF_LLAMA3 = {
     "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
 }  # fmt: skip
-# A word that is a token skips the merges.
+# Names with which a word that is itself a token skips the merges.
 WHOLE_WORDS = _OF_LLAMA3 | {"glm4", "glm5", "tekken"}
-# A BOS token is added unless the file says otherwise.
+# Names with which texts begin with the BOS token unless the file says otherwise.
 BEGUN = _OF_LLAMA3 | {"tekken"}
-# What files from before the name was given have, by their architecture.
+# {architecture: the name for its older files, which do not state one}
 OLD = {
     "falcon": "falcon", "phi2": "gpt-2", "qwen2": "qwen2", "qwen2moe": "qwen2", "qwen3": "qwen2",
     "qwen3moe": "qwen2",
 }  # fmt: skip
 
 
-def split(patterns, prefix_space=False):
-    """A ``pre_tokenizer`` (a dict) of such patterns; ``prefix_space``: a text gets one in front."""
-    if tuple(patterns) == (GPT2,):
-        return byte_level(use_regex=True, prefix_space=prefix_space)  # which has this very pattern
+def split(patterns: Sequence[str], prefix_space: bool = False) -> JsonObject:
+    """The pre-tokenizer of such patterns. With ``prefix_space`` a text gets a space in front."""
+    if tuple(patterns) == (GPT2,):  # the byte-level step has this pattern built in
+        return byte_level(use_regex=True, prefix_space=prefix_space)
     steps = [*map(cut_out, patterns), byte_level(use_regex=False, prefix_space=prefix_space)]
     return {"type": "Sequence", "pretokenizers": steps}

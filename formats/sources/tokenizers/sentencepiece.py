@@ -1,56 +1,65 @@
 """SentencePiece's ``tokenizer.model``, and its vocabularies inside GGUF, as ``tokenizer.json``.
 
-The file is a protocol buffer: ModelProto in sentencepiece_model.proto. Everything made of it is
-bounded by its size.
+The file is a protocol buffer: ModelProto in sentencepiece_model.proto. The size of everything made
+of it is bounded by the file's size.
 """
 
 import base64
 import math
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import index
+from pathlib import Path
+from typing import Any
 
+from ...bounded_json import JsonObject
 from ...errors import FormatError
 from ...files import read_bytes
-from .parts import added_tokens, begins_and_ends, cut_out
+from .parts import NOTHING_AROUND, Around, added_tokens, begins_and_ends, cut_out
 
-# The kinds of pieces, which GGUF took over.
+# The kinds of pieces. GGUF's numbers are the same.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 SPACE = "\u2581"
-MERGES_PER_CHARACTER = 64  # characters in all merges, for each of the vocabulary: a few, really
+# The most characters of all merges together per character of the vocabulary; real ones have a few.
+MERGES_PER_CHARACTER = 64
 
 
 @dataclass
 class Pieces:
-    """A SentencePiece vocabulary: ``pieces``, ``scores`` and ``kinds`` of each id.
+    """A SentencePiece vocabulary: ``pieces``, ``scores`` and ``kinds`` by id.
 
-    charsmap       the normalizer's map of characters, as its file has it; folds_case: whether it
-                   is one of those that write capitals small
+    charsmap       the normalizer's map of characters, as its file has it
+    folds_case     whether that map makes capitals small
     space_first    every text gets a space in front
-    remove_spaces  spaces around a text, and all but one between words, are left out
-    added          tokens that stand beside the vocabulary, as tokenizer.json has them
+    remove_spaces  spaces around a text, and all but one between words, are removed
+    added          tokens beside the vocabulary: the entries that ``added_tokens`` makes
     """
 
-    pieces: list
-    scores: list
-    kinds: list
+    pieces: list[str]
+    scores: list[float]
+    kinds: list[int]
     model: int = BPE
     charsmap: bytes = b""
     folds_case: bool = False
     space_first: bool = True
     remove_spaces: bool = False
-    added: list = field(default_factory=list)
+    added: list[JsonObject] = field(default_factory=list)
 
-    def of_kind(self, *kinds):
+    def of_kind(self, *kinds: int) -> list[str]:
         return [p for p, kind in zip(self.pieces, self.kinds, strict=True) if kind in kinds]
 
 
-def read(path):
-    """The Pieces of a ``tokenizer.model``. Raises FormatError where it is damaged, or has options
-    that are not supported."""
-    found, trainer, normalizer = Pieces([], [], []), {}, {}
+def read(path: Path) -> Pieces:
+    """The Pieces of a ``tokenizer.model``.
+
+    Raises FormatError where the file is damaged, or has options that are not supported.
+    """
+    found = Pieces([], [], [])
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     try:
         for number, value in fields(memoryview(read_bytes(path))):
             if number == 1:
@@ -63,7 +72,7 @@ def read(path):
             elif number == 3:
                 normalizer = dict(fields(view(value)))
             elif number == 5 and any(n in (2, 6) and len(view(v)) for n, v in fields(view(value))):
-                raise FormatError(f"{path}: changes the text that it decodes; not supported")
+                raise FormatError(f"{path}: changes the text that it decodes, not supported here")
         found.model = number_of(trainer.get(3, UNIGRAM))
         found.charsmap = bytes(view(normalizer.get(2, b"")))
         found.folds_case = bytes(view(normalizer.get(1, b""))).endswith(b"_cf")
@@ -84,11 +93,13 @@ def read(path):
     return found
 
 
-def as_json(vocabulary, first=None, last=None, prefix_once=False):
-    """Pieces as a ``tokenizer.json`` (a dict).
+def as_json(
+    vocabulary: Pieces, around: Around = NOTHING_AROUND, prefix_once: bool = False
+) -> JsonObject:
+    """The contents of a ``tokenizer.json``. Raises FormatError where Pieces contradict each other.
 
-    first, last  the tokens that every text begins and ends with, or None
-    prefix_once  the space in front of a text does not stand after special tokens within it
+    prefix_once  only the text as a whole gets a space in front, not its parts between special
+                 tokens
     """
     v = vocabulary
     if len(set(v.pieces)) < len(v.pieces):
@@ -114,14 +125,14 @@ def as_json(vocabulary, first=None, last=None, prefix_once=False):
         "added_tokens": sorted(added.values(), key=lambda token: token["id"]),
         "normalizer": {"type": "Sequence", "normalizers": normalizers(v, prefix_once)},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts} if cuts else None,
-        "post_processor": begins_and_ends(first, last, ids),
+        "post_processor": begins_and_ends(around, ids),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }
 
 
-def _model(v, vocab, ignore_merges):
-    """The "model" of a ``tokenizer.json`` (a dict) of Pieces; vocab: {piece: id}."""
+def _model(v: Pieces, vocab: dict[str, int], ignore_merges: bool) -> JsonObject:
+    """The "model" of a ``tokenizer.json``; vocab: {piece: id}."""
     unknown = next(iter(v.of_kind(UNKNOWN)), None)
     byte_fallback = BYTE in v.kinds
     if v.model != UNIGRAM:
@@ -132,16 +143,16 @@ def _model(v, vocab, ignore_merges):
             "merges": merges(v),
         }  # fmt: skip
     if unknown is None:
-        raise FormatError("none of its pieces is for what is unknown")
+        raise FormatError("it has no piece for unknown characters")
     return {
         "type": "Unigram", "unk_id": vocab[unknown], "byte_fallback": byte_fallback,
         "vocab": [[p, s] for p, s in zip(v.pieces, v.scores, strict=True)],
     }  # fmt: skip
 
 
-def normalizers(vocabulary, prefix_once):
-    """What SentencePiece does to a text before it looks for pieces, step by step."""
-    steps = []
+def normalizers(vocabulary: Pieces, prefix_once: bool) -> list[JsonObject]:
+    """The steps by which SentencePiece changes a text before it looks for pieces."""
+    steps: list[JsonObject] = []
     if vocabulary.charsmap:
         text = base64.b64encode(vocabulary.charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
@@ -153,8 +164,11 @@ def normalizers(vocabulary, prefix_once):
     return steps
 
 
-def user_defined_cuts(vocabulary):
-    """The pre-tokenizers that cut out the pieces which come before all others, longest first."""
+def user_defined_cuts(vocabulary: Pieces) -> list[JsonObject]:
+    """The pre-tokenizers that cut out user-defined pieces, which precede all others, longest first.
+
+    Raises FormatError where the normalizer may change such a piece.
+    """
     pieces = sorted(vocabulary.of_kind(USER_DEFINED), key=len, reverse=True)
     pieces = [piece for piece in pieces if piece]
     if not pieces:
@@ -171,21 +185,22 @@ def user_defined_cuts(vocabulary):
     return [cut_out(pattern)]
 
 
-def merges(vocabulary):
-    """The merges of a BPE, as pairs of pieces, the first to be done first.
+def merges(vocabulary: Pieces) -> list[tuple[str, str]]:
+    """The merges of a BPE, as pairs of pieces, the first to be merged first.
 
-    SentencePiece joins the two neighbours whose piece has the highest score, so these are all
-    pairs of pieces that make a piece, by that piece's score.
+    SentencePiece joins the two neighbours whose piece has the highest score. The merges are
+    therefore all pairs of pieces that make a piece, by that piece's score.
     """
     v = vocabulary
     ids = {piece: i for i, piece in enumerate(v.pieces)}
     before = longest_prefixes(v.pieces)
     behind = longest_prefixes([piece[::-1] for piece in v.pieces])
-    found, left = [], MERGES_PER_CHARACTER * (sum(map(len, v.pieces)) + 1024)
+    found: list[tuple[float, tuple[str, str]]] = []
+    left = MERGES_PER_CHARACTER * (sum(map(len, v.pieces)) + 1024)
     for i, (piece, score, kind) in enumerate(zip(v.pieces, v.scores, v.kinds, strict=True)):
         if kind not in (NORMAL, USER_DEFINED):
             continue
-        # Where a cut leaves pieces on both sides: after a prefix, before a suffix.
+        # A cut must leave a piece on either side: it comes after a prefix and before a suffix.
         cuts = {len(v.pieces[j]) for j in chain(before, i)}
         cuts &= {len(piece) - len(v.pieces[j]) for j in chain(behind, i)}
         left -= len(piece) * len(cuts)
@@ -198,12 +213,13 @@ def merges(vocabulary):
     return [pair for _, pair in found]
 
 
-def longest_prefixes(pieces):
-    """Of each piece the index of the longest other one that it begins with, or None.
+def longest_prefixes(pieces: list[str]) -> list[int | None]:
+    """For each piece the index of the longest other one that it begins with, or None.
 
-    Sorted, a piece comes right after those it begins with, so that one pass finds them.
+    In sorted order a piece follows those that it begins with, so that one pass finds them.
     """
-    longest, open_pieces = [None] * len(pieces), []
+    longest: list[int | None] = [None] * len(pieces)
+    open_pieces: list[int] = []
     for i in sorted(range(len(pieces)), key=pieces.__getitem__):
         while open_pieces and not pieces[i].startswith(pieces[open_pieces[-1]]):
             open_pieces.pop()
@@ -214,25 +230,28 @@ def longest_prefixes(pieces):
     return longest
 
 
-def chain(longest, i):
-    """The indices of all pieces that one begins with."""
-    while (i := longest[i]) is not None:
-        yield i
+def chain(longest: list[int | None], piece: int) -> Iterator[int]:
+    """The indices of all pieces that ``piece`` begins with."""
+    prefix = longest[piece]
+    while prefix is not None:
+        yield prefix
+        prefix = longest[prefix]
 
 
-def _replace(pattern, content):
+def _replace(pattern: JsonObject, content: str) -> JsonObject:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 # ---------------------------------------------------------------- protocol buffers
 
 
-def fields(data):
-    """Yield (number, value) of a protocol buffer's message: integers, or views of the bytes."""
+def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of a protocol buffer's message; a value is an int or a memoryview."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
         kind = key & 7
+        value: int | memoryview
         if kind == 0:
             value, at = _varint(data, at)
         else:
@@ -243,17 +262,18 @@ def fields(data):
         yield key >> 3, value
 
 
-def view(value):
-    """A field's bytes. Raises TypeError where it is a number."""
+def view(value: Any) -> memoryview:
+    """A field's bytes. Raises TypeError where the field is a number."""
     return memoryview(value)
 
 
-def number_of(value):
-    """A field's number. Raises TypeError where it is bytes."""
+def number_of(value: Any) -> int:
+    """A field's number. Raises TypeError where the field holds bytes."""
     return index(value)
 
 
-def _varint(data, at):
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """(the number encoded at index ``at``, the index behind it)."""
     value = shift = 0
     while True:
         byte = data[at]

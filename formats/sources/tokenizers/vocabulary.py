@@ -6,27 +6,30 @@
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ... import bounded_json
-from ...bounded_json import read_json
+from ...bounded_json import JsonObject, read_json
 from ...errors import FormatError, shown
 from ...files import read_text
 from ...numbers import is_whole
 from . import sentencepiece
-from .parts import added_tokens, byte_level_bpe
+from .parts import Around, added_tokens, byte_level_bpe
 from .pre_tokenizers import GPT2, QWEN2, split
 
 MOST_TOKENIZER = 1 << 30  # bytes of memory; 260,000 tokens with their merges take half of it
-# Classes of transformers with vocab.json and merges.txt -> (patterns, normal form C first)
+# transformers' tokenizer classes with vocab.json and merges.txt -> (the patterns that cut words,
+# whether texts are brought to normal form C first)
 CLASSES = {
     "PreTrainedTokenizer": ((GPT2,), False),
     "GPT2Tokenizer": ((GPT2,), False),
     "CodeGenTokenizer": ((GPT2,), False),
     "Qwen2Tokenizer": ((QWEN2,), True),
 }
-OF_MODEL_TYPE = {  # where tokenizer_config.json names no class
+OF_MODEL_TYPE = {  # the class where tokenizer_config.json names none
     "opt": "GPT2Tokenizer", "phi": "CodeGenTokenizer",
     **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), "Qwen2Tokenizer"),
 }  # fmt: skip
@@ -35,9 +38,8 @@ OF_MODEL_TYPE = {  # where tokenizer_config.json names no class
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def tokenizer_json(directory):
+def tokenizer_json(directory: Path) -> str | None:
     """The text of ``tokenizer.json``, or one made of the older files in a directory, or None."""
-    directory = Path(directory)
     path = directory / "tokenizer.json"
     if path.exists():
         text = read_text(path)
@@ -52,9 +54,8 @@ def tokenizer_json(directory):
     return None
 
 
-def chat_template(directory):
+def chat_template(directory: Path) -> str | None:
     """The jinja template of a conversation, or None."""
-    directory = Path(directory)
     path = directory / "chat_template.jinja"
     if path.exists():
         return read_text(path)
@@ -65,20 +66,25 @@ def chat_template(directory):
     return template if isinstance(template, str) else None
 
 
-def special_tokens(directory):
-    """{role: token} of the special tokens that a tokenizer names; "" where it has none."""
+def special_tokens(directory: Path) -> dict[str, str]:
+    """{role: token} of the special tokens that a tokenizer names; "" where a role has no token."""
     found = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = Path(directory) / name
-        for role, token in (read_json(path) if path.exists() else {}).items():
-            token = token.get("content") if isinstance(token, dict) else token
+        path = directory / name
+        for role, entry in (read_json(path) if path.exists() else {}).items():
+            token = _text_of(entry)
             if role in ROLES and isinstance(token, str | None):
                 found[role] = token or ""
     return found
 
 
-def _byte_level(directory, settings):
-    """``vocab.json`` and ``merges.txt`` as a ``tokenizer.json`` (a dict)."""
+def _text_of(entry: Any) -> Any:
+    """A token's text; the files have either that or an object with its "content"."""
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def _byte_level(directory: Path, settings: JsonObject) -> JsonObject:
+    """The ``tokenizer.json`` made of ``vocab.json`` and ``merges.txt``."""
     vocab = ids_of(read_json(directory / "vocab.json", MOST_TOKENIZER), directory / "vocab.json")
     merges = _read_merges(directory / "merges.txt")
     patterns, nfc = CLASSES[_class(directory, settings)]
@@ -87,8 +93,8 @@ def _byte_level(directory, settings):
     return byte_level_bpe(vocab, merges, added, split(patterns, prefix_space), nfc, around)
 
 
-def _class(directory, settings):
-    """The tokenizer's class, where it is one that is known. Raises FormatError."""
+def _class(directory: Path, settings: JsonObject) -> str:
+    """The tokenizer's class, one of CLASSES. Raises FormatError where it is another."""
     name = settings.get("tokenizer_class")
     if name is None and (directory / "config.json").exists():
         model_type = read_json(directory / "config.json").get("model_type")
@@ -104,31 +110,31 @@ def _class(directory, settings):
     return name
 
 
-def _read_merges(path):
+def _read_merges(path: Path) -> list[list[str]]:
     lines = read_text(path).split("\n")
     if lines[0].startswith("#version"):
         lines = lines[1:]
     return pairs_of((line.rstrip("\r") for line in lines if line.strip("\r")), path)
 
 
-def pairs_of(lines, name):
-    """Merges as pairs of tokens. Raises FormatError where a line is not two tokens."""
+def pairs_of(lines: Iterable[str], name: Path | str) -> list[list[str]]:
+    """Merges as pairs of tokens. Raises FormatError, naming ``name``, where a line is no pair."""
     pairs = [line.split(" ") for line in lines]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise FormatError(f"{name}: a line is not two tokens separated by a space")
     return pairs
 
 
-def ids_of(vocab, path):
-    """{token: id}, as it was read. Raises FormatError where the ids are not whole numbers."""
+def ids_of(vocab: JsonObject, path: Path) -> dict[str, int]:
+    """``vocab`` once it is checked. Raises FormatError where it does not give each token an id."""
     ids = vocab.values()
     if not all(is_whole(i, 0, (1 << 31) - 1) for i in ids) or len(set(ids)) < len(ids):
-        raise FormatError(f"{path}: is not tokens with an id each")
+        raise FormatError(f"{path}: does not give each token a number of its own")
     return vocab
 
 
-def _sentencepiece(directory, settings):
-    """``tokenizer.model`` as a ``tokenizer.json`` (a dict)."""
+def _sentencepiece(directory: Path, settings: JsonObject) -> JsonObject:
+    """The ``tokenizer.json`` made of ``tokenizer.model``."""
     path = directory / "tokenizer.model"
     pieces = sentencepiece.read(path)
     ids = {piece: i for i, piece in enumerate(pieces.pieces)}
@@ -141,46 +147,56 @@ def _sentencepiece(directory, settings):
         space_first=pieces.space_first if space is None else space is True,
     )
     try:
-        return sentencepiece.as_json(pieces, *around, settings.get("legacy") is False)
+        return sentencepiece.as_json(pieces, around, settings.get("legacy") is False)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
 
 
-def _settings(directory):
-    path = Path(directory) / "tokenizer_config.json"
+def _settings(directory: Path) -> JsonObject:
+    """tokenizer_config.json, or {} where there is none."""
+    path = directory / "tokenizer_config.json"
     return read_json(path) if path.exists() else {}
 
 
-def _beside(directory, settings, vocab, bos=None):
-    """(tokens that stand beside a vocabulary, as "added_tokens" has them; the tokens that a text
-    begins and ends with).
+class _Entry(NamedTuple):
+    """A token beside the vocabulary: its id, and its other settings."""
 
-    bos  the token that texts begin with where nothing says otherwise, or None
+    id: int
+    settings: JsonObject
+
+
+def _beside(
+    directory: Path, settings: JsonObject, vocab: Mapping[str, int], bos: str | None = None
+) -> tuple[list[JsonObject], Around]:
+    """(the entries of "added_tokens" for the tokens beside a vocabulary, the tokens around a text).
+
+    bos  the token that texts begin with where the settings do not say, or None
     """
     ids, special, entries = dict(vocab), set(), _entries(directory, settings)
-    for token, (number, entry) in entries.items():
-        if ids.setdefault(token, number) != number:
+    for token, entry in entries.items():
+        if ids.setdefault(token, entry.id) != entry.id:
             raise FormatError(f"{directory}: the token {shown(token)} has two ids")
-        if entry.get("special", False):
+        if entry.settings.get("special", False):
             special.add(token)
     roles = _special_tokens(settings, ids)
     special.update(roles.values())
     tokens = added_tokens(ids, special, entries)
-    for token in tokens:
-        entry = entries.get(token["content"], (0, {}))[1]
-        token.update({key: entry[key] for key in token if isinstance(entry.get(key), bool)})
-        token["special"] = token["content"] in special
+    for made in tokens:
+        own = entries[made["content"]].settings if made["content"] in entries else {}
+        made.update({key: own[key] for key in made if isinstance(own.get(key), bool)})
+        made["special"] = made["content"] in special
     first, last = roles.get("bos_token", bos), roles.get("eos_token")
     if first not in ids or not settings.get("add_bos_token", bos is not None):
         first = None
-    return tokens, (first, last if settings.get("add_eos_token") else None)
+    return tokens, Around(first, last if settings.get("add_eos_token") else None)
 
 
-def _entries(directory, settings):
-    """{token: (id, what else is said of it)} of added_tokens.json and tokenizer_config.json."""
-    path, found = directory / "added_tokens.json", {}
+def _entries(directory: Path, settings: JsonObject) -> dict[str, _Entry]:
+    """{token: its _Entry} of added_tokens.json and tokenizer_config.json."""
+    path = directory / "added_tokens.json"
+    found = {}
     if path.exists():
-        found = {token: (i, {}) for token, i in ids_of(read_json(path), path).items()}
+        found = {token: _Entry(i, {}) for token, i in ids_of(read_json(path), path).items()}
     listed = settings.get("added_tokens_decoder", {})
     for number, entry in listed.items() if isinstance(listed, dict) else ():
         token = entry.get("content") if isinstance(entry, dict) else None
@@ -188,21 +204,15 @@ def _entries(directory, settings):
             raise FormatError(
                 f"{directory / 'tokenizer_config.json'}: added_tokens_decoder is not tokens by id"
             )
-        found[token] = (int(number), entry)
+        found[token] = _Entry(int(number), entry)
     return {token: entry for token, entry in found.items() if token}
 
 
-def _special_tokens(settings, ids):
+def _special_tokens(settings: JsonObject, ids: Mapping[str, int]) -> dict[str, str]:
     """{role: token} of the special tokens that tokenizer_config.json names."""
-    found = {}
-    for role in ROLES:
-        token = settings.get(role)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token in ids:
-            found[role] = token
-    more = settings.get("additional_special_tokens", [])
-    for n, token in enumerate(more if isinstance(more, list) else []):
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token in ids:
-            found[f"additional {n}"] = token
-    return found
+    more = settings.get("additional_special_tokens")
+    more = more if isinstance(more, list) else []
+    named = {role: settings.get(role) for role in ROLES}
+    named.update({f"additional {n}": entry for n, entry in enumerate(more)})
+    texts = {role: _text_of(entry) for role, entry in named.items()}
+    return {role: text for role, text in texts.items() if isinstance(text, str) and text in ids}
