@@ -9,6 +9,9 @@ from types import FrameType
 from typing import Any
 
 
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended, as a shell has it
+
+
 def main() -> None:
     """Run the command line of this process, and exit with its code."""
     try:
@@ -26,6 +29,11 @@ def main() -> None:
         code = command()
         if answers:  # all work is done; Ctrl-C must not interrupt the interpreter's own exit
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if code == INTERRUPTED:
+            # If the interrupt came within exec(), as when a dataclass is made, ``python -m`` would
+            # end with the signal instead of this code.
+            sys.stdout.flush()
+            os._exit(code)
     except KeyboardInterrupt:
         _leave()
     sys.exit(code)
@@ -34,7 +42,7 @@ def main() -> None:
 def _leave(signal_number: int = 0, frame: FrameType | None = None) -> None:
     """Exit at once. Nothing is half done where this is called, and an exception could be lost."""
     os.write(2, b"\nflashinfer: interrupted\n")
-    os._exit(130)
+    os._exit(INTERRUPTED)
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

@@ -130,6 +130,22 @@ def test_ctrl_c_at_any_moment(synthetic, tmp_path, most, command):
     assert found
 
 
+def test_ctrl_c_within_exec(tmp_path):
+    """Where Python notes for its own exit that an interrupt was not handled."""
+    (tmp_path / "command.py").write_text(
+        "from flashinfer import __main__\n"
+        "from flashinfer.cli import main\n"
+        "interrupt = 'import signal; signal.raise_signal(signal.SIGINT)'\n"
+        "main._run = lambda argv: exec(interrupt)\n"
+        "__main__.main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert run.returncode == 130 and run.stderr == "\nflashinfer: interrupted\n"
+
+
 def test_ctrl_c_while_importing(tmp_path):
     """The first 200 ms, in which NumPy and its like are imported."""
     command = ["run", "--tokens", "5", "-n", "400"]
