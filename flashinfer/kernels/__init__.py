@@ -9,7 +9,9 @@ each sum.
 
 import os
 
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.kernels import attention, direct_io, doors, neuron_cache, sparse_matmul
+from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.sparse_matmul import Matrix, quantise
 
 __all__ = ["NAMES", "TWINS", "Matrix", "describe", "in_use", "quantise", "set_threads", "use"]
@@ -32,14 +34,16 @@ TWINS = {"numpy": _twins(sparse_matmul, attention, neuron_cache, direct_io)}
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 try:
-    from flashinfer._native import attention as _attention
-    from flashinfer._native import direct_io as _direct_io
-    from flashinfer._native import neuron_cache as _neuron_cache
-    from flashinfer._native import sparse_matmul as _sparse_matmul
+    from flashinfer._native import kernels as _native
 except ImportError:
     pass
 else:
-    TWINS["native"] = _twins(_sparse_matmul, _attention, _neuron_cache, _direct_io)
+    formats = {name: (f.block, f.block_bytes) for name, f in FORMATS.items()}
+    if _native.tables() != (formats, tuple(ACTIVATIONS)):
+        raise ImportError(
+            f"{_native.__file__}: was built from another version of flashinfer; install it again"
+        )
+    TWINS["native"] = _twins(_native)
 
 
 def use(kind):
@@ -54,13 +58,12 @@ def set_threads(threads):
     """Compute with this many threads from now on (the NumPy kernels always with one)."""
     doors.set_threads(threads)
     if "native" in TWINS:
-        _sparse_matmul.set_threads(threads)
-        _attention.set_threads(threads)
+        _native.set_threads(threads)
 
 
 def describe():
     """What computes, for people: "native (avx512)" or "numpy"."""
-    return f"native ({_sparse_matmul.vector_unit()})" if in_use == "native" else "numpy"
+    return f"native ({_native.vector_unit()})" if in_use == "native" else "numpy"
 
 
 in_use = "numpy"

@@ -11,12 +11,12 @@ import numpy as np
 
 from flashinfer.formats.config import LEAST_CAP, MOST_CAP
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
+from flashinfer.kernels.activations import ACTIVATIONS
 
 # Of an offset, a length, the number of a token: the sum of two stays within 64 bits.
 MOST = 1 << 62
 MOST_THREADS = 1024
 LARGEST = float(np.finfo(np.float32).max)
-ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "cap", "quick_gelu", "sigmoid")
 FLOATS, HALVES = (np.dtype(np.float32),), (np.dtype(np.float32), np.dtype(np.float16))
 DOUBLES, BYTES = (np.dtype(np.float64),), (np.dtype(np.uint8),)
 INT32, INT64 = (np.dtype(np.int32),), (np.dtype(np.int64),)

@@ -6,6 +6,7 @@ import numpy as np
 
 from flashinfer.formats.number_formats import BlockFormat, NumberFormat
 from flashinfer.kernels import doors
+from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.doors import checked
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
@@ -77,28 +78,12 @@ def sparse_down(memory, rows, format, a, y, indptr=None, tokens=None):
 
 @checked(doors.activate)
 def activate(x, kind, threshold=0.0):
-    """The activation named ``kind`` (doors.ACTIVATIONS) of x, float32 of any shape, in place.
+    """The activation named ``kind`` (activations.py) of x, float32 of any shape, in place.
 
     relu keeps what is above ``threshold`` (FATReLU), relu2 squares it; "cap" is
     threshold tanh(x / threshold).
     """
-    threshold = np.float32(threshold)
-    if kind == "cap":
-        x[...] = threshold * (2 * _sigmoid(x * (np.float32(2) / threshold)) - 1)
-    elif kind in ("relu", "relu2"):
-        x[~(x > threshold)] = 0
-        if kind == "relu2":
-            x *= x
-    elif kind == "quick_gelu":
-        x *= _sigmoid(np.float32(1.702) * x)
-    elif kind == "gelu":
-        x *= np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5)))
-    elif kind == "sigmoid":
-        x[...] = _sigmoid(x)
-    elif kind == "gelu_tanh":
-        x *= _sigmoid(np.float32(1.5957691216) * (x + np.float32(0.044715) * x * x * x))
-    else:
-        x *= _sigmoid(x)
+    x[...] = ACTIVATIONS[kind](x, np.float32(threshold))
 
 
 @checked(doors.layer_norm)
@@ -148,22 +133,6 @@ def _dots(x, raw, format):
 def _mean(x):
     """Of each row (T, 1); of none nothing, without a word."""
     return x.sum(axis=1, keepdims=True) / np.float32(x.shape[1])
-
-
-def _sigmoid(x):
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
-
-
-def _erf(x):
-    """Within 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
-    size = np.abs(x)
-    t = 1 / (1 + np.float32(0.3275911) * size)
-    terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-    p = np.zeros_like(t)
-    for term in terms:
-        p = (p + np.float32(term)) * t
-    return np.copysign(1 - p * np.exp(-size * size), x)
 
 
 def _gather(memory, rows, format, columns):
