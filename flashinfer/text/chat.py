@@ -25,7 +25,7 @@ def chat_tokenizer(bundle, context, budget=None):
     if place[1] > MOST_TEMPLATE:
         raise FormatError(f"{bundle.path}: its chat template of {place[1]} bytes is too long")
     if find_spec("jinja2") is None:
-        raise UserError("chat needs jinja2: pip install 'flashinfer[text]'")
+        raise UserError("chat needs jinja2: pip install 'llm-in-a-flash[text]'")
     tokenizer = Tokenizer(bundle, budget)
     tokenizer.use_template(bundle.chat_template())
     tokenizer.stay(context)

@@ -95,7 +95,7 @@ def _library(name):
     except ImportError:
         raise UserError(
             f"{name}: no such directory; to fetch it from the Hugging Face Hub: "
-            "pip install 'flashinfer[hub]'"
+            "pip install 'llm-in-a-flash[hub]'"
         ) from None
     return huggingface_hub
 
