@@ -27,8 +27,7 @@ HASHES = ("2dcb447d6b55df60", "67796820b338cb18")  # of what OPT needs, and of w
 def environments():
     """{what is varied: an environment}: the vector unit, and what NumPy may use of the CPU."""
     found = {unit: {"FLASHINFER_VECTOR_UNIT": unit} for unit in UNITS}
-    core = np._core if hasattr(np, "_core") else np.core  # NumPy 1
-    dispatched = core._multiarray_umath.__cpu_dispatch__
+    dispatched = np._core._multiarray_umath.__cpu_dispatch__
     for n in range(len(dispatched)):
         features = " ".join(dispatched[n:])
         found[f"NumPy without {features}"] = {"NPY_DISABLE_CPU_FEATURES": features}
