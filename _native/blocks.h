@@ -5,7 +5,10 @@
  * lanes in the same order: the same bits.
  */
 
-#define Q_BYTES(format) ((format) == Q8_0 ? Q8_0_BYTES : Q4_0_BYTES)
+/* Each unit says here how it adds, and what it takes of a format: quants_NAME gives the whole
+ * numbers of two blocks, 64 bytes in their order, each with STORED(zero point) added. Formats that
+ * a unit has no quants_ and load_ of its own for get them from PORTABLE.
+ */
 
 #if defined(UNIT_VNNI)
 
@@ -20,15 +23,17 @@ INLINE NAME(scales) NAME(two)(float first, float second) {
     return (NAME(scales)){
         _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second))};
 }
-INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) { /* unsigned: w + 128 or w + 8 */
-    if (format == Q8_0) {
-        __m512i w = _mm512_inserti64x4(
-            _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(block + 2))),
-            _mm256_loadu_si256((const __m256i *)(block + Q8_0_BYTES + 2)), 1);
-        return (NAME(weights)){_mm512_xor_si512(w, _mm512_set1_epi8((char)128))};
-    }
-    __m256i packed = _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(block + Q4_0_BYTES + 2)),
-                                      _mm_loadu_si128((const __m128i *)(block + 2)));
+#define STORED(zero) (zero) /* the instruction takes unsigned weights */
+INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block) {
+    __m512i w = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(block + 2))),
+        _mm256_loadu_si256((const __m256i *)(block + bytes_of_32(Q8_0) + 2)), 1);
+    return (NAME(weights)){_mm512_xor_si512(w, _mm512_set1_epi8((char)128))};
+}
+INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
+    __m256i packed =
+        _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(block + bytes_of_32(Q4_0) + 2)),
+                         _mm_loadu_si128((const __m128i *)(block + 2)));
     __m256i low = _mm256_set1_epi8(15);
     __m512i w = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(packed, low)),
                                    _mm256_and_si256(_mm256_srli_epi16(packed, 4), low), 1);
@@ -47,7 +52,6 @@ INLINE float NAME(total)(NAME(lanes) sums) {
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums.q), 1));
     return sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(sums.q), high));
 }
-#define SCALE hardware_scale
 
 #elif defined(UNIT_AVX512) || defined(UNIT_AVX2)
 
@@ -63,16 +67,20 @@ INLINE NAME(lanes) NAME(no_lanes)(void) {
 INLINE NAME(scales) NAME(two)(float first, float second) {
     return (NAME(scales)){{first, second}};
 }
-INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) { /* q4_0 unsigned: w + 8 */
+/* Unsigned, too, where the sum of two products stays within 16 bits. */
+#define STORED(zero) ((zero) <= 64 ? (zero) : 0)
+INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block) {
     NAME(weights) w;
-    for (int b = 0; b < 2; b++, block += Q_BYTES(format)) {
-        if (format == Q8_0) {
-            w.q[b] = _mm256_loadu_si256((const __m256i *)(block + 2));
-        } else {
-            __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2)), low = _mm_set1_epi8(15);
-            w.q[b] = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(packed, 4), low),
-                                      _mm_and_si128(packed, low));
-        }
+    for (int b = 0; b < 2; b++, block += bytes_of_32(Q8_0))
+        w.q[b] = _mm256_loadu_si256((const __m256i *)(block + 2));
+    return w;
+}
+INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
+    NAME(weights) w;
+    for (int b = 0; b < 2; b++, block += bytes_of_32(Q4_0)) {
+        __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2)), low = _mm_set1_epi8(15);
+        w.q[b] = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(packed, 4), low),
+                                  _mm_and_si128(packed, low));
     }
     return w;
 }
@@ -81,7 +89,7 @@ INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, c
     NAME(ints) p;
     for (int b = 0; b < 2; b++) {
         __m256i x = _mm256_loadu_si256((const __m256i *)(q + b * BLOCK));
-        if (format == Q8_0) { /* |w| times x with w's sign: pairs stay within 16 bits */
+        if (!STORED(number_formats[format].zero)) { /* |w| times x with w's sign: pairs stay within 16 bits */
             __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w.q[b]), _mm256_sign_epi8(x, w.q[b]));
             p.q[b] = _mm256_madd_epi16(pairs, one);
         } else {
@@ -100,7 +108,6 @@ INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAM
 INLINE float NAME(total)(NAME(lanes) sums) {
     return sum_of_8(_mm256_add_ps(sums.q[0], sums.q[1]));
 }
-#define SCALE hardware_scale
 
 #elif defined(UNIT_NEON)
 
@@ -117,20 +124,23 @@ INLINE NAME(lanes) NAME(no_lanes)(void) {
 INLINE NAME(scales) NAME(two)(float first, float second) {
     return (NAME(scales)){{first, second}};
 }
-INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) {
+#define STORED(zero) 0
+INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block) {
     NAME(weights) w;
-    for (int b = 0; b < 2; b++, block += Q_BYTES(format)) {
-        if (format == Q8_0) {
-            for (int i = 0; i < 2; i++)
-                w.q[2 * b + i] = vreinterpretq_s32_s8(vld1q_s8((const int8_t *)block + 2 + 16 * i));
-        } else {
-            uint8x16_t packed = vld1q_u8(block + 2);
-            int8x16_t eight = vdupq_n_s8(8);
-            w.q[2 * b] = vreinterpretq_s32_s8(
-                vsubq_s8(vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), eight));
-            w.q[2 * b + 1] = vreinterpretq_s32_s8(
-                vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), eight));
-        }
+    for (int b = 0; b < 2; b++, block += bytes_of_32(Q8_0))
+        for (int i = 0; i < 2; i++)
+            w.q[2 * b + i] = vreinterpretq_s32_s8(vld1q_s8((const int8_t *)block + 2 + 16 * i));
+    return w;
+}
+INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
+    NAME(weights) w;
+    for (int b = 0; b < 2; b++, block += bytes_of_32(Q4_0)) {
+        uint8x16_t packed = vld1q_u8(block + 2);
+        int8x16_t eight = vdupq_n_s8(8);
+        w.q[2 * b] = vreinterpretq_s32_s8(
+            vsubq_s8(vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), eight));
+        w.q[2 * b + 1] =
+            vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), eight));
     }
     return w;
 }
@@ -159,7 +169,6 @@ INLINE float NAME(total)(NAME(lanes) sums) {
     float32x2_t h = vadd_f32(vget_low_f32(s), vget_high_f32(s));
     return vget_lane_f32(h, 0) + vget_lane_f32(h, 1);
 }
-#define SCALE block_scale
 
 #else /* plain C */
 
@@ -173,15 +182,7 @@ INLINE NAME(lanes) NAME(no_lanes)(void) { return (NAME(lanes)){{0}}; }
 INLINE NAME(scales) NAME(two)(float first, float second) {
     return (NAME(scales)){{first, second}};
 }
-INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) {
-    NAME(weights) w;
-    for (int i = 0; i < 2 * BLOCK; i++) {
-        const uint8_t *values = block + i / BLOCK * Q_BYTES(format) + 2;
-        int j = i % BLOCK;
-        w.q[i] = format == Q8_0 ? (int8_t)values[j] : (j < 16 ? values[j] & 15 : values[j - 16] >> 4) - 8;
-    }
-    return w;
-}
+#define STORED(zero) 0
 INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
     NAME(ints) p = {{0}};
     (void)format, (void)less;
@@ -198,9 +199,57 @@ INLINE float NAME(total)(NAME(lanes) sums) {
         for (int i = 0; i < n; i++) sums.q[i] += sums.q[i + n];
     return sums.q[0];
 }
-#define SCALE block_scale
 
 #endif
+
+#if defined(UNIT_AVX512) || defined(UNIT_AVX2)
+INLINE float NAME(scale_f16)(const uint8_t *block) { return f16c_scale(block); }
+#else
+INLINE float NAME(scale_f16)(const uint8_t *block) { return block_scale(block); }
+#endif
+
+INLINE float NAME(scale)(int format, const uint8_t *block) {
+    switch (format) {
+#define CASE(code, name, values, bytes, zero, scale) \
+    case code: return NAME(scale_##scale)(block);
+        BLOCK_FORMATS(CASE)
+#undef CASE
+    }
+    __builtin_unreachable();
+}
+
+#define PORTABLE(code, name) \
+    INLINE V NAME(load_##name)(const uint8_t *block) { \
+        int8_t q[BLOCK]; \
+        float values[BLOCK], scale = NAME(scale)(code, block); \
+        unpack_##name(block, q); \
+        for (int i = 0; i < BLOCK; i++) values[i] = scale * q[i]; \
+        return NAME(load_f32)(values); \
+    } \
+    INLINE NAME(weights) NAME(quants_##name)(const uint8_t *block) { \
+        int8_t q[2 * BLOCK]; \
+        NAME(weights) w; \
+        unpack_##name(block, q); \
+        unpack_##name(block + bytes_of_32(code), q + BLOCK); \
+        for (int i = 0; i < 2 * BLOCK; i++) q[i] += STORED(number_formats[code].zero); \
+        memcpy(&w, q, sizeof w); \
+        return w; \
+    }
+
+#if defined(UNIT_PLAIN)
+PORTABLE(Q8_0, q8_0)
+PORTABLE(Q4_0, q4_0)
+#endif
+
+INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) {
+    switch (format) {
+#define CASE(code, name, ...) \
+    case code: return NAME(quants_##name)(block);
+        BLOCK_FORMATS(CASE)
+#undef CASE
+    }
+    __builtin_unreachable();
+}
 
 /* What dots_8bit does at two blocks of each row, from block b on; rows and tokens point there. */
 INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const *block,
@@ -211,7 +260,8 @@ INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const 
     NAME(scales) w_scales[ROW_BLOCK_8BIT];
     for (int r = 0; r < rows; r++) {
         w[r] = NAME(quants)(format, block[r]);
-        w_scales[r] = NAME(two)(SCALE(block[r]), SCALE(block[r] + Q_BYTES(format)));
+        w_scales[r] = NAME(two)(NAME(scale)(format, block[r]),
+                                NAME(scale)(format, block[r] + bytes_of_32(format)));
     }
     for (int k = 0; k < count; k++) {
         NAME(scales) x_scales = NAME(two)(scales[k][0], scales[k][1]);
@@ -225,7 +275,7 @@ INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const 
 INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *const *row,
                             const uint8_t *const *coming, const activations *x,
                             const int64_t *token, float out[MOST_ROWS][TOKEN_BLOCK]) {
-    int64_t size = Q_BYTES(format), blocks = x->d / BLOCK, b = 0;
+    int64_t size = bytes_of_32(format), blocks = x->d / BLOCK, b = 0;
     NAME(lanes) sums[ROW_BLOCK_8BIT][TOKEN_BLOCK];
     const uint8_t *block[ROW_BLOCK_8BIT];
     const int8_t *q[TOKEN_BLOCK];
@@ -237,7 +287,7 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
         for (int r = 0; r < rows; r++) {
             block[r] = row[r] + b * size;
             if (b * size % 64 < 2 * size) __builtin_prefetch(coming[r] + b * size, 0, 2);
-            if (format == Q8_0) __builtin_prefetch(coming[r] + (b + 1) * size, 0, 2);
+            if (2 * size > 64) __builtin_prefetch(coming[r] + (b + 1) * size, 0, 2);
         }
         for (int k = 0; k < count; k++) {
             q[k] = x->q + token[k] * x->d + b * BLOCK;
@@ -247,7 +297,7 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
         NAME(add_two)(format, rows, count, block, q, less, scales, sums);
     }
     if (b < blocks) { /* the last one by itself, and zeros beside it */
-        uint8_t padded[ROW_BLOCK_8BIT][2 * Q8_0_BYTES] = {{0}};
+        uint8_t padded[ROW_BLOCK_8BIT][2 * sizeof(any_block)] = {{0}};
         int8_t last_q[TOKEN_BLOCK][2 * BLOCK] = {{0}};
         int32_t last_less[TOKEN_BLOCK][16] = {{0}};
         float last_scales[TOKEN_BLOCK][2] = {{0}};
@@ -267,5 +317,5 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
         for (int k = 0; k < count; k++) out[r][k] = NAME(total)(sums[r][k]);
 }
 
-#undef SCALE
-#undef Q_BYTES
+#undef STORED
+#undef PORTABLE

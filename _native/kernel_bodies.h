@@ -6,21 +6,21 @@
  * take activations of 8 bits, see blocks.h.
  */
 
-/* 32 values of a row of weights from column j on, as float32. */
+/* 32 values of a row of weights from column j, a multiple of 32, as float32. */
 INLINE V NAME(load)(int format, const uint8_t *row, int64_t j) {
     switch (format) {
-    case F32: return NAME(load_f32)((const float *)row + j);
-    case F16: return NAME(load_f16)((const uint16_t *)row + j);
-    case Q8_0: return NAME(load_q8_0)(row + j / BLOCK * Q8_0_BYTES); /* j is a multiple of 32 */
-    case Q4_0: return NAME(load_q4_0)(row + j / BLOCK * Q4_0_BYTES);
-    default: return NAME(load_bf16)((const uint16_t *)row + j);
+#define CASE(code, name, block, bytes, ...) \
+    case code: return NAME(load_##name)((const void *)(row + j / block * bytes));
+        NUMBER_FORMATS(CASE)
+#undef CASE
     }
+    __builtin_unreachable();
 }
 
 /* The last n < 32 values, with zeros behind them; rows of blocks have no such. */
 INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
     float padded[32] = {0};
-    int64_t size = format == F32 ? 4 : 2;
+    int64_t size = bytes_of_32(format) / 32;
     memcpy(padded, row + j * size, n * size);
     return NAME(load)(format, (const uint8_t *)padded, 0);
 }
@@ -67,7 +67,7 @@ INLINE void NAME(up_block)(const up_task *task, int format, int rows, int count,
         result = task->out + task->indptr[i];
         for (int b = 0; b < count; b++) token[b] = task->tokens[task->indptr[i] + k + b];
     }
-    if (format >= Q8_0)
+    if (has_blocks(format))
         NAME(dots_8bit)(format, rows, count, row, coming, task->quantised, token, out);
     else
         NAME(dots)(format, rows, count, row, coming, task->x, token, task->d, out);
@@ -82,7 +82,7 @@ INLINE void NAME(up_block)(const up_task *task, int format, int rows, int count,
  * the nearest cache. */
 INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int64_t end) {
     const uint8_t *row[ROW_PANEL], *coming[ROW_PANEL];
-    const int most = format >= Q8_0 ? ROW_BLOCK_8BIT : ROW_BLOCK;
+    const int most = has_blocks(format) ? ROW_BLOCK_8BIT : ROW_BLOCK;
     int64_t ahead = 1 + PREFETCH_BYTES / (task->d * bytes_of_32(format) / 32 + 1);
     int64_t panel = !task->indptr && task->n_tokens >= TOKEN_BLOCK ? ROW_PANEL : 1;
     for (int64_t i = begin; i < end; i += panel) {
@@ -105,15 +105,20 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
     }
 }
 
-static void NAME(up)(const up_task *task, int64_t begin, int64_t end) {
-    switch (task->format) {
-    case F32: NAME(up_format)(task, F32, begin, end); break;
-    case F16: NAME(up_format)(task, F16, begin, end); break;
-    case Q8_0: NAME(up_format)(task, Q8_0, begin, end); break;
-    case Q4_0: NAME(up_format)(task, Q4_0, begin, end); break;
-    default: NAME(up_format)(task, BF16, begin, end); break;
-    }
+#define CASE(code, ...) \
+    case code: NAME(up_format)(task, code, begin, end); break;
+
+static void NAME(up_blocks)(const up_task *task, int64_t begin, int64_t end) {
+    switch (task->format) { BLOCK_FORMATS(CASE) }
 }
+
+#ifndef UNIT_EXTENDS /* Only the products with blocks differ from those of the unit it extends. */
+
+static void NAME(up)(const up_task *task, int64_t begin, int64_t end) {
+    switch (task->format) { FLOAT_FORMATS(CASE) }
+}
+
+#undef CASE
 
 /* y[begin:end] += a[i] * row_i[begin:end] for one token, rows in order, some at a time. */
 INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int64_t end) {
@@ -217,17 +222,16 @@ INLINE void NAME(down_many)(const down_task *task, int format, int64_t begin, in
 }
 
 static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_panel *panel) {
-#define DOWN(format) \
-    if (task->n_tokens == 1 && !task->indptr) NAME(down_one)(task, format, begin, end); \
-    else NAME(down_many)(task, format, begin, end, panel)
+    int one = task->n_tokens == 1 && !task->indptr;
     switch (task->format) {
-    case F32: DOWN(F32); break;
-    case F16: DOWN(F16); break;
-    case Q8_0: DOWN(Q8_0); break;
-    case Q4_0: DOWN(Q4_0); break;
-    default: DOWN(BF16); break;
+#define CASE(code, ...) \
+    case code: \
+        if (one) NAME(down_one)(task, code, begin, end); \
+        else NAME(down_many)(task, code, begin, end, panel); \
+        break;
+        NUMBER_FORMATS(CASE)
+#undef CASE
     }
-#undef DOWN
 }
 
 /* x[begin:end] through an activation, in place. */
@@ -235,14 +239,10 @@ static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float
     for (int64_t i = begin; i < end; i++) {
         float v = x[i];
         switch (kind) {
-        case RELU: x[i] = v > threshold ? v : 0.0f; break;
-        case RELU2: x[i] = v > threshold ? v * v : 0.0f; break;
-        case GELU: x[i] = v * (0.5f * (1.0f + erf_f32(v * 0.70710678f))); break;
-        case GELU_TANH: x[i] = v * sigmoid_f32(1.5957691216f * (v + 0.044715f * v * v * v)); break;
-        case CAP: x[i] = cap_f32(v, threshold); break;
-        case QUICK_GELU: x[i] = v * sigmoid_f32(1.702f * v); break;
-        case SIGMOID: x[i] = sigmoid_f32(v); break;
-        default: x[i] = v * sigmoid_f32(v); break;
+#define CASE(code, name, activated) \
+    case code: x[i] = activated; break;
+            ACTIVATIONS(CASE)
+#undef CASE
         }
     }
 }
@@ -252,7 +252,7 @@ static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float
 INLINE void NAME(attend_format)(const attention_task *task, int format, const float *q,
                                 const uint8_t *keys, const uint8_t *values, const float *bias,
                                 const float *sink, int64_t n, float *scores, float *out) {
-    int64_t width = task->width, row_bytes = width * (format == F32 ? 4 : 2);
+    int64_t width = task->width, row_bytes = bytes_of_row(format, width);
     float largest = sink ? *sink : -INFINITY;
     const int64_t only[1] = {0};
     float score[MOST_ROWS][TOKEN_BLOCK];
@@ -280,7 +280,7 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
 }
 
 static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end, float *scores) {
-    int64_t size = task->format == F32 ? 4 : 2;
+    int64_t size = bytes_of_32(task->format) / 32;
     for (int64_t item = begin; item < end; item++) {
         int64_t token = item / task->n_heads, head = item % task->n_heads;
         int64_t n = task->start + token + 1;
@@ -299,6 +299,9 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
     }
 }
 
+#endif
+
+#undef CASE
 #undef V
 #undef EACH
 #undef ROW_BLOCK

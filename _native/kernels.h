@@ -1,6 +1,7 @@
 /* Dense and sparse products and attention, for the best vector unit that the CPU has.
  *
- * kernel_bodies.h is compiled once for each unit; the choice is made at the first call.
+ * kernel_bodies.h is compiled once for each unit, from the number formats and activations in
+ * formats.h; the choice is made at the first call.
  * FLASHINFER_VECTOR_UNIT={avx512vnni,avx512,avx2,neon_dotprod,neon,plain} forces one, to compare
  * them.
  */
@@ -20,7 +21,7 @@
 #endif
 #endif
 
-#include "functions.h"
+#include "formats.h"
 
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
 #define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
@@ -30,10 +31,6 @@
 #define DOWN_AHEAD_BYTES 8192 /* how far ahead they are fetched */
 #define DOWN_COLUMNS 128 /* columns, and rows, of the down projection decoded at a time */
 #define DOWN_ROWS 64
-
-enum { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4 };
-enum { RELU, RELU2, SILU, GELU, GELU_TANH, CAP, QUICK_GELU, SIGMOID };
-enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 }; /* GGML's blocks: a float16 scale, then q */
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
 typedef struct {
@@ -83,31 +80,6 @@ typedef struct {
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 
-INLINE float f16_to_f32(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
-    if (rest >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-    float f = float_of_bits(rest << 13) * 0x1p112f; /* exact, subnormals included */
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return float_of_bits(bits | sign);
-}
-
-INLINE int64_t bytes_of_32(int format) {
-    return format == F32 ? 128 : format == Q8_0 ? Q8_0_BYTES : format == Q4_0 ? Q4_0_BYTES : 64;
-}
-
-/* Bytes of a row of d values, or -1 where a format has no such row. */
-static int64_t bytes_of_row(int format, int64_t d) {
-    if (format < F32 || format > Q4_0 || (format >= Q8_0 && d % BLOCK)) return -1;
-    return format >= Q8_0 ? d / BLOCK * bytes_of_32(format) : d * (format == F32 ? 4 : 2);
-}
-
-INLINE float block_scale(const uint8_t *block) {
-    uint16_t half;
-    memcpy(&half, block, 2);
-    return f16_to_f32(half);
-}
-
 #define PASTE2(a, b) a##_##b
 #define PASTE(a, b) PASTE2(a, b)
 
@@ -124,7 +96,7 @@ INLINE float sum_of_8(__m256 v) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-INLINE float hardware_scale(const uint8_t *block) {
+INLINE float f16c_scale(const uint8_t *block) {
     uint16_t half;
     memcpy(&half, block, 2);
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
@@ -155,11 +127,13 @@ INLINE float hardware_scale(const uint8_t *block) {
 #pragma GCC target("avx512f,avx512vnni,avx2,fma,f16c")
 #endif
 #define UNIT_VNNI
+#define UNIT_EXTENDS
 #define NAME(x) PASTE(x, avx512vnni)
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
+#undef UNIT_EXTENDS
 #undef UNIT_VNNI
 #undef UNIT_AVX512
 #if defined(__clang__)
@@ -182,11 +156,13 @@ INLINE float hardware_scale(const uint8_t *block) {
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 #define UNIT_DOTPROD
+#define UNIT_EXTENDS
 #define NAME(x) PASTE(x, neon_dotprod)
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
+#undef UNIT_EXTENDS
 #undef UNIT_DOTPROD
 #undef UNIT_NEON
 #if defined(__clang__)
@@ -196,30 +172,36 @@ INLINE float hardware_scale(const uint8_t *block) {
 #endif
 #endif
 
+#define UNIT_PLAIN
 #define NAME(x) PASTE(x, plain)
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #undef NAME
+#undef UNIT_PLAIN
 
 typedef struct {
     const char *name;
     void (*up)(const up_task *, int64_t, int64_t);
+    void (*up_blocks)(const up_task *, int64_t, int64_t);
     void (*down)(const down_task *, int64_t, int64_t, down_panel *);
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
     void (*activate)(float *, int64_t, int64_t, int, float);
 } vector_unit;
 
-#define UNIT(u) {#u, PASTE(up, u), PASTE(down, u), PASTE(attend, u), PASTE(activate, u)}
+/* A unit, and the one that it extends by products of 8 bits; itself, where it extends none. */
+#define UNIT(u, base) \
+    {#u, PASTE(up, base), PASTE(up_blocks, u), PASTE(down, base), PASTE(attend, base), \
+     PASTE(activate, base)}
 
 static const vector_unit *best_unit(void) {
     static const vector_unit units[] = {
 #if defined(__x86_64__)
-        UNIT(avx512vnni), UNIT(avx512), UNIT(avx2),
+        UNIT(avx512vnni, avx512), UNIT(avx512, avx512), UNIT(avx2, avx2),
 #elif defined(__aarch64__)
-        UNIT(neon_dotprod), UNIT(neon),
+        UNIT(neon_dotprod, neon), UNIT(neon, neon),
 #endif
-        UNIT(plain)};
+        UNIT(plain, plain)};
     static const vector_unit *chosen = NULL;
     if (chosen) return chosen;
     const char *forced = getenv("FLASHINFER_VECTOR_UNIT");
@@ -270,24 +252,6 @@ static void rms_norm_row(const float *x, const float *weight, float epsilon, int
     for (int64_t j = 0; weight && j < n; j++) y[j] *= weight[j];
 }
 
-/* To the nearest float16, ties to even, as NumPy and the CPUs round. */
-INLINE uint16_t f32_to_f16(float value) {
-    uint32_t bits, sign;
-    memcpy(&bits, &value, 4);
-    sign = bits >> 16 & 0x8000, bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return sign | 0x7e00;  /* not a number */
-    if (bits >= 0x47800000) return sign | 0x7c00; /* 2^16 and more: infinite */
-    if (bits < 0x38800000) {                      /* below 2^-14: the adder rounds to 2^-24 */
-        float shifted;
-        memcpy(&shifted, &bits, 4);
-        shifted += 0.5f;
-        memcpy(&bits, &shifted, 4);
-        return sign | (bits - 0x3f000000);
-    }
-    bits += 0xfff + (bits >> 13 & 1);
-    return sign | ((bits >> 13) - (112 << 10));
-}
-
 /* x (n_tokens, n_groups, width) into a key/value cache (n_groups, context, row), from `start` on. */
 static void remember_rows(const float *x, int64_t n_tokens, int64_t n_groups, int64_t width,
                           uint8_t *cache, int64_t context, int64_t row, int64_t start, int format) {
@@ -332,7 +296,7 @@ static void rotate_row(float *x, const float *cos, const float *sin, int64_t hal
 /* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
 static void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less, float *scales) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    const int32_t excess = format == Q8_0 ? 128 : 8;
+    const int32_t zero = number_formats[format].zero;
     for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, less += BLOCK / 4) {
         float largest = 0;
         for (int i = 0; i < BLOCK; i++) {
@@ -347,7 +311,7 @@ static void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *
             q[i] = (int8_t)((value + magic) - magic);
         }
         for (int i = 0; i < BLOCK / 4; i++)
-            less[i] = -excess * (q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3]);
+            less[i] = -zero * (q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3]);
         scales[b] = largest / 127.0f;
     }
 }
@@ -357,7 +321,8 @@ static int run_up(up_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();
     activations x = {task->d, NULL, NULL, NULL};
     if (products * task->d < SMALL_WORK) threads = 1;
-    if (task->format >= Q8_0) {
+    int blocks = has_blocks(task->format);
+    if (blocks) {
         int64_t n = task->n_tokens * task->d;
         x.less = malloc(n + n / 8 + n + 64); /* the three lie behind each other */
         if (!x.less) return -1;
@@ -368,7 +333,7 @@ static int run_up(up_task *task, int64_t products, int threads) {
                      x.less + t * task->d / 4, x.scales + t * task->d / BLOCK);
         task->quantised = &x;
     }
-    SPLIT(threads, task->n_rows, 1, unit->up(task, begin, end));
+    SPLIT(threads, task->n_rows, 1, (blocks ? unit->up_blocks : unit->up)(task, begin, end));
     free(x.less);
     return 0;
 }

@@ -1,8 +1,7 @@
 /* 32 float32 lanes, on whatever vector unit UNIT_* names. Included once a unit by kernels.h.
  *
  * Every unit does the same operations on the same 32 lanes in the same order, fused
- * multiply-adds included, so all units give the same bits. Adding a number format is one
- * load_ function here and one case in load().
+ * multiply-adds included, so all units give the same bits.
  */
 
 #if defined(UNIT_AVX512)
@@ -151,21 +150,6 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
     EACH v.q[i] = float_of_bits((uint32_t)halves[i] << 16);
     return v;
 }
-INLINE V NAME(load_q8_0)(const uint8_t *block) {
-    V v;
-    float scale = block_scale(block);
-    EACH v.q[i] = scale * (int8_t)block[2 + i];
-    return v;
-}
-INLINE V NAME(load_q4_0)(const uint8_t *block) {
-    V v;
-    float scale = block_scale(block);
-    for (int i = 0; i < 16; i++) {
-        v.q[i] = scale * ((block[2 + i] & 15) - 8);
-        v.q[i + 16] = scale * ((block[2 + i] >> 4) - 8);
-    }
-    return v;
-}
 INLINE float NAME(sum)(V v) {
     for (int n = 16; n; n /= 2)
         for (int i = 0; i < n; i++) v.q[i] += v.q[i + n];
@@ -179,14 +163,14 @@ INLINE float NAME(sum)(V v) {
 INLINE V NAME(load_q8_0)(const uint8_t *block) {
     __m128i q[2] = {_mm_loadu_si128((const __m128i *)(block + 2)),
                     _mm_loadu_si128((const __m128i *)(block + 18))};
-    return NAME(scaled)(q, hardware_scale(block));
+    return NAME(scaled)(q, f16c_scale(block));
 }
 #if defined(UNIT_AVX512)
 INLINE V NAME(load_q4_0)(const uint8_t *block) { /* each of 16 values is looked up */
     const __m512 values =
         _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
     __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(block + 2)));
-    __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(hardware_scale(block)));
+    __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(f16c_scale(block)));
     return (V){{_mm512_permutexvar_ps(packed, scaled),
                 _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 4), scaled)}};
 }
@@ -196,7 +180,7 @@ INLINE V NAME(load_q4_0)(const uint8_t *block) {
     __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
     __m128i q[2] = {_mm_sub_epi8(_mm_and_si128(packed, low), eight),
                     _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), eight)};
-    return NAME(scaled)(q, hardware_scale(block));
+    return NAME(scaled)(q, f16c_scale(block));
 }
 #endif
 

@@ -8,7 +8,6 @@ import sys
 from types import FrameType
 from typing import Any
 
-
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended, as a shell has it
 
 

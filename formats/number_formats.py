@@ -1,8 +1,8 @@
 """Number formats: how a row of weights lies in bytes, and its float32 values.
 
 A row is a run of blocks. f32, f16 and bf16 have blocks of one value; q8_0 and q4_0 are GGML's:
-32 values that share a float16 scale. Adding a format is one subclass here and one loader for each
-vector unit in ``_native/vectors.h``, or for blocks in ``_native/blocks.h``.
+32 values that share a float16 scale. A new format is one subclass here, listed in FORMATS, and what
+``_native/formats.h`` says, where the compiled kernels have their table.
 """
 
 import numpy as np
@@ -14,13 +14,12 @@ class NumberFormat:
     """One way to write a row of numbers.
 
     name         the name users type (``--dtype``)
-    code         the number the compiled kernels know it by
     safetensors  the dtype that the safetensors header gives it; U8 where it has no name for it
     block        values in a block; block_bytes, bytes in a block
     """
 
     name = safetensors = ""
-    code = block = block_bytes = 0
+    block = block_bytes = 0
 
     def row_bytes(self, columns):
         """Bytes of a row of ``columns`` values. Raises UserError where blocks do not divide it."""
@@ -38,7 +37,7 @@ class NumberFormat:
 
 
 class F32(NumberFormat):
-    name, safetensors, code, block, block_bytes = "f32", "F32", 0, 1, 4
+    name, safetensors, block, block_bytes = "f32", "F32", 1, 4
 
     def decode(self, raw):
         return np.ascontiguousarray(raw).view("<f4").astype(np.float32, copy=False)
@@ -48,7 +47,7 @@ class F32(NumberFormat):
 
 
 class F16(NumberFormat):
-    name, safetensors, code, block, block_bytes = "f16", "F16", 1, 1, 2
+    name, safetensors, block, block_bytes = "f16", "F16", 1, 2
 
     def decode(self, raw):
         with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
@@ -63,7 +62,7 @@ class F16(NumberFormat):
 
 
 class BF16(NumberFormat):
-    name, safetensors, code, block, block_bytes = "bf16", "BF16", 2, 1, 2
+    name, safetensors, block, block_bytes = "bf16", "BF16", 1, 2
 
     def decode(self, raw):
         halves = np.ascontiguousarray(raw).view("<u2")
@@ -118,7 +117,7 @@ class BlockFormat(NumberFormat):
 class Q8_0(BlockFormat):
     """GGML's q8_0: a float16 scale, then 32 int8; value = scale * q."""
 
-    name, code, block_bytes = "q8_0", 3, 34
+    name, block_bytes = "q8_0", 34
 
     def quants(self, raw):
         scales, quants = _blocks(raw, self)
@@ -138,7 +137,7 @@ class Q4_0(BlockFormat):
     Byte j holds value j in its low and value j + 16 in its high half.
     """
 
-    name, code, block_bytes = "q4_0", 4, 18
+    name, block_bytes = "q4_0", 18
 
     def quants(self, raw):
         scales, packed = _blocks(raw, self)

@@ -47,6 +47,22 @@ def test_a_profile_is_kept_and_read_again(tmp_path):
     profile.cache_path(tmp_path).unlink()
 
 
+def test_a_profile_from_before_a_number_format_takes_the_nearest_ones_figures(tmp_path):
+    """q4_0 is nearest to q8_0 in size; the note says so."""
+    board = profile.find(SLOW, tmp_path)
+    raw = asdict(board)
+    raw["linear"].pop("q4_0")
+    (tmp_path / "x.json").write_text(json.dumps(raw))
+    found = profile.load(tmp_path / "x.json")
+    assert found.linear == {**board.linear, "q4_0": board.linear["q8_0"]}
+    assert found.sparse == board.sparse
+    assert found.note == f"{board.note}; no figures for q4_0: those of the format nearest in size"
+    raw["linear"].clear()
+    (tmp_path / "x.json").write_text(json.dumps(raw))
+    with pytest.raises(FormatError, match="is not a profile"):
+        profile.load(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "null", "{}", "[[" * 9999, '{"reads": {"x": 1}}', '{"reads": {}}']
 )

@@ -52,7 +52,7 @@ def test_without_the_library_is_one_line(tmp_path):
     (tmp_path / "huggingface_hub.py").write_text("raise ImportError")
     run = convert("facebook/none", tmp_path / "x.flash", PYTHONPATH=str(tmp_path))
     assert run.returncode == 1 and run.stderr.count("\n") == 1
-    assert "pip install 'flashinfer[hub]'" in run.stderr
+    assert "pip install 'llm-in-a-flash[hub]'" in run.stderr
 
 
 def test_low_disk(tmp_path):

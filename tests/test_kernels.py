@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from conftest import DATA
 from flashinfer import kernels
+from flashinfer.formats import config
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.kernels.activations import ACTIVATIONS
 
 RANDOM = np.random.default_rng(3)
 WIDTHS = [
@@ -337,12 +339,13 @@ EXACT = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * [0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x],
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "cap": lambda x: 0.3 * np.tanh(x / 0.3),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activate(twin, kind):
     x = np.concatenate([np.linspace(-30, 30, 5000), [0, -0.0, 80, -80]]).astype(np.float32)
     found = x.copy()
@@ -351,6 +354,27 @@ def test_activate(twin, kind):
     square = x[:4900].reshape(70, 70).copy()
     kernels.activate(square, kind, 0.3)
     assert np.array_equal(square.reshape(-1), found[:4900])
+
+
+def test_kernels_know_what_models_may_ask_for():
+    assert set(config.ACTIVATIONS) <= set(ACTIVATIONS)
+
+
+@pytest.mark.skipif("native" not in kernels.TWINS, reason="no compiled kernels")
+@pytest.mark.parametrize("table", ["number_formats.FORMATS", "activations.ACTIVATIONS"])
+def test_compiled_kernels_of_another_version_are_refused(table):
+    """A module that was built from other tables is no twin; it is not used with wrong codes."""
+    code = f"""
+import importlib
+from flashinfer import kernels
+from flashinfer.formats import number_formats
+from flashinfer.kernels import activations
+{table}['another'] = next(iter({table}.values()))
+importlib.reload(kernels)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "was built from another version of flashinfer; install it again" in run.stderr
 
 
 @pytest.mark.parametrize("d", [1, 31, 64, 100, 2048])

@@ -11,7 +11,9 @@ import os
 from types import ModuleType
 from typing import Any
 
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.kernels import doors
+from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.attention import attention, remember, rotate
 from flashinfer.kernels.direct_io import Reader, copy_rows, merge_reads
 from flashinfer.kernels.neuron_cache import place, positive, route
@@ -51,14 +53,16 @@ TWINS: dict[str, dict[str, Any]] = {"numpy": {name: globals()[name] for name in 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 try:
-    import flashinfer._native.attention as _attention
-    import flashinfer._native.direct_io as _direct_io
-    import flashinfer._native.neuron_cache as _neuron_cache
-    import flashinfer._native.sparse_matmul as _sparse_matmul
+    import flashinfer._native.kernels as _native
 except ImportError:
     pass
 else:
-    TWINS["native"] = _twins(_sparse_matmul, _attention, _neuron_cache, _direct_io)
+    formats = {name: (f.block, f.block_bytes) for name, f in FORMATS.items()}
+    if _native.tables() != (formats, tuple(ACTIVATIONS)):
+        raise ImportError(
+            f"{_native.__file__}: was built from another version of flashinfer; install it again"
+        )
+    TWINS["native"] = _twins(_native)
 
 
 def use(kind: str) -> None:
@@ -73,13 +77,12 @@ def set_threads(threads: int) -> None:
     """Compute with this many threads from now on. The NumPy kernels always use one."""
     doors.set_threads(threads)
     if "native" in TWINS:
-        _sparse_matmul.set_threads(threads)
-        _attention.set_threads(threads)
+        _native.set_threads(threads)
 
 
 def describe() -> str:
     """The kernels in use, for people: "native (avx512)" or "numpy"."""
-    return f"native ({_sparse_matmul.vector_unit()})" if in_use == "native" else "numpy"
+    return f"native ({_native.vector_unit()})" if in_use == "native" else "numpy"
 
 
 in_use = "numpy"

@@ -15,6 +15,7 @@ import numpy as np
 from flashinfer.formats.arrays import AnyArray, BoolArray, Int64Array
 from flashinfer.formats.config import LEAST_CAP, MOST_CAP
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
+from flashinfer.kernels.activations import ACTIVATIONS
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -24,7 +25,6 @@ Dtypes = tuple[np.dtype[Any], ...]
 MOST = 1 << 62
 MOST_THREADS = 1024
 LARGEST = float(np.finfo(np.float32).max)
-ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "cap", "quick_gelu", "sigmoid")
 FLOATS: Dtypes = (np.dtype(np.float32),)
 HALVES: Dtypes = (np.dtype(np.float32), np.dtype(np.float16))
 DOUBLES: Dtypes = (np.dtype(np.float64),)

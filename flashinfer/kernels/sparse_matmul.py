@@ -13,6 +13,7 @@ from flashinfer.formats.arrays import (
 )
 from flashinfer.formats.number_formats import BlockFormat, NumberFormat
 from flashinfer.kernels import doors
+from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.doors import checked
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
@@ -101,28 +102,12 @@ def sparse_down(
 
 @checked(doors.activate)
 def activate(x: Float32Array, kind: str, threshold: float = 0.0) -> None:
-    """Apply the activation ``kind``, one of doors.ACTIVATIONS, to x, of any shape, in place.
+    """Apply the activation ``kind``, one of activations.ACTIVATIONS, to x, of any shape, in place.
 
     relu keeps values above ``threshold`` and zeroes the others (FATReLU); relu2 squares what relu
     keeps; "cap" is threshold tanh(x / threshold).
     """
-    limit = np.float32(threshold)
-    if kind == "cap":
-        x[...] = limit * (2 * _sigmoid(x * (np.float32(2) / limit)) - 1)
-    elif kind in ("relu", "relu2"):
-        x[~(x > limit)] = 0
-        if kind == "relu2":
-            x *= x
-    elif kind == "quick_gelu":
-        x *= _sigmoid(np.float32(1.702) * x)
-    elif kind == "gelu":
-        x *= np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5)))
-    elif kind == "sigmoid":
-        x[...] = _sigmoid(x)
-    elif kind == "gelu_tanh":
-        x *= _sigmoid(np.float32(1.5957691216) * (x + np.float32(0.044715) * x * x * x))
-    else:
-        x *= _sigmoid(x)
+    x[...] = ACTIVATIONS[kind](x, np.float32(threshold))
 
 
 @checked(doors.layer_norm)
@@ -177,22 +162,6 @@ def _dots(x: Float32Array, raw: UInt8Array, format: NumberFormat) -> Float32Arra
 def _mean(x: Float32Array) -> Float32Array:
     """The mean of each row, (T, 1). Unlike np.mean it does not warn where T is 0."""
     return x.sum(axis=1, keepdims=True) / np.float32(x.shape[1])
-
-
-def _sigmoid(x: Float32Array) -> Float32Array:
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
-
-
-def _erf(x: Float32Array) -> Float32Array:
-    """The error function, within 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
-    size = np.abs(x)
-    t = 1 / (1 + np.float32(0.3275911) * size)
-    terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-    p = np.zeros_like(t)
-    for term in terms:
-        p = (p + np.float32(term)) * t
-    return np.copysign(1 - p * np.exp(-size * size), x)
 
 
 def _gather(memory: UInt8Array, rows: Int64Array, format: NumberFormat, columns: int) -> UInt8Array:

@@ -133,7 +133,7 @@ def load(path):
     try:
         raw = bounded_json.parse(text, path, finite=True)
         tables = {name: _table(raw[name]) for name in TABLES}
-        speeds = {name: {f: raw[name][f] for f in FORMATS} for name in ("linear", "sparse")}
+        speeds = {name: _speeds(raw[name]) for name in ("linear", "sparse")}
         texts = {name: raw[name] for name in ("name", "note")}
         numbers = {name: raw[name] for name in NUMBERS}
         limits = {name: raw.get(name, 0.0) for name in ("most_bytes", "most_reads")}
@@ -153,7 +153,22 @@ def load(path):
         and is_number(threads, 1, MOST_THREADS)
     ):
         raise FormatError(f"{path}: is not a profile; flashinfer probe makes one")
+    for name in FORMATS:
+        if not all(name in raw[kind] for kind in speeds):
+            texts["note"] += f"; no figures for {name}: those of the format nearest in size"
     return Profile(threads=threads, **texts, **numbers, **limits, **tables, **speeds)
+
+
+def _speeds(entries):
+    """{number format: figure}. A format that was not measured has the figure of the one that is
+    nearest in size. Raises ValueError where none was measured."""
+    size = {name: format.block_bytes / format.block for name, format in FORMATS.items()}
+    known = [name for name in FORMATS if name in entries]
+
+    def nearest(name):
+        return min(known, key=lambda other: abs(size[other] - size[name]))
+
+    return {name: entries[name if name in entries else nearest(name)] for name in FORMATS}
 
 
 def _table(entries):

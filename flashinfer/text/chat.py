@@ -31,7 +31,7 @@ def chat_tokenizer(bundle: Bundle, context: int, budget: int | str | None = None
     if place.nbytes > MOST_TEMPLATE:
         raise FormatError(f"{bundle.path}: its chat template of {place.nbytes} bytes is too long")
     if find_spec("jinja2") is None:
-        raise UserError("chat needs jinja2: pip install 'flashinfer[text]'")
+        raise UserError("chat needs jinja2: pip install 'llm-in-a-flash[text]'")
     tokenizer = Tokenizer(bundle, budget)
     tokenizer.use_template(bundle.chat_template() or "")
     tokenizer.stay(context)

@@ -46,7 +46,7 @@ class Tokenizer:
             raise UserError(f"{bundle.path}: has no tokenizer; flashinfer run --tokens takes ids")
         if find_spec("tokenizers") is None:
             raise UserError(
-                "text needs the tokenizers library: pip install 'flashinfer[text]'; token ids "
+                "text needs the tokenizers library: pip install 'llm-in-a-flash[text]'; token ids "
                 "(--tokens) do without"
             )
         self.path, (self.offset, self.length) = bundle.path, place

@@ -241,7 +241,8 @@ class GgufFile:
             from gguf import GGMLQuantizationType, quants
         except ImportError:
             raise UserError(
-                f"{self.path}: {kind.name} needs the gguf package: pip install 'flashinfer[gguf]'"
+                f"{self.path}: {kind.name} needs the gguf package: "
+                "pip install 'llm-in-a-flash[gguf]'"
             ) from None
         return quants.dequantize(np.ascontiguousarray(raw), GGMLQuantizationType[kind.name])
 

@@ -103,7 +103,7 @@ def _library(name: Path | str) -> Any:
     except ImportError:
         raise UserError(
             f"{name}: no such directory; to fetch it from the Hugging Face Hub: "
-            "pip install 'flashinfer[hub]'"
+            "pip install 'llm-in-a-flash[hub]'"
         ) from None
     return huggingface_hub
 

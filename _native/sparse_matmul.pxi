@@ -1,11 +1,6 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Products with rows of weights in the file's own number format; see flashinfer/kernels/.
-
-The loops are in kernels.h; here shapes are checked once and the GIL is released.
-"""
-
-include "doors.pxi"
-
+# Products with rows of weights in the file's own number format; see flashinfer/kernels/.
+#
+# The loops are in kernels.h; here shapes are checked once and the GIL is released.
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct up_task:
@@ -30,6 +25,14 @@ cdef extern from "kernels.h" nogil:
         const int32_t *tokens
         float *y
 
+    ctypedef struct number_format:
+        const char *name
+        int64_t block, bytes
+
+    const number_format *number_formats
+    const char *const *activation_names
+    int N_FORMATS, N_ACTIVATIONS
+
     ctypedef struct vector_unit_t "vector_unit":
         const char *name
 
@@ -43,7 +46,26 @@ cdef extern from "kernels.h" nogil:
     void run_activate(float *x, int64_t n, int kind, float threshold, int threads)
 
 
+cdef dict FORMAT_CODES = {number_formats[i].name.decode(): i for i in range(N_FORMATS)}
+cdef dict ACTIVATION_CODES = {activation_names[i].decode(): i for i in range(N_ACTIVATIONS)}
 cdef int n_threads = 1
+
+
+def tables():
+    """({number format: (values in a block, its bytes)}, the activations' names), of formats.h."""
+    formats = {
+        name: (number_formats[code].block, number_formats[code].bytes)
+        for name, code in FORMAT_CODES.items()
+    }
+    return formats, tuple(ACTIVATION_CODES)
+
+
+cdef int code_of(format) except -1:
+    """What kernels.h calls a NumberFormat."""
+    code = FORMAT_CODES.get(format.name)
+    if code is None:
+        raise Refused()
+    return code
 
 
 def set_threads(threads):
@@ -92,7 +114,7 @@ cdef _linear(x_array, weight, bias):
     cdef const uint8_t[:, ::1] data = weight.data
     cdef const float[::1] bias_view = maybe_floats(bias)
     cdef up_task task
-    cdef int format = weight.format.code, failed
+    cdef int format = code_of(weight.format), failed
     cdef int64_t n = data.shape[0], d = x.shape[1]
     if weight.columns != d or data.shape[1] != bytes_of_row(format, d):
         raise Refused()
@@ -153,7 +175,7 @@ cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens)
     cdef const int32_t[::1] starts = maybe_int32s(indptr)
     cdef const int32_t[::1] token_view = maybe_int32s(tokens)
     cdef up_task task
-    cdef int code = format.code, failed
+    cdef int code = code_of(format), failed
     cdef int64_t products = check_rows(memory, rows, code, x.shape[1], starts, token_view, x.shape[0])
     check_length(bias_view, rows.shape[0])
     out = np.empty(products, dtype=np.float32)
@@ -190,7 +212,7 @@ cdef _sparse_down(memory_array, rows_array, format, a, y_array, indptr, tokens):
     cdef const int32_t[::1] token_view = maybe_int32s(tokens)
     cdef const float[:, ::1] table
     cdef down_task task
-    cdef int code = format.code, failed
+    cdef int code = code_of(format), failed
     cdef int64_t products = check_rows(memory, rows, code, y.shape[1], starts, token_view, y.shape[0])
     if indptr is None:
         table = floats_2d(a)
@@ -279,12 +301,6 @@ cdef _rms_norm(x_array, weight, epsilon_given):
     return out
 
 
-cdef dict KINDS = {
-    "relu": 0, "relu2": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "cap": 5, "quick_gelu": 6,
-    "sigmoid": 7,
-}
-
-
 def activate(x, kind, threshold=0.0):
     """An activation of x, float32 and contiguous, in place."""
     try:
@@ -295,10 +311,10 @@ def activate(x, kind, threshold=0.0):
 
 
 cdef _activate(x, kind, threshold_given):
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in ACTIVATION_CODES:
         raise Refused()
     cdef float threshold = number(threshold_given, -LARGEST)
-    cdef int code = KINDS[kind]
+    cdef int code = ACTIVATION_CODES[kind]
     if kind == "cap":
         capped(threshold_given)
     check_array(x, FLOAT32, x.ndim)

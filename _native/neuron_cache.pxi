@@ -1,8 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Which units are used, and where they are kept; see flashinfer/kernels/."""
-
-include "doors.pxi"
-
+# Which units are used, and where they are kept; see flashinfer/kernels/.
 
 cdef extern from "route.h" nogil:
     void route_token(const float *logits, int64_t experts, int64_t per_token, int normalised,

@@ -1,10 +1,8 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Causal attention over the key/value cache; see flashinfer/kernels/."""
-
-include "doors.pxi"
-
+# Causal attention over the key/value cache; see flashinfer/kernels/.
 
 cdef extern from "kernels.h" nogil:
+    int F32, F16
+
     ctypedef struct attention_task:
         const float *q
         const uint8_t *keys
@@ -22,25 +20,12 @@ cdef extern from "kernels.h" nogil:
     void rotate_row(float *x, const float *cos, const float *sin, int64_t half)
 
 
-cdef int n_threads = 1
-
-
-def set_threads(threads):
-    """Use this many threads from now on."""
-    global n_threads
-    try:
-        n_threads = <int>whole(threads, 1, MOST_THREADS)
-    except REFUSALS:
-        explained("set_threads", threads)
-        raise
-
-
 cdef int format_of(array) except -1:
-    """The number format of a key/value cache: 0 f32, 1 f16."""
+    """The number format of a key/value cache."""
     if not isinstance(array, ndarray) or array.dtype not in (FLOAT32, FLOAT16):
         raise Refused()
     check_array(array, array.dtype, 3)
-    return 0 if array.dtype == FLOAT32 else 1
+    return F32 if array.dtype == FLOAT32 else F16
 
 
 def remember(cache, x, start):

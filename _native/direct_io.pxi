@@ -1,5 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Many reads in flight, straight to where they are used; see flashinfer/kernels/."""
+# Many reads in flight, straight to where they are used; see flashinfer/kernels/.
 
 import os
 
@@ -7,8 +6,6 @@ cimport cython
 from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove
-
-include "doors.pxi"
 
 
 cdef extern from "read_batch.h" nogil:
