@@ -14,7 +14,8 @@ from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.transformer.attention import Attention
-from flashinfer.transformer.layer import Layer, Norm
+from flashinfer.transformer.layer import Layer
+from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
 from flashinfer.transformer.shared_expert import SharedExpert
 

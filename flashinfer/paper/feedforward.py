@@ -6,11 +6,17 @@ are in DRAM still, in slots of a fixed memory (3.1, 3.3); the others are read, e
 its rows and columns (3.2); and what the window has left makes room.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
+from flashinfer.formats.arrays import Float32Array
+from flashinfer.paper.interfaces import Chooser, Shared, Stream
+from flashinfer.paper.neurons import Neurons
+from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.selection import Selection
 from flashinfer.paper.streamed import Streamed
-from flashinfer.paper.unit_store import EVERY
+from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.paper.waves import Waves
 from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, way_to_run
 from flashinfer.paper.whole import Whole
@@ -25,14 +31,31 @@ class FeedForward:
     shared     a SharedExpert that every token uses besides, or None
     """
 
-    def __init__(self, neurons, store, predictor, prefetch, shared=None):
+    def __init__(
+        self,
+        neurons: Neurons,
+        store: UnitStore,
+        predictor: Chooser | None,
+        prefetch: Prefetch,
+        shared: Shared | None = None,
+    ) -> None:
         self.neurons, self.store, self.predictor = neurons, store, predictor
         self.prefetch, self.shared = prefetch, shared
         self.whole = Whole(store, neurons)
         self.streamed = Streamed(store, neurons)
-        self.others = {WHOLE: self.whole, STREAMED: self.streamed, WAVES: Waves(store, neurons)}
+        self.others: dict[str, Whole | Streamed | Waves] = {
+            WHOLE: self.whole,
+            STREAMED: self.streamed,
+            WAVES: Waves(store, neurons),
+        }
 
-    def __call__(self, x, token, residual=None, meanwhile=lambda: None):
+    def __call__(
+        self,
+        x: Float32Array,
+        token: int,
+        residual: Float32Array | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Float32Array:
         """x (T, d_model) float32, normalised, and ``residual``, before that -> (T, d_model).
 
         token      number of the first of them; neuron caches count by these
@@ -51,7 +74,7 @@ class FeedForward:
         self.store.settled = True
         return y
 
-    def predict(self, x, residual, token):
+    def predict(self, x: Float32Array, residual: Float32Array, token: int) -> Selection:
         """3.1: the units that these tokens need, before any of their weights is read."""
         if self.predictor is None:
             return Selection.everything(self.store.units.rows, len(x))
@@ -61,7 +84,14 @@ class FeedForward:
             self.prefetch.before_placing(self.store, selection.units)
         return selection
 
-    def compute(self, x, selection, token, y, meanwhile):
+    def compute(
+        self,
+        x: Float32Array,
+        selection: Selection,
+        token: int,
+        y: Float32Array,
+        meanwhile: Callable[[], None],
+    ) -> None:
         """3.1 to 3.3 for units that all have slots: y (T, d_model) += their outputs."""
         cache, store, units = self.store.cache, self.store, selection.units  # (n,)
         # 3.3: each unit has a slot of the cache; what left the window has made room.
@@ -87,22 +117,22 @@ class FeedForward:
         # 3.1: with a window of k tokens a unit is forgotten when the last k did not use it.
         cache.used_at(slots, token, selection.last)
 
-    def abandon(self):
+    def abandon(self) -> None:
         """After a failure, once no read is in flight: forgets what may not have been read."""
         self.prefetch.taken()
         self.store.abandon()
 
-    def way(self, selection, tokens):
+    def way(self, selection: Selection, tokens: int) -> str:
         """How this layer runs for so many tokens: see ways.py."""
         cache, units = self.store.cache, selection.units
         return way_to_run(
             whole=self.whole.offsets is not None, chosen=self.predictor is not None,
             units=self.store.units.rows, slots=cache.capacity,
             unit_neurons=len(self.store.inside), tokens=tokens, used=len(units),
-            missing=lambda: np.count_nonzero(cache.slot_of[units] < 0),
+            missing=lambda: float(np.count_nonzero(cache.slot_of[units] < 0)),
         )  # fmt: skip
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token here, in this order."""
         parts = () if self.shared is None else self.shared.streams()
         if self.predictor is not None:

@@ -8,12 +8,17 @@ import errno
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Int64Array, UInt8Array
+from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 
 IO = ("auto", "io_uring", "threads", "buffered")
@@ -25,7 +30,7 @@ HUGE_PAGE = 2 << 20
 STAGING_BYTES, STAGINGS = 2 << 20, 3  # a layer's reads, early and late, and the next one's
 
 
-def aligned_bytes(nbytes):
+def aligned_bytes(nbytes: int) -> UInt8Array:
     """Zeroed memory (nbytes,) uint8 on a page boundary, in huge pages where there are any.
 
     Huge pages spare the kernel a thousand small ones to pin for each large read.
@@ -42,7 +47,7 @@ def aligned_bytes(nbytes):
     return memory[skip : skip + nbytes]
 
 
-def _anonymous(nbytes):
+def _anonymous(nbytes: int) -> mmap.mmap:
     return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
@@ -51,9 +56,13 @@ class Submitted:
     """Reads in flight: parts are (ticket, offsets, lengths); and what to copy afterwards:
     (memory, destinations, places in ``staging``, lengths) of rows."""
 
-    parts: list
-    copies: tuple | None = None
-    staging: np.ndarray | None = None
+    parts: list[tuple[Any, Int64Array, Int64Array]]
+    copies: tuple[UInt8Array, Int64Array, Int64Array, Int64Array] | None = None
+    staging: UInt8Array | None = None
+
+
+# The rows first:stop of a tensor, the offsets in memory where they begin, and their read.
+Tile = tuple[int, int, Int64Array, Submitted]
 
 
 class Flash:
@@ -68,12 +77,13 @@ class Flash:
                 and the others in ``reads`` reads
     """
 
-    def __init__(self, path, io="auto", gap_bytes=GAP_BYTES):
+    def __init__(self, path: Path | str, io: str = "auto", gap_bytes: int = GAP_BYTES) -> None:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
         self.path, self.bytes_read, self.bytes_streamed, self.reads = path, 0, 0, 0
-        self.flying = set()  # Submitted, not waited for
-        self.early = None  # (StoredTensor, half of the buffer, first tile), read before its turn
+        self.flying: set[Submitted] = set()  # Submitted, not waited for
+        # A tensor, half of the buffer and the tensor's first tile, read before its turn.
+        self.early: tuple[StoredTensor, int, Tile] | None = None
         self.fd, self.alignment = self._open(io)
         try:
             self.io, self.reader = self._reader(io)
@@ -81,7 +91,7 @@ class Flash:
             os.close(self.fd)
             raise
 
-    def _open(self, io):
+    def _open(self, io: str) -> tuple[int, int]:
         """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
         if io != "buffered" and hasattr(os, "O_DIRECT"):
             try:
@@ -107,7 +117,7 @@ class Flash:
         except OSError as error:
             raise FormatError(f"{self.path}: {error.strerror}") from None
 
-    def _reader(self, io):
+    def _reader(self, io: str) -> tuple[str, Any]:
         """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
         if self.alignment == 1:
             return "buffered", kernels.Reader(self.fd, IO_THREADS)
@@ -122,7 +132,7 @@ class Flash:
         return "threads", kernels.Reader(self.fd, IO_THREADS)
 
     @staticmethod
-    def _reads(fd, alignment):
+    def _reads(fd: int, alignment: int) -> bool:
         """Whether direct reads of this alignment work, found by trying."""
         with memoryview(mmap.mmap(-1, 2 * 4096)) as page:
             try:
@@ -130,18 +140,20 @@ class Flash:
             except OSError:
                 return False
 
-    def span(self, offset, length):
+    def span(self, offset: int, length: int) -> tuple[int, int, int]:
         """The aligned read that covers a range: (start, length, where the range begins in it)."""
         start = offset // self.alignment * self.alignment
         end = -(-(offset + length) // self.alignment) * self.alignment
         return start, end - start, offset - start
 
-    def row_stride(self, row_bytes):
+    def row_stride(self, row_bytes: int) -> int:
         """Room for the span of any row of a tensor (tensors begin on a page)."""
         worst_skip = self.alignment - np.gcd(row_bytes, self.alignment)
         return int(-(-(worst_skip + row_bytes) // self.alignment) * self.alignment)
 
-    def submit(self, offsets, lengths, memory, destinations):
+    def submit(
+        self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
+    ) -> Submitted:
         """Start aligned reads of ``lengths`` bytes at ``offsets`` to ``memory[destinations]``.
 
         All three are int64 arrays; memory is uint8 from ``aligned_bytes``. Neighbours on flash
@@ -160,20 +172,27 @@ class Flash:
             submitted.copies = memory, *copies
         return submitted
 
-    def _begin(self):
+    def _begin(self) -> Submitted:
         """A Submitted to be, which ``settle`` knows before anything is in flight."""
         submitted = Submitted([])
         self.flying.add(submitted)
         return submitted
 
-    def _start(self, submitted, memory, offsets, lengths, destinations):
+    def _start(
+        self,
+        submitted: Submitted,
+        memory: UInt8Array,
+        offsets: Int64Array,
+        lengths: Int64Array,
+        destinations: Int64Array,
+    ) -> int:
         """Begin these reads; returns how many."""
         self.bytes_read += int(lengths.sum())
         ticket = self.reader.submit(offsets, lengths, memory, destinations)
         submitted.parts.append((ticket, offsets, lengths))
         return len(lengths)
 
-    def wait(self, submitted):
+    def wait(self, submitted: Submitted) -> None:
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
         failure = None
         for ticket, offsets, lengths in submitted.parts:  # all of them, whatever happens
@@ -198,14 +217,16 @@ class Flash:
         if failure:
             raise FormatError(failure)
 
-    def settle(self):
+    def settle(self) -> None:
         """After a failure: return when nothing is in flight, whatever became of it."""
         self.early = None
         while self.flying:
             with suppress(FormatError):
                 self.wait(next(iter(self.flying)))
 
-    def submit_range(self, offset, length, memory, destination=0):
+    def submit_range(
+        self, offset: int, length: int, memory: UInt8Array, destination: int = 0
+    ) -> Submitted:
         """Start one aligned read, cut into pieces that are in flight together."""
         starts = np.arange(0, length, PIECE_BYTES, dtype=np.int64)
         lengths = np.minimum(PIECE_BYTES, length - starts)
@@ -214,7 +235,9 @@ class Flash:
         self.bytes_streamed += length
         return submitted
 
-    def read_rows(self, tensor, rows, buffer):
+    def read_rows(
+        self, tensor: StoredTensor, rows: Int64Array, buffer: UInt8Array
+    ) -> Iterator[tuple[int, int, UInt8Array, Int64Array]]:
         """Yield (position, n, memory, row_starts) for the given rows of a StoredTensor.
 
         As many rows at a time as ``buffer`` holds, each by a read of its own.
@@ -229,11 +252,15 @@ class Flash:
             self.wait(self.submit(offsets, lengths, buffer, destinations))
             yield position, len(chosen), buffer, destinations + skips
 
-    def row_spans(self, tensor, rows):
+    def row_spans(
+        self, tensor: StoredTensor, rows: Int64Array
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
         """(offsets, lengths, skips) of the aligned reads of single rows; rows int64."""
         return row_spans(tensor.offset, tensor.row_bytes, rows, self.alignment)
 
-    def stream(self, tensor, buffer, following=None):
+    def stream(
+        self, tensor: StoredTensor, buffer: UInt8Array, following: StoredTensor | None = None
+    ) -> Iterator[tuple[int, int, UInt8Array, Int64Array]]:
         """Yield (first, stop, memory, row_starts), tile by tile, through a whole StoredTensor.
 
         Two halves of ``buffer``: while the caller computes on one tile the next one is read, and
@@ -256,13 +283,13 @@ class Flash:
             if pending is not None:  # the caller has had enough
                 self.wait(pending[-1])
 
-    def begin(self, tensor, buffer):
+    def begin(self, tensor: StoredTensor, buffer: UInt8Array) -> None:
         """Start to read the first tile of what ``stream`` will go through next."""
         if self.early is None or self.early[0] is not tensor:
             self._drop_early()
             self.early = tensor, 0, self._read_tile(tensor, 0, buffer, 0)
 
-    def _read_tile(self, tensor, first, buffer, side):
+    def _read_tile(self, tensor: StoredTensor, first: int, buffer: UInt8Array, side: int) -> Tile:
         """Start to read rows from ``first`` on into a half of buffer; what ``stream`` works on."""
         half = len(buffer) // 2 // self.alignment * self.alignment
         stop = min(first + max(1, (half - self.alignment) // tensor.row_bytes), tensor.rows)
@@ -272,13 +299,13 @@ class Flash:
         starts = side * half + skip + np.arange(stop - first, dtype=np.int64) * tensor.row_bytes
         return first, stop, starts, self.submit_range(offset, length, buffer, side * half)
 
-    def _drop_early(self):
+    def _drop_early(self) -> None:
         """The buffer is wanted for something else than what was read into it early."""
         if self.early is not None:
             (*_, submitted), self.early = self.early[2], None
             self.wait(submitted)
 
-    def close(self):
+    def close(self) -> None:
         """Close the file; reads in flight are finished first."""
         if self.fd >= 0:
             self.settle()
@@ -287,7 +314,9 @@ class Flash:
             self.fd = -1
 
 
-def row_spans(offset, row_bytes, rows, alignment):
+def row_spans(
+    offset: int, row_bytes: int, rows: Int64Array, alignment: int
+) -> tuple[Int64Array, Int64Array, Int64Array]:
     """(offsets, lengths, skips) of the aligned reads of the rows (n,) int64 of a tensor at
     ``offset``; a row begins ``skips`` bytes into its read."""
     begin = offset + rows * row_bytes
@@ -298,7 +327,9 @@ def row_spans(offset, row_bytes, rows, alignment):
     return offsets, ends - offsets, begin - offsets
 
 
-def reads_of(offsets, lengths, destinations, gap_bytes, room):
+def reads_of(
+    offsets: Int64Array, lengths: Int64Array, destinations: Int64Array, gap_bytes: int, room: int
+) -> tuple[Int64Array, Int64Array, Int64Array]:
     """How rows of one length are read: (straight, staged, copies), as ``kernels.merge_reads``.
 
     Large rows are cut into pieces that are in flight together; small ones are merged with their
@@ -310,10 +341,11 @@ def reads_of(offsets, lengths, destinations, gap_bytes, room):
     return kernels.merge_reads(offsets, lengths, destinations, gap_bytes, MERGED_BYTES, room)
 
 
-def _cut(offsets, lengths, destinations):
-    """The same reads in pieces of at most PIECE_BYTES."""
+def _cut(offsets: Int64Array, lengths: Int64Array, destinations: Int64Array) -> Int64Array:
+    """The same reads in pieces of at most PIECE_BYTES, as one array (3, n)."""
     counts = -(-lengths // PIECE_BYTES)
     whose = np.repeat(np.arange(len(lengths)), counts)
     begins = (np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)) * PIECE_BYTES
     left = lengths[whose] - begins
-    return offsets[whose] + begins, np.minimum(left, PIECE_BYTES), destinations[whose] + begins
+    lengths = np.minimum(left, PIECE_BYTES)
+    return np.stack([offsets[whose] + begins, lengths, destinations[whose] + begins])

@@ -4,8 +4,11 @@ Of a mixture of experts each "neuron" here is one expert: what is read and kept 
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import BoolArray, Float64Array, Int32Array, UInt8Array
+from flashinfer.paper.selection import Selection
 
 UNLIMITED = 1 << 60  # a window that nothing leaves: rows are kept until they are needed
 
@@ -18,7 +21,7 @@ NONE = np.empty(0, dtype=np.int32)
 MOST_DOUBLINGS = 512  # a float64 has room for 1023: for a prompt and for sums of uses, too
 
 
-def default_policy(window):
+def default_policy(window: int | None) -> str:
     """The policy where none is named: a window that is asked for means the paper's."""
     return "window" if window else "frecency"
 
@@ -36,7 +39,15 @@ class NeuronCache:
               read ahead and then used is a miss, and a right guess
     """
 
-    def __init__(self, neurons, memory, stride, policy, window=None, borrowed=False):
+    def __init__(
+        self,
+        neurons: int,
+        memory: UInt8Array,
+        stride: int,
+        policy: str,
+        window: int | None = None,
+        borrowed: bool = False,
+    ) -> None:
         self.borrowed = borrowed
         self.memory, self.stride, self.window = memory, stride, window or UNLIMITED
         self.capacity = min(neurons, len(memory) // stride)
@@ -50,12 +61,12 @@ class NeuronCache:
         self.marked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
 
-    def empty(self):
+    def empty(self) -> None:
         """Forget what the rows hold."""
         self.slot_of[:], self.neuron_at[:], self.used, self.guessed = -1, -1, 0, NONE
         self.marked[:] = False
 
-    def place(self, neurons, token):
+    def place(self, neurons: Int32Array, token: int) -> tuple[Int32Array, Int32Array, BoolArray]:
         """Give each neuron a row, at most ``capacity`` of them; drop what left the window.
 
         neurons (n,) int32 ascending, token: the number of the current one. Returns (slots (n,),
@@ -83,12 +94,14 @@ class NeuronCache:
         self.misses += len(misses) + right
         return slots, misses, early
 
-    def leaves_guesses(self, neurons):
+    def leaves_guesses(self, neurons: Int32Array) -> bool:
         """Whether ``place`` of these would leave the rows alone that are being read ahead."""
         room = len(neurons) + len(self.guessed) <= self.capacity
         return room and self.window == UNLIMITED
 
-    def place_ahead(self, neurons, kept, token):
+    def place_ahead(
+        self, neurons: Int32Array, kept: Int32Array, token: int
+    ) -> tuple[Int32Array, Int32Array]:
         """As ``place``, for neurons that the coming token will probably use; returns (those not
         here, their rows). Avoids evicting ``kept`` while capacity allows.
 
@@ -106,11 +119,13 @@ class NeuronCache:
         return self.guessed, slots[misses]
 
     @property
-    def guesses_pay(self):
+    def guesses_pay(self) -> bool:
         """Whether enough of what was read ahead was used."""
         return self.guesses < 64 or self.right_guesses > 0.5 * self.guesses
 
-    def _place(self, neurons, token, values):
+    def _place(
+        self, neurons: Int32Array, token: int, values: Float64Array
+    ) -> tuple[Int32Array, Int32Array]:
         slots, misses, moved_from, moved_to, self.used = kernels.place(
             neurons, token, self.window, self.slot_of, self.neuron_at, self.last_used, values,
             self.used,
@@ -119,7 +134,7 @@ class NeuronCache:
             self.rows[moved_to] = self.rows[moved_from]
         return slots, misses
 
-    def affords(self, neurons):
+    def affords(self, neurons: Int32Array) -> BoolArray:
         """Which of these belong to the ``capacity`` of most priority, with those held: bool."""
         values = self.priority.values
         others = np.setdiff1d(self.neuron_at[: self.used], neurons, assume_unique=True)
@@ -129,7 +144,7 @@ class NeuronCache:
         chosen = np.argpartition(-worth, self.capacity - 1)[: self.capacity]
         return np.isin(np.arange(len(neurons)), chosen)
 
-    def used_at(self, slots, token, last):
+    def used_at(self, slots: Int32Array, token: int, last: Int32Array) -> None:
         """Which token used these rows last, counted from ``token`` on: (n,) each."""
         if self.window != UNLIMITED:
             self.last_used[slots] = token + last
@@ -143,17 +158,17 @@ class Priority:
     weighing a value is the number of the last use, from 1 on. 0: never used.
     """
 
-    def __init__(self, neurons, policy):
+    def __init__(self, neurons: int, policy: str) -> None:
         self.half_life = HALF_LIFE if policy == "frecency" else 0.0
         self.values = np.zeros(neurons)
         self.begin = 0  # the token whose use counts 1
 
-    def expect(self, uses):
+    def expect(self, uses: ArrayLike) -> None:
         """Before the first token: units are used at these shares of the tokens (units,)."""
         # Of a sum over a long past of uses at such a share; without weighing, an order is enough.
         self.values[:] = np.asarray(uses) * max(1.0, self.half_life)
 
-    def note(self, selection, token):
+    def note(self, selection: Selection, token: int) -> None:
         """The neurons of a Selection were used, by tokens numbered from ``token`` on."""
         neurons = selection.units
         if not self.half_life:
@@ -166,7 +181,7 @@ class Priority:
             later = np.exp2(selection.tokens / self.half_life)
             self.values[neurons] += count * np.add.reduceat(later, selection.indptr[:-1])
 
-    def _count(self, token):
+    def _count(self, token: int) -> float:
         """What a use by this token adds."""
         while (doublings := (token - self.begin) / self.half_life) > MOST_DOUBLINGS:
             self.values *= 2.0**-MOST_DOUBLINGS

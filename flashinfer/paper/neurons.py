@@ -3,9 +3,13 @@
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8Array
+from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.number_formats import NumberFormat
+from flashinfer.paper.selection import Selection
 
 
-def neurons_of(units, each):
+def neurons_of(units: AnyArray, each: int) -> AnyArray:
     """The neurons of units (n,) that have ``each`` of them, side by side -> (n * each,)."""
     if each == 1:
         return units
@@ -27,21 +31,35 @@ class Neurons:
     cut     ("cats", 0.1): what a model that has no silent neurons takes as silent; None: nothing
     """
 
-    def __init__(self, config, format, biases, cut=None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        format: NumberFormat,
+        biases: dict[str, Float32Array | None],
+        cut: tuple[str, float] | None = None,
+    ) -> None:
         self.config, self.format, self.biases, self.cut = config, format, biases, cut
         self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
 
-    def of(self, units):
+    def of(self, units: AnyArray) -> AnyArray:
         """The neurons of units (n,) -> (n * neurons of each,)."""
         return neurons_of(units, self.config.unit_neurons)
 
-    def one_by_one(self, selection):
+    def one_by_one(self, selection: Selection) -> bool:
         """Large units of several tokens: each is multiplied with its own tokens only."""
         return self.config.unit_neurons > 1 and selection.indptr is not None
 
-    def add(self, memory, rows, x, part, y, apart=None):
+    def add(
+        self,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        part: Selection,
+        y: Float32Array,
+        apart: int | None = None,
+    ) -> None:
         """y += down(activations) of the units of ``part``, a Selection, whose neurons begin at
         ``rows`` (units, neurons of each) of memory; apart as in ``activations``."""
         down = rows + (apart or self.width) * (self.config.parts - 1)
@@ -58,7 +76,16 @@ class Neurons:
             kernels.sparse_down(memory, down[i], self.format, a, its_y)
             y[tokens] = its_y
 
-    def activations(self, memory, rows, x, neurons, indptr=None, tokens=None, apart=None):
+    def activations(
+        self,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None = None,
+        tokens: Int32Array | None = None,
+        apart: int | None = None,
+    ) -> Float32Array:
         """What ``neurons``, whose first parts begin at ``rows``, give the down projection.
 
         x (T, d_model) -> (n, T), or with indptr and tokens as ``kernels.sparse_up``; apart: bytes
@@ -80,27 +107,47 @@ class Neurons:
             a[np.abs(a) <= cut] = 0
         return a
 
-    def _multiply_up(self, a, memory, rows, x, neurons, indptr, tokens):
+    def _multiply_up(
+        self,
+        a: Float32Array,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None,
+        tokens: Int32Array | None,
+    ) -> None:
         if len(x) == 1 and (self.config.sparse or self.cut):  # a gate that is shut needs no up
             open_ = np.flatnonzero(a)
             a[open_] *= self._up(self.products("up", memory, rows[open_], x, neurons[open_]))
         else:
             a *= self._up(self.products("up", memory, rows, x, neurons, indptr, tokens))
 
-    def products(self, part, memory, rows, x, neurons, indptr=None, tokens=None):
+    def products(
+        self,
+        part: str,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None = None,
+        tokens: Int32Array | None = None,
+    ) -> Float32Array:
         """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
         bias = self.biases[part]
         bias = None if bias is None else bias[neurons]
         return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
 
-    def _up(self, up):
+    def _up(self, up: Float32Array) -> Float32Array:
         """What a gate is multiplied with, of up . x + its bias."""
         if self.config.limit:
             np.clip(up, -self.config.limit, self.config.limit, out=up)
             up += 1
         return np.maximum(up, 0, out=up) if self.config.up_relu else up
 
-    def add_down(self, memory, rows, a, part, y):
+    def add_down(
+        self, memory: UInt8Array, rows: AnyArray, a: Float32Array, part: Selection, y: Float32Array
+    ) -> None:
         """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
         if part.weights is not None:
             # Each unit's weight counts for all its neurons, or each pair's for its own.
@@ -110,7 +157,7 @@ class Neurons:
                 a = a * part.weights
         kernels.sparse_down(memory, rows, self.format, a, y, part.indptr, part.tokens)
 
-    def add_bias(self, selection, y):
+    def add_bias(self, selection: Selection, y: Float32Array) -> None:
         """y += the down projection's bias, of experts by their weights."""
         bias = self.biases["down"]
         if bias is None:

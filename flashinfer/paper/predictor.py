@@ -6,6 +6,8 @@ Selection.
 
 import numpy as np
 
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
+from flashinfer.paper.interfaces import LowRankMap, Stream
 from flashinfer.paper.selection import Selection
 
 
@@ -20,11 +22,20 @@ class Predictor:
     reads    x: "normed", what the FFN reads, or "residual", what its norm reads
     """
 
-    def __init__(self, a, b, bias, between="", reads="normed"):
+    def __init__(
+        self,
+        a: LowRankMap,
+        b: LowRankMap,
+        bias: Float32Array,
+        between: str = "",
+        reads: str = "normed",
+    ) -> None:
         self.a, self.b, self.bias = a, b, bias
         self.between, self.reads = between, reads
 
-    def scores(self, x, residual, neurons=None):
+    def scores(
+        self, x: Float32Array, residual: Float32Array | None, neurons: AnyArray | None = None
+    ) -> Float32Array:
         """The FFN's input after and before its norm, each (T, d_model) -> (T, d_ffn) float32, or
         (T, n) of ``neurons`` (n,) alone."""
         inner = self.a.linear(residual if self.reads == "residual" else x)
@@ -34,19 +45,21 @@ class Predictor:
             return self.b.some(inner, neurons, self.bias[neurons])
         return self.b.linear(inner, self.bias)
 
-    def select(self, x, residual):
+    def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """The Selection of the neurons predicted active."""
         return Selection.of_scores(self.scores(x, residual))
 
-    def early(self, x, residual, share=1.0):
+    def early(
+        self, x: Float32Array, residual: Float32Array | None, share: float = 1.0
+    ) -> tuple[Int32Array, Int32Array]:
         """(neurons worth reading, neurons worth keeping) by x, which is not final yet."""
         units = self.select(x, residual).units
         return units, units
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """Which of its matrices are streamed at every token, in this order."""
         return (*self.a.streams(), *self.b.streams())
 
     @property
-    def in_dram(self):
+    def in_dram(self) -> bool:
         return self.a.in_dram and self.b.in_dram

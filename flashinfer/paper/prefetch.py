@@ -1,6 +1,14 @@
 """Reading what a layer will probably need before its turn (beyond the paper)."""
 
+from typing import TYPE_CHECKING
+
+from flashinfer.formats.arrays import Float32Array, Int32Array
+from flashinfer.paper.flash import Submitted
+from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.ways import may_prefetch, prefetch_fits
+
+if TYPE_CHECKING:
+    from flashinfer.paper.feedforward import FeedForward
 
 
 class Prefetch:
@@ -12,10 +20,13 @@ class Prefetch:
     reads  those begun and not yet waited for, or None
     """
 
-    def __init__(self, share=1.0):
-        self.share, self.reads = share, None
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
+        self.reads: Submitted | None = None
 
-    def begin(self, ffn, x, token, residual):
+    def begin(
+        self, ffn: "FeedForward", x: Float32Array, token: int, residual: Float32Array
+    ) -> None:
         """Begin to read for a FeedForward what ``token`` will probably need.
 
         x, residual (1, d_model): the layer's input, after its norm and before, as it would be if
@@ -33,12 +44,12 @@ class Prefetch:
             ffn.store.settled = False
             self.reads = ffn.store.submit(*cache.place_ahead(units, kept, token))
 
-    def before_placing(self, store, units):
+    def before_placing(self, store: UnitStore, units: Int32Array) -> None:
         """Wait for the reads, unless placing these units leaves the slots alone that they fill."""
         if self.reads is not None and not store.cache.leaves_guesses(units):
             store.wait(self.taken())
 
-    def taken(self):
+    def taken(self) -> Submitted | None:
         """The reads that were begun, which are then the caller's to wait for."""
         reads, self.reads = self.reads, None
         return reads
@@ -47,5 +58,7 @@ class Prefetch:
 class NoPrefetch(Prefetch):
     """Reads nothing before its turn."""
 
-    def begin(self, ffn, x, token, residual):
+    def begin(
+        self, ffn: "FeedForward", x: Float32Array, token: int, residual: Float32Array
+    ) -> None:
         """Does nothing."""

@@ -1,10 +1,13 @@
 """Which experts of a mixture tokens use, and which of their neurons."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array, Int32Array
+from flashinfer.paper.interfaces import Stream
 from flashinfer.paper.neurons import neurons_of
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.selection import Selection
@@ -22,23 +25,25 @@ class Router:
 
     in_dram = True
 
-    def __init__(self, weight, bias, per_token, normalised):
+    def __init__(
+        self, weight: Any, bias: Float32Array | None, per_token: int, normalised: bool
+    ) -> None:
         self.weight, self.bias = weight, bias
         self.per_token, self.normalised = per_token, normalised
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token: nothing."""
         return ()
 
-    def scores(self, x):
+    def scores(self, x: Float32Array) -> Float32Array:
         """x (T, d_model) -> (T, experts) float32: the largest are chosen."""
         return self.weight.linear(x, self.bias)
 
-    def select(self, x, residual):
+    def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """x (T, d_model) -> the Selection of the experts, with their weights."""
         return Selection.of_choices(*kernels.route(self.scores(x), self.per_token, self.normalised))
 
-    def weights(self, x):
+    def weights(self, x: Float32Array) -> Float32Array:
         """What each expert counts for each token (T, experts) float32: 0 where it is not chosen."""
         chosen = self.select(x, None)
         weights = np.zeros((len(x), len(self.weight.matrix.data)), dtype=np.float32)
@@ -49,7 +54,9 @@ class Router:
             weights[chosen.tokens, which] = chosen.weights
         return weights
 
-    def early(self, x, residual, share=1.0):
+    def early(
+        self, x: Float32Array, residual: Float32Array | None, share: float = 1.0
+    ) -> tuple[Int32Array, Int32Array]:
         """(experts worth reading, experts worth keeping) by x (1, d_model), which is not final
         yet: of those that it would choose the surest ``share``, as a wrong read costs megabytes;
         more than it would choose may still be chosen.
@@ -66,11 +73,11 @@ class RoutedPredictor(Predictor):
     neurons  of each expert; the others as Predictor's
     """
 
-    def __init__(self, router, neurons, *weights, **form):
+    def __init__(self, router: Router, neurons: int, *weights: Any, **form: Any) -> None:
         super().__init__(*weights, **form)
         self.router, self.neurons = router, neurons
 
-    def select(self, x, residual):
+    def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """The Selection of the neurons, each with its expert's weight."""
         chosen = self.router.select(x, residual)
         if len(x) == 1:

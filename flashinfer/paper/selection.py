@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
 
 
 class Selection:
@@ -18,23 +19,30 @@ class Selection:
                     that is None, as ``units``; None: 1
     """
 
-    def __init__(self, units, indptr, tokens, last, weights=None):
+    def __init__(
+        self,
+        units: Int32Array,
+        indptr: Int32Array | None,
+        tokens: Int32Array | None,
+        last: Int32Array,
+        weights: Float32Array | None = None,
+    ) -> None:
         self.units, self.indptr, self.tokens, self.last = units, indptr, tokens, last
         self.weights = weights
 
     @classmethod
-    def of_scores(cls, scores):
+    def of_scores(cls, scores: Float32Array) -> "Selection":
         """From a predictor's scores (T, d_ffn)."""
         if len(scores) == 1:
             units = kernels.positive(np.ascontiguousarray(scores[0], dtype=np.float32))
             return cls(units, None, None, np.zeros(len(units), dtype=np.int32))
         active = np.ascontiguousarray((scores > 0).T)  # (d_ffn, T)
         counts = np.count_nonzero(active, axis=1)
-        units = np.flatnonzero(counts)
-        return cls.of_counts(units, counts[units], np.flatnonzero(active) % len(scores))
+        used = np.flatnonzero(counts)
+        return cls.of_counts(used, counts[used], np.flatnonzero(active) % len(scores))
 
     @classmethod
-    def of_choices(cls, chosen, weights):
+    def of_choices(cls, chosen: AnyArray, weights: Float32Array) -> "Selection":
         """From what each token chose, ascending (T, k), and the weights (T, k)."""
         n_tokens, per_token = chosen.shape
         if n_tokens == 1:
@@ -45,22 +53,28 @@ class Selection:
         return cls.of_counts(units, counts, order // per_token, weights.ravel()[order])
 
     @classmethod
-    def of_counts(cls, units, counts, tokens, weights=None):
+    def of_counts(
+        cls,
+        units: AnyArray,
+        counts: AnyArray,
+        tokens: AnyArray,
+        weights: Float32Array | None = None,
+    ) -> "Selection":
         """From each unit's number of tokens (n,), and these, unit after unit."""
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         tokens = tokens.astype(np.int32)
         return cls(units.astype(np.int32), indptr, tokens, tokens[indptr[1:] - 1], weights)
 
     @classmethod
-    def everything(cls, n_units, n_tokens):
+    def everything(cls, n_units: int, n_tokens: int) -> "Selection":
         last = np.full(n_units, n_tokens - 1, dtype=np.int32)
         return cls(np.arange(n_units, dtype=np.int32), None, None, last)
 
-    def pairs(self):
+    def pairs(self) -> list[slice]:
         """Of each unit, which of ``tokens`` (and of ``weights``) are its: slices."""
         return [slice(*ends) for ends in itertools.pairwise(self.indptr)]
 
-    def part(self, first, stop):
+    def part(self, first: int, stop: int) -> "Selection":
         """The units numbered first:stop of these."""
         stop = min(stop, len(self.units))
         units, last = self.units[first:stop], self.last[first:stop]

@@ -3,6 +3,11 @@
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
+from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.paper.neurons import Neurons
+from flashinfer.paper.selection import Selection
+from flashinfer.paper.unit_store import UnitStore
 
 
 class Streamed:
@@ -12,11 +17,12 @@ class Streamed:
     following  the StoredTensor that is streamed next, where this layer always is; else None
     """
 
-    def __init__(self, store, neurons):
+    def __init__(self, store: UnitStore, neurons: Neurons) -> None:
         self.store, self.neurons = store, neurons
-        self.tensor, self.following = store.bundles, None
+        self.tensor = store.bundles
+        self.following: StoredTensor | None = None
 
-    def __call__(self, x, selection, token, y):
+    def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store = self.store
         kept, slots = self._keep(selection, token + len(x) - 1, token)
@@ -28,7 +34,7 @@ class Streamed:
             self.neurons.add(memory, starts[part.units - first, None], x, part, y)
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
-    def _keep(self, selection, now, token):
+    def _keep(self, selection: Selection, now: int, token: int) -> tuple[Int32Array, Int32Array]:
         """(neurons, their slots) that the cache would hold, had the tokens come one by one."""
         cache = self.store.cache
         used_at = token + selection.last.astype(np.int64)
@@ -44,7 +50,15 @@ class Streamed:
         cache.used_at(slots, token, selection.last[kept])
         return neurons, slots
 
-    def _copy_kept(self, kept, slots, first, stop, memory, starts):
+    def _copy_kept(
+        self,
+        kept: Int32Array,
+        slots: Int32Array,
+        first: int,
+        stop: int,
+        memory: UInt8Array,
+        starts: Int64Array,
+    ) -> None:
         """Copy those of a tile's neurons that are kept into their slots."""
         begin, end = np.searchsorted(kept, (first, stop))
         if begin == end:

@@ -1,9 +1,16 @@
 """A layer's units: where their bundles lie on flash, and where their slots are in DRAM."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from flashinfer.formats.arrays import AnyArray, BoolArray, Int32Array, Int64Array, UInt8Array
+from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.paper.flash import Flash, Submitted
+from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.paper.selection import Selection
 from flashinfer.paper.ways import WAVE_BYTES
 
 APART_BYTES = 1 << 20  # of units in DRAM: worth computing while the others are being read
@@ -23,31 +30,38 @@ class UnitStore:
     settled  whether every slot that the cache has given holds its unit
     """
 
-    def __init__(self, bundles, unit_neurons, cache, flash, buffer):
+    def __init__(
+        self,
+        bundles: StoredTensor,
+        unit_neurons: int,
+        cache: NeuronCache,
+        flash: Flash,
+        buffer: UInt8Array,
+    ) -> None:
         n = unit_neurons
         self.bundles, self.cache, self.flash, self.buffer = bundles, cache, flash, buffer
         self.units = replace(bundles, rows=bundles.rows // n, columns=bundles.columns * n)
         self.inside = np.arange(n) * bundles.row_bytes
         self.settled = True
 
-    def begin(self):
+    def begin(self) -> None:
         """A layer begins: until it sets ``settled`` again, slots may be given but not filled."""
         self.settled = False
         if self.cache.borrowed:  # other layers have used the memory since
             self.cache.empty()
 
-    def abandon(self):
+    def abandon(self) -> None:
         """After a failure, once no read is in flight: forgets what may not have been read."""
         if not self.settled:
             self.cache.empty()
             self.settled = True
 
-    def hottest(self, uses):
+    def hottest(self, uses: ArrayLike) -> Int32Array:
         """The units used most, as many as there are slots for, ascending; uses (units,)."""
         order = np.argsort(-np.asarray(uses), kind="stable")[: self.cache.capacity]
         return np.sort(order[np.asarray(uses)[order] > 0]).astype(np.int32)
 
-    def warm(self, uses, progress=lambda nbytes: None):
+    def warm(self, uses: ArrayLike, progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Begin with the hottest units in the cache; uses (units,): how often each is used."""
         self.cache.priority.expect(uses)
         units = self.hottest(uses)
@@ -59,11 +73,11 @@ class UnitStore:
             self.wait(self.submit(units[part], slots[part]))
             progress(len(units[part]) * self.units.row_bytes)
 
-    def tiles(self):
+    def tiles(self) -> Iterator[tuple[int, int, UInt8Array, Int64Array]]:
         """The whole layer, in large sequential reads: see ``Flash.stream``."""
         return self.flash.stream(self.bundles, self.buffer)
 
-    def submit(self, units, slots):
+    def submit(self, units: Int32Array, slots: Int32Array) -> Submitted | None:
         """Begins to read units (n,) int32 into their slots (n,); returns what ``wait`` takes."""
         if not len(units):
             return None
@@ -71,21 +85,28 @@ class UnitStore:
         places = slots * np.int64(self.cache.stride)
         return self.flash.submit(offsets, lengths, self.cache.memory, places)
 
-    def wait(self, reads):
+    def wait(self, reads: Submitted | None) -> None:
         """Returns when the reads are done; None stands for no reads."""
         if reads is not None:
             self.flash.wait(reads)
 
-    def offsets(self, units, slots):
+    def offsets(self, units: Int32Array, slots: Int32Array) -> Int64Array:
         """Where in ``cache.memory`` each neuron of these units begins: (units, neurons) int64."""
         _, _, skips = self.spans(units)
         return (slots * np.int64(self.cache.stride) + skips)[:, None] + self.inside
 
-    def spans(self, units):
+    def spans(self, units: Int32Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """(offsets, lengths, skips) of the aligned reads that cover these units, int64 each."""
         return self.flash.row_spans(self.units, units.astype(np.int64))
 
-    def arrivals(self, early, misses, begun, late, selection):
+    def arrivals(
+        self,
+        early: BoolArray,
+        misses: Int32Array,
+        begun: Submitted | None,
+        late: Submitted | None,
+        selection: Selection,
+    ) -> Iterator[AnyArray | slice]:
         """Yield which units, indices (m,) or EVERY, are in DRAM: first those that were there, then
         the ``early`` ones (n,) bool, then the ``misses`` (indices), when their reads ``begun`` and
         ``late`` are done.
@@ -94,7 +115,8 @@ class UnitStore:
         by several tokens. Where there is no unit at all the empty product still gives a result its
         shape.
         """
-        n = least = len(early)
+        n = len(early)
+        least: float = n
         ends = n - len(misses) - np.count_nonzero(early), n - len(misses), n
         if selection.indptr is None:
             least = min(n, APART_BYTES / self.cache.stride)

@@ -4,17 +4,22 @@ import itertools
 
 import numpy as np
 
+from flashinfer.formats.arrays import Float32Array, Int32Array
+from flashinfer.paper.flash import Submitted
 from flashinfer.paper.neuron_cache import NONE
+from flashinfer.paper.neurons import Neurons
+from flashinfer.paper.selection import Selection
+from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.ways import wave_size
 
 
 class Waves:
     """Computes a wave of units while the next one is read, where there are slots for two."""
 
-    def __init__(self, store, neurons):
+    def __init__(self, store: UnitStore, neurons: Neurons) -> None:
         self.store, self.neurons = store, neurons
 
-    def __call__(self, x, selection, token, y):
+    def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store, cache, now = self.store, self.store.cache, token + len(x) - 1
         size, overlap = wave_size(cache.capacity, len(store.inside), cache.stride)
@@ -30,7 +35,9 @@ class Waves:
             if following is not None and not overlap:
                 _, coming, reads = self._begin(following, NONE, now)
 
-    def _begin(self, wave, held, now):
+    def _begin(
+        self, wave: Selection, held: Int32Array, now: int
+    ) -> tuple[Int32Array, Int32Array, Submitted | None]:
         """(slots of the units ``held``, slots of the wave's, the reads begun for those)"""
         units, cache = np.concatenate([held, wave.units]), self.store.cache
         slots, misses, _ = cache.place(units, now)

@@ -1,5 +1,7 @@
 """How a layer runs: the one place where that is chosen, for the engine and for the cost model."""
 
+from collections.abc import Callable
+
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
 # faster than reading most of it in small ones.
 STREAM_SHARE = 0.3
@@ -8,7 +10,17 @@ WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
 WHOLE, STREAMED, CACHED, WAVES = "whole", "streamed", "cached", "waves"
 
 
-def way_to_run(*, whole, chosen, units, slots, unit_neurons, tokens, used, missing):
+def way_to_run(
+    *,
+    whole: bool,
+    chosen: bool,
+    units: int,
+    slots: int,
+    unit_neurons: int,
+    tokens: int,
+    used: float,
+    missing: Callable[[], float],
+) -> str:
     """WHOLE, STREAMED, CACHED or WAVES.
 
     whole    every unit is in DRAM and stays there
@@ -28,7 +40,7 @@ def way_to_run(*, whole, chosen, units, slots, unit_neurons, tokens, used, missi
     return CACHED if used <= slots and not one_by_one else WAVES
 
 
-def wave_size(slots, unit_neurons, stride):
+def wave_size(slots: int, unit_neurons: int, stride: int) -> tuple[int, bool]:
     """(units of a wave, whether one wave is read while the one before it is computed).
 
     stride  bytes of a slot
@@ -39,7 +51,7 @@ def wave_size(slots, unit_neurons, stride):
     return size, 2 * size <= slots
 
 
-def may_prefetch(*, whole, chosen, borrowed, in_dram, share):
+def may_prefetch(*, whole: bool, chosen: bool, borrowed: bool, in_dram: bool, share: float) -> bool:
     """Whether a layer's units may be read before its turn.
 
     borrowed  its slots are other layers' as well
@@ -49,6 +61,6 @@ def may_prefetch(*, whole, chosen, borrowed, in_dram, share):
     return chosen and in_dram and share > 0 and not whole and not borrowed
 
 
-def prefetch_fits(guessed, per_token, slots):
+def prefetch_fits(guessed: float, per_token: int, slots: int) -> bool:
     """Whether the slots hold so many guessed units, and all experts that a token needs."""
     return max(guessed, per_token) <= slots

@@ -1,9 +1,15 @@
 """A layer of which every unit stays in DRAM."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.paper.neuron_cache import UNLIMITED
+from flashinfer.paper.neurons import Neurons
+from flashinfer.paper.selection import Selection
+from flashinfer.paper.unit_store import UnitStore
 
 
 class Whole:
@@ -15,17 +21,18 @@ class Whole:
     offsets  (units, neurons of each) int64: where the first parts begin; None before ``fill``
     """
 
-    def __init__(self, store, neurons):
-        self.store, self.neurons, self.offsets = store, neurons, None
+    def __init__(self, store: UnitStore, neurons: Neurons) -> None:
+        self.store, self.neurons = store, neurons
+        self.offsets: Int64Array | None = None
 
     @property
-    def fits(self):
+    def fits(self) -> bool:
         """Whether every unit has a slot, and keeps it."""
         cache = self.store.cache
         every = cache.capacity == self.store.units.rows and cache.window == UNLIMITED
         return every and not cache.borrowed
 
-    def fill(self, progress=lambda nbytes: None):
+    def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Read the layer into the cache's memory. Call it only where it ``fits``."""
         store, bundles = self.store, self.store.bundles
         n, width, parts = bundles.rows, self.neurons.width, self.neurons.config.parts
@@ -39,7 +46,7 @@ class Whole:
             progress((stop - first) * bundles.row_bytes)
         self.offsets = (np.arange(n, dtype=np.int64) * width).reshape(store.units.rows, -1)
 
-    def __call__(self, x, selection, token, y):
+    def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         cache, apart = self.store.cache, self.neurons.width * self.store.bundles.rows
         cache.hits += len(selection.units)

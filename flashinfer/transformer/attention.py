@@ -3,6 +3,13 @@
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.config import ModelConfig
+from flashinfer.paper.interfaces import Stream
+from flashinfer.transformer.kv_cache import KeyValueCache
+from flashinfer.transformer.norm import Norm
+from flashinfer.transformer.positions import RotaryPositions
+from flashinfer.transformer.weights import Weights
 
 
 class Attention:
@@ -19,13 +26,24 @@ class Attention:
     """
 
     def __init__(
-        self, config, q, k, v, o, biases, norms, cache, rotary, score_bias, sinks
-    ):  # fmt: skip
+        self,
+        config: ModelConfig,
+        q: Weights,
+        k: Weights,
+        v: Weights,
+        o: Weights,
+        biases: dict[str, Float32Array | None],
+        norms: dict[str, Norm | None],
+        cache: KeyValueCache,
+        rotary: RotaryPositions | None,
+        score_bias: Float32Array | None,
+        sinks: Float32Array | None,
+    ) -> None:
         self.config, self.q, self.k, self.v, self.o = config, q, k, v, o
         self.biases, self.norms, self.cache = biases, norms, cache
         self.rotary, self.score_bias, self.sinks = rotary, score_bias, sinks
 
-    def __call__(self, x, start):
+    def __call__(self, x: Float32Array, start: int) -> Float32Array:
         """x (T, d_model), the tokens at positions start.. -> (T, d_model)."""
         n, head_dim = len(x), self.config.head_dim
         q, k = self._heads("q", x), self._heads("k", x)
@@ -47,14 +65,14 @@ class Attention:
                 q[begin:end], self.cache.keys, self.cache.values, place, self.cache.window,
                 self.score_bias, self.config.score_cap, self.sinks,
             )  # fmt: skip
-        out = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
-        return self.o.linear(out, self.biases["o"])
+        heads = np.ascontiguousarray(out[:, :, :head_dim])
+        return self.o.linear(heads.reshape(n, -1), self.biases["o"])
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """Which of its matrices are streamed at every token, in this order."""
         return tuple(s for part in (self.q, self.k, self.v, self.o) for s in part.streams())
 
-    def _heads(self, part, x):
+    def _heads(self, part: str, x: Float32Array) -> Float32Array:
         """Queries or keys, normalised where the model does so: (T, heads, head_dim)."""
         projection, norm = getattr(self, part), self.norms[part]
         y = projection.linear(x, self.biases[part])

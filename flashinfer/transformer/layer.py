@@ -4,29 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.config import ModelConfig
 from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.interfaces import Stream
 from flashinfer.transformer.attention import Attention
-
-
-@dataclass
-class Norm:
-    """Normalisation of the mean and the variance ("layer") or of the mean square ("rms").
-
-    weight and bias (n,) float32, or None
-    """
-
-    kind: str
-    epsilon: float
-    weight: np.ndarray | None
-    bias: np.ndarray | None
-
-    def __call__(self, x):
-        """x (T, n) -> (T, n)."""
-        if self.kind == "rms":
-            return kernels.rms_norm(x, self.weight, self.epsilon)
-        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+from flashinfer.transformer.norm import Norm
 
 
 @dataclass
@@ -45,7 +28,9 @@ class Layer:
     attention_after_norm: Norm | None = None
     ffn_after_norm: Norm | None = None
 
-    def attend(self, h, position):
+    def attend(
+        self, h: Float32Array, position: int
+    ) -> tuple[Float32Array, Float32Array, Float32Array]:
         """h (T, d_model), tokens at ``position`` and after -> (h after attention, the FFN's input,
         that before its norm), each (T, d_model)."""
         if not self.config.norm_before:
@@ -57,24 +42,24 @@ class Layer:
         residual = h if self.config.parallel else after
         return after, x if self.ffn_norm is None else self.ffn_norm(residual), residual
 
-    def early_input(self, h):
+    def early_input(self, h: Float32Array) -> tuple[Float32Array, Float32Array]:
         """What the FFN would read, after its norm and before, if the layers still to come before it
         added nothing to h."""
         norm = self.ffn_norm or self.attention_norm
         return (norm(h) if self.config.norm_before else h), h
 
-    def add(self, h, y):
+    def add(self, h: Float32Array, y: Float32Array) -> Float32Array:
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
         if self.ffn_after_norm:
             y = self.ffn_after_norm(y)
         return h + self._scaled(y) if self.config.norm_before else self.ffn_norm(h + y)
 
-    def _scaled(self, y):
+    def _scaled(self, y: Float32Array) -> Float32Array:
         """What a block adds to the hidden state."""
         scale = self.config.residual_scale
         return y if scale == 1 else y * np.float32(scale)
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token, in this order: each has a ``tensor``, and ``following``
         for the one that is streamed next."""
         return (*self.attention.streams(), *self.feed_forward.streams())

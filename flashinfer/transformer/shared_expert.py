@@ -1,6 +1,10 @@
 """The expert of a mixture that every token uses."""
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.config import ModelConfig
+from flashinfer.paper.interfaces import Stream
+from flashinfer.transformer.weights import Weights
 
 
 class SharedExpert:
@@ -9,15 +13,17 @@ class SharedExpert:
     gate, up, down, weigh  weights.Resident or weights.Streamed; weigh may be None
     """
 
-    def __init__(self, config, gate, up, down, weigh):
+    def __init__(
+        self, config: ModelConfig, gate: Weights, up: Weights, down: Weights, weigh: Weights | None
+    ) -> None:
         self.config, self.weigh = config, weigh
         self.gate, self.up, self.down = gate, up, down
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """Which of its matrices are streamed at every token, in this order."""
         return tuple(s for part in (self.gate, self.up, self.down) for s in part.streams())
 
-    def __call__(self, x):
+    def __call__(self, x: Float32Array) -> Float32Array:
         """x (T, d_model) -> (T, d_model)."""
         a = self.gate.linear(x)
         kernels.activate(a, self.config.activation, self.config.threshold)

@@ -8,6 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import Float32Array, Int64Array, UInt8Array
+from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.paper.flash import Flash
+from flashinfer.paper.interfaces import Stream
 
 
 class Resident:
@@ -15,24 +19,24 @@ class Resident:
 
     in_dram = True
 
-    def __init__(self, tensor, data):
+    def __init__(self, tensor: StoredTensor, data: UInt8Array) -> None:
         self.matrix = kernels.Matrix(data, tensor.columns, tensor.format)
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """What of it is streamed at every token."""
         return ()
 
-    def linear(self, x, bias=None):
+    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
         return kernels.linear(x, self.matrix, bias)
 
-    def some(self, x, ids, bias):
+    def some(self, x: Float32Array, ids: Int64Array, bias: Float32Array) -> Float32Array:
         """As ``linear``, of the rows ``ids`` alone; bias as they are -> (T, len(ids))."""
         starts = ids * np.int64(self.matrix.data.strides[0])
         memory, format = self.matrix.data.reshape(-1), self.matrix.format
         return kernels.sparse_up(memory, starts, format, x, bias).T
 
-    def rows(self, ids):
+    def rows(self, ids: Int64Array) -> Float32Array:
         """Single rows as float32 (len(ids), columns)."""
         return self.matrix.format.decode(self.matrix.data[ids])
 
@@ -45,14 +49,15 @@ class Streamed:
 
     in_dram = False
 
-    def __init__(self, tensor, flash, buffer):
-        self.tensor, self.flash, self.buffer, self.following = tensor, flash, buffer, None
+    def __init__(self, tensor: StoredTensor, flash: Flash, buffer: UInt8Array) -> None:
+        self.tensor, self.flash, self.buffer = tensor, flash, buffer
+        self.following: StoredTensor | None = None
 
-    def streams(self):
+    def streams(self) -> tuple[Stream, ...]:
         """What of it is streamed at every token."""
         return (self,)
 
-    def linear(self, x, bias=None):
+    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
         tensor = self.tensor
         out = np.empty((x.shape[0], tensor.rows), dtype=np.float32)
@@ -66,11 +71,11 @@ class Streamed:
             out[:, first:stop] = kernels.linear(x, matrix, part)
         return out
 
-    def some(self, x, ids, bias):
+    def some(self, x: Float32Array, ids: Int64Array, bias: Float32Array) -> Float32Array:
         """As ``linear``, of the rows ``ids`` alone, though all are read."""
         return self.linear(x)[:, ids] + bias
 
-    def rows(self, ids):
+    def rows(self, ids: Int64Array) -> Float32Array:
         """Single rows as float32 (len(ids), columns), each read on its own."""
         tensor = self.tensor
         distinct, where = np.unique(ids, return_inverse=True)
@@ -84,12 +89,14 @@ class Streamed:
 class PartlyStreamed(Streamed):
     """The first rows in DRAM, as Resident's ``data``, the others on flash."""
 
-    def __init__(self, tensor, data, flash, buffer):
+    def __init__(
+        self, tensor: StoredTensor, data: UInt8Array, flash: Flash, buffer: UInt8Array
+    ) -> None:
         n, self.first = len(data), Resident(tensor, data)
         others = replace(tensor, offset=tensor.offset + n * tensor.row_bytes, rows=tensor.rows - n)
         super().__init__(others, flash, buffer)
 
-    def linear(self, x, bias=None):
+    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
         n = len(self.first.matrix.data)
         first, others = (None, None) if bias is None else (bias[:n], bias[n:])
@@ -97,7 +104,7 @@ class PartlyStreamed(Streamed):
         y = self.first.linear(x, first)
         return np.concatenate([y, super().linear(x, others)], axis=1)
 
-    def rows(self, ids):
+    def rows(self, ids: Int64Array) -> Float32Array:
         """Single rows as float32 (len(ids), columns)."""
         n = len(self.first.matrix.data)
         out, there = np.empty((len(ids), self.tensor.columns), dtype=np.float32), ids < n
@@ -105,3 +112,6 @@ class PartlyStreamed(Streamed):
         if not there.all():
             out[~there] = super().rows(ids[~there] - n)
         return out
+
+
+Weights = Resident | Streamed

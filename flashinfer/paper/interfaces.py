@@ -1,0 +1,60 @@
+"""What a feed-forward layer asks of its parts, whichever they are."""
+
+from typing import Protocol
+
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
+from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.paper.selection import Selection
+
+
+class Stream(Protocol):
+    """What is streamed at every token: a ``tensor``, and the one that is streamed after it."""
+
+    tensor: StoredTensor
+    following: StoredTensor | None
+
+
+class Chooser(Protocol):
+    """Says which units tokens use: a Predictor, a Router, or a RoutedPredictor."""
+
+    @property
+    def in_dram(self) -> bool:
+        """Whether asking it reads nothing from flash."""
+
+    def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
+        """The FFN's input after and before its norm, each (T, d_model) -> the Selection."""
+
+    def early(
+        self, x: Float32Array, residual: Float32Array | None, share: float = 1.0
+    ) -> tuple[Int32Array, Int32Array]:
+        """(units worth reading, units worth keeping) by an input (1, d_model) that is not final."""
+
+    def streams(self) -> tuple[Stream, ...]:
+        """What of it is streamed at every token, in this order."""
+
+
+class LowRankMap(Protocol):
+    """One of a predictor's two matrices, in DRAM or streamed: see transformer/weights.py."""
+
+    @property
+    def in_dram(self) -> bool:
+        """Whether it is there without a read."""
+
+    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
+        """x (T, columns) -> (T, rows)."""
+
+    def some(self, x: Float32Array, ids: AnyArray, bias: Float32Array) -> Float32Array:
+        """As ``linear``, of the rows ``ids`` alone."""
+
+    def streams(self) -> tuple[Stream, ...]:
+        """What of it is streamed at every token."""
+
+
+class Shared(Protocol):
+    """What every token uses besides: see transformer/shared_expert.py."""
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        """x (T, d_model) -> (T, d_model)."""
+
+    def streams(self) -> tuple[Stream, ...]:
+        """What of it is streamed at every token, in this order."""
