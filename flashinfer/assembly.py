@@ -1,26 +1,42 @@
 """A model's layers, put together from its weights by its options."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 
+from flashinfer.formats.arrays import UInt8Array
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.progress import Progress
 from flashinfer.loading import allocate_kv_caches
 from flashinfer.paper.feedforward import FeedForward
-from flashinfer.paper.flash import aligned_bytes
+from flashinfer.paper.flash import Flash, aligned_bytes
+from flashinfer.paper.interfaces import Chooser
 from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
+from flashinfer.plan.plan import Plan
 from flashinfer.transformer.attention import Attention
+from flashinfer.transformer.kv_cache import KeyValueCache
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
 from flashinfer.transformer.shared_expert import SharedExpert
+from flashinfer.transformer.weights import Weights
 
 
-def make_layers(bundle, plan, flash, weights, buffer, stride):
+def make_layers(
+    bundle: Bundle,
+    plan: Plan,
+    flash: Flash,
+    weights: dict[str, Any],
+    buffer: UInt8Array,
+    stride: int,
+) -> list[Layer]:
     """The Layers of a Bundle, with their caches and a key/value cache.
 
     weights  {name: what loading.load_weights gives}; buffer: memory that tiles are streamed through
@@ -52,7 +68,7 @@ def make_layers(bundle, plan, flash, weights, buffer, stride):
     return layers
 
 
-def make_norm(config, weights, name):
+def make_norm(config: ModelConfig, weights: dict[str, Any], name: str) -> Norm:
     return Norm(
         config.norm,
         config.norm_epsilon,
@@ -64,7 +80,7 @@ def make_norm(config, weights, name):
 class _Positions:
     """What all layers' attention shares."""
 
-    def __init__(self, config, context):
+    def __init__(self, config: ModelConfig, context: int) -> None:
         self.rotary = self.rotary_near = self.score_bias = None
         if config.positions == "rotary":
             self.rotary = self.rotary_near = RotaryPositions(config.rotary, context)
@@ -74,14 +90,24 @@ class _Positions:
             self.score_bias = alibi_table(config.num_attention_heads, config.head_dim, context)
 
 
-def _attention(config, weights, i, kv_cache, positions):
+def _attention(
+    config: ModelConfig,
+    weights: dict[str, Any],
+    i: int,
+    kv_cache: KeyValueCache,
+    positions: _Positions,
+) -> Attention:
     name = f"layers.{i}"
     norms = {
         p: make_norm(config, weights, f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"
     }
+    q, k, v, o = (weights[f"{name}.{p}_proj.weight"] for p in "qkvo")
     return Attention(
         config,
-        *(weights[f"{name}.{p}_proj.weight"] for p in "qkvo"),
+        q,
+        k,
+        v,
+        o,
         {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
         norms,
         kv_cache,
@@ -91,11 +117,19 @@ def _attention(config, weights, i, kv_cache, positions):
     )
 
 
-def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
+def _feed_forward(
+    bundle: Bundle,
+    plan: Plan,
+    flash: Flash,
+    weights: dict[str, Any],
+    i: int,
+    cache: NeuronCache,
+    buffer: UInt8Array,
+) -> FeedForward:
     name, config, shared = f"layers.{i}", bundle.config, None
     if config.shared_d_ffn:
-        parts = (weights.get(f"{name}.shared.{p}.weight") for p in ("gate", "up", "down", "weigh"))
-        shared = SharedExpert(config, *parts)
+        parts = ("gate", "up", "down", "weigh")
+        shared = SharedExpert(config, *[weights.get(f"{name}.shared.{p}.weight") for p in parts])
     biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
     if config.experts and biases["down"] is not None:
         biases["down"] = biases["down"].reshape(config.experts, -1)
@@ -107,10 +141,10 @@ def _feed_forward(bundle, plan, flash, weights, i, cache, buffer):
     return FeedForward(neurons, store, predictor, Prefetch(plan.ahead), shared)
 
 
-def _predictor(bundle, plan, weights, name):
+def _predictor(bundle: Bundle, plan: Plan, weights: dict[str, Any], name: str) -> Chooser | None:
     """What chooses a layer's units, or None where all are used."""
-    config, form = bundle.config, bundle.predictor_form
-    parts = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
+    config, form = bundle.config, dict[str, Any](bundle.predictor_form)
+    parts: list[Any] = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
     predicted = plan.neurons == "predicted"
     if not config.experts:
         return Predictor(*parts, **form) if predicted else None
@@ -124,7 +158,7 @@ def _predictor(bundle, plan, weights, name):
     return RoutedPredictor(router, neurons, *parts, **form) if predicted else router
 
 
-def fill_caches(layers, uses, progress):
+def fill_caches(layers: list[Layer], uses: list[Any] | None, progress: Progress) -> None:
     """Read the FFNs that stay whole now, in large pieces, and the hottest units of the others.
 
     uses      of each layer how often its units are used, or None: nothing of the others
@@ -140,7 +174,7 @@ def fill_caches(layers, uses, progress):
     total, done = sum(ffn.store.bundles.nbytes for ffn in whole), 0
     total += sum(len(store.hottest(used)) * store.units.row_bytes for store, used in warm)
 
-    def more(nbytes):
+    def more(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         progress("load", done, total)
@@ -151,7 +185,7 @@ def fill_caches(layers, uses, progress):
         store.warm(used, more)
 
 
-def chain_streams(layers, head):
+def chain_streams(layers: list[Layer], head: Weights) -> None:
     """Tell each part that streams at every token which tensor comes after it."""
     streams = [stream for layer in layers for stream in layer.streams()]
     for stream, after in itertools.pairwise((*streams, *head.streams())):

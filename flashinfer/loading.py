@@ -1,9 +1,14 @@
 """Bringing into DRAM what the plan keeps there."""
 
+from typing import Any
+
 import numpy as np
 
-from flashinfer.paper.flash import aligned_bytes
-from flashinfer.plan.plan import kv_dtype, pages
+from flashinfer.formats.arrays import UInt8Array
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.progress import Progress
+from flashinfer.paper.flash import Flash, aligned_bytes
+from flashinfer.plan.plan import Plan, kv_dtype, pages
 from flashinfer.transformer.kv_cache import (
     KeyValueCache,
     attention_window,
@@ -16,7 +21,9 @@ from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 LOAD_BYTES = 64 << 20  # read at a time
 
 
-def load_weights(bundle, plan, flash, buffer, progress):
+def load_weights(
+    bundle: Bundle, plan: Plan, flash: Flash, buffer: UInt8Array, progress: Progress
+) -> dict[str, Any]:
     """{name: what weights.py has, or for vectors a float32 array} for all of a bundle but its FFN.
 
     What stays lies in one block of memory as it lies in the file, where it comes first: so it is
@@ -29,8 +36,9 @@ def load_weights(bundle, plan, flash, buffer, progress):
     }
     sizes = {name: rows * bundle.tensors[name].row_bytes for name, rows in kept.items()}
     block = aligned_bytes(sum(pages(size) for size in sizes.values()))
-    weights, at = {}, 0
-    runs = []  # [offset, length, destination]: neighbours on flash are read as one
+    weights: dict[str, Any] = {}
+    at = 0
+    runs: list[list[int]] = []  # [offset, length, destination]: neighbours on flash are read as one
     for spec in bundle.specs:
         tensor, rows = bundle.tensors[spec.name], kept.get(spec.name, 0)
         if not rows:
@@ -59,7 +67,7 @@ def load_weights(bundle, plan, flash, buffer, progress):
     return weights
 
 
-def allocate_kv_caches(bundle, plan):
+def allocate_kv_caches(bundle: Bundle, plan: Plan) -> list[KeyValueCache]:
     """The KeyValueCache of each layer."""
     config, item = bundle.config, kv_dtype(bundle)
     heads, width = config.num_key_value_heads, padded_width(config.head_dim)

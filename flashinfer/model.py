@@ -1,7 +1,7 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flashinfer import kernels
 from flashinfer.assembly import chain_streams, fill_caches, make_layers, make_norm
+from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.bundle.layout import head_name
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.generation.sampling import Sampler
 from flashinfer.loading import load_weights
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.plan.options import Options
-from flashinfer.plan.setup import opened, prepare
+from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.stats import Stats, measured
 
 
@@ -40,7 +43,7 @@ class Model:
         cls,
         path: Path | str | Bundle,
         options: Options | None = None,
-        progress: Callable[[str, float, float], None] = lambda what, done, total: None,
+        progress: Progress = no_progress,
         **changes: Any,
     ) -> "Model":
         """Open a bundle, by its path or opened already.
@@ -61,13 +64,13 @@ class Model:
             raise
         return cls(bundle, setup, progress)
 
-    def __init__(self, bundle, setup, progress):
+    def __init__(self, bundle: Bundle, setup: Setup, progress: Progress) -> None:
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
         self._lock = threading.RLock()  # held by the thread that computes
         self._computing = False
-        self._text = None  # what is generated into the key/value cache
+        self._text: object | None = None  # what is generated into the key/value cache
         try:
             kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()
@@ -75,11 +78,11 @@ class Model:
         except BaseException:
             self.close()
             raise
-        self.ids = []  # the tokens in the key/value cache
+        self.ids: list[int] = []  # the tokens in the key/value cache
         self._incomplete = False  # whether the cache lacks some of them
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
-    def _load(self, stride, uses):
+    def _load(self, stride: int, uses: list[Any] | None) -> None:
         config, buffer = self.config, aligned_bytes(self.plan.buffers)
         weights = load_weights(self.bundle, self.plan, self.flash, buffer, self.progress)
         self.layers = make_layers(self.bundle, self.plan, self.flash, weights, buffer, stride)
@@ -95,7 +98,7 @@ class Model:
 
     # ------------------------------------------------------------------ computing
 
-    def forward(self, token_ids, every=False):
+    def forward(self, token_ids: ArrayLike, every: bool = False) -> Float32Array:
         """Process tokens that follow those in the key/value cache.
 
         token_ids (T,) -> logits (vocab_size,) of the last, or with ``every`` (T, vocab_size),
@@ -107,7 +110,7 @@ class Model:
             return self._forward(token_ids, every)
 
     @contextmanager
-    def _alone(self, text=None):
+    def _alone(self, text: object | None = None) -> Iterator[None]:
         """The model for this thread, which begins something new or goes on with ``text``.
 
         Raises UserError where another thread computes, or this one in what called this, the model
@@ -130,12 +133,12 @@ class Model:
         finally:
             self._lock.release()
 
-    def _refuse_within(self):
+    def _refuse_within(self) -> None:
         """Raise UserError where a callback of the model's own calls the model."""
         if self._computing:
             raise UserError("the model is computing; what it calls meanwhile cannot use it")
 
-    def _forward(self, token_ids, every=False):
+    def _forward(self, token_ids: ArrayLike, every: bool = False) -> Float32Array:
         ids = self._checked(token_ids)
         rows = []
         # What a file's weights overflow to is found in the logits.
@@ -149,7 +152,7 @@ class Model:
                     rows.append(self._logits(h[-1:]))
         return np.concatenate(rows) if every else rows[0][0]
 
-    def forward_in_pieces(self, token_ids):
+    def forward_in_pieces(self, token_ids: ArrayLike) -> Iterator[Float32Array]:
         """As ``forward`` with ``every``, in pieces of ``plan.logit_rows`` tokens, for which the
         budget has room: yields logits (rows, vocab_size) float32."""
         with self._alone(), np.errstate(over="ignore", invalid="ignore"):
@@ -162,7 +165,7 @@ class Model:
                 logits = self._logits(h[first : first + self.plan.logit_rows])
             yield logits
 
-    def _checked(self, token_ids):
+    def _checked(self, token_ids: ArrayLike) -> Int64Array:
         ids = np.asarray(token_ids)
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise UserError("token ids must be a list of one or more whole numbers")
@@ -176,7 +179,7 @@ class Model:
             )
         return ids.astype(np.int64)
 
-    def _hidden(self, ids, begun=0.0, share=1.0):
+    def _hidden(self, ids: Int64Array, begun: float = 0.0, share: float = 1.0) -> Float32Array:
         """ids (T,) -> hidden states after the last layer (T, d_model).
 
         They are ``share`` of a prompt of which the share ``begun`` is done.
@@ -193,7 +196,7 @@ class Model:
         self.token += len(ids)
         return h
 
-    def _recall(self):
+    def _recall(self) -> None:
         """Process the tokens in the key/value cache again where layers have moved past what the
         next one sees: after a failure, or where many tokens were forgotten."""
         held = all(layer.attention.cache.holds(self.position) for layer in self.layers)
@@ -207,7 +210,7 @@ class Model:
             self.ids, self._incomplete = ids, True
             raise
 
-    def _through_layers(self, h, begun, share):
+    def _through_layers(self, h: Float32Array, begun: float, share: float) -> Float32Array:
         """h (T, d_model), embedded -> (T, d_model)."""
         for number, layer in enumerate(self.layers):
             h, x, residual = layer.attend(h, self.position)
@@ -218,7 +221,7 @@ class Model:
                 self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         return h
 
-    def embed(self, ids):
+    def embed(self, ids: Int64Array) -> Float32Array:
         """ids (T,), at the positions that come next -> (T, d_model)."""
         h = self.embed_tokens.rows(ids)  # (T, embedding_size)
         if self.config.embedding_scale != 1:
@@ -230,7 +233,7 @@ class Model:
         positions = self.position + np.arange(len(ids)) + self.config.position_offset
         return h + self.embed_positions.rows(positions)
 
-    def _prefetch(self, number, h):
+    def _prefetch(self, number: int, h: Float32Array) -> None:
         """Guess from h, the layer before it unfinished, what a layer's FFN will use, and begin to
         read it; of a prompt nothing is guessed."""
         if len(h) > 1 or number == len(self.layers):
@@ -239,7 +242,7 @@ class Model:
         ffn, (x, residual) = layer.feed_forward, layer.early_input(h)
         ffn.prefetch.begin(ffn, x, self.token, residual)
 
-    def _logits(self, h):
+    def _logits(self, h: Float32Array) -> Float32Array:
         """h (T, d_model) -> (T, vocab_size)."""
         if self.final_norm is not None:
             h = self.final_norm(h)
@@ -255,11 +258,11 @@ class Model:
     # ------------------------------------------------------------------ using
 
     @property
-    def position(self):
+    def position(self) -> int:
         """How many tokens are in the key/value cache."""
         return len(self.ids)
 
-    def reset(self, kept=0):
+    def reset(self, kept: int = 0) -> None:
         """Forget the tokens but for the first ``kept``. The neuron cache stays as it is: it
         changes no result. Raises UserError where there are not so many."""
         with self._alone():
@@ -267,7 +270,7 @@ class Model:
                 raise UserError(f"{kept} of {self.position} tokens cannot be kept")
             del self.ids[kept:]
 
-    def logits(self, token_ids):
+    def logits(self, token_ids: ArrayLike) -> Float32Array:
         """token_ids (T,) from an empty context -> (T, vocab_size) float32, one row a token.
 
         The array returned is yours, and not part of the memory budget.
@@ -277,9 +280,16 @@ class Model:
             return self._forward(token_ids, every=True)
 
     def generate(
-        self, token_ids, max_new_tokens=64, temperature=0.8, top_k=40, top_p=0.95, seed=None,
-        stop_at_eos=True, reuse=False,
-    ):  # fmt: skip
+        self,
+        token_ids: Iterable[int],
+        max_new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+        reuse: bool = False,
+    ) -> Generator[int, None, None]:
         """Yield up to ``max_new_tokens`` token ids that continue ``token_ids``.
 
         Starts from an empty context or, with ``reuse``, from what of ``token_ids`` is in the
@@ -305,12 +315,12 @@ class Model:
             with self._alone(text), measured(self.stats.generation, 1, self.counters):
                 logits = self._forward([token])
 
-    def _new_stats(self):
+    def _new_stats(self) -> Stats:
         in_force = self.plan.neurons == "predicted" and self.bundle.calibration
         sparsity = in_force.get("sparsity") if in_force else None
         return Stats(self.plan, self.expected, sparsity=sparsity)
 
-    def _checked_prompt(self, token_ids, max_new_tokens):
+    def _checked_prompt(self, token_ids: Iterable[int], max_new_tokens: int) -> list[int]:
         if max_new_tokens < 0:
             raise UserError(f"{max_new_tokens} new tokens cannot be generated")
         ids = list(token_ids)
@@ -323,7 +333,7 @@ class Model:
             )
         return ids
 
-    def counters(self):
+    def counters(self) -> tuple[int, int, int, int, int]:
         """(bytes read, of them streamed, reads of the others, hits, misses) since the opening."""
         caches = [layer.feed_forward.store.cache for layer in self.layers]
         return (
@@ -335,24 +345,24 @@ class Model:
         )
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         return self.flash.fd < 0
 
-    def close(self):
+    def close(self) -> None:
         """Close the file, once no other thread computes. The model cannot be used any more."""
         with self._lock:
             self._refuse_within()
             self.bundle.close()
             self.flash.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Model":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _in_common(a, b):
+def _in_common(a: list[int], b: list[int]) -> int:
     """How many of their first items two lists share."""
     pairs = zip(a, b)  # noqa: B905 - the shorter one ends it
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

@@ -1,8 +1,10 @@
 """What a generation took: the figures that ``run`` prints and ``Model.stats`` holds."""
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import peak_rss
@@ -21,7 +23,16 @@ class Phase:
     hits: int = 0
     misses: int = 0
 
-    def add(self, tokens, seconds, flash_bytes, streamed_bytes, reads, hits, misses):
+    def add(
+        self,
+        tokens: int,
+        seconds: float,
+        flash_bytes: int,
+        streamed_bytes: int,
+        reads: int,
+        hits: int,
+        misses: int,
+    ) -> None:
         self.tokens += tokens
         self.seconds += seconds
         self.flash_bytes += flash_bytes
@@ -31,22 +42,24 @@ class Phase:
         self.misses += misses
 
     @property
-    def tokens_per_second(self):
+    def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
-    def bytes_per_token(self):
+    def bytes_per_token(self) -> float:
         return self.flash_bytes / self.tokens if self.tokens else 0.0
 
     @property
-    def hit_rate(self):
+    def hit_rate(self) -> float:
         """Share of the neurons used that were in DRAM; 1 where none was looked up."""
         looked_up = self.hits + self.misses
         return self.hits / looked_up if looked_up else 1.0
 
 
 @contextmanager
-def measured(phase, n_tokens, counters):
+def measured(
+    phase: Phase, n_tokens: int, counters: Callable[[], tuple[int, ...]]
+) -> Iterator[None]:
     """Add to a Phase what a block takes, if it succeeds; counters() gives add's other terms."""
     before, begun = counters(), time.perf_counter()
     yield
@@ -68,9 +81,9 @@ class Stats:
     prompt: Phase = field(default_factory=Phase)
     generation: Phase = field(default_factory=Phase)
     token_ids: list[int] = field(default_factory=list)
-    sparsity: dict | None = None  # the method and target of thresholds that are in force
+    sparsity: dict[str, Any] | None = None  # the method and target of thresholds that are in force
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The figures under the keys of ``run --json``."""
         return {
             "prompt_tokens": self.prompt.tokens,

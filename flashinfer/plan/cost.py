@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR
-from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS
+from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR, TensorSpec
+from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS, Bundle, StoredTensor
 from flashinfer.paper.ways import (
     CACHED,
     STREAMED,
@@ -18,7 +19,8 @@ from flashinfer.paper.ways import (
     way_to_run,
 )  # fmt: skip
 from flashinfer.plan.expected_reads import expected_reads
-from flashinfer.plan.plan import kv_dtype
+from flashinfer.plan.plan import Plan, kv_dtype
+from flashinfer.plan.profile import Profile
 from flashinfer.plan.timeline import Timeline
 from flashinfer.transformer.kv_cache import attention_window, kv_bytes
 
@@ -34,24 +36,24 @@ class Cost:
     seconds   {part: seconds}: computing, and what reads take beyond it
     """
 
-    read: dict
+    read: dict[str, float]
     requests: float
-    seconds: dict
+    seconds: dict[str, float]
 
     @property
-    def bytes(self):
+    def bytes(self) -> float:
         return sum(self.read.values())
 
     @property
-    def total(self):
+    def total(self) -> float:
         return sum(self.seconds.values())
 
     @property
-    def tokens_per_second(self):
+    def tokens_per_second(self) -> float:
         return 1 / self.total
 
 
-def predict(bundle, plan, profile, gap_bytes, block=512):
+def predict(bundle: Bundle, plan: Plan, profile: Profile, gap_bytes: int, block: int = 512) -> Cost:
     """The Cost of a token in the middle of the context.
 
     gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
@@ -65,10 +67,26 @@ def predict(bundle, plan, profile, gap_bytes, block=512):
     return Cost(token.read, token.requests, dict(token.line.seconds))
 
 
+@dataclass
+class _Units:
+    """What a layer's FFN does for a token, the ``way`` that it runs (see ways.py): units used, of
+    them missing; of those prefetched, and beside them wrong ones; seconds of computing."""
+
+    used: float
+    slots: int
+    way: str
+    seconds: float
+    missing: float = 0.0
+    ahead: float = 0.0
+    wrong: float = 0.0
+
+
 class _Token:
     """Goes the way of ``Model.forward``, on a Timeline."""
 
-    def __init__(self, bundle, plan, profile, gap_bytes, block):
+    def __init__(
+        self, bundle: Bundle, plan: Plan, profile: Profile, gap_bytes: int, block: int
+    ) -> None:
         self.bundle, self.plan, self.profile = bundle, plan, profile
         self.gap_bytes, self.block = gap_bytes, block
         self.layers = bundle.config.num_hidden_layers
@@ -77,17 +95,19 @@ class _Token:
             self.line.compute(part, 0.0)  # to be printed in this order
         self.read = dict.fromkeys(("neurons", *PARTS.values()), 0.0)
         self.requests = 0.0
-        self.matrices = {}  # {(role, layer): TensorSpecs}, layer None: of the whole model
+        self.matrices: dict[
+            tuple[str, int | None], list[TensorSpec]
+        ] = {}  # {(role, layer): TensorSpecs}, layer None: of the whole model
         for spec in bundle.specs:
             if spec.role in PARTS and len(spec.shape) == 2:
                 layer = None if spec.role == HEAD else int(spec.name.split(".")[1])
                 self.matrices.setdefault((spec.role, layer), []).append(spec)
         self.units = [self._units(number) for number in range(self.layers)]
 
-    def _bundles(self, number):
+    def _bundles(self, number: int) -> StoredTensor:
         return self.bundle.tensors[f"layers.{number}.ffn.bundles"]
 
-    def multiply(self, role, layer=None):
+    def multiply(self, role: str, layer: int | None = None) -> None:
         """The products with the matrices of a role, streamed where they do not stay."""
         for spec in self.matrices.get((role, layer), ()):
             tensor = self.bundle.tensors[spec.name]
@@ -96,30 +116,30 @@ class _Token:
             if kept < 1:
                 self._stream(tensor, PARTS[role], PARTS[role], 1 - kept)
 
-    def _share(self, spec):
+    def _share(self, spec: TensorSpec) -> float:
         """Of a predictor only the rows for the experts that were chosen."""
         config = self.bundle.config
         some = config.neurons_apart and spec.name.endswith("predictor.b")
         return config.experts_per_token / config.experts if some else 1.0
 
-    def _stream(self, tensor, part, read, share=1.0):
+    def _stream(self, tensor: StoredTensor, part: str, read: str, share: float = 1.0) -> None:
         """So much of a tensor, from flash."""
         nbytes, seconds = share * tensor.nbytes, share * self._linear(tensor)
         self.read[read] += nbytes
         self.line.stream(part, nbytes, self.plan.buffers / 2, seconds)
 
-    def _linear(self, tensor):
+    def _linear(self, tensor: StoredTensor) -> float:
         return tensor.nbytes / self.profile.linear[tensor.format.name]
 
-    def attention(self, number):
+    def attention(self, number: int) -> None:
         """With half of the context's keys and values."""
         self.multiply(ATTENTION, number)
-        config, seen = self.bundle.config, self.plan.context / 2
+        config, seen = self.bundle.config, self.plan.context // 2
         seen = min(seen, attention_window(config, number) or seen)
         cached = 2 * kv_bytes(config, seen, kv_dtype(self.bundle).itemsize)
         self.line.compute("attention", cached / self.profile.dram)
 
-    def prefetch(self, number):
+    def prefetch(self, number: int) -> float | None:
         """Begin the reads that a layer's guess asks for; when they are done, or None."""
         units = self.units[number] if number < self.layers else None
         if units is None or units.ahead == 0:
@@ -128,11 +148,11 @@ class _Token:
         self.line.compute("the rest", self.profile.cached / 2)
         return self._submit(units.ahead + units.wrong)
 
-    def _predict(self, number):
+    def _predict(self, number: int) -> None:
         if self.plan.neurons == "predicted":
             self.multiply(PREDICTOR, number)
 
-    def feed_forward(self, number, ahead):
+    def feed_forward(self, number: int, ahead: float | None) -> float | None:
         """A layer's FFN; ahead: when what was prefetched for it is done, or None. Returns that
         of the next layer."""
         line, units = self.line, self.units[number]
@@ -155,7 +175,7 @@ class _Token:
             line.multiply("feed-forward", units.seconds)
         return coming
 
-    def _compute(self, units, *reads):
+    def _compute(self, units: _Units, *reads: tuple[float | None, float]) -> None:
         """Of the units that are there all but the down projection, while others come; of those,
         (when they are there, how many), the same when they are; at last the down projection."""
         parts, used = self.bundle.config.parts, max(units.used, units.missing, 1e-9)
@@ -166,7 +186,7 @@ class _Token:
             self.line.multiply("feed-forward", before * n)
         self.line.multiply("feed-forward", units.seconds / parts)
 
-    def _in_waves(self, units):
+    def _in_waves(self, units: _Units) -> None:
         size, overlap = wave_size(
             units.slots, self.bundle.config.unit_neurons, self.bundle.unit_bytes
         )
@@ -182,7 +202,7 @@ class _Token:
             self.line.wait(done)
             self.line.multiply("feed-forward", units.seconds / waves)
 
-    def _submit(self, missing, among=None):
+    def _submit(self, missing: float, among: float | None = None) -> float:
         """Begin to read so many units ``among`` these, or a layer's; when they are there."""
         among = among or self.bundle.config.units
         nbytes, requests = expected_reads(
@@ -192,7 +212,7 @@ class _Token:
         self.requests += requests
         return self.line.submit(requests, nbytes)
 
-    def _units(self, number):
+    def _units(self, number: int) -> _Units:
         """The _Units of a layer."""
         bundle, plan, config = self.bundle, self.plan, self.bundle.config
         rows, tensor = plan.cache_rows[number], self._bundles(number)
@@ -223,27 +243,13 @@ class _Token:
         return units
 
 
-def _right(calibrated, share):
+def _right(calibrated: dict[str, Any], share: float) -> float:
     """How much of a guess is right, where its surest ``share`` counts."""
     right = calibrated.get("guessed", GUESSED)
     return right if share == 1 else calibrated.get("surest", (1 + right) / 2)
 
 
-@dataclass
-class _Units:
-    """What a layer's FFN does for a token, the ``way`` that it runs (see ways.py): units used, of
-    them missing; of those prefetched, and beside them wrong ones; seconds of computing."""
-
-    used: float
-    slots: int
-    way: str
-    seconds: float
-    missing: float = 0.0
-    ahead: float = 0.0
-    wrong: float = 0.0
-
-
-def misses(calibrated, plan, rows, neurons):
+def misses(calibrated: dict[str, Any], plan: Plan, rows: int, neurons: int) -> float:
     """Neurons of a layer to read per token, with ``rows`` of them in DRAM."""
     if plan.window:  # those that a window of one token more would hold, and this one does not
         needs = calibrated["window_rows"]

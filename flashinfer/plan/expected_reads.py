@@ -10,7 +10,9 @@ from flashinfer.paper.flash import STAGING_BYTES, reads_of, row_spans
 SAMPLES = 4  # of sets of units, drawn with the same seeds in every process
 
 
-def expected_reads(missing, among, unit_bytes, gap_bytes, alignment):
+def expected_reads(
+    missing: float, among: float, unit_bytes: int, gap_bytes: int, alignment: int
+) -> tuple[float, float]:
     """(bytes, requests) expected where ``missing`` of ``among`` units, any of them, are read at
     once; both may be fractions."""
     among = max(1, round(among))
@@ -24,7 +26,9 @@ def expected_reads(missing, among, unit_bytes, gap_bytes, alignment):
 
 
 @lru_cache(maxsize=4096)
-def _sampled(n, among, unit_bytes, gap_bytes, alignment):
+def _sampled(
+    n: int, among: float, unit_bytes: int, gap_bytes: int, alignment: int
+) -> tuple[float, float]:
     """The mean (bytes, requests) of samples of n units."""
     if not n:
         return 0.0, 0.0

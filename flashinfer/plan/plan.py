@@ -2,11 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.bundle.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
-from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.layout import (
+    ATTENTION,
+    EMBEDDING,
+    FFN,
+    HEAD,
+    PREDICTOR,
+    SMALL,
+    TensorSpec,
+)
+from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.errors import BudgetError
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.plan import memory
@@ -26,7 +35,7 @@ STAGED = STAGINGS * STAGING_BYTES
 LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads
 
 
-def unit_name(neurons):
+def unit_name(neurons: str) -> str:
     """What is read and kept as one, for people, by ``Plan.neurons``."""
     return "expert" if neurons == "routed" else "neuron"
 
@@ -77,16 +86,16 @@ class Plan:
     ahead: float = 1.0
 
     @property
-    def resident(self):
+    def resident(self) -> int:
         return self.small + self.predictor + self.attention + self.head + self.embeddings
 
-    def rows_kept(self, spec, tensor):
+    def rows_kept(self, spec: TensorSpec, tensor: StoredTensor) -> int:
         """How many rows of a tensor, the first ones, stay in DRAM."""
         if spec.role == HEAD:
             return min(tensor.rows, self.head // tensor.row_bytes)
         return tensor.rows if self._stays(spec) else 0
 
-    def _stays(self, spec):
+    def _stays(self, spec: TensorSpec) -> bool:
         if spec.role == ATTENTION:
             return int(spec.name.split(".")[1]) < self.attention_layers
         if spec.role == PREDICTOR:
@@ -98,7 +107,9 @@ class Plan:
 class Sizes:
     """What the parts of a bundle take in DRAM."""
 
-    def __init__(self, bundle, context, neurons, threads, stride, logit_rows):
+    def __init__(
+        self, bundle: Bundle, context: int, neurons: str, threads: int, stride: int, logit_rows: int
+    ) -> None:
         config = self.config = bundle.config
         self.neurons, self.context, self.stride = neurons, context, stride
         self.layers, self.units = config.num_hidden_layers, config.units
@@ -132,13 +143,13 @@ class Sizes:
         self.head = by_role[HEAD]
 
 
-def kv_dtype(bundle):
+def kv_dtype(bundle: Bundle) -> np.dtype[Any]:
     """Keys and values are kept in float32 where the attention's weights are, else in float16."""
     exact = bundle.tensors["layers.0.q_proj.weight"].format.name == "f32"
     return np.dtype(np.float32 if exact else np.float16)
 
 
-def pages(nbytes):
+def pages(nbytes: int) -> int:
     return -(-nbytes // PAGE) * PAGE
 
 
@@ -218,7 +229,7 @@ class _Least:
     cache: int
 
 
-def _least(sizes, base, budget):
+def _least(sizes: Sizes, base: int, budget: int) -> _Least:
     """The _Least of a model: a row for each layer where ``budget`` has them."""
     rows = 0 if sizes.neurons == "dense" else min(LEAST_ROWS, sizes.units)
     if sizes.config.reads_experts:
@@ -231,7 +242,7 @@ def _least(sizes, base, budget):
     return _Least(nbytes + cache, rows, 0, cache)
 
 
-def _for_speed(bundle, sizes, least, spare):
+def _for_speed(bundle: Bundle, sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     """Of ``spare`` bytes what comes before attention: (tokens of a prompt that go through a layer
     together, bytes of rows that one token needs, of buffers)."""
     # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from flashinfer.formats import bounded_json
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import read_bytes, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.formats.numbers import is_number
+from flashinfer.formats.numbers import is_number, is_whole
 
 MOST_GAP = 256 << 10
 # What a profile's file may hold: seconds and speeds of any machine there can be.
@@ -47,24 +48,24 @@ class Profile:
     name: str
     note: str
     threads: int
-    alone: dict
-    reads: dict
-    streams: dict
+    alone: dict[int, float]
+    reads: dict[int, float]
+    streams: dict[int, float]
     dram: float
-    linear: dict
-    sparse: dict
+    linear: dict[str, float]
+    sparse: dict[str, float]
     layer: float
     cached: float
     wake: float
-    submit: dict
+    submit: dict[int, float]
     most_bytes: float = 0.0
     most_reads: float = 0.0
 
-    def read_seconds(self, nbytes):
+    def read_seconds(self, nbytes: float) -> float:
         """What one read of this size takes of the flash's time, when many are in flight."""
         return _at(nbytes, {size: size / speed for size, speed in self.reads.items()})
 
-    def batch_seconds(self, requests, nbytes):
+    def batch_seconds(self, requests: float, nbytes: float) -> float:
         """What reads of ``nbytes`` together, begun at once, take until the last one is there.
 
         The first takes what one alone does, each of the others what it takes of the flash's time.
@@ -73,37 +74,38 @@ class Profile:
         first = min(1.0, requests) * _at(size, self.alone)  # on average, there may be none
         return first + max(0.0, requests - 1) * self.read_seconds(size)
 
-    def submit_seconds(self, nbytes):
+    def submit_seconds(self, nbytes: float) -> float:
         """What one read of this size takes of the CPU's time."""
-        return float(np.interp(nbytes, *zip(*sorted(self.submit.items()), strict=True)))
+        sizes, times = zip(*sorted(self.submit.items()), strict=True)
+        return float(np.interp(nbytes, sizes, times))
 
-    def stream_speed(self, tile_bytes):
+    def stream_speed(self, tile_bytes: float) -> float:
         """Bytes/s of a stream in tiles of this size."""
         times = {size: size / speed for size, speed in self.streams.items()}
         return tile_bytes / _at(tile_bytes, times)
 
-    def gap_bytes(self, row_bytes):
+    def gap_bytes(self, row_bytes: int) -> int:
         """The widest gap between two rows for which one read takes clearly less than two."""
         worth, gap = WORTH_JOINING * self._held_seconds(row_bytes), 0
         while gap < MOST_GAP and self._held_seconds(2 * row_bytes + gap + 4096) <= worth:
             gap += 4096
         return gap
 
-    def _held_seconds(self, nbytes):
+    def _held_seconds(self, nbytes: float) -> float:
         """As ``read_seconds``, or what one read of so many takes by what the flash is held to."""
         return max(self.read_seconds(nbytes), self.allowed_after(1, nbytes))
 
-    def allowed_after(self, requests, nbytes):
+    def allowed_after(self, requests: float, nbytes: float) -> float:
         """Seconds after which so much may have been read, by what the flash is held to."""
         by_bytes = nbytes / self.most_bytes if self.most_bytes else 0.0
         return max(by_bytes, requests / self.most_reads if self.most_reads else 0.0)
 
-    def held(self, bytes_per_second, reads_per_second=0.0):
+    def held(self, bytes_per_second: float, reads_per_second: float = 0.0) -> "Profile":
         """The same machine with its flash held to these limits, as a cgroup's throttle does."""
         return replace(self, most_bytes=bytes_per_second or 0.0, most_reads=reads_per_second or 0.0)
 
 
-def _at(nbytes, seconds):
+def _at(nbytes: float, seconds: dict[int, float]) -> float:
     """Between the sizes of {bytes: seconds}; beyond the largest, as fast as that."""
     sizes, times = zip(*sorted(seconds.items()), strict=True)
     if nbytes >= sizes[-1]:
@@ -111,7 +113,7 @@ def _at(nbytes, seconds):
     return float(np.interp(nbytes, sizes, times))
 
 
-def prepare(path):
+def prepare(path: Path) -> None:
     """Make the directory of a profile to be written. Raises UserError where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,24 +122,24 @@ def prepare(path):
     refuse_target(path)
 
 
-def save(profile, path):
+def save(profile: Profile, path: Path) -> None:
     """Write a profile as JSON, whole or not at all. Raises UserError where that fails."""
     prepare(path)
     with replacing(path) as file:
         file.write((json.dumps(asdict(profile), indent=2) + "\n").encode())
 
 
-def load(path):
+def load(path: Path | str) -> Profile:
     """Read a profile. Raises FormatError where the file is none."""
     text = read_bytes(path, MOST_FILE)
     try:
-        raw = bounded_json.parse(text, path, finite=True)
-        tables = {name: _table(raw[name]) for name in TABLES}
-        speeds = {name: _speeds(raw[name]) for name in ("linear", "sparse")}
-        texts = {name: raw[name] for name in ("name", "note")}
-        numbers = {name: raw[name] for name in NUMBERS}
-        limits = {name: raw.get(name, 0.0) for name in ("most_bytes", "most_reads")}
-        threads = raw["threads"]
+        raw: Any = bounded_json.parse(text, path, finite=True)
+        tables: dict[str, Any] = {name: _table(raw[name]) for name in TABLES}
+        speeds: dict[str, Any] = {name: _speeds(raw[name]) for name in ("linear", "sparse")}
+        texts: dict[str, Any] = {name: raw[name] for name in ("name", "note")}
+        numbers: dict[str, Any] = {name: raw[name] for name in NUMBERS}
+        limits: dict[str, Any] = {name: raw.get(name, 0.0) for name in ("most_bytes", "most_reads")}
+        threads: Any = raw["threads"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FormatError(f"{path}: is not a profile; flashinfer probe makes one") from None
     found = [*numbers.values(), *(limit for limit in limits.values() if limit != 0)]
@@ -149,8 +151,7 @@ def load(path):
         and all(is_number(size, 1, MOST_BLOCK) for size in sizes)
         and all(tables.values())
         and all(isinstance(text, str) for text in texts.values())
-        and isinstance(threads, int)
-        and is_number(threads, 1, MOST_THREADS)
+        and is_whole(threads, 1, MOST_THREADS)
     ):
         raise FormatError(f"{path}: is not a profile; flashinfer probe makes one")
     for name in FORMATS:
@@ -159,26 +160,26 @@ def load(path):
     return Profile(threads=threads, **texts, **numbers, **limits, **tables, **speeds)
 
 
-def _speeds(entries):
+def _speeds(entries: dict[str, Any]) -> dict[str, float]:
     """{number format: figure}. A format that was not measured has the figure of the one that is
     nearest in size. Raises ValueError where none was measured."""
     size = {name: format.block_bytes / format.block for name, format in FORMATS.items()}
     known = [name for name in FORMATS if name in entries]
 
-    def nearest(name):
+    def nearest(name: str) -> str:
         return min(known, key=lambda other: abs(size[other] - size[name]))
 
     return {name: entries[name if name in entries else nearest(name)] for name in FORMATS}
 
 
-def _table(entries):
+def _table(entries: dict[str, Any]) -> dict[int, float]:
     """{bytes: figure} of JSON's {"bytes": figure}. Raises ValueError."""
     if len(entries) > MOST_SIZES or not all(SIZE.fullmatch(size) for size in entries):
         raise ValueError
     return {int(size): value for size, value in entries.items()}
 
 
-def cache_path(path):
+def cache_path(path: Path | str) -> Path:
     """Where the profile of the device that holds ``path`` is kept. Raises UserError, OSError."""
     device = os.stat(path).st_dev
     try:
@@ -188,7 +189,7 @@ def cache_path(path):
     return Path(base) / "flashinfer" / f"device-{os.major(device)}-{os.minor(device)}.json"
 
 
-def measured(path):
+def measured(path: Path | str) -> Profile | None:
     """The profile that ``flashinfer probe`` left for the device that holds ``path``, or None."""
     try:
         return load(cache_path(path))
@@ -196,13 +197,13 @@ def measured(path):
         return None
 
 
-def boards():
+def boards() -> dict[str, Path]:
     """{name: path} of the estimated profiles that come with the package."""
     folder = Path(str(files("flashinfer.plan") / "boards"))
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
-def find(device, path):
+def find(device: Profile | Path | str | None, path: Path | str) -> Profile | None:
     """The Profile that ``device`` names: a board or a file; None: the one measured for ``path``.
 
     Returns None where nothing was measured. Raises UserError where there is no such board or file.

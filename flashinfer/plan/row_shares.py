@@ -2,13 +2,16 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS
+from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS, Bundle
 
 
-def share_rows(bundle, neurons, room, policy, window, least_rows):
+def share_rows(
+    bundle: Bundle, neurons: str, room: int, policy: str, window: int | None, least_rows: int
+) -> tuple[tuple[int, ...], int | None, int | None]:
     """Share ``room`` rows among the layers; return (rows of each, window, the window they hold)."""
     layers, units = bundle.config.num_hidden_layers, bundle.config.units
     if neurons == "dense":  # whole layers, as many as fit
@@ -36,7 +39,9 @@ def share_rows(bundle, neurons, room, policy, window, least_rows):
     return rows, window, max(holds, default=None)
 
 
-def fewest_misses(calibrated, room, least, most):
+def fewest_misses(
+    calibrated: list[dict[str, Any]], room: int, least: int, most: int
+) -> tuple[int, ...]:
     """The split of ``room`` rows for which the layers' miss curves promise the fewest reads.
 
     First every layer gets what a single token needs, as far as it goes.
@@ -47,7 +52,8 @@ def fewest_misses(calibrated, room, least, most):
     pieces = []  # (reads saved per row, layer, rows)
     for number, layer in enumerate(calibrated):
         points = [(c * most, m) for c, m in zip(CAPACITIES, layer["misses"], strict=True)]
-        begin = (rows[number], np.interp(rows[number], *zip(*points, strict=True)))
+        held, curve = zip(*points, strict=True)
+        begin = rows[number], float(np.interp(rows[number], held, curve))
         hull = _lower_hull([begin] + [p for p in points if p[0] > begin[0]])
         for (r0, m0), (r1, m1) in itertools.pairwise(hull):
             pieces.append(((m0 - m1) / (r1 - r0), number, int(r1) - int(r0)))
@@ -59,9 +65,9 @@ def fewest_misses(calibrated, room, least, most):
     return tuple(rows)
 
 
-def _lower_hull(points):
+def _lower_hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points of the convex curve below these; their first co-ordinates rise."""
-    hull = []
+    hull: list[tuple[float, float]] = []
     for x, y in points:
         while len(hull) > 1:
             (x0, y0), (x1, y1) = hull[-2:]
@@ -72,7 +78,7 @@ def _lower_hull(points):
     return hull
 
 
-def window_needs(bundle):
+def window_needs(bundle: Bundle) -> list[list[int]]:
     """Per layer, the most rows that 1, 2, ... tokens used when calibrated, or may use."""
     config, units = bundle.config, bundle.config.units
     if bundle.calibration is None:
@@ -84,7 +90,7 @@ def window_needs(bundle):
     ]
 
 
-def rows_for(need, window, units):
+def rows_for(need: list[int], window: int, units: int) -> int:
     """Rows for a window of k tokens: the most that it needed when calibrated and a tenth more;
     beyond the windows calibrated, by what the last token added."""
     slope = need[-1] - need[-2] if len(need) > 1 else need[-1]
@@ -92,7 +98,7 @@ def rows_for(need, window, units):
     return min(units, math.ceil(1.1 * (need[min(window, len(need)) - 1] + beyond)))
 
 
-def _in_proportion(shape, room, least, most):
+def _in_proportion(shape: list[int], room: int, least: int, most: int) -> tuple[int, ...]:
     """Rows in proportion to ``shape``, each at least ``least`` and at most ``most``, in all
     at most ``room``."""
     low, high = 0.0, most / max(1, min(shape))

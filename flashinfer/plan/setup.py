@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Setup:
     plan: Plan
     profile: Profile | None
     expected: Cost | None
-    uses: list | None
+    uses: list[Any] | None
 
 
 def opened(path: Path | str | Bundle, options: Options) -> Bundle:
@@ -65,7 +66,9 @@ def prepare(bundle: Bundle, options: Options) -> Setup:
     return Setup(flash, stride, plan, known, expected, uses)
 
 
-def _with_reads_ahead(bundle, plan, known, flash):
+def _with_reads_ahead(
+    bundle: Bundle, plan: Plan, known: Profile, flash: Flash
+) -> tuple[Plan, Cost]:
     """(plan, Cost) of as many reads ahead as make a token fastest."""
     shares = (1.0, SURE, 0.0) if bundle.config.reads_experts else (1.0, 0.0)
     plans = [replace(plan, ahead=share) for share in shares]
@@ -73,9 +76,9 @@ def _with_reads_ahead(bundle, plan, known, flash):
     return min(zip(plans, costs, strict=True), key=lambda pair: pair[1].total)
 
 
-def _uses(bundle, plan, warm):
+def _uses(bundle: Bundle, plan: Plan, warm: bool | None) -> list[Any] | None:
     """How often units are used, where it pays to begin with the hottest ones, or is asked for."""
-    uses = [bundle.uses(layer) for layer in range(bundle.config.num_hidden_layers)]
+    uses: list[Any] = [bundle.uses(layer) for layer in range(bundle.config.num_hidden_layers)]
     if None in uses or plan.window:
         if warm:
             raise UserError(

@@ -9,7 +9,7 @@ CPUS = Path("/sys/devices/system/cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def threads_to_use(wanted=None):
+def threads_to_use(wanted: int | None = None) -> int:
     """``wanted`` threads, or ``default_threads``; of more than a few for each CPU, which is said,
     these few."""
     if wanted is None:
@@ -24,7 +24,7 @@ def threads_to_use(wanted=None):
     return min(wanted, MOST_PER_CPU * cpus)
 
 
-def usable_cpus():
+def usable_cpus() -> set[int]:
     """The CPUs that this process may use, by its affinity: their numbers."""
     try:
         return os.sched_getaffinity(0)
@@ -32,7 +32,7 @@ def usable_cpus():
         return set(range(os.cpu_count() or 1))
 
 
-def default_threads():
+def default_threads() -> int:
     """The physical cores that this process may use: by its affinity, and by its cgroup's share.
 
     Two hardware threads of one core share its arithmetic and its memory bandwidth, which limit the
@@ -43,9 +43,9 @@ def default_threads():
     return max(1, min(cores, quota) if quota else cores)
 
 
-def physical_cores(cpus, folder=CPUS):
+def physical_cores(cpus: set[int], folder: Path = CPUS) -> int:
     """How many cores these CPUs, as the kernel counts them, are threads of."""
-    cores = set()
+    cores: set[str | int] = set()
     for cpu in cpus:
         try:
             cores.add((folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
@@ -54,7 +54,7 @@ def physical_cores(cpus, folder=CPUS):
     return len(cores)
 
 
-def cgroup_quota(folder=CGROUPS):
+def cgroup_quota(folder: Path = CGROUPS) -> int | None:
     """Whole cores of the CPU quota, v1 or v2, or None where there is none."""
     for name, read in (
         ("cpu.max", lambda text: text.split()),

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 from flashinfer.paper.flash import PIECE_BYTES
+from flashinfer.plan.profile import Profile
 
 UNITS, STREAMS = "waiting for reads", "waiting for streams"
 SPIN = 2e-4  # seconds after which a thread that has nothing to compute sleeps
@@ -18,25 +19,26 @@ class Timeline:
     seconds  {part: seconds of the CPU's, waiting included}; they add up to ``now``
     """
 
-    def __init__(self, profile):
+    def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.now, self.seconds = 0.0, defaultdict(float)
+        self.now = 0.0
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.free = 0.0  # when the flash will have done all that was submitted
         self.multiplied = 0.0  # when the last product was done
         self.requests = self.nbytes = 0.0  # read since the token began
 
-    def compute(self, part, seconds):
+    def compute(self, part: str, seconds: float) -> None:
         self.seconds[part] += seconds
         self.now += seconds
 
-    def multiply(self, part, seconds):
+    def multiply(self, part: str, seconds: float) -> None:
         """Compute with all threads, which may have to be woken."""
         if seconds > 0:
             asleep = self.now - self.multiplied > SPIN
             self.compute(part, seconds + asleep * self.profile.wake)
             self.multiplied = self.now
 
-    def submit(self, requests, nbytes):
+    def submit(self, requests: float, nbytes: float) -> float:
         """Begin reads of ``nbytes`` in all; return when they will be done."""
         if requests <= 0:
             return self.now
@@ -48,17 +50,17 @@ class Timeline:
         self.compute("submitting reads", requests * self.profile.submit_seconds(size))
         return done
 
-    def _allowed(self, requests, nbytes):
+    def _allowed(self, requests: float, nbytes: float) -> float:
         """When what the flash is held to allows these, too: what a token did not use while it
         computed it may use later."""
         self.requests += requests
         self.nbytes += nbytes
         return self.profile.allowed_after(self.requests, self.nbytes)
 
-    def wait(self, done, part=UNITS):
+    def wait(self, done: float, part: str = UNITS) -> None:
         self.compute(part, max(0.0, done - self.now))
 
-    def stream(self, part, nbytes, tile_bytes, seconds):
+    def stream(self, part: str, nbytes: float, tile_bytes: float, seconds: float) -> None:
         """A tensor in tiles, each read while the one before is computed, ``seconds`` in all."""
         speed = self.profile.stream_speed(min(tile_bytes, nbytes))
         self.free = max(self.now, self.free) + nbytes / speed

@@ -49,7 +49,15 @@ class TextModel(Protocol):
     def position(self) -> int: ...
 
     def generate(
-        self, token_ids: Sequence[int], max_new_tokens: int, *, reuse: bool, **sampling: Any
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int | None = ...,
+        stop_at_eos: bool = ...,
+        reuse: bool = ...,
     ) -> Generator[int, None, None]: ...
 
 

@@ -1,9 +1,12 @@
 """Where a token stands: rotary positions and their long forms, and alibi."""
 
 import math
+from typing import Any
 
 import numpy as np
 
+from flashinfer.formats.arrays import Float32Array, Float64Array
+from flashinfer.formats.config import Rotary
 from flashinfer.formats.errors import FormatError
 from flashinfer.kernels.fixed_math import cos_sin, log, power
 
@@ -18,7 +21,7 @@ class RotaryPositions:
     token do not change while a text grows. Raises FormatError where they are no angles.
     """
 
-    def __init__(self, rotary, context):
+    def __init__(self, rotary: Rotary, context: int) -> None:
         with np.errstate(all="ignore"):  # absurd factors become infinite, and are refused
             frequencies, self.scale = frequencies_of(rotary, context)
         if not (np.abs(frequencies) <= FASTEST).all() or not abs(self.scale) < math.inf:
@@ -26,19 +29,21 @@ class RotaryPositions:
         self.frequencies = frequencies
         self.begin, self.turns = 0, self._turns(0, 1)  # every layer asks for the same
 
-    def __call__(self, start, n):
+    def __call__(self, start: int, n: int) -> tuple[Float32Array, Float32Array]:
         """Positions start.. -> cos, sin (n, dim / 2) float32."""
         first = start - self.begin
         if not 0 <= first <= first + n <= len(self.turns[0]):
             self.begin, self.turns, first = start, self._turns(start, max(n, TOGETHER)), 0
-        return [values[first : first + n] for values in self.turns]
+        cosines, sines = self.turns
+        return cosines[first : first + n], sines[first : first + n]
 
-    def _turns(self, start, n):
+    def _turns(self, start: int, n: int) -> tuple[Float32Array, Float32Array]:
         angles = np.arange(start, start + n)[:, None] * self.frequencies
-        return [(values * self.scale).astype(np.float32) for values in cos_sin(angles)]
+        cosines, sines = cos_sin(angles)
+        return (cosines * self.scale).astype(np.float32), (sines * self.scale).astype(np.float32)
 
 
-def frequencies_of(rotary, context):
+def frequencies_of(rotary: Rotary, context: int) -> tuple[Float64Array, float]:
     """Angles per position (dim / 2,) float64, and what cos and sin are multiplied with."""
     p, plain = rotary.parameters, _powers(rotary.base, rotary.dim)
     if rotary.kind == "linear":  # positions squeezed (Chen et al. 2023)
@@ -57,12 +62,12 @@ def frequencies_of(rotary, context):
     return plain, 1.0
 
 
-def _powers(base, dim):
+def _powers(base: float, dim: int) -> Float64Array:
     """base^(-2 i / dim) for i below dim / 2, float64."""
     return np.array([power(base, -2 * i / dim) for i in range(dim // 2)])
 
 
-def _llama3(plain, p):
+def _llama3(plain: Float64Array, p: dict[str, Any]) -> Float64Array:
     """Slow turns are slowed down, fast ones kept, those between blended (Llama 3.1)."""
     turns = p["original_max_position_embeddings"] * plain / (2 * math.pi)
     low, high = p["low_freq_factor"], p["high_freq_factor"]
@@ -70,11 +75,11 @@ def _llama3(plain, p):
     return plain * (kept + (1 - kept) / p["factor"])
 
 
-def _yarn(plain, rotary):
+def _yarn(plain: Float64Array, rotary: Rotary) -> Float64Array:
     """As llama3, blended along the dimensions instead (Peng et al. 2023)."""
     p, dim = rotary.parameters, rotary.dim
 
-    def dimension_of(turns):
+    def dimension_of(turns: float) -> float:
         length = p["original_max_position_embeddings"]
         return dim * log(length / (turns * 2 * math.pi)) / (2 * log(rotary.base))
 
@@ -87,10 +92,10 @@ def _yarn(plain, rotary):
     return plain * (1 - slowed + slowed / p["factor"])
 
 
-def _yarn_scale(p):
+def _yarn_scale(p: dict[str, Any]) -> float:
     """What makes up for the flatter softmax of a longer text."""
 
-    def scale(weight):
+    def scale(weight: float) -> float:
         return 0.1 * weight * log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
 
     if p.get("attention_factor") is not None:
@@ -100,7 +105,7 @@ def _yarn_scale(p):
     return scale(1.0)
 
 
-def _longrope(plain, p, context):
+def _longrope(plain: Float64Array, p: dict[str, Any], context: int) -> tuple[Float64Array, float]:
     """A factor found by search for each dimension, for short and for long texts (Ding et al.
     2024)."""
     original = p["original_max_position_embeddings"]
@@ -112,20 +117,20 @@ def _longrope(plain, p, context):
     return plain / np.array(factors), scale
 
 
-def alibi_table(heads, head_dim, context):
+def alibi_table(heads: int, head_dim: int, context: int) -> Float32Array:
     """What alibi (Press et al. 2021) adds to the scores of each position: (heads, context) float32.
 
     As Falcon has it: slopes and products in bfloat16, scaled as the scores are.
     """
     closest = 1 << (heads.bit_length() - 1)
-    slopes = [power(2, -8 / closest * (i + 1)) for i in range(closest)]
-    slopes += [power(2, -4 / closest * (2 * i + 1)) for i in range(heads - closest)]
-    slopes = _bfloat16(np.array(slopes, dtype=np.float32))
+    powers = [power(2, -8 / closest * (i + 1)) for i in range(closest)]
+    powers += [power(2, -4 / closest * (2 * i + 1)) for i in range(heads - closest)]
+    slopes = _bfloat16(np.array(powers, dtype=np.float32))
     table = _bfloat16(slopes[:, None] * _bfloat16(np.arange(context, dtype=np.float32)))
     return table * np.float32(head_dim**-0.5)
 
 
-def _bfloat16(values):
+def _bfloat16(values: Float32Array) -> Float32Array:
     """float32 values rounded to the nearest bfloat16, ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = bits + 0x7FFF + (bits >> 16 & 1)
