@@ -118,6 +118,7 @@ VARIANTS = {
     "prosparse": like("sparsellama", hidden_act="fatrelu", hidden_act_param=0.05),
     "bamboo": like("bamboo", hidden_act="relu", sliding_window=None),
     "nemotron": like("nemotron", head_dim=12),
+    "arcee": like("arcee"),
     "gemma": like("gemma", head_dim=16),
     "gemma2": like("gemma2", head_dim=16, sliding_window=9, query_pre_attn_scalar=24,
                    attn_logit_softcapping=2.0, final_logit_softcapping=3.0),

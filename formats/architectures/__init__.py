@@ -19,6 +19,7 @@ and where they are needed
 from ..errors import FormatError, shown
 from ..fp8 import is_supported
 from . import (
+    arcee,
     bamboo,
     falcon,
     gemma,
@@ -43,7 +44,7 @@ from . import (
 )
 
 MODULES = (
-    opt, llama, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
+    opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
