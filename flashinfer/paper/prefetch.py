@@ -1,14 +1,23 @@
 """Reading what a layer will probably need before its turn (beyond the paper)."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from flashinfer.formats.arrays import Float32Array, Int32Array
 from flashinfer.paper.flash import Submitted
+from flashinfer.paper.interfaces import Chooser
+from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.ways import may_prefetch, prefetch_fits
+from flashinfer.paper.whole import Whole
 
-if TYPE_CHECKING:
-    from flashinfer.paper.feedforward import FeedForward
+
+class Guessed(Protocol):
+    """What a FeedForward says of itself to whoever reads for it before its turn."""
+
+    neurons: Neurons
+    predictor: Chooser | None
+    store: UnitStore
+    whole: Whole
 
 
 class Prefetch:
@@ -24,9 +33,7 @@ class Prefetch:
         self.share = share
         self.reads: Submitted | None = None
 
-    def begin(
-        self, ffn: "FeedForward", x: Float32Array, token: int, residual: Float32Array
-    ) -> None:
+    def begin(self, ffn: Guessed, x: Float32Array, token: int, residual: Float32Array) -> None:
         """Begin to read for a FeedForward what ``token`` will probably need.
 
         x, residual (1, d_model): the layer's input, after its norm and before, as it would be if
@@ -58,7 +65,5 @@ class Prefetch:
 class NoPrefetch(Prefetch):
     """Reads nothing before its turn."""
 
-    def begin(
-        self, ffn: "FeedForward", x: Float32Array, token: int, residual: Float32Array
-    ) -> None:
+    def begin(self, ffn: Guessed, x: Float32Array, token: int, residual: Float32Array) -> None:
         """Does nothing."""
