@@ -16,6 +16,7 @@ from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.sources.gguf import GgufFile
+from flashinfer.formats.sources.gguf_metadata import refuse_strangers
 
 gguf = pytest.importorskip("gguf")
 
@@ -364,3 +365,9 @@ def test_two_scalings_at_once(tmp_path):
     path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=add)
     with pytest.raises(FormatError, match=r"rope\.scaling\.type 'yarn' beside factors"):
         convert(path, tmp_path / "x.flash", "f32")
+
+
+@pytest.mark.parametrize("value, head_dim", [(10**400, 64), (0.125, 10**400), (0.125, "many")])
+def test_absurd_numbers_are_refused(value, head_dim):
+    with pytest.raises(FormatError, match="scale"):
+        refuse_strangers({"llama.attention.scale": value}, "llama", (), {"head_dim": head_dim})

@@ -1,5 +1,7 @@
 """Against transformers, live: fresh random checkpoints of every variant."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 def test_logits(name, safe, tmp_path, twin):
-    seed = int(np.random.SeedSequence().entropy % 2**32)  # printed where the test fails
+    seed = int(os.environ.get("FUZZ_SEED", 7))  # the same at each run
     model = make(VARIANTS[name], seed)
     save(model, tmp_path, VARIANTS[name])
     if not safe:

@@ -26,10 +26,19 @@ def refuse_strangers(
         name = key.removeprefix(f"{architecture}.")
         if name == key or name in known:
             continue
-        is_harmless = HARMLESS.get(name)
-        sound = isinstance(value, (int, float)) and is_harmless and is_harmless(value, config)
-        if not sound and name not in UNUSED:
+        if name not in UNUSED and not _harmless(name, value, config):
             raise FormatError(f"metadata {shown(key)} is {shown(value)}, which is not supported")
+
+
+def _harmless(name: str, value: Any, config: JsonObject) -> bool:
+    """Whether a key's value changes no result. Values that cannot be computed with are not."""
+    is_harmless = HARMLESS.get(name)
+    if is_harmless is None or not isinstance(value, (int, float)):
+        return False
+    try:
+        return is_harmless(value, config)
+    except (ArithmeticError, TypeError, ValueError):  # of absurd numbers, or what is none
+        return False
 
 
 def _one_of(*values: float) -> Harmless:
