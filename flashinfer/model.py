@@ -33,7 +33,7 @@ class Model:
             for token in model.generate([2, 10, 15], max_new_tokens=64, temperature=0):
                 ...
 
-    config    ModelConfig; plan: memory.Plan; stats: what the last calls took
+    config    ModelConfig; plan: plan.plan.Plan; stats: what the last calls took
     profile   profile.Profile of the flash, where ``flashinfer probe`` measured it, or None
     expected  cost.Cost of a token by that profile, or None
     """

@@ -122,3 +122,20 @@ def test_the_plan_counts_what_is_kept(windowed):
         assert cached[1].keys.shape[1] == WINDOW + TAKEN_BACK + FRESH < CONTEXT
         held = sum(cache.keys.nbytes + cache.values.nbytes for cache in cached)
         assert held <= model.plan.kv_cache <= held + 2 * 3 * 4096
+
+
+def test_an_interrupted_move_leaves_nothing_to_be_trusted():
+    class Interrupting:
+        def __iter__(self):
+            raise KeyboardInterrupt
+
+    memory = np.zeros((2, WINDOW + TAKEN_BACK + FRESH, 32), dtype=np.float32)
+    cache = KeyValueCache(memory, memory.copy(), WINDOW, CONTEXT)
+    n = memory.shape[1]
+    assert list(cache.pieces(0, n)) == [(0, n)] and cache.holds(n)
+    right, cache.values = cache.values, Interrupting()  # the keys are moved, the values are not
+    with pytest.raises(KeyboardInterrupt):
+        next(cache.pieces(n, 1))
+    cache.values = right
+    assert not cache.holds(n) and cache.holds(0)
+    assert next(cache.pieces(0, 5)) == (0, 5) and cache.holds(5)

@@ -58,13 +58,15 @@ class Attention:
             padded = np.zeros((*q.shape[:2], width), dtype=np.float32)
             padded[:, :, :head_dim] = q
             q = padded
-        out = np.empty(q.shape, dtype=np.float32)  # (T, heads, width)
+        parts = []  # of out (T, heads, width), nearly always one
         for begin, end in self.cache.pieces(start, n):
             place = self.cache.remember(k[begin:end], v[begin:end], start + begin)
-            out[begin:end] = kernels.attention(
+            part = kernels.attention(
                 q[begin:end], self.cache.keys, self.cache.values, place, self.cache.window,
                 self.score_bias, self.config.score_cap, self.sinks,
             )  # fmt: skip
+            parts.append(part)
+        out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         heads = np.ascontiguousarray(out[:, :, :head_dim])
         return self.o.linear(heads.reshape(n, -1), self.biases["o"])
 

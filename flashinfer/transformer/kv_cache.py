@@ -11,6 +11,7 @@ LANES = 32  # a head's width in the key/value cache is padded to whole vectors
 # Of a layer with an attention window, beyond the window: tokens that may be taken back without
 # computing them again, and tokens that find room before the older ones are moved to the front.
 TAKEN_BACK, FRESH = 64, 128
+MOVING = 1 << 60  # the first position while tokens are being moved: none is held
 
 
 def padded_width(head_dim: int) -> int:
@@ -79,6 +80,7 @@ class KeyValueCache:
         """Make room for a token at ``position``."""
         first = position - self.window - TAKEN_BACK
         gone, kept = first - self.first, position - first
+        self.first = MOVING  # an interrupt leaves some tokens moved and others not
         for memory in (self.keys, self.values):
             for head in memory:  # in pieces that do not overlap, so that nothing is copied twice
                 for begin in range(0, kept, gone):
