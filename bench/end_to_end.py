@@ -87,7 +87,7 @@ def floors(figures, bundle, disk, limits):
         for spec in bundle.specs
         if spec.role in ("small", "predictor", "attention", "head")
     )
-    share = bundle.calibration["layers"][0]["predicted"]
+    share = bundle.calibration.recorded[0].predicted
     touched += share * sum(bundle.tensors[s.name].nbytes for s in bundle.specs if s.role == "ffn")
     return seconds, touched / limits.dram
 

@@ -143,7 +143,7 @@ def _feed_forward(
 
 def _predictor(bundle: Bundle, plan: Plan, weights: dict[str, Any], name: str) -> Chooser | None:
     """What chooses a layer's units, or None where all are used."""
-    config, form = bundle.config, dict[str, Any](bundle.predictor_form)
+    config, form = bundle.config, bundle.predictor_form._asdict()
     parts: list[Any] = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
     predicted = plan.neurons == "predicted"
     if not config.experts:

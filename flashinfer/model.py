@@ -317,7 +317,7 @@ class Model:
 
     def _new_stats(self) -> Stats:
         in_force = self.plan.neurons == "predicted" and self.bundle.calibration
-        sparsity = in_force.get("sparsity") if in_force else None
+        sparsity = in_force.sparsity if in_force else None
         return Stats(self.plan, self.expected, sparsity=sparsity)
 
     def _checked_prompt(self, token_ids: Iterable[int], max_new_tokens: int) -> list[int]:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from flashinfer.formats.bundle.calibration import Sparsity
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import peak_rss
 from flashinfer.plan.plan import Plan
@@ -81,7 +82,7 @@ class Stats:
     prompt: Phase = field(default_factory=Phase)
     generation: Phase = field(default_factory=Phase)
     token_ids: list[int] = field(default_factory=list)
-    sparsity: dict[str, Any] | None = None  # the method and target of thresholds that are in force
+    sparsity: Sparsity | None = None  # of thresholds that are in force
 
     def as_dict(self) -> dict[str, Any]:
         """The figures under the keys of ``run --json``."""
@@ -103,7 +104,7 @@ class Stats:
             "cache": self.plan.policy,
             "context": self.plan.context,
             "neurons": self.plan.neurons,
-            "sparsity": self.sparsity,
+            "sparsity": self.sparsity and asdict(self.sparsity),
             "expected_tokens_per_second": self.expected and self.expected.tokens_per_second,
             "expected_flash_bytes_per_token": self.expected and self.expected.bytes,
         }

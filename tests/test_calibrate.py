@@ -2,6 +2,7 @@ import argparse
 import json
 import shutil
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +87,11 @@ def test_the_bundle_keeps_its_model_and_gains_predictors(plain, calibrated):
             f"layers.{i}.predictor.{t}" for i in range(2) for t in ("a", "b", "bias")
         }
     with Bundle(calibrated) as bundle:
-        layers = bundle.calibration["layers"]
-    assert all(0 < layer["active"] <= 1 and layer["missed"] <= 0.05 for layer in layers)
+        layers = bundle.calibration.layers
+    assert all(0 < layer.active <= 1 and layer.missed <= 0.05 for layer in layers)
     for layer in layers:
-        assert len(layer["window_rows"]) == 8 and layer["window_rows"] == sorted(
-            layer["window_rows"]
-        )
+        assert len(layer.window_rows) == 8
+        assert list(layer.window_rows) == sorted(layer.window_rows)
 
 
 def test_calibrating_again_replaces_the_predictors(calibrated, tmp_path):
@@ -106,7 +106,8 @@ def test_calibrating_again_replaces_the_predictors(calibrated, tmp_path):
 def test_a_damaged_calibration_is_refused_and_can_be_made_again(calibrated, tmp_path):
     path = tmp_path / "x.flash"
     with Bundle(calibrated) as bundle:
-        damaged = {**bundle.calibration, "layers": [{}] * bundle.config.num_hidden_layers}
+        layers = tuple(replace(layer, rank=-1) for layer in bundle.calibration.layers)
+        damaged = replace(bundle.calibration, layers=layers)
         write_bundle(path, stored_tensors(bundle), bundle.hf_config, bundle.source, damaged)
     with pytest.raises(FormatError, match="calibration is damaged; calibrate it again"):
         Bundle(path)
@@ -134,7 +135,7 @@ def test_what_is_measured_is_what_a_run_does(calibrated):
         for start in range(0, 48 * 25, 48):
             model.logits(ids[start : start + 48])
         share = fired / tokens / 72
-        assert share == pytest.approx(model.bundle.calibration["layers"][0]["active"], rel=0.1)
+        assert share == pytest.approx(model.bundle.calibration.layers[0].active, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_early_guesses_are_those_of_a_run(name, tmp_path):
     path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
     convert(DATA / name, path, "f32")
     ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
-    layers = calibrate(path, ids, calibrated, tokens=len(ids), steps=0)["layers"]
+    layers = calibrate(path, ids, calibrated, tokens=len(ids), steps=0).layers
     with Model.open(calibrated) as model:
         ffn, early = model.layers[1].feed_forward, []
         select, used, right = ffn.predictor.select, [], []
@@ -165,8 +166,8 @@ def test_early_guesses_are_those_of_a_run(name, tmp_path):
             model.reset()
             for token in ids[start : start + 48]:
                 model.forward([token])
-    assert layers[0]["guessed"] == 0 < layers[1]["guessed"] <= 1
-    assert sum(right) / sum(used) == pytest.approx(layers[1]["guessed"], abs=0.01)
+    assert layers[0].guessed == 0 < layers[1].guessed <= 1
+    assert sum(right) / sum(used) == pytest.approx(layers[1].guessed, abs=0.01)
 
 
 FIRES = {
@@ -184,7 +185,7 @@ def test_what_fires_in_other_architectures(name, tmp_path):
     path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
     convert(DATA / name, path, "f32")
     ids = np.random.default_rng(5).integers(3, 96, 48 * 16)
-    record = calibrate(path, ids, calibrated, tokens=len(ids), steps=0)["layers"][0]
+    record = calibrate(path, ids, calibrated, tokens=len(ids), steps=0).layers[0]
     with Model.open(path) as model:
         ffn, shares = model.layers[0].feed_forward, []
         d = model.config.hidden_size
@@ -201,8 +202,8 @@ def test_what_fires_in_other_architectures(name, tmp_path):
         model.layers[0].feed_forward = counting
         for start in range(0, len(ids), 48):
             model.logits(ids[start : start + 48])
-    assert np.mean(shares) == pytest.approx(record["active"], rel=0.1)
-    assert record["missed"] <= 0.05
+    assert np.mean(shares) == pytest.approx(record.active, rel=0.1)
+    assert record.missed <= 0.05
     with Model.open(calibrated) as model:
         assert model.plan.neurons == "predicted"
         assert np.isfinite(model.logits(ids[:40])).all()
@@ -238,9 +239,9 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
         path, ids, sparse, tokens=len(ids), steps=0, target_sparsity=target, method=method
     )
     verify(sparse)
-    for layer in found["layers"]:
-        assert layer["active"] == pytest.approx(1 - target, abs=0.06)
-        assert layer["missed"] <= 0.05 and set(layer["tried"]) == {"svd"}
+    for layer in found.layers:
+        assert layer.active == pytest.approx(1 - target, abs=0.06)
+        assert layer.missed <= 0.05 and set(layer.tried) == {"svd"}
     with Model.open(path) as plain, Model.open(sparse) as default:
         assert default.plan.neurons == "dense"  # thresholds are off unless asked for
         assert np.array_equal(plain.logits(ids[:40]), default.logits(ids[:40]))
@@ -287,16 +288,16 @@ def test_predictors_that_others_trained(name, tmp_path):
         tensors = {"fc1.weight": torch.tensor(fc1), "fc2.weight": torch.tensor(fc2)}
         torch.save(tensors, folder / f"model_{layer}.pt")
     found = calibrate(path, ids, target, tokens=576, predictor_from=folder)
-    assert found["predictor"] == {"between": "relu", "reads": "residual"}
+    assert found.as_json()["predictor"] == {"between": "relu", "reads": "residual"}
     with Model.open(target) as model:
         assert model.plan.neurons == "predicted"
-        for layer, (fc1, fc2), record in zip(model.layers, fcs, found["layers"], strict=True):
+        for layer, (fc1, fc2), record in zip(model.layers, fcs, found.layers, strict=True):
             residual = RANDOM.standard_normal((5, 40)).astype(np.float32)
             inner = np.maximum(residual @ fc1.astype(np.float32).T, 0)
             expected = inner @ fc2.astype(np.float32).T - 0.25
             scores = layer.feed_forward.predictor.scores(None, residual)
             np.testing.assert_allclose(scores, expected, atol=1e-3)
-            assert 0.1 < record["predicted"] < 0.9 and record["missed"] > 0
+            assert 0.1 < record.predicted < 0.9 and record.missed > 0
         whole = model.logits(ids[:30])
         assert np.array_equal(token_by_token(model, ids[:30]), whole)
     (folder / "model_1.pt").write_bytes(b"nonsense")
@@ -314,11 +315,11 @@ def test_the_predictor_that_is_asked_for(tmp_path):
     ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
     for kind, tried in (("svd", {"svd"}), ("trained", {"svd", "trained"}), ("better", None)):
         found = calibrate(path, ids, tmp_path / "y.flash", tokens=576, steps=5, predictor=kind)
-        for layer in found["layers"]:
-            shares = {name: share for name, (share, missed) in layer["tried"].items()}
+        for layer in found.layers:
+            shares = {name: share for name, (share, missed) in layer.tried.items()}
             assert tried is None or set(shares) == tried
             wanted = min(shares.values()) if kind == "better" else shares[kind]
-            assert layer["predicted"] == wanted
+            assert layer.predicted == wanted
 
 
 def test_too_short_a_text(plain, tmp_path):
@@ -337,7 +338,7 @@ def test_trained_model(tmp_path):
     with Bundle(path) as bundle:
         tokenizer = tokenizers.Tokenizer.from_str(bundle.tokenizer_json())
     text = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (argparse, typing))
-    found = calibrate(path, tokenizer.encode(text).ids, tokens=8192, steps=0)["layers"]
-    assert [layer["missed"] <= 0.05 for layer in found] == [True] * 6
+    found = calibrate(path, tokenizer.encode(text).ids, tokens=8192, steps=0).layers
+    assert [layer.missed <= 0.05 for layer in found] == [True] * 6
     for layer in found[1:]:
-        assert layer["predicted"] < 2.5 * layer["active"] < 0.2
+        assert layer.predicted < 2.5 * layer.active < 0.2

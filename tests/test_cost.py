@@ -178,8 +178,8 @@ def test_as_much_is_read_ahead_as_pays(tmp_path, monkeypatch):
     late = replace(board, alone=dict.fromkeys(sizes, 3e-3))  # after 3 ms, however little is read
     narrow = board.held(5e6)
     with mixture(tmp_path) as bundle:
-        layers = bundle.calibration["layers"]
-        assert all(0.5 < layer["guessed"] < layer["surest"] <= 1 for layer in layers[1:])
+        layers = bundle.calibration.layers
+        assert all(0.5 < layer.guessed < layer.surest <= 1 for layer in layers[1:])
         with pytest.raises(BudgetError) as caught:
             planning.prepare(bundle, Options(memory=1, context=64))
         budget = caught.value.least + (8 << 20)

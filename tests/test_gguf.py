@@ -160,7 +160,7 @@ def test_powerinfers_files(name, tmp_path):
     assert np.array_equal(*logits)
     text = random.integers(3, 96, 600)
     found = calibrate(tmp_path / "x.flash", text, predictor_from=path)
-    assert found["predictor"] == {"between": "relu", "reads": "residual"}
+    assert found.as_json()["predictor"] == {"between": "relu", "reads": "residual"}
     with Model.open(tmp_path / "x.flash") as model:
         h = random.standard_normal((3, 40)).astype(np.float32)
         scores = model.layers[1].feed_forward.predictor.scores(None, h)

@@ -12,7 +12,8 @@ from test_bundle import calibration, rewritten
 
 from flashinfer import Model, UserError
 from flashinfer.calibration.calibrate import calibrate
-from flashinfer.formats.bundle.reader import Bundle, checked_calibration
+from flashinfer.formats.bundle.calibration import calibration_from_json
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import FormatError, printable
 from flashinfer.generation.sampling import Sampler
 from flashinfer.study.perplexity import evaluate
@@ -122,20 +123,33 @@ def with_junk(value, path, junk):
 
 
 def test_every_place_of_a_calibration_is_checked():
-    assert checked_calibration(GOOD, 2) == GOOD
+    assert calibration_from_json(GOOD, [0, 0]).as_json() == GOOD
     for path in list(places(GOOD))[1:]:
         for junk in JUNK:
             changed = with_junk(GOOD, path, junk)
             if (path[-1], junk) in (("sparsity", None), ("threshold", -1)):  # which are sound
                 continue
             with pytest.raises(FormatError, match="calibrat"):
-                checked_calibration(changed, 2)
+                calibration_from_json(changed, [0, 0])
+
+
+def test_a_record_is_missing_only_where_a_layer_has_none():
+    plain = {key: value for key, value in LAYER.items() if key != "threshold"}
+    routed = {**plain, "uses": [0.5] * 4}
+    found = {"text": "a", "tokens": 9, "layers": [None, plain, routed]}
+    calibration = calibration_from_json(found, [None, 0, 4])
+    assert calibration.as_json() == found and calibration.recorded == calibration.layers[1:]
+    for experts in ([0, 0, 4], [None, None, 4], [None, 4, 4], [None, 0, 0], [None, 0, None]):
+        with pytest.raises(FormatError, match="is damaged; calibrate it again"):
+            calibration_from_json(found, experts)
+    with pytest.raises(FormatError, match="not that of this model"):
+        calibration_from_json(found, [None, 0])
 
 
 @pytest.mark.parametrize("text", ["\x1b]0;red\x07", "\x1b[2J", "a\rb", "\u202e", "\x7f", "\ud800"])
 def test_what_a_file_says_does_not_steer_the_terminal(cli, calibrated, tmp_path, text):
     with Bundle(calibrated) as bundle:
-        found = {**bundle.calibration, "text": text, "tokens": [text]}
+        found = {**bundle.calibration.as_json(), "text": text, "tokens": [text]}
     for layer in found["layers"]:
         layer.pop("tried", None)
     path = rewritten(calibrated, tmp_path / "x.flash", calibration(found))

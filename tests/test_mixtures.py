@@ -84,7 +84,7 @@ def test_calibration(tmp_path, cli):
     path, calibrated = tmp_path / "x.flash", tmp_path / "calibrated.flash"
     convert(DATA / "qwen3-moe", path, "f16")
     ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
-    layers = calibrate(path, ids, calibrated, tokens=len(ids))["layers"]
+    layers = calibrate(path, ids, calibrated, tokens=len(ids)).layers
     verify(calibrated)
     with Model.open(path) as model:
         chosen = [noted(layer.feed_forward, 8) for layer in model.layers]
@@ -96,9 +96,9 @@ def test_calibration(tmp_path, cli):
                 model.forward([token])
         for units, layer in zip(chosen, layers, strict=True):
             uses = np.bincount(units, minlength=8) / len(ids)
-            np.testing.assert_allclose(layer["uses"], uses, atol=1e-9)
-            assert layer["active"] == pytest.approx(3 / 8)
-    assert layers[0]["guessed"] == 0 < layers[1]["guessed"] <= 1
+            np.testing.assert_allclose(layer.uses, uses, atol=1e-9)
+            assert layer.active == pytest.approx(3 / 8)
+    assert layers[0].guessed == 0 < layers[1].guessed <= 1
     code, out, _ = cli("inspect", calibrated)
     assert code == 0 and "8 experts, 3 of them a token" in out and "guessed early" in out
     code, out, err = cli("run", calibrated, "--tokens", "5,6", "-n", "4", "--temp", "0")

@@ -52,11 +52,11 @@ def test_what_fires_is_counted_where_it_was_asked(plain, calibrated):
             for token in IDS[start : start + 48]:
                 model.forward([token])
     with Bundle(calibrated) as bundle:
-        record = bundle.calibration["layers"][0]
+        record = bundle.calibration.layers[0]
     share = CHOSEN / EXPERTS
-    assert record["active"] == pytest.approx(fired / len(IDS) / EXPERTS / NEURONS, rel=0.1)
-    assert 0 < record["active"] < record["predicted"] < share and record["missed"] == 0
-    assert record["window_rows_most"][0] <= CHOSEN * NEURONS
+    assert record.active == pytest.approx(fired / len(IDS) / EXPERTS / NEURONS, rel=0.1)
+    assert 0 < record.active < record.predicted < share and record.missed == 0
+    assert record.window_rows_most[0] <= CHOSEN * NEURONS
 
 
 def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch, constant_rss):
@@ -79,7 +79,7 @@ def test_all_that_fires_is_all_that_counts(plain, calibrated, twin, monkeypatch,
 def test_only_those_neurons_are_read(plain, tmp_path):
     """A token reads what is predicted, and not whole experts."""
     read, calibrated = {}, tmp_path / "x.flash"
-    share = calibrate(plain, IDS, calibrated, tokens=len(IDS), missed=0.4)["layers"][0]["predicted"]
+    share = calibrate(plain, IDS, calibrated, tokens=len(IDS), missed=0.4).layers[0].predicted
     for path in (plain, calibrated):
         with Model.open(path, window=1) as model:
             for layer in model.layers:
@@ -96,7 +96,7 @@ def test_only_those_neurons_are_read(plain, tmp_path):
 def test_predictors_can_be_left_away(plain, tmp_path):
     path = tmp_path / "x.flash"
     found = calibrate(plain, IDS, path, tokens=len(IDS), predictor="none")
-    assert sum(found["layers"][0]["uses"]) == pytest.approx(CHOSEN)
+    assert sum(found.layers[0].uses) == pytest.approx(CHOSEN)
     with Model.open(path) as model:
         assert model.plan.neurons == "routed"
     with pytest.raises(UserError, match="has no predictors; make them with flashinfer calibrate"):

@@ -7,7 +7,7 @@ import pytest
 
 from flashinfer import Model
 from flashinfer.calibration.traces import miss_curve
-from flashinfer.formats.bundle.reader import CAPACITIES
+from flashinfer.formats.bundle.calibration import CAPACITIES, LayerCalibration
 from flashinfer.formats.errors import BudgetError
 from flashinfer.paper.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
 from flashinfer.paper.selection import Selection
@@ -63,7 +63,7 @@ def test_the_miss_curve_is_what_caches_of_those_sizes_miss(policy):
         found = cache.misses / (len(fires) // 2)
         # Those in use now count as the most worth here, and as what they were in the curve.
         assert expected - 0.01 <= found <= 1.12 * expected + 0.05, share
-    assert curve == sorted(curve, reverse=True)
+    assert list(curve) == sorted(curve, reverse=True)
     assert curve[-1] == 0 and curve[0] == fires[300:].sum(axis=1).mean()
 
 
@@ -78,8 +78,9 @@ def test_rows_go_where_they_save_most():
     curves = []
     for scale in (3, 1, 9):  # convex, so that the best split is known
         steps = np.sort(random.random(16))[::-1] * scale
-        misses = (steps.sum() - np.cumsum([0, *steps])).tolist()
-        curves.append({"misses": misses, "window_rows_most": [0.5] * 8})
+        misses = tuple((steps.sum() - np.cumsum([0, *steps])).tolist())
+        least = (0.5,) * 8  # units that windows need
+        curves.append(LayerCalibration(0.1, 0.1, 0.0, 0, least, least, misses))
     most = 32
     for room in (3, 11, 30, 64, 96):
         rows = fewest_misses(curves, room, 1, most)
@@ -87,7 +88,7 @@ def test_rows_go_where_they_save_most():
         def misses(rows):
             capacities = np.array(CAPACITIES) * most
             return sum(
-                np.interp(r, capacities, c["misses"]) for r, c in zip(rows, curves, strict=True)
+                np.interp(r, capacities, c.misses) for r, c in zip(rows, curves, strict=True)
             )
 
         splits = itertools.product(range(1, most + 1), repeat=2)

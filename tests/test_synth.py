@@ -62,9 +62,9 @@ def test_the_same_seed_gives_the_same_file(tmp_path):
 
 def test_its_calibration_is_that_of_its_model(synthetic):
     with Bundle(synthetic) as bundle:
-        for layer in bundle.calibration["layers"]:
-            assert layer["missed"] == 0 and layer["active"] <= layer["predicted"] < 0.04
-            assert layer["window_rows_most"][4] >= layer["window_rows"][4] > 0
+        for layer in bundle.calibration.layers:
+            assert layer.missed == 0 and layer.active <= layer.predicted < 0.04
+            assert layer.window_rows_most[4] >= layer.window_rows[4] > 0
 
 
 def test_shares_that_cannot_be_had():
@@ -185,7 +185,7 @@ def test_shapes_of_mixtures(name, tmp_path):
         config["shared_expert_intermediate_size"] = 64
     synthesize(path, config, "q8_0")
     with Bundle(path) as bundle:
-        assert sum(bundle.calibration["layers"][1]["uses"]) == pytest.approx(2)
+        assert sum(bundle.calibration.layers[1].uses) == pytest.approx(2)
     with Model.open(path) as model:
         tokens = list(model.generate([300, 301], 20, temperature=0, stop_at_eos=False))
     assert tokens == list(range(302, 322))

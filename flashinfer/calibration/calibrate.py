@@ -15,8 +15,16 @@ from flashinfer.calibration.predictor_training import (
 )
 from flashinfer.calibration.text_states import TextStates
 from flashinfer.calibration.traces import miss_curve
+from flashinfer.formats.bundle.calibration import (
+    POWERINFER,
+    TRAINED,
+    Calibration,
+    Cut,
+    LayerCalibration,
+    Sparsity,
+)
 from flashinfer.formats.bundle.layout import format_of, layout, predictor_layout
-from flashinfer.formats.bundle.reader import PREDICTOR_FORMS, Bundle
+from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import refuse_loss, refuse_target
@@ -48,7 +56,7 @@ def calibrate(
     predictor="better",
     predictor_from=None,
 ):
-    """Calibrate the bundle at ``path`` on a text; return what was found, as the bundle holds it.
+    """Calibrate the bundle at ``path`` on a text; return what was found, which the bundle holds.
 
     token_ids    the text; its first ``tokens`` are used, fewer where the memory is too little
     destination  the bundle to write; None: replace the one at ``path``
@@ -96,11 +104,13 @@ def calibrate(
             residual = predictor_from is not None
             found = _layers(states, predict, residual, find_cut, progress)
         predictors, layers = _all(found, states, path)
-        calibration = {"text": text, "tokens": tokens, "layers": layers}
-        if predictor_from is not None:
-            calibration["predictor"] = PREDICTOR_FORMS[1]
-        if target_sparsity:
-            calibration["sparsity"] = {"method": method, "target": target_sparsity}
+        calibration = Calibration(
+            tuple(layers),
+            text=text,
+            tokens=tokens,
+            predictor=TRAINED if predictor_from is None else POWERINFER,
+            sparsity=Sparsity(method, target_sparsity) if target_sparsity else None,
+        )
         _write(model.bundle, destination or path, predictors, calibration)
     return calibration
 
@@ -205,18 +215,18 @@ def _early(states, number, residual):
 def _record(found, observed, asked, cut):
     """What the bundle says of a layer; asked: the Observations of one layer early."""
     means, most = window_rows(found, observed)
-    return {
-        "active": found.active,
-        "predicted": found.predicted,
-        "missed": found.missed,
-        "rank": len(found.a),
-        "tried": found.tried,
-        **({"threshold": cut[1]} if cut else {}),
-        "window_rows": means,
-        "window_rows_most": most,
-        "misses": miss_curve(_trace(found, observed), len(found.b)),
-        "guessed": 0.0 if asked is None else _guessed(found, observed, asked),
-    }
+    return LayerCalibration(
+        active=found.active,
+        predicted=found.predicted,
+        missed=found.missed,
+        rank=len(found.a),
+        tried=found.tried,
+        cut=cut,
+        window_rows=tuple(means),
+        window_rows_most=tuple(most),
+        misses=miss_curve(_trace(found, observed), len(found.b)),
+        guessed=0.0 if asked is None else _guessed(found, observed, asked),
+    )
 
 
 def _feed_forward(ffn, observed, weights):
@@ -256,8 +266,7 @@ def _parts(ffn, first, stop, n_tokens):
 
 
 def _cut(ffn, x, method, target):
-    """(method, the threshold below which the share ``target`` of a layer's neurons lies, on a
-    sample)."""
+    """The Cut below which the share ``target`` of a layer's neurons lies, on a sample."""
     x = np.ascontiguousarray(x[:: -(-len(x) // SAMPLE)])
     found = []
     for first, stop, tile, starts in ffn.store.tiles():
@@ -270,7 +279,7 @@ def _cut(ffn, x, method, target):
                 kernels.activate(sizes, ffn.neurons.config.activation, ffn.neurons.config.threshold)
                 np.abs(sizes, out=sizes)
         found.append(sizes)
-    return method, float(np.quantile(np.concatenate(found), target))
+    return Cut(method, float(np.quantile(np.concatenate(found), target)))
 
 
 def _own_predictor(number, ffn, observed, missed, steps, kind):

@@ -1,6 +1,6 @@
 """Finding out which experts of a mixture a text uses, for the plan, the cache and a warm start."""
 
-from flashinfer.calibration.traces import guessed, largest, routing_record
+from flashinfer.calibration.traces import largest, routing_record
 
 
 def tokens_that_fit(config, budget):
@@ -9,18 +9,14 @@ def tokens_that_fit(config, budget):
 
 
 def routing(states, progress):
-    """Yield the record of each layer along a text, given as TextStates.
-
-    Each also holds "guessed": the share of its experts that its router, asked one layer early,
-    named (0 for the first layer), and "surest": the share of its surest half that was right.
-    """
+    """Yield the LayerCalibration of each layer along a text, given as TextStates."""
     layers, early = states.model.layers, None
     for number, layer in enumerate(layers):
         progress("calibrate", number, len(layers))
         x, residual = states.attend(layer)
         router = layer.feed_forward.predictor
         uses = largest(router.scores(x), router.per_token)
-        record = {**routing_record(uses), **guessed(uses, early)}
+        record = routing_record(uses, early)
         following = states.early_input(number + 1)
         if following is not None:
             early = layers[number + 1].feed_forward.predictor.scores(following[0])

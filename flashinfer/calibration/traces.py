@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from flashinfer.formats.arrays import BoolArray, Float32Array, Int64Array
-from flashinfer.formats.bounded_json import JsonObject
-from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS
+from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
 from flashinfer.paper.neuron_cache import Priority
 from flashinfer.paper.router import SURE
 from flashinfer.paper.selection import Selection
 
 
-def miss_curve(trace: Iterable[Selection], units: int, policy: str = "frecency") -> list[float]:
+def miss_curve(
+    trace: Iterable[Selection], units: int, policy: str = "frecency"
+) -> tuple[float, ...]:
     """Units to read per token, for caches that hold each of the CAPACITIES of a layer.
 
     trace   the Selection of each token; the first half of the text only warms the cache up
@@ -37,7 +39,7 @@ def miss_curve(trace: Iterable[Selection], units: int, policy: str = "frecency")
     counted = ranks[len(ranks) // 2 :]
     ascending = np.sort(np.concatenate(counted)) if counted else np.empty(0, dtype=np.int64)
     hits = ascending.searchsorted(np.array(CAPACITIES) * units, side="left")
-    return ((len(ascending) - hits) / max(1, len(counted))).tolist()
+    return tuple(((len(ascending) - hits) / max(1, len(counted))).tolist())
 
 
 def window_counts(uses: Iterable[tuple[BoolArray, bool]]) -> Int64Array:
@@ -53,42 +55,48 @@ def window_counts(uses: Iterable[tuple[BoolArray, bool]]) -> Int64Array:
     return np.array(counts)
 
 
-def record_of_uses(uses: BoolArray) -> JsonObject:
-    """The calibration of a layer from the units that each token used: uses (T, units)."""
+def record_of_uses(uses: BoolArray, active: float, rank: int) -> LayerCalibration:
+    """The calibration of a layer from the units that each token used: uses (T, units).
+
+    active  share of the units that are active
+    rank    of the predictor that named the units, of which it missed none
+    """
     counts = window_counts((row, False) for row in uses)[WINDOWS:]
     trace = (Selection.of_scores(row[None]) for row in uses)
-    return {
-        "predicted": float(uses.mean()),
-        "missed": 0.0,
-        "window_rows": counts.mean(axis=0).tolist(),
-        "window_rows_most": counts.max(axis=0).tolist(),
-        "misses": miss_curve(trace, uses.shape[1]),
-    }
+    return LayerCalibration(
+        active=active,
+        predicted=float(uses.mean()),
+        missed=0.0,
+        rank=rank,
+        window_rows=tuple(counts.mean(axis=0).tolist()),
+        window_rows_most=tuple(counts.max(axis=0).tolist()),
+        misses=miss_curve(trace, uses.shape[1]),
+    )
 
 
-def routing_record(uses: BoolArray) -> JsonObject:
-    """The calibration of a mixture's layer, whose router never errs: uses (T, experts).
-
-    It also holds how often each expert is used.
-    """
-    found = record_of_uses(uses)
-    return {"active": found["predicted"], "rank": 0, **found, "uses": uses.mean(axis=0).tolist()}
-
-
-def guessed(uses: BoolArray, early: Float32Array | None) -> dict[str, float]:
-    """The shares of right guesses that a calibration holds.
+def routing_record(uses: BoolArray, early: Float32Array | None) -> LayerCalibration:
+    """The calibration of a mixture's layer, whose router never errs.
 
     uses   (T, experts): the experts that each token used
-    early  (T, experts): the router's scores when it was asked one layer early; None: it was not
+    early  (T, experts): the router's scores when it was asked one layer early; None: it was not,
+           and named nothing
     """
-    if early is None:
-        return {"guessed": 0.0, "surest": 0.0}
-    per_token = int(uses[0].sum())
-    sure = math.ceil(SURE * per_token)
-    right = {
-        n: float((uses & largest(early, n)).sum() / (n * len(uses))) for n in (per_token, sure)
-    }
-    return {"guessed": right[per_token], "surest": right[sure]}
+    guessed = surest = 0.0
+    if early is not None:
+        per_token = int(uses[0].sum())
+        guessed = _right(uses, early, per_token)
+        surest = _right(uses, early, math.ceil(SURE * per_token))
+    return replace(
+        record_of_uses(uses, active=float(uses.mean()), rank=0),
+        uses=tuple(uses.mean(axis=0).tolist()),
+        guessed=guessed,
+        surest=surest,
+    )
+
+
+def _right(uses: BoolArray, early: Float32Array, n: int) -> float:
+    """The share of the ``n`` largest scores of each token that belong to experts it used."""
+    return float((uses & largest(early, n)).sum() / (n * len(uses)))
 
 
 def largest(scores: Float32Array, n: int) -> BoolArray:

@@ -17,7 +17,7 @@ from flashinfer.cli.common import (
     write_json,
 )
 from flashinfer.cli.inspect import print_calibration
-from flashinfer.formats.bundle.reader import METHODS
+from flashinfer.formats.bundle.calibration import METHODS
 from flashinfer.text.tokenizer import Tokenizer
 
 
@@ -62,4 +62,4 @@ def main(args: Namespace) -> None:
         )  # fmt: skip
     if args.json != "-":
         print_calibration(found)
-    write_json(args.json, found)
+    write_json(args.json, found.as_json())

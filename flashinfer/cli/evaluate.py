@@ -41,7 +41,7 @@ def main(args: Namespace) -> None:
         nats, count = evaluate(model, ids, progress)
         figures = {
             "neurons": model.plan.neurons,
-            "sparsity": model.stats.sparsity,
+            "sparsity": model.stats.as_dict()["sparsity"],
             "tokens": count,
             "nats_per_token": nats,
             "perplexity": math.exp(nats) if nats < MOST_NATS else math.inf,

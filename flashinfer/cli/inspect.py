@@ -6,6 +6,7 @@ from dataclasses import asdict
 from flashinfer.cli.common import open_bundle, write_json
 from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
 from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.calibration import Calibration, LayerCalibration
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import printable
 from flashinfer.plan.plan import Plan, unit_name
@@ -34,7 +35,7 @@ def describe(bundle: Bundle) -> JsonObject:
         "bytes_by_role": bytes_by_role(bundle),
         "bundle_bytes": bundle.tensors["layers.0.ffn.bundles"].row_bytes,
         "unit_bytes": bundle.unit_bytes,
-        "calibration": bundle.calibration,
+        "calibration": bundle.calibration and bundle.calibration.as_json(),
     }
 
 
@@ -57,7 +58,7 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         f"{figures['unit_bytes']:,} bytes; cache: "
         f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
     )
-    calibration = figures["calibration"]
+    calibration = bundle.calibration
     if calibration is None and experts and not bundle.config.sparse:
         print("calibration: none; flashinfer calibrate finds which experts a text uses")
     elif calibration is None and not bundle.config.sparse:
@@ -71,39 +72,41 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         print_calibration(calibration)
 
 
-def print_calibration(calibration: JsonObject) -> None:
+def print_calibration(calibration: Calibration) -> None:
     """The table of ``calibrate``: one line per layer."""
-    if sparsity := calibration.get("sparsity"):
+    if sparsity := calibration.sparsity:
         print(
-            f"\nthresholds, in force with --neurons predicted: {100 * sparsity['target']:.0f} % of "
-            f"the neurons taken as silent ({sparsity['method']})"
+            f"\nthresholds, in force with --neurons predicted: {100 * sparsity.target:.0f} % of "
+            f"the neurons taken as silent ({sparsity.method})"
         )
-    text, tokens = (printable(calibration.get(key)) for key in ("text", "tokens"))
+    text, tokens = printable(calibration.text), printable(calibration.tokens)
     print(f"\ncalibrated on {text[:200]}: {tokens[:20]} tokens")
-    if "uses" in calibration["layers"][0]:
-        print_routing(calibration["layers"])
+    if any(layer.uses is not None for layer in calibration.recorded):
+        print_routing(calibration)
         return
     print("layer   active %  predicted %  missed %   guessed early %   rank   window of 5: rows")
-    for number, layer in enumerate(calibration["layers"]):
-        print(
-            f"{number:5}   {100 * layer['active']:8.2f}  {100 * layer['predicted']:11.2f}  "
-            f"{100 * layer['missed']:8.2f}   {early(layer):>15}  {layer['rank']:5}   "
-            f"{layer['window_rows'][4]:10.0f}"
-        )
+    for number, layer in enumerate(calibration.layers):
+        if layer is not None:
+            print(
+                f"{number:5}   {100 * layer.active:8.2f}  {100 * layer.predicted:11.2f}  "
+                f"{100 * layer.missed:8.2f}   {early(layer):>15}  {layer.rank:5}   "
+                f"{layer.window_rows[4]:10.0f}"
+            )
 
 
-def early(layer: JsonObject) -> str:
+def early(layer: LayerCalibration) -> str:
     """The per cent of the units that a layer uses that are guessed one layer early, or ""."""
-    return f"{100 * layer['guessed']:.1f}" if layer.get("guessed") else ""
+    return f"{100 * layer.guessed:.1f}" if layer.guessed else ""
 
 
-def print_routing(layers: list[JsonObject]) -> None:
+def print_routing(calibration: Calibration) -> None:
     """The same table for a mixture of experts."""
     print("layer   experts a token   most used quarter %   guessed early %   window of 5: rows")
-    for number, layer in enumerate(layers):
-        uses = sorted(layer["uses"], reverse=True)
-        most = sum(uses[: len(uses) // 4]) / max(1e-9, sum(uses))
-        print(
-            f"{number:5}   {sum(uses):15.2f}   {100 * most:19.1f}   {early(layer):>15}   "
-            f"{layer['window_rows'][4]:17.1f}"
-        )
+    for number, layer in enumerate(calibration.layers):
+        if layer is not None and layer.uses is not None:
+            uses = sorted(layer.uses, reverse=True)
+            most = sum(uses[: len(uses) // 4]) / max(1e-9, sum(uses))
+            print(
+                f"{number:5}   {sum(uses):15.2f}   {100 * most:19.1f}   {early(layer):>15}   "
+                f"{layer.window_rows[4]:17.1f}"
+            )

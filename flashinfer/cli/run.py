@@ -144,10 +144,10 @@ def print_account(model: Model, out: TextIO) -> None:
         file=out,
     )
     if stats.sparsity:
-        share = 100 * stats.sparsity["target"]
+        share = 100 * stats.sparsity.target
         print(
             f"sparsity    thresholds in force, not exact: {share:.0f} % of the neurons are "
-            f"taken as silent ({stats.sparsity['method']})",
+            f"taken as silent ({stats.sparsity.method})",
             file=out,
         )
     if model.expected:

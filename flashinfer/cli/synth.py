@@ -55,21 +55,21 @@ def main(args: Namespace) -> None:
             args.dense_dtype,
             args.repeated,
         )
-    record, model = calibration["layers"][0], model_config(config)
+    record, model = calibration.recorded[0], model_config(config)
     if model.experts:
         print(
             f"{args.destination}: {model.experts_per_token} of {model.experts} experts for a "
-            f"token; five tokens need {record['window_rows'][4]:.0f} of them a layer",
+            f"token; five tokens need {record.window_rows[4]:.0f} of them a layer",
             file=sys.stderr,
         )
     else:
         print(
-            f"{args.destination}: {100 * record['active']:.1f} % of the neurons fire for a token, "
-            f"{100 * record['predicted']:.1f} % are predicted; five tokens need "
-            f"{record['window_rows'][4]:.0f} of {model.d_ffn} neurons a layer",
+            f"{args.destination}: {100 * record.active:.1f} % of the neurons fire for a token, "
+            f"{100 * record.predicted:.1f} % are predicted; five tokens need "
+            f"{record.window_rows[4]:.0f} of {model.d_ffn} neurons a layer",
             file=sys.stderr,
         )
-    write_json(args.json, {"config": config, "calibration": calibration})
+    write_json(args.json, {"config": config, "calibration": calibration.as_json()})
 
 
 def wanted_config(args: Namespace) -> JsonObject:

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
 from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR, TensorSpec
-from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS, Bundle, StoredTensor
+from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.paper.ways import (
     CACHED,
     STREAMED,
@@ -217,10 +217,10 @@ class _Token:
         bundle, plan, config = self.bundle, self.plan, self.bundle.config
         rows, tensor = plan.cache_rows[number], self._bundles(number)
         chosen = plan.neurons != "dense"
-        calibrated = bundle.calibration["layers"][number] if bundle.calibration and chosen else {}
+        calibrated = bundle.record(number) if chosen else None
         used = (config.experts_per_token if chosen else 0) or config.units
         if calibrated:
-            used = config.units * calibrated["predicted"]
+            used = config.units * calibrated.predicted
         missing = used * (1 - rows / config.units)
         if calibrated:
             missing = misses(calibrated, plan, rows, config.units)
@@ -243,16 +243,20 @@ class _Token:
         return units
 
 
-def _right(calibrated: dict[str, Any], share: float) -> float:
+def _right(calibrated: LayerCalibration | None, share: float) -> float:
     """How much of a guess is right, where its surest ``share`` counts."""
-    right = calibrated.get("guessed", GUESSED)
-    return right if share == 1 else calibrated.get("surest", (1 + right) / 2)
+    right = GUESSED if calibrated is None or calibrated.guessed is None else calibrated.guessed
+    if share == 1:
+        return right
+    if calibrated is None or calibrated.surest is None:
+        return (1 + right) / 2
+    return calibrated.surest
 
 
-def misses(calibrated: dict[str, Any], plan: Plan, rows: int, neurons: int) -> float:
+def misses(calibrated: LayerCalibration, plan: Plan, rows: int, neurons: int) -> float:
     """Neurons of a layer to read per token, with ``rows`` of them in DRAM."""
     if plan.window:  # those that a window of one token more would hold, and this one does not
-        needs = calibrated["window_rows"]
+        needs = calibrated.window_rows
         at = min(plan.window, WINDOWS - 1)
         return needs[at] - needs[at - 1]
-    return float(np.interp(rows / neurons, CAPACITIES, calibrated["misses"]))
+    return float(np.interp(rows / neurons, CAPACITIES, calibrated.misses))

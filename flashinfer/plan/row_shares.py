@@ -2,11 +2,12 @@
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from flashinfer.formats.bundle.reader import CAPACITIES, WINDOWS, Bundle
+from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
+from flashinfer.formats.bundle.reader import Bundle
 
 
 def share_rows(
@@ -30,7 +31,7 @@ def share_rows(
     elif bundle.calibration is None:
         rows = _in_proportion([1] * layers, room, least_rows, units)
     else:
-        rows = fewest_misses(bundle.calibration["layers"], room, least_rows, units)
+        rows = fewest_misses(bundle.calibration.recorded, room, least_rows, units)
     holds = [
         k
         for k in range(1, len(needs[0]) + 1)
@@ -40,18 +41,18 @@ def share_rows(
 
 
 def fewest_misses(
-    calibrated: list[dict[str, Any]], room: int, least: int, most: int
+    calibrated: Sequence[LayerCalibration], room: int, least: int, most: int
 ) -> tuple[int, ...]:
     """The split of ``room`` rows for which the layers' miss curves promise the fewest reads.
 
     First every layer gets what a single token needs, as far as it goes.
     """
-    shape = [rows_for(layer["window_rows_most"], 1, most) for layer in calibrated]
+    shape = [rows_for(layer.window_rows_most, 1, most) for layer in calibrated]
     rows = list(_in_proportion(shape, min(room, sum(shape)), least, most))
     left = room - sum(rows)
     pieces = []  # (reads saved per row, layer, rows)
     for number, layer in enumerate(calibrated):
-        points = [(c * most, m) for c, m in zip(CAPACITIES, layer["misses"], strict=True)]
+        points = [(c * most, m) for c, m in zip(CAPACITIES, layer.misses, strict=True)]
         held, curve = zip(*points, strict=True)
         begin = rows[number], float(np.interp(rows[number], held, curve))
         hull = _lower_hull([begin] + [p for p in points if p[0] > begin[0]])
@@ -85,12 +86,12 @@ def window_needs(bundle: Bundle) -> list[list[int]]:
         known = [min(units, k * config.experts_per_token) for k in range(1, WINDOWS + 1)]
         return [known if config.experts else [units]] * config.num_hidden_layers
     return [
-        [min(units, max(1, int(n))) for n in layer["window_rows_most"]]
-        for layer in bundle.calibration["layers"]
+        [min(units, max(1, int(n))) for n in layer.window_rows_most]
+        for layer in bundle.calibration.recorded
     ]
 
 
-def rows_for(need: list[int], window: int, units: int) -> int:
+def rows_for(need: Sequence[float], window: int, units: int) -> int:
     """Rows for a window of k tokens: the most that it needed when calibrated and a tenth more;
     beyond the windows calibrated, by what the last token added."""
     slope = need[-1] - need[-2] if len(need) > 1 else need[-1]

@@ -201,7 +201,7 @@ def _layer(
     Returns (of a layer that is wholly in DRAM, of a layer with a neuron cache).
     """
     config = opt_config(*SHAPE, vocab_size=512, positions=256)
-    used = synthesize(path, config, "f16", fresh=0.01)["layers"][0]["predicted"]
+    used = synthesize(path, config, "f16", fresh=0.01).recorded[0].predicted
     with Bundle(path) as bundle:
         products = {spec.name: bundle.tensors[spec.name] for spec in bundle.specs}
         rows = SHAPE[3] * used

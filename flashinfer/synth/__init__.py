@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.calibration import Calibration
 from flashinfer.formats.bundle.layout import SMALL, format_of, layout, predictor_layout
 from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.errors import UserError
@@ -39,7 +40,7 @@ def synthesize(
     progress: Progress = no_progress,
     dense_dtype: str | None = None,
     repeated: float = 0.4,
-) -> JsonObject:
+) -> Calibration:
     """Write a synthetic bundle of a Hugging Face config; return its calibration.
 
     dtype        number format of the weights; norms and biases are always f32
@@ -72,11 +73,11 @@ def synthesize(
         source.update(active=active, fresh=fresh)
         small = sum(spec.role == SMALL for spec in specs)
         specs[small:small] = predictor_layout(model, [neurons.rank] * model.num_hidden_layers)
-    calibration = {
-        "text": f"synthetic, seed {seed}",
-        "tokens": SIMULATED_TOKENS,
-        "layers": [maker.record(layer) for layer in range(model.num_hidden_layers)],
-    }
+    calibration = Calibration(
+        tuple(maker.record(layer) for layer in range(model.num_hidden_layers)),
+        text=f"synthetic, seed {seed}",
+        tokens=SIMULATED_TOKENS,
+    )
     tensors = [
         new_tensor(
             spec.name,

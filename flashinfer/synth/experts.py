@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from flashinfer.calibration.traces import guessed, largest, routing_record
+from flashinfer.calibration.traces import largest, routing_record
 from flashinfer.formats.arrays import BoolArray, Float32Array
-from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.calibration import LayerCalibration
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.synth.maker import (
@@ -86,13 +86,13 @@ class ExpertMaker(Maker):
         """The part of the scores (T, experts) that a guess one layer early sees."""
         return code.at(np.arange(SIMULATED_TOKENS)) @ b.T + liked
 
-    def record(self, layer: int) -> JsonObject:
+    def record(self, layer: int) -> LayerCalibration:
         random = np.random.default_rng([self.seed, 3, layer])
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
         router = self._layer_router(layer)
         uses = self._chosen(self.code, *router, UNSEEN * unseen)
         early = self._seen(self.code, *router) if layer else None
-        return {**routing_record(uses), **guessed(uses, early)}
+        return routing_record(uses, early)
 
     def own_chunks(
         self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array, Float64Array
-from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.calibration import LayerCalibration
 from flashinfer.formats.bundle.layout import TensorSpec
 from flashinfer.formats.config import ModelConfig
 
@@ -138,7 +138,7 @@ class Maker(ABC):
             yield np.full(spec.shape, float(name.endswith("norm.weight")), dtype=np.float32)
 
     @abstractmethod
-    def record(self, layer: int) -> JsonObject:
+    def record(self, layer: int) -> LayerCalibration:
         """What calibration would find of a layer."""
 
     @abstractmethod

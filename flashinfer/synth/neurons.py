@@ -7,12 +7,13 @@ a constant, in one more direction.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from flashinfer.calibration.traces import record_of_uses
 from flashinfer.formats.arrays import Float32Array
-from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.calibration import LayerCalibration
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.synth.maker import (
@@ -68,17 +69,17 @@ class NeuronMaker(Maker):
         self.rank = self.reserved.shape[1]
         b = directions(random, model.d_ffn, self.width)
         z = self.code.at(np.arange(SIMULATED_TOKENS)) @ b.T
-        self.found = {
-            "active": float((z > self.code.threshold).mean()),
-            "rank": self.rank,
-            **record_of_uses(z > self.code.threshold - MARGIN),
-        }
+        self.found = record_of_uses(
+            z > self.code.threshold - MARGIN,
+            active=float((z > self.code.threshold).mean()),
+            rank=self.rank,
+        )
         firing = active * model.d_ffn
         self.down_spread = self.block_size / np.sqrt(max(1, firing) * self.d) / 0.4
 
-    def record(self, layer: int) -> JsonObject:
+    def record(self, layer: int) -> LayerCalibration:
         # Only the tokens write to the code, so that every guess one layer early is right.
-        return {**self.found, "guessed": float(layer > 0)}
+        return replace(self.found, guessed=float(layer > 0))
 
     def own_chunks(
         self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator

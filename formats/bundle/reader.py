@@ -11,7 +11,7 @@ import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from .. import bounded_json
 from ..architectures import model_config
@@ -21,36 +21,21 @@ from ..config import ModelConfig
 from ..errors import FormatError, shown
 from ..files import MOST_TEXT
 from ..number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
-from ..numbers import LARGEST_FLOAT32, is_number
 from ..progress import Progress, no_progress
 from ..safetensors import SafetensorsFile, TensorInfo
+from .calibration import (
+    TRAINED,
+    Calibration,
+    Cut,
+    LayerCalibration,
+    PredictorForm,
+    calibration_from_json,
+)
 from .layout import TEMPLATE, TOKENIZER, TensorSpec, layout, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
 CHUNK_BYTES = 8 << 20
-WINDOWS = 8  # calibration measures windows of 1 to 8 tokens
-CAPACITIES = tuple(k / 16 for k in range(17))  # and caches that hold these shares of a layer
-# What calibration records of each layer: three shares of its neurons, and the predictor's rank.
-CALIBRATED = ("active", "predicted", "missed", "rank")
-CALIBRATED_LISTS = {
-    "window_rows": WINDOWS,  # units that windows of 1, 2, ... tokens need, on average
-    "window_rows_most": WINDOWS,  # the same at most
-    "misses": len(CAPACITIES),  # units to read per token with caches of CAPACITIES
-}
-# Of a mixture's layer also "uses": the share of the tokens that used each expert.
-# Where known: the share of the units used that the predictor or router named when it was asked one
-# layer early; and the share of the surest half of an early router's choice that were used.
-CALIBRATED_MAYBE = ("guessed", "surest")
-# Which neurons of a model without silent ones are taken as silent: see ``calibrate``.
-Method = Literal["threshold", "cats", "teal"]
-METHODS: tuple[Method, ...] = get_args(Method)
-# What stands between a predictor's two maps, and whether it reads the FFN's normalised input or the
-# residual stream: in predictors that calibration trained, and in PowerInfer's.
-PREDICTOR_FORMS = (
-    {"between": "", "reads": "normed"},
-    {"between": "relu", "reads": "residual"},
-)
 NO_CRC = "0" * 8  # stands in the header for its own CRC-32 while that is computed
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
@@ -74,14 +59,6 @@ class StoredTensor:
         return self.rows * self.row_bytes
 
 
-class Cut(NamedTuple):
-    """The threshold below which a layer's neurons are taken as silent, and ``calibrate``'s method
-    of comparing them with it."""
-
-    method: Method
-    threshold: float
-
-
 class Span(NamedTuple):
     """A range of a file, in bytes."""
 
@@ -101,7 +78,7 @@ class Bundle:
     hf_config: JsonObject  # the model's config as Hugging Face wrote it
     source: JsonObject  # where the model came from
     formats: JsonObject  # {tensor: the name of its number format where safetensors has none}
-    calibration: JsonObject | None  # what ``calibrate`` found
+    calibration: Calibration | None  # what ``calibrate`` found
     specs: list[TensorSpec]  # in file order
     tensors: dict[str, StoredTensor]
 
@@ -156,10 +133,10 @@ class Bundle:
             raise FormatError(f"{what} is not a JSON object")
         return value
 
-    def _calibration(self) -> JsonObject | None:
+    def _calibration(self) -> Calibration | None:
         found = self._json("flashinfer.calibration")
         experts = self.config.experts if self.config.reads_experts else 0
-        return checked_calibration(found, self.config.num_hidden_layers, experts)
+        return calibration_from_json(found, [experts] * self.config.num_hidden_layers)
 
     def _ranks(self) -> list[int]:
         """The rank of each layer's predictor; empty where the bundle has no predictors."""
@@ -205,22 +182,23 @@ class Bundle:
         return format
 
     @property
-    def predictor_form(self) -> dict[str, str]:
-        """The one of PREDICTOR_FORMS that this bundle's predictors have."""
-        return (self.calibration or {}).get("predictor", PREDICTOR_FORMS[0])
+    def predictor_form(self) -> PredictorForm:
+        """The form of this bundle's predictors."""
+        return TRAINED if self.calibration is None else self.calibration.predictor
+
+    def record(self, layer: int) -> LayerCalibration | None:
+        """What calibration found of a layer, or None."""
+        return None if self.calibration is None else self.calibration.layers[layer]
 
     def cut(self, layer: int) -> Cut | None:
         """The Cut of a layer; None where calibration was not given a target sparsity."""
-        if self.calibration is None or self.calibration.get("sparsity") is None:
-            return None
-        threshold = self.calibration["layers"][layer]["threshold"]
-        return Cut(self.calibration["sparsity"]["method"], threshold)
+        record = self.record(layer)
+        return None if record is None else record.cut
 
-    def uses(self, layer: int) -> list[float] | None:
+    def uses(self, layer: int) -> tuple[float, ...] | None:
         """The share of the calibration text's tokens that used each expert of a layer, or None."""
-        if self.calibration is None:
-            return None
-        return self.calibration["layers"][layer].get("uses")
+        record = self.record(layer)
+        return None if record is None else record.uses
 
     @property
     def has_predictors(self) -> bool:
@@ -284,43 +262,6 @@ class Bundle:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def checked_calibration(
-    calibration: JsonObject, n_layers: int, n_experts: int = 0
-) -> JsonObject | None:
-    """A bundle's calibration once it is checked, or None where it is empty. Raises FormatError."""
-    if not calibration:
-        return None
-    layers = calibration.get("layers")
-    if not isinstance(layers, list) or len(layers) != n_layers:
-        raise FormatError("its calibration is not that of this model; calibrate it again")
-    sound = all(isinstance(layer, dict) and _sound_layer(layer, n_experts) for layer in layers)
-    form = calibration.get("predictor", PREDICTOR_FORMS[0])
-    if form not in PREDICTOR_FORMS:
-        raise FormatError("its predictors have an unknown form; calibrate it again")
-    sparsity = calibration.get("sparsity")
-    if sparsity is not None:
-        sound = sound and isinstance(sparsity, dict) and sparsity.get("method") in METHODS
-        sound = sound and is_number(sparsity.get("target"), 0, 1)
-        limits = -LARGEST_FLOAT32, LARGEST_FLOAT32
-        sound = sound and all(is_number(layer.get("threshold"), *limits) for layer in layers)
-    if not sound:
-        raise FormatError("its calibration is damaged; calibrate it again")
-    return calibration
-
-
-def _sound_layer(layer: dict[str, Any], n_experts: int) -> bool:
-    """Whether a layer's record holds the numbers that it should hold."""
-    numbers = [layer.get(key) for key in CALIBRATED]
-    numbers += [layer[key] for key in CALIBRATED_MAYBE if key in layer]
-    for key, length in CALIBRATED_LISTS.items():
-        values = layer.get(key)
-        numbers += values if isinstance(values, list) and len(values) == length else [None]
-    uses = layer.get("uses", [])
-    sound = isinstance(uses, list) and len(uses) == n_experts
-    sound = sound and all(is_number(share, 0, 1) for share in uses)
-    return sound and all(is_number(n, 0, (1 << 31) - 1) for n in numbers)
 
 
 def verify(path: Path | str, progress: Progress = no_progress) -> int:

@@ -17,6 +17,7 @@ from ..files import replacing
 from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
 from ..safetensors import MAX_HEADER_BYTES, TensorInfo
+from .calibration import Calibration
 from .reader import CHUNK_BYTES, HEADER_CRC, NO_CRC, PAGE, VERSION, Bundle
 
 
@@ -100,7 +101,7 @@ def write_bundle(
     tensors: Iterable[NewTensor],
     hf_config: JsonObject,
     source: JsonObject,
-    calibration: JsonObject | None = None,
+    calibration: Calibration | None = None,
     progress: Progress = no_progress,
     order: Iterable[str] = (),
 ) -> int:
@@ -120,7 +121,9 @@ def write_bundle(
         "flashinfer.config": json.dumps(hf_config),
         "flashinfer.formats": json.dumps({t.name: t.format for t in tensors if t.format}),
         "flashinfer.source": json.dumps(source),
-        "flashinfer.calibration": json.dumps(calibration),
+        "flashinfer.calibration": json.dumps(
+            None if calibration is None else calibration.as_json()
+        ),
     }
     header = _header(tensors, metadata, {t.name: NO_CRC for t in tensors}, None)
     if len(header) > MAX_HEADER_BYTES or parsed_bytes(header) > MOST:
