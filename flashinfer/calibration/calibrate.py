@@ -1,61 +1,70 @@
 """Finding out which neurons fire: run a text densely, make predictors, write them down."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.calibration import routing as calibrate_routing
+from flashinfer.calibration.firing import FindCut, Predict, firing
 from flashinfer.calibration.predictor_import import imported
 from flashinfer.calibration.predictor_training import (
+    Choice,
+    Found,
     Observations,
     count,
     find_predictor,
-    window_rows,
 )
+from flashinfer.calibration.routing import routing, tokens_that_fit
 from flashinfer.calibration.text_states import TextStates
-from flashinfer.calibration.traces import miss_curve
+from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.formats.bundle.calibration import (
     POWERINFER,
     TRAINED,
     Calibration,
     Cut,
     LayerCalibration,
+    Method,
     Sparsity,
 )
 from flashinfer.formats.bundle.layout import format_of, layout, predictor_layout
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import new_tensor, stored_tensors, write_bundle
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import refuse_loss, refuse_target
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
-from flashinfer.formats.progress import no_progress
+from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
-from flashinfer.paper.selection import Selection
+from flashinfer.paper.feedforward import FeedForward
 from flashinfer.plan import memory
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
 SAMPLE = 128  # tokens that thresholds are found on
-CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
+
+# A layer's predictor, or None where it has a router, and what is written down of it.
+Layers = Iterable[tuple[Found | None, LayerCalibration]]
 
 
 def calibrate(
-    path,
-    token_ids,
-    destination=None,
-    text="",
-    tokens=8192,
-    missed=0.05,
-    steps=300,
-    memory_budget=None,
-    threads=None,
-    progress=no_progress,
-    target_sparsity=None,
-    method="cats",
-    predictor="better",
-    predictor_from=None,
-):
+    path: Path | str,
+    token_ids: Sequence[int] | AnyArray,
+    destination: Path | str | None = None,
+    text: str = "",
+    tokens: int = 8192,
+    missed: float = 0.05,
+    steps: int = 300,
+    memory_budget: int | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+    target_sparsity: float | None = None,
+    method: Method = "cats",
+    predictor: Choice | Literal["none"] = "better",
+    predictor_from: Path | str | None = None,
+) -> Calibration:
     """Calibrate the bundle at ``path`` on a text; return what was found, which the bundle holds.
 
     token_ids    the text; its first ``tokens`` are used, fewer where the memory is too little
@@ -94,15 +103,20 @@ def calibrate(
         threads=threads,
     ) as model:
         states = TextStates(model, np.asarray(token_ids[:tokens]), sequence)
-        predict = partial(_own_predictor, missed=missed, steps=steps, kind=predictor)
+        # "none" leaves out those of experts; layers without experts always need one.
+        kind: Choice = predictor if predictor != "none" else "better"
+        predict: Predict = partial(_own_predictor, missed=missed, steps=steps, kind=kind)
         if predictor_from is not None:
             predict = partial(_imported, model.bundle, predictor_from)
-        find_cut = target_sparsity and partial(_cut, method=method, target=target_sparsity)
+        find_cut: FindCut | None = None
+        if target_sparsity:
+            find_cut = partial(_cut, method=method, target=target_sparsity)
+        found: Layers
         if routes:
-            found = ((None, record) for record in calibrate_routing.routing(states, progress))
+            found = ((None, record) for record in routing(states, progress))
         else:
             residual = predictor_from is not None
-            found = _layers(states, predict, residual, find_cut, progress)
+            found = firing(states, predict, residual, find_cut, progress)
         predictors, layers = _all(found, states, path)
         calibration = Calibration(
             tuple(layers),
@@ -115,9 +129,12 @@ def calibrate(
     return calibration
 
 
-def _all(found, states, path):
-    """([Found], [record]) of the layers that ``found`` yields; UserError where states overflow."""
-    predictors, layers = [], []
+def _all(
+    found: Layers, states: TextStates, path: Path | str
+) -> tuple[list[Found], list[LayerCalibration]]:
+    """The predictors and records that ``found`` yields; UserError where states overflow."""
+    predictors: list[Found] = []
+    layers: list[LayerCalibration] = []
     with np.errstate(over="ignore", invalid="ignore"):  # found in the states
         try:
             for predictor, record in found:
@@ -133,7 +150,9 @@ def _all(found, states, path):
     return predictors, layers
 
 
-def _check(bundle, target_sparsity, predictor_from):
+def _check(
+    bundle: Bundle, target_sparsity: float | None, predictor_from: Path | str | None
+) -> None:
     """Raise UserError where a bundle cannot be calibrated so."""
     path, config = bundle.path, bundle.config
     if config.experts and (target_sparsity or predictor_from):
@@ -150,15 +169,19 @@ def _check(bundle, target_sparsity, predictor_from):
         )  # fmt: skip
 
 
-def _check_destination(destination, bundle, predictor_from):
+def _check_destination(
+    destination: Path | str, bundle: Bundle, predictor_from: Path | str | None
+) -> None:
     """Raise UserError where the result could not be written, before an hour's work for it."""
     refuse_loss(destination, [predictor_from] if predictor_from else [])
     refuse_target(destination, bundle.file.size)
 
 
-def _length(config, wanted, there, budget, routes):
+def _length(
+    config: ModelConfig, wanted: int, there: int, budget: int, routes: bool
+) -> tuple[int, int]:
     """(tokens to calibrate on, of a sequence), as many as fit; UserError where they are too few."""
-    fitting = calibrate_routing.tokens_that_fit if routes else _tokens_that_fit
+    fitting = tokens_that_fit if routes else _tokens_that_fit
     tokens = min(wanted, there, fitting(config, budget))
     sequence = min(SEQUENCE, config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens
@@ -171,101 +194,18 @@ def _length(config, wanted, there, budget, routes):
     return tokens, sequence
 
 
-def _tokens_that_fit(config, budget):
+def _tokens_that_fit(config: ModelConfig, budget: int) -> int:
     """Tokens whose states, inputs (early ones, too), outputs, bits and scores fit a third of the
     budget."""
     per_token = 6 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
     return max(0, budget // 3 // per_token)
 
 
-def _model_budget(budget):
+def _model_budget(budget: int) -> int:
     return budget - budget // 3
 
 
-def _layers(states, predict, residual, find_cut, progress):
-    """Yield (Found, its record) layer by layer; ``residual``: the predictors read that."""
-    layers, early = states.model.layers, None
-    for number, layer in enumerate(layers):
-        progress("calibrate", number, len(layers))
-        ffn = layer.feed_forward
-        x, before = states.attend(layer, residual)
-        if find_cut:
-            ffn.neurons.cut = find_cut(ffn, x)
-        asked, early = early, _early(states, number + 1, residual)
-        weights = ffn.predictor.weights(x) if ffn.neurons.config.experts else None  # (N, experts)
-        observed = Observations(x, None, states.starts, None if weights is None else weights > 0)
-        states.add(layer, _feed_forward(ffn, observed, weights))
-        progress("calibrate", number + 0.3, len(layers))
-        observed.x = before if residual else x
-        found = predict(number, ffn, observed)
-        yield found, _record(found, observed, asked, ffn.neurons.cut)
-    progress("calibrate", len(layers), len(layers))
-
-
-def _early(states, number, residual):
-    """What a layer's predictor would be asked one layer early, as Observations, or None."""
-    inputs = states.early_input(number, CACHE_TOKENS)
-    if inputs is None:
-        return None
-    ffn, (normed, before) = states.model.layers[number].feed_forward, inputs
-    routed = ffn.predictor.weights(normed) > 0 if ffn.neurons.config.experts else None
-    return Observations(np.array(before if residual else normed), None, states.starts, routed)
-
-
-def _record(found, observed, asked, cut):
-    """What the bundle says of a layer; asked: the Observations of one layer early."""
-    means, most = window_rows(found, observed)
-    return LayerCalibration(
-        active=found.active,
-        predicted=found.predicted,
-        missed=found.missed,
-        rank=len(found.a),
-        tried=found.tried,
-        cut=cut,
-        window_rows=tuple(means),
-        window_rows_most=tuple(most),
-        misses=miss_curve(_trace(found, observed), len(found.b)),
-        guessed=0.0 if asked is None else _guessed(found, observed, asked),
-    )
-
-
-def _feed_forward(ffn, observed, weights):
-    """The exact FFN over observed.x (N, d_model) -> (N, d_model); notes which neurons fired.
-
-    weights  (N, experts): what each of a mixture's experts counts, or None
-    """
-    x = observed.x
-    y = np.zeros_like(x) if ffn.shared is None else ffn.shared(x)
-    observed.fired = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
-    neurons = ffn.neurons
-    for first, stop, tile, starts in ffn.store.tiles():
-        for begin, end, expert in _parts(ffn, first, stop, len(x)):
-            rows = starts[begin - first : end - first]
-            tokens = slice(None) if weights is None else np.flatnonzero(observed.routed[:, expert])
-            a = neurons.activations(tile, rows, x[tokens], np.arange(begin, end))
-            fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
-            fired[:, tokens] = a != 0
-            observed.fired[begin:end] = np.packbits(fired, axis=1)
-            if weights is not None:
-                a *= weights[tokens, expert]
-            kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
-            y[tokens] = its_y
-    return y if neurons.biases["down"] is None else y + neurons.biases["down"]
-
-
-def _parts(ffn, first, stop, n_tokens):
-    """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
-    the activations (n, N) stay within some MB."""
-    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.unit_neurons
-    each = each if ffn.neurons.config.experts else stop
-    while first < stop:
-        expert = first // each
-        end = min(first + step, stop, (expert + 1) * each)
-        yield first, end, expert
-        first = end
-
-
-def _cut(ffn, x, method, target):
+def _cut(ffn: FeedForward, x: Float32Array, method: Method, target: float) -> Cut:
     """The Cut below which the share ``target`` of a layer's neurons lies, on a sample."""
     x = np.ascontiguousarray(x[:: -(-len(x) // SAMPLE)])
     found = []
@@ -282,10 +222,19 @@ def _cut(ffn, x, method, target):
     return Cut(method, float(np.quantile(np.concatenate(found), target)))
 
 
-def _own_predictor(number, ffn, observed, missed, steps, kind):
+def _own_predictor(
+    number: int,
+    ffn: FeedForward,
+    observed: Observations,
+    missed: float,
+    steps: int,
+    kind: Choice,
+) -> Found:
+    """A layer's predictor, found on the text: see ``find_predictor``."""
     d_ffn, width = ffn.store.bundles.rows, np.arange(ffn.neurons.width)
 
-    def up_tiles():  # or the gate's, which decides where there is one
+    def up_tiles() -> Iterator[tuple[int, Float32Array]]:
+        """Of the up projection, or the gate's, which decides where there is one."""
         for first, stop, tile, starts in ffn.store.tiles():
             for begin in range(first, stop, 512):
                 end = min(begin + 512, stop)
@@ -300,7 +249,9 @@ def _own_predictor(number, ffn, observed, missed, steps, kind):
     )
 
 
-def _imported(bundle, source, number, ffn, observed):
+def _imported(
+    bundle: Bundle, source: Path | str, number: int, ffn: FeedForward, observed: Observations
+) -> Found:
     """A layer's predictor as it comes with PowerInfer's models."""
     threshold = bundle.hf_config.get("sparse_threshold") or 0.0
     if not is_number(threshold, -LARGEST_FLOAT32, LARGEST_FLOAT32):
@@ -309,29 +260,14 @@ def _imported(bundle, source, number, ffn, observed):
     return count(imported(source, number, *shape, threshold), observed, observed.split()[1:])
 
 
-def _trace(found, observed):
-    """Yield the Selection of each of the text's last tokens."""
-    for first in range(max(0, len(observed.x) - CACHE_TOKENS), len(observed.x), 256):
-        for says in found.says(observed, slice(first, first + 256)).T:
-            yield Selection.of_scores(says[None])
-
-
-def _guessed(found, observed, early):
-    """The share of the neurons predicted that the predictor named one layer early."""
-    begin, right, used = len(observed.x) - len(early.x), 0, 0
-    for first in range(0, len(early.x), 256):
-        uses = found.says(observed, slice(begin + first, begin + first + 256))
-        used += np.count_nonzero(uses)
-        right += np.count_nonzero(uses & found.says(early, slice(first, first + 256)))
-    return right / max(1, used)
-
-
-def _write(bundle, destination, found, calibration):
+def _write(
+    bundle: Bundle, destination: Path | str, found: list[Found], calibration: Calibration
+) -> None:
     """The bundle again, with these predictors."""
     specs = predictor_layout(bundle.config, [len(f.a) for f in found])
     values = [array for f in found for array in (f.a, f.b, f.bias)]
     new = [
-        new_tensor(spec.name, format_of(spec, None, None), spec.shape, lambda v=value: [v])
+        new_tensor(spec.name, format_of(spec, None, None), spec.shape, partial(iter, [value]))
         for spec, value in zip(specs, values, strict=True)
     ]
     old = stored_tensors(bundle, lambda name: ".predictor." not in name)

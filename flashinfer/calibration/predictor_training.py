@@ -40,24 +40,16 @@ class Maps(NamedTuple):
 
 
 @dataclass
-class Observations:
-    """The behaviour of a layer on N tokens.
+class Inputs:
+    """What a layer's predictor is asked about N tokens.
 
-    x       (N, d_model), the FFN's normalised inputs
-    fired   (d_ffn, ceil(N / 8)): which neurons fired, as packed bits, one row per neuron
-    starts  the tokens with which sequences begin, ascending, 0 first
+    x       (N, d_model), what it reads: the FFN's normalised inputs, or the residual stream
     routed  (N, experts): of a mixture, which tokens chose which expert, whose neurons alone are
             predicted for them. None: all neurons are
     """
 
     x: Float32Array
-    fired: UInt8Array
-    starts: Int64Array
-    routed: BoolArray | None = None
-
-    def bits(self, neurons: slice, tokens: Int64Array) -> BoolArray:
-        """Which of ``neurons`` fired for ``tokens``, (n, len(tokens))."""
-        return np.unpackbits(self.fired[neurons], axis=1, count=len(self.x))[:, tokens].astype(bool)
+    routed: BoolArray | None = field(default=None, kw_only=True)
 
     def asked(
         self, n_neurons: int, neurons: slice, tokens: Int64Array | slice
@@ -70,6 +62,22 @@ class Observations:
             return True
         experts = np.arange(n_neurons)[neurons] // (n_neurons // self.routed.shape[1])
         return self.routed[tokens][:, experts].T
+
+
+@dataclass
+class Observations(Inputs):
+    """The behaviour of a layer on N tokens.
+
+    fired   (d_ffn, ceil(N / 8)): which neurons fired, as packed bits, one row per neuron
+    starts  the tokens with which sequences begin, ascending, 0 first
+    """
+
+    fired: UInt8Array
+    starts: Int64Array
+
+    def bits(self, neurons: slice, tokens: Int64Array) -> BoolArray:
+        """Which of ``neurons`` fired for ``tokens``, (n, len(tokens))."""
+        return np.unpackbits(self.fired[neurons], axis=1, count=len(self.x))[:, tokens].astype(bool)
 
     def split(self) -> list[Int64Array]:
         """[tokens to fit, two halves of the held-out tokens]; every third sequence is held out."""
@@ -107,12 +115,10 @@ class Found:
         inner = np.maximum(inner, 0) if self.between == "relu" else inner
         return self.b[neurons] @ inner + self.bias[neurons, None]
 
-    def says(
-        self, observed: Observations, tokens: Int64Array | slice, neurons: slice = ALL
-    ) -> BoolArray:
-        """Which of ``neurons`` are predicted for which of the observed tokens, (n, tokens)."""
-        asked = observed.asked(len(self.b), neurons, tokens)
-        return (self.scores(observed.x[tokens], neurons) > 0) & asked
+    def says(self, inputs: Inputs, tokens: Int64Array | slice, neurons: slice = ALL) -> BoolArray:
+        """Which of ``neurons`` are predicted for which of the inputs' tokens, (n, tokens)."""
+        asked = inputs.asked(len(self.b), neurons, tokens)
+        return (self.scores(inputs.x[tokens], neurons) > 0) & asked
 
     def cost(self, bundle_bytes: int) -> float:
         """The bytes that a token needs, those from flash weighted with FLASH_COST."""
@@ -273,7 +279,9 @@ def count(found: Found, observed: Observations, held_out: list[Int64Array]) -> F
     return found
 
 
-def window_rows(found: Found, observed: Observations) -> tuple[list[float], list[float]]:
+def window_rows(
+    found: Found, observed: Observations
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Neurons that windows of 1 to 8 tokens need on the held-out tokens: (means, maxima)."""
     _, *held_out = observed.split()
     tokens = np.sort(np.concatenate(held_out))
@@ -285,7 +293,7 @@ def window_rows(found: Found, observed: Observations) -> tuple[list[float], list
             yield from zip(says, fresh[first : first + 256], strict=True)
 
     counts = window_counts(uses())
-    return counts.mean(axis=0).tolist(), counts.max(axis=0).tolist()
+    return tuple(counts.mean(axis=0).tolist()), tuple(counts.max(axis=0).tolist())
 
 
 def _blocks(b: Float32Array) -> list[slice]:

@@ -6,30 +6,40 @@ whatever the model's size.
 
 import numpy as np
 
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int64Array
+from flashinfer.model import Model
+from flashinfer.transformer.layer import Layer
+
 
 class TextStates:
     """The hidden states of a text's N tokens, which attend to each other in sequences.
 
+    h       (N, d_model), after the layers that are done
     starts  where each sequence begins, ascending, 0 first
     """
 
-    def __init__(self, model, ids, sequence):
-        self.model, self.starts = model, np.arange(0, len(ids), sequence)
+    def __init__(self, model: Model, ids: AnyArray, sequence: int) -> None:
+        self.model = model
+        self.starts: Int64Array = np.arange(0, len(ids), sequence)
         self.spans = [slice(start, start + sequence) for start in self.starts]
-        self.h = np.concatenate([model.embed(ids[span]) for span in self.spans])  # (N, d_model)
+        self.h: Float32Array = np.concatenate([model.embed(ids[span]) for span in self.spans])
 
-    def attend(self, layer, residual=True):
+    def attend(
+        self, layer: Layer, residual: bool = True
+    ) -> tuple[Float32Array, Float32Array | None]:
         """Through a layer's attention; its FFN's input, after its norm and, where ``residual`` is
         asked for, before it, else None: (N, d_model) each."""
         x = np.empty_like(self.h)
         before = np.empty_like(self.h) if residual else None
         for span in self.spans:
             self.h[span], x[span], its_residual = layer.attend(self.h[span], 0)
-            if residual:
+            if before is not None:
                 before[span] = its_residual
         return x, before
 
-    def early_input(self, number, last=None):
+    def early_input(
+        self, number: int, last: int | None = None
+    ) -> tuple[Float32Array, Float32Array] | None:
         """What a layer's FFN would read if the layers still to come before it added nothing, of the
         ``last`` tokens: after its norm and before, or None where there is no such layer. Either
         may be ``h`` itself, which will change."""
@@ -38,7 +48,7 @@ class TextStates:
         h = self.h if last is None else self.h[-last:]
         return self.model.layers[number].early_input(h)
 
-    def add(self, layer, y):
+    def add(self, layer: Layer, y: Float32Array) -> None:
         """y (N, d_model), the FFN's output, and the layer is done."""
         for span in self.spans:
             self.h[span] = layer.add(self.h[span], y[span])

@@ -1,0 +1,144 @@
+"""Finding out which neurons of each layer fire along a text, and which its predictor names."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.calibration.predictor_training import Found, Inputs, Observations, window_rows
+from flashinfer.calibration.routing import router_of
+from flashinfer.calibration.text_states import TextStates
+from flashinfer.calibration.traces import miss_curve
+from flashinfer.formats.arrays import Float32Array, Int64Array, UInt8Array
+from flashinfer.formats.bundle.calibration import Cut, LayerCalibration
+from flashinfer.formats.progress import Progress
+from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.selection import Selection
+
+CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
+
+# A function that makes a layer's predictor, of (layer, its FFN, what it did with the text).
+Predict = Callable[[int, FeedForward, Observations], Found]
+# A function that finds a layer's Cut, of (its FFN, the FFN's inputs (N, d_model)).
+FindCut = Callable[[FeedForward, Float32Array], Cut]
+
+
+def firing(
+    states: TextStates,
+    predict: Predict,
+    residual: bool,
+    find_cut: FindCut | None,
+    progress: Progress,
+) -> Iterator[tuple[Found, LayerCalibration]]:
+    """Yield the predictor and the record of each layer along a text, given as TextStates.
+
+    residual  whether the predictors read the residual stream
+    find_cut  None: the layers' neurons are silent by themselves
+    progress  is told the layers done, in fractions, as "calibrate"
+    """
+    layers, early = states.model.layers, None
+    for number, layer in enumerate(layers):
+        progress("calibrate", number, len(layers))
+        ffn = layer.feed_forward
+        x, before = states.attend(layer, residual)
+        cut = None if find_cut is None else find_cut(ffn, x)
+        ffn.neurons.cut = cut
+        asked, early = early, _early(states, number + 1, residual)
+        weights = router_of(ffn).weights(x) if ffn.neurons.config.experts else None  # (N, experts)
+        y, fired = _feed_forward(ffn, x, weights)
+        states.add(layer, y)
+        progress("calibrate", number + 0.3, len(layers))
+        routed = None if weights is None else weights > 0
+        reads = x if before is None else before
+        observed = Observations(reads, fired, states.starts, routed=routed)
+        found = predict(number, ffn, observed)
+        yield found, _record(found, observed, asked, cut)
+    progress("calibrate", len(layers), len(layers))
+
+
+def _early(states: TextStates, number: int, residual: bool) -> Inputs | None:
+    """What a layer's predictor would be asked one layer early, or None."""
+    inputs = states.early_input(number, CACHE_TOKENS)
+    if inputs is None:
+        return None
+    ffn, (normed, before) = states.model.layers[number].feed_forward, inputs
+    routed = router_of(ffn).weights(normed) > 0 if ffn.neurons.config.experts else None
+    return Inputs(np.array(before if residual else normed), routed=routed)
+
+
+def _record(
+    found: Found, observed: Observations, asked: Inputs | None, cut: Cut | None
+) -> LayerCalibration:
+    """What the bundle says of a layer; asked: what its predictor was asked one layer early."""
+    means, most = window_rows(found, observed)
+    return LayerCalibration(
+        active=found.active,
+        predicted=found.predicted,
+        missed=found.missed,
+        rank=len(found.a),
+        tried=found.tried,
+        cut=cut,
+        window_rows=means,
+        window_rows_most=most,
+        misses=miss_curve(_trace(found, observed), len(found.b)),
+        guessed=0.0 if asked is None else _guessed(found, observed, asked),
+    )
+
+
+def _feed_forward(
+    ffn: FeedForward, x: Float32Array, weights: Float32Array | None
+) -> tuple[Float32Array, UInt8Array]:
+    """The exact FFN over x (N, d_model) -> ((N, d_model), Observations.fired).
+
+    weights  (N, experts): what each of a mixture's experts counts, or None
+    """
+    y = np.zeros_like(x) if ffn.shared is None else ffn.shared(x)
+    packed = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
+    neurons = ffn.neurons
+    for first, stop, tile, starts in ffn.store.tiles():
+        for begin, end, expert in _parts(ffn, first, stop, len(x)):
+            rows = starts[begin - first : end - first]
+            tokens: slice | Int64Array = slice(None)
+            if weights is not None:
+                tokens = np.flatnonzero(weights[:, expert] > 0)
+            a = neurons.activations(tile, rows, x[tokens], np.arange(begin, end))
+            fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
+            fired[:, tokens] = a != 0
+            packed[begin:end] = np.packbits(fired, axis=1)
+            if weights is not None:
+                a *= weights[tokens, expert]
+            kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
+            y[tokens] = its_y
+    bias = neurons.biases["down"]
+    return y if bias is None else y + bias, packed
+
+
+def _parts(
+    ffn: FeedForward, first: int, stop: int, n_tokens: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
+    the activations (n, N) stay within some MB."""
+    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.unit_neurons
+    each = each if ffn.neurons.config.experts else stop
+    while first < stop:
+        expert = first // each
+        end = min(first + step, stop, (expert + 1) * each)
+        yield first, end, expert
+        first = end
+
+
+def _trace(found: Found, observed: Observations) -> Iterator[Selection]:
+    """Yield the Selection of each of the text's last tokens."""
+    for first in range(max(0, len(observed.x) - CACHE_TOKENS), len(observed.x), 256):
+        for says in found.says(observed, slice(first, first + 256)).T:
+            yield Selection.of_scores(says[None])
+
+
+def _guessed(found: Found, observed: Observations, early: Inputs) -> float:
+    """The share of the neurons predicted that the predictor named one layer early."""
+    begin, right, used = len(observed.x) - len(early.x), 0, 0
+    for first in range(0, len(early.x), 256):
+        uses = found.says(observed, slice(begin + first, begin + first + 256))
+        used += np.count_nonzero(uses)
+        right += np.count_nonzero(uses & found.says(early, slice(first, first + 256)))
+    return right / max(1, used)
