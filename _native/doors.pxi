@@ -3,10 +3,9 @@
 # A check here only says no; the message is that of flashinfer/kernels/doors.py, which checks the
 # same and is called where one of these has refused.
 
-from operator import index as _index
-
 import numpy as np
 
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 cdef object ndarray = np.ndarray
@@ -20,6 +19,7 @@ cdef enum:
 
 cdef double LEAST_CAP = 1e-3, MOST_CAP = 1e3  # those of formats/config.py
 cdef double LARGEST = np.finfo(np.float32).max
+cdef tuple NUMBERS = (float, int, np.floating, np.integer)
 REFUSALS = (ValueError, TypeError, AttributeError, OverflowError, BufferError)
 
 
@@ -89,7 +89,7 @@ cdef int64_t whole(value, int64_t low, int64_t high) except? -1:
     """A whole number from ``low`` to ``high``."""
     if isinstance(value, bool):
         raise Refused()
-    cdef int64_t number = _index(value)
+    cdef int64_t number = PyNumber_Index(value)
     if not low <= number <= high:
         raise Refused()
     return number
@@ -97,7 +97,7 @@ cdef int64_t whole(value, int64_t low, int64_t high) except? -1:
 
 cdef float number(value, double low) except? -1:
     """A number from ``low`` on that float32 holds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise Refused()
     cdef double number = value
     if not low <= number <= LARGEST:

@@ -1,7 +1,19 @@
 # Which units are used, and where they are kept; see flashinfer/kernels/.
 
 cdef extern from "route.h" nogil:
-    void route_token(const float *logits, int64_t experts, int64_t per_token, int normalised,
+    ctypedef struct routing:
+        int64_t experts, per_token, groups, groups_kept
+        int normalised, sigmoid, by_max
+        const float *choice_bias
+        float scale
+
+    ctypedef struct routing_scratch:
+        float *values
+        float *group_scores
+        int32_t *kept
+
+    bint chosen_by_logits(const routing *r)
+    void route_token(const routing *r, const float *logits, const routing_scratch *scratch,
                      int32_t *chosen, float *weights)
 
 
@@ -25,28 +37,62 @@ cdef _positive(scores_array):
     return found[:n].copy()
 
 
-def route(logits, per_token, normalised):
+def route(logits, per_token, normalised, scoring="softmax", choice_bias=None, groups=1,
+          groups_kept=1, scale=1.0, group_by="top2"):
     """What each token's router chooses: (chosen (T, per_token) int32, weights float32)."""
     try:
-        return _route(logits, per_token, normalised)
+        return _route(logits, per_token, normalised, scoring, choice_bias, groups, groups_kept,
+                      scale, group_by)
     except REFUSALS:
-        explained("route", logits, per_token, normalised)
+        explained("route", logits, per_token, normalised, scoring, choice_bias, groups,
+                  groups_kept, scale, group_by)
         raise
 
 
-cdef _route(logits_array, per_token, normalised):
+cdef bint is_second(value, str first, str second) except -1:
+    """Which of two words it is: 0 or 1."""
+    if not isinstance(value, str) or (value != first and value != second):
+        raise Refused()
+    return value == second
+
+
+cdef _route(logits_array, per_token, normalised, scoring, choice_bias, groups, groups_kept, scale,
+            group_by):
     cdef const float[:, ::1] logits = floats_2d(logits_array)
-    cdef int64_t t, n = logits.shape[0], experts = logits.shape[1]
-    cdef int64_t k = whole(per_token, 1, experts)
-    cdef bint chosen_only = normalised
-    chosen = np.empty((n, k), dtype=np.int32)
-    weights = np.empty((n, k), dtype=np.float32)
+    cdef const float[::1] bias
+    cdef int64_t t, n = logits.shape[0]
+    cdef routing r
+    cdef bint divided = normalised
+    r.experts = logits.shape[1]
+    r.per_token = whole(per_token, 1, r.experts)
+    r.normalised = divided
+    r.sigmoid = is_second(scoring, "softmax", "sigmoid")
+    r.by_max = is_second(group_by, "top2", "max")
+    r.groups = whole(groups, 1, r.experts)
+    r.groups_kept = whole(groups_kept, 1, r.groups)
+    if r.experts % r.groups or r.per_token > r.groups_kept * (r.experts // r.groups):
+        raise Refused()
+    r.scale = number(scale, -LARGEST)
+    r.choice_bias = NULL
+    if choice_bias is not None:
+        bias = floats(choice_bias)
+        if bias.shape[0] != r.experts:
+            raise Refused()
+        r.choice_bias = &bias[0]
+    chosen = np.empty((n, r.per_token), dtype=np.int32)
+    weights = np.empty((n, r.per_token), dtype=np.float32)
     cdef int32_t[:, ::1] chosen_view = chosen
     cdef float[:, ::1] weight_view = weights
+    cdef routing_scratch scratch
+    cdef float[::1] values
+    cdef int32_t[::1] kept
+    if not chosen_by_logits(&r):
+        values = np.empty(r.experts + r.groups, dtype=np.float32)
+        kept = np.empty(r.groups_kept, dtype=np.int32)
+        scratch = routing_scratch(&values[0], &values[r.experts], &kept[0])
     with nogil:
         for t in range(n):
-            route_token(&logits[t, 0], experts, k, chosen_only, &chosen_view[t, 0],
-                        &weight_view[t, 0])
+            route_token(&r, &logits[t, 0], &scratch, &chosen_view[t, 0], &weight_view[t, 0])
     return chosen, weights
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flashinfer import kernels
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 from flashinfer.kernels.activations import ACTIVATIONS
+from flashinfer.kernels.doors import GROUP_SCORES, SCORINGS
 
 if "native" not in kernels.TWINS:
     pytest.skip("the compiled kernels are not here", allow_module_level=True)
@@ -132,9 +133,14 @@ def positive(draw, random):
 
 
 def route(draw, random):
-    experts = draw(st.integers(1, 6))
-    logits = np.round(floats(random, draw(SIZES), experts))  # with ties
-    return [logits, draw(st.integers(1, experts)), draw(st.booleans())]
+    groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    kept, experts = draw(st.integers(1, groups)), groups * size
+    same = random.integers(0, experts, experts)  # experts that are equal in all
+    logits, bias = floats(random, draw(SIZES), experts)[:, same], floats(random, experts)[same]
+    scoring, group_by = (draw(st.sampled_from(words)) for words in (SCORINGS, GROUP_SCORES))
+    return [np.ascontiguousarray(logits), draw(st.integers(1, kept * size)), draw(st.booleans()),
+            scoring, maybe(draw, bias), groups, kept, draw(st.sampled_from([1.0, 2.5, -1])),
+            group_by]  # fmt: skip
 
 
 def place(draw, random):
@@ -189,6 +195,7 @@ def spoilt(draw, random, value):
     return draw(st.sampled_from([
         None, True, -1, 0, 1, 2, 3, 7, 10**6, 1 << 62, 1 << 63, -(1 << 63), 1 << 70, 10**400, 2.5,
         -0.0, 1e-300, 1e-4, 999.9, 1e4, 1e300, float("nan"), float("inf"), "relu", "mish", b"relu",
+        "sigmoid", "max",
         [1], np.int64(2), np.float32(1), np.zeros(2, np.float32), {},
     ]))  # fmt: skip
 

@@ -66,6 +66,15 @@ static void attention(void) {
     free(q), free(out), free(keys), free(values);
 }
 
+static void route(const routing *r, const float *logits) {
+    float values[HEADS * CONTEXT], group_scores[HEADS * CONTEXT], weights[9];
+    int32_t kept[HEADS * CONTEXT], chosen[9];
+    routing_scratch scratch = {values, group_scores, kept};
+    route_token(r, logits, &scratch, chosen, weights);
+    add_to_hash(chosen, sizeof chosen);
+    add_to_hash(weights, sizeof weights);
+}
+
 /* What models other than OPT need: fewer key/value heads, a window, a bias; other activations. */
 static void options(void) {
     float *q = uniforms(TOKENS * HEADS * WIDTH), *out = uniforms(TOKENS * HEADS * WIDTH);
@@ -84,13 +93,26 @@ static void options(void) {
     rms_norm_row(bias, keys, 1e-5f, HEADS * CONTEXT, out);
     rotate_row(out, keys, keys + 70, 70);
     add_to_hash(out, 4 * HEADS * CONTEXT);
-    int32_t chosen[9];
     for (int normalised = 0; normalised < 2; normalised++) {
-        route_token(bias, HEADS * CONTEXT, 9, normalised, chosen, out);
-        add_to_hash(chosen, sizeof chosen);
-        add_to_hash(out, sizeof chosen);
+        routing r = {.experts = HEADS * CONTEXT, .per_token = 9, .groups = 1, .groups_kept = 1,
+                     .normalised = normalised, .scale = 1.0f};
+        route(&r, bias);
     }
     free(q), free(out), free(keys), free(bias);
+}
+
+/* Routers that choose by biased scores, and from the best groups. */
+static void routers(void) {
+    float *logits = uniforms(HEADS * CONTEXT), *bias = uniforms(HEADS * CONTEXT);
+    for (int64_t i = 0; i < HEADS * CONTEXT; i++) logits[i] *= 9;
+    for (int options = 0; options < 16; options++) {
+        routing r = {.experts = HEADS * CONTEXT, .per_token = 9, .groups = 10, .groups_kept = 3,
+                     .normalised = options & 1, .sigmoid = options >> 1 & 1,
+                     .by_max = options >> 2 & 1, .choice_bias = options & 8 ? bias : NULL,
+                     .scale = 2.5f};
+        route(&r, logits);
+    }
+    free(logits), free(bias);
 }
 
 int main(void) {
@@ -102,6 +124,9 @@ int main(void) {
     attention();
     uint64_t first = hash;
     options();
-    printf("%s %016" PRIx64 " %016" PRIx64 "\n", best_unit()->name, first, hash);
+    uint64_t second = hash;
+    routers();
+    printf("%s %016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n", best_unit()->name, first, second,
+           hash);
     return 0;
 }

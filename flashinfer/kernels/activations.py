@@ -7,7 +7,7 @@ import numpy as np
 from flashinfer.formats.arrays import Float32Array
 
 
-def _sigmoid(x: Float32Array) -> Float32Array:
+def sigmoid(x: Float32Array) -> Float32Array:
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
@@ -28,7 +28,7 @@ def _relu(x: Float32Array, threshold: np.float32) -> Float32Array:
 
 
 def _gelu_tanh(x: Float32Array, threshold: np.float32) -> Float32Array:
-    return x * _sigmoid(np.float32(1.5957691216) * (x + np.float32(0.044715) * x * x * x))
+    return x * sigmoid(np.float32(1.5957691216) * (x + np.float32(0.044715) * x * x * x))
 
 
 # {name: the activation of x, float32, with ``threshold``, a float32}. A new one is an entry here
@@ -36,10 +36,10 @@ def _gelu_tanh(x: Float32Array, threshold: np.float32) -> Float32Array:
 ACTIVATIONS: dict[str, Callable[[Float32Array, np.float32], Float32Array]] = {
     "relu": _relu,
     "relu2": lambda x, threshold: np.square(_relu(x, threshold)),
-    "silu": lambda x, threshold: x * _sigmoid(x),
+    "silu": lambda x, threshold: x * sigmoid(x),
     "gelu": lambda x, threshold: x * (np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5)))),
     "gelu_tanh": _gelu_tanh,
-    "cap": lambda x, cap: cap * (2 * _sigmoid(x * (np.float32(2) / cap)) - 1),
-    "quick_gelu": lambda x, threshold: x * _sigmoid(np.float32(1.702) * x),
-    "sigmoid": lambda x, threshold: _sigmoid(x),
+    "cap": lambda x, cap: cap * (2 * sigmoid(x * (np.float32(2) / cap)) - 1),
+    "quick_gelu": lambda x, threshold: x * sigmoid(np.float32(1.702) * x),
+    "sigmoid": lambda x, threshold: sigmoid(x),
 }

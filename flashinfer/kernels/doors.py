@@ -7,7 +7,7 @@ message, so that both refuse the same arguments in the same words.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ Dtypes = tuple[np.dtype[Any], ...]
 # The most of an offset, a length or a token's number: the sum of two stays within 64 bits.
 MOST = 1 << 62
 MOST_THREADS = 1024
+SCORINGS = ("softmax", "sigmoid")  # of a mixture's router
+GROUP_SCORES = ("top2", "max")
 LARGEST = float(np.finfo(np.float32).max)
 FLOATS: Dtypes = (np.dtype(np.float32),)
 HALVES: Dtypes = (np.dtype(np.float32), np.dtype(np.float16))
@@ -100,8 +102,7 @@ def sparse_down(
 
 def activate(x: Any, kind: Any, threshold: Any = 0.0) -> None:
     array("x", x, FLOATS, None, writable=True)
-    if not isinstance(kind, str) or kind not in ACTIVATIONS:
-        raise ValueError(f"kind is {kind!r}, not one of {', '.join(ACTIVATIONS)}")
+    _word("kind", kind, ACTIVATIONS)
     number("threshold", threshold, -LARGEST)
     if kind == "cap":
         _cap(threshold)
@@ -190,9 +191,33 @@ def positive(scores: Any) -> None:
     array("scores", scores, FLOATS, 1)
 
 
-def route(logits: Any, per_token: Any, normalised: Any) -> None:
+def route(
+    logits: Any,
+    per_token: Any,
+    normalised: Any,
+    scoring: Any = "softmax",
+    choice_bias: Any = None,
+    groups: Any = 1,
+    groups_kept: Any = 1,
+    scale: Any = 1.0,
+    group_by: Any = "top2",
+) -> None:
     array("logits", logits, FLOATS, 2)
-    whole("per_token", per_token, 1, logits.shape[1])
+    experts = logits.shape[1]
+    chosen = whole("per_token", per_token, 1, experts)
+    _word("scoring", scoring, SCORINGS)
+    _word("group_by", group_by, GROUP_SCORES)
+    n_groups = whole("groups", groups, 1, experts)
+    n_kept = whole("groups_kept", groups_kept, 1, n_groups)
+    if experts % n_groups:
+        raise ValueError(f"{experts} experts do not make {n_groups} equal groups")
+    available = n_kept * (experts // n_groups)
+    if chosen > available:
+        raise ValueError(
+            f"per_token is {chosen}, and {n_kept} of {n_groups} groups have {available} experts"
+        )
+    number("scale", scale, -LARGEST)
+    _vector("choice_bias", choice_bias, experts)
 
 
 def place(
@@ -295,14 +320,15 @@ def array(
         raise ValueError(f"{wanted}; this {given} is scattered, unaligned or read-only")
 
 
-def whole(name: str, value: Any, low: int, high: int) -> None:
-    """Accepts a whole number from ``low`` to ``high``."""
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """Accepts a whole number from ``low`` to ``high``, and returns it as Python's int."""
     try:
         sound = not isinstance(value, bool) and low <= operator.index(value) <= high
     except TypeError:
         sound = False
     if not sound:
         raise ValueError(f"{name} is {str(value)[:40]}, not a whole number from {low} to {high}")
+    return operator.index(value)
 
 
 def number(name: str, value: Any, low: float) -> None:
@@ -310,6 +336,12 @@ def number(name: str, value: Any, low: float) -> None:
     sound = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not (sound and low <= value <= LARGEST):
         raise ValueError(f"{name} is {str(value)[:40]}, not a number from {low} to {LARGEST}")
+
+
+def _word(name: str, value: Any, words: Collection[str]) -> None:
+    """Accepts one of these words."""
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name} is {value!r}, not one of {', '.join(words)}")
 
 
 def _cap(value: float) -> None:

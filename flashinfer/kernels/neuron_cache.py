@@ -1,10 +1,17 @@
 """Which units a token uses, and in which slots they are kept (paper sections 3.1 and 3.3)."""
 
+from typing import Literal
+
 import numpy as np
 
-from flashinfer.formats.arrays import Float32Array, Float64Array, Int32Array, Int64Array
+from flashinfer.formats.arrays import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from flashinfer.kernels import doors
+from flashinfer.kernels.activations import sigmoid
 from flashinfer.kernels.doors import checked
+
+# What an expert whose logit is NaN is chosen by, and the least that any other is chosen by. Sums of
+# two keep the order: two numbers, then a number and a NaN, then two NaN. (Also in _native/route.h.)
+VALUE_OF_NAN, LEAST_VALUE = np.float32(-2e38), np.float32(-1e38)
 
 
 @checked(doors.positive)
@@ -15,21 +22,71 @@ def positive(scores: Float32Array) -> Int32Array:
 
 @checked(doors.route)
 def route(
-    logits: Float32Array, per_token: int, normalised: bool
+    logits: Float32Array,
+    per_token: int,
+    normalised: bool,
+    scoring: Literal["softmax", "sigmoid"] = "softmax",
+    choice_bias: Float32Array | None = None,
+    groups: int = 1,
+    groups_kept: int = 1,
+    scale: float = 1.0,
+    group_by: Literal["top2", "max"] = "top2",
 ) -> tuple[Int32Array, Float32Array]:
-    """The experts that each token's router chooses: the ``per_token`` with the largest logits.
+    """The experts that each token's router chooses, and their weights.
 
-    logits (T, experts). Among equal logits the lowest id is chosen; NaN is below all numbers.
-    Returns (chosen (T, per_token) ascending, weights (T, per_token)). The weights are a softmax
-    over all experts or, where ``normalised``, over those chosen.
+    logits       (T, experts)
+    per_token    how many experts are chosen: those of the largest scores
+    normalised   the weights of those chosen are divided by their sum
+    scoring      an expert's score is its share of a softmax over all, or the logit's sigmoid
+    choice_bias  (experts,), added to the scores to choose by, and not to the weights; or None
+    groups       equally many experts side by side are a group
+    groups_kept  groups that experts are chosen from: those of the highest group scores
+    scale        multiplies the weights
+    group_by     a group's score is the sum of its two largest values to choose by, or the largest
+    Returns (chosen (T, per_token) ascending, weights (T, per_token) float32): the scores of the
+    chosen experts, normalised and scaled.
+    Among equals the lowest id is chosen. An expert whose logit is NaN is below all others, whatever
+    its bias, and weighs nothing; a bias of NaN puts an expert below those that have a number.
     """
-    logits = np.where(np.isnan(logits), -np.inf, logits).astype(np.float32)
-    likeliest = np.argsort(-logits, axis=1, kind="stable")[:, :per_token]
+    missing = np.isnan(logits)
+    logits = np.where(missing, -np.inf, logits).astype(np.float32)
+    if scoring == "sigmoid":
+        scores, total = sigmoid(logits), np.float32(1)
+    else:  # the numerators of the softmax, and its denominator
+        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        total = scores.sum(axis=1, keepdims=True)
+    if scoring == "softmax" and choice_bias is None and groups_kept == groups:
+        values = logits  # in the order of the scores, of which some may round to the same
+    else:
+        biased = scores / total + (0 if choice_bias is None else choice_bias)
+        values = np.where(missing, VALUE_OF_NAN, np.fmax(biased, LEAST_VALUE))
+    if groups_kept < groups:
+        kept = _in_best_groups(values, groups, groups_kept, group_by)
+        values = np.where(kept, values, np.float32(-np.inf))
+    likeliest = np.argsort(-values, axis=1, kind="stable")[:, :per_token]
     chosen = np.sort(likeliest, axis=1).astype(np.int32)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    total = weights.sum(axis=1, keepdims=True)
-    weights = np.take_along_axis(weights, chosen, axis=1)
-    return chosen, weights / (weights.sum(axis=1, keepdims=True) if normalised else total)
+    weights = np.take_along_axis(scores, chosen, axis=1)
+    if normalised:  # what keeps the sum from 0 is what transformers adds, or clamps it to
+        chosen_total = weights.sum(axis=1, keepdims=True)
+        if scoring == "sigmoid":
+            total = chosen_total + np.float32(1e-20)
+        else:
+            total = np.maximum(chosen_total, np.float32(1e-12) * total)
+    return chosen, weights / total * np.float32(scale)
+
+
+def _in_best_groups(
+    values: Float32Array, groups: int, groups_kept: int, group_by: str
+) -> BoolArray:
+    """values (T, experts) to choose by -> whether an expert's group is kept (T, experts)."""
+    tokens, experts = values.shape
+    size = experts // int(groups)
+    ascending = np.sort(values.reshape(tokens, groups, size), axis=2)
+    scores = ascending[:, :, -2 if group_by == "top2" else -1 :].sum(axis=2)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :groups_kept]
+    kept = np.zeros((tokens, groups), dtype=bool)
+    np.put_along_axis(kept, best, True, axis=1)
+    return np.repeat(kept, size, axis=1)
 
 
 @checked(doors.place)
