@@ -3,11 +3,11 @@
 
 #include "functions.h"
 
-/* What an expert whose logit is NaN is chosen by, and the least that any other is chosen by. Sums of
- * two keep the order: two numbers, then a number and a NaN, then two NaN. (Also in
+/* What an expert whose logit is NaN is chosen by, and the least that any other is chosen by. Sums
+ * of two keep the order: two numbers, then a number and a NaN, then two NaN. (Also in
  * flashinfer/kernels/neuron_cache.py.) */
-#define VALUE_OF_NAN -2e38f
-#define LEAST_VALUE -1e38f
+#define VALUE_OF_NAN (-2e38f)
+#define LEAST_VALUE (-1e38f)
 
 typedef struct {
     int64_t experts, per_token, groups, groups_kept; /* a group has experts / groups */
@@ -27,14 +27,14 @@ typedef struct {
 /* A NaN is below all others. */
 INLINE float routed(float logit) { return logit == logit ? logit : -INFINITY; }
 
-/* Without bias and groups, experts are chosen by their logits, which are in the order of the softmax
- * and, other than its values, do not round to equal ones. */
+/* Without bias and groups, experts are chosen by their logits, which are in the order of the
+ * softmax and do not round to equal ones as it may. */
 INLINE int chosen_by_logits(const routing *r) {
     return !r->sigmoid && !r->choice_bias && r->groups_kept == r->groups;
 }
 
-/* Add `id` to the `n` chosen so far, if it is among the best `most`; return the new n. The best come
- * first, of equal ones those added first. An insertion, as `most` is small. */
+/* Add `id` to the `n` chosen so far, if it is among the best `most`; return the new n. The best
+ * come first, of equal ones those added first. An insertion, as `most` is small. */
 INLINE int64_t choose(const float *values, int64_t id, int64_t most, int32_t *chosen, int64_t n) {
     float value = routed(values[id]);
     int64_t at = n < most ? n++ : most;
@@ -106,7 +106,7 @@ static void weigh(const routing *r, const float *logits, float largest, float to
         weights[i] = r->sigmoid ? sigmoid_f32(logit) : exp_f32(logit - largest);
         sum += weights[i];
     }
-    if (r->normalised) { /* transformers, too, adds 1e-20, or takes at least 1e-12 of the total */
+    if (r->normalised) { /* as in transformers: plus 1e-20, or at least 1e-12 of the softmax */
         float least = 1e-12f * total;
         divisor = r->sigmoid ? sum + 1e-20f : sum < least ? least : sum;
     }

@@ -39,40 +39,39 @@ def route(
     normalised   the weights of those chosen are divided by their sum
     scoring      an expert's score is its share of a softmax over all, or the logit's sigmoid
     choice_bias  (experts,), added to the scores to choose by, and not to the weights; or None
-    groups       equally many experts side by side are a group
-    groups_kept  groups that experts are chosen from: those of the highest group scores
+    groups       into which experts lie side by side, equally many in each
+    groups_kept  of them, those of the highest scores, experts are chosen from
     scale        multiplies the weights
-    group_by     a group's score is the sum of its two largest values to choose by, or the largest
+    group_by     a group's score is the sum of its two largest scores to choose by, or the largest
     Returns (chosen (T, per_token) ascending, weights (T, per_token) float32): the scores of the
     chosen experts, normalised and scaled.
-    Among equals the lowest id is chosen. An expert whose logit is NaN is below all others, whatever
-    its bias, and weighs nothing; a bias of NaN puts an expert below those that have a number.
+    Among equals the lowest id is chosen. A logit of NaN has the score of -inf, and its expert is
+    below all others, whatever its bias; those whose bias is NaN come next.
     """
-    missing = np.isnan(logits)
-    logits = np.where(missing, -np.inf, logits).astype(np.float32)
+    is_nan = np.isnan(logits)
+    logits = np.where(is_nan, -np.inf, logits).astype(np.float32)
     if scoring == "sigmoid":
         scores, total = sigmoid(logits), np.float32(1)
     else:  # the numerators of the softmax, and its denominator
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         total = scores.sum(axis=1, keepdims=True)
     if scoring == "softmax" and choice_bias is None and groups_kept == groups:
-        values = logits  # in the order of the scores, of which some may round to the same
+        values = logits  # in the order of the softmax, and do not round to equal ones as it may
     else:
         biased = scores / total + (0 if choice_bias is None else choice_bias)
-        values = np.where(missing, VALUE_OF_NAN, np.fmax(biased, LEAST_VALUE))
+        values = np.where(is_nan, VALUE_OF_NAN, np.fmax(biased, LEAST_VALUE))
     if groups_kept < groups:
         kept = _in_best_groups(values, groups, groups_kept, group_by)
         values = np.where(kept, values, np.float32(-np.inf))
     likeliest = np.argsort(-values, axis=1, kind="stable")[:, :per_token]
     chosen = np.sort(likeliest, axis=1).astype(np.int32)
     weights = np.take_along_axis(scores, chosen, axis=1)
-    if normalised:  # what keeps the sum from 0 is what transformers adds, or clamps it to
-        chosen_total = weights.sum(axis=1, keepdims=True)
-        if scoring == "sigmoid":
-            total = chosen_total + np.float32(1e-20)
-        else:
-            total = np.maximum(chosen_total, np.float32(1e-12) * total)
-    return chosen, weights / total * np.float32(scale)
+    divisor = weights.sum(axis=1, keepdims=True) if normalised else total
+    if normalised and scoring == "sigmoid":
+        divisor = divisor + np.float32(1e-20)  # as in transformers
+    elif normalised:  # as in transformers: at least 1e-12 of the softmax
+        divisor = np.maximum(divisor, np.float32(1e-12) * total)
+    return chosen, weights / divisor * np.float32(scale)
 
 
 def _in_best_groups(
