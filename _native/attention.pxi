@@ -58,7 +58,7 @@ cdef _remember(cache, x_array, start):
                           context, row, first, format)
 
 
-def attention(q, keys, values, start, window=0, bias=None, cap=0.0, sinks=None):
+def attention(q, keys, values, start, window=None, bias=None, cap=0.0, sinks=None):
     """q (T, H, w) scaled; keys, values (G, context, w) f32 or f16 -> (T, H, w) float32."""
     try:
         return _attention(q, keys, values, start, window, bias, cap, sinks)
@@ -84,7 +84,8 @@ cdef _attention(q_array, keys, values, start, window, bias, cap, sinks):
     if not task.n_groups or task.n_heads % task.n_groups or task.width % 32 or keys.shape[2] != task.width:
         raise Refused()
     task.start = whole(start, 0, task.context - task.n_tokens)
-    task.window, task.cap = whole(window, 0, MOST), number(cap, 0.0)
+    task.window = 0 if window is None else whole(window, 1, MOST)
+    task.cap = number(cap, 0.0)
     if cap != 0:
         task.cap = capped(cap)
     task.bias = task.sinks = NULL

@@ -137,7 +137,8 @@ cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_a
     cdef int64_t[::1] last_used = last_used_array
     cdef const double[::1] priority = priority_array
     cdef int64_t capacity = neuron_at.shape[0], row, last
-    cdef int64_t token = whole(token_given, 0, MOST), window = whole(window_given, 1, MOST)
+    cdef int64_t token = whole(token_given, 0, MOST)
+    cdef int64_t window = 0 if window_given is None else whole(window_given, 1, MOST)
     cdef int64_t used = whole(used_given, 0, capacity)
     cdef Py_ssize_t n = neurons.shape[0], i, missing = 0, next_free = 0, moves = 0
     if n > capacity or last_used.shape[0] != capacity or priority.shape[0] != slot_of.shape[0]:
@@ -164,7 +165,7 @@ cdef _place(neurons_array, token_given, window_given, slot_of_array, neuron_at_a
 
     # Slots that the misses may take: those that left the window, then, where these and the unused
     # slots do not suffice, those of the least priority.
-    kept = last_used_array[:used] > token - window
+    kept = last_used_array[:used] > token - window if window else np.ones(used, dtype=bool)
     free = np.flatnonzero(~kept).astype(np.int32)
     cdef int64_t short = missing - (capacity - used) - free.shape[0]
     if short > 0:

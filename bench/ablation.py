@@ -47,10 +47,8 @@ PROMPT = [5 + 7 * i for i in range(64)]
 
 def nothing_resident(plan):
     """Every tensor is read for every token."""
-    rows = (0,) * len(plan.cache_rows)
-    return replace(
-        plan, attention_layers=0, attention=0, head=0, embeddings=0, cache_rows=rows, cache=0
-    )
+    none = (0,) * len(plan.slots)
+    return replace(plan, attention_layers=0, attention=0, head=0, embeddings=0, slots=none, cache=0)
 
 
 class TimedFlash(Flash):

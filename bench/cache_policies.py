@@ -49,7 +49,7 @@ def record(path, text, n_tokens):
             if model.position == model.plan.context:
                 model.reset()
             model.forward([token])
-        return [recorder.chosen for recorder in recorders], model.config.units
+        return [recorder.chosen for recorder in recorders], model.config.layers[0].ffn.units
 
 
 def token_ids(model, text, n_tokens):

@@ -97,13 +97,13 @@ def measure(models, tokens, disks):
     for model in models:
         with Bundle(model) as bundle:
             cases = [(share, disk) for share in SHARES for disk in disks]
-            for share, disk in tqdm(cases, desc=bundle.ffn_format.name, leave=False):
+            for share, disk in tqdm(cases, desc=bundle.ffn_formats, leave=False):
                 if known != (model, share):  # a shared machine changes: asked just before
                     known, profile = (model, share), probe(model)
                 limit = int(bundle.file.size * share) // 4096 * 4096
                 n = tokens if disk is DISKS[0] else max(4, tokens // 6)
                 figures = run(model, limit, disk, n, profile)
-                row = {"format": bundle.ffn_format.name, "share": share, "disk": disk.name}
+                row = {"format": bundle.ffn_formats, "share": share, "disk": disk.name}
                 if isinstance(figures, str):
                     rows.append({**row, "says": figures})
                     continue

@@ -5,9 +5,11 @@ python -m bench.kv_cache [--json FILE]
 
 import argparse
 
+import numpy as np
+
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.formats.architectures import model_config
-from flashinfer.transformer.kv_cache import kept_tokens, kv_bytes
+from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
 
 MODELS = {  # as published: layers, key/value heads, head_dim, and what says which layers see little
     "Mistral 7B v0.1": ("mistral", 32, 8, 128, {"sliding_window": 4096}),
@@ -28,9 +30,10 @@ def measure():
             "hidden_size": 2 * heads * head_dim, "max_position_embeddings": max(CONTEXTS), **more,
         })  # fmt: skip
         for context in CONTEXTS:
-            kept = sum(kept_tokens(config, layer, context) for layer in range(layers))
-            nbytes = 2 * kv_bytes(config, kept, HALF)
-            every = 2 * kv_bytes(config, layers * context, HALF)
+            attentions = [layer.attention for layer in config.layers]
+            each = [2 * token_bytes(sizes, HALF) for sizes in attentions]
+            kept = [kept_tokens(sizes, context) for sizes in attentions]
+            nbytes, every = np.dot(each, kept).item(), sum(each) * context
             rows.append({"model": name, "context": context, "kept": nbytes, "every": every})
     return rows
 

@@ -64,7 +64,7 @@ def run_ours(path, memory, device, tokens, ahead=True, warm=None):
                 layer.feed_forward.prefetch = NoPrefetch()
         list(model.generate(prompt(), tokens + 1, temperature=0, stop_at_eos=False))
         figures = model.stats.as_dict()
-        figures["cache_rows"] = model.plan.cache_rows
+        figures["slots"] = model.plan.slots
         caches = [layer.feed_forward.store.cache for layer in model.layers]
         figures["guesses"] = int(sum(cache.guesses for cache in caches))
         figures["right_guesses"] = int(sum(cache.right_guesses for cache in caches))
@@ -144,13 +144,15 @@ def floor(figures, bundle, disk, reads, dram):
     """Seconds that a token's bytes take at least, from flash or from DRAM, whichever is more."""
     nbytes = figures["flash_bytes_per_token"]
     seconds = disk.least_seconds(nbytes / reads, nbytes, figures["reads_per_token"])
-    config = bundle.config
     touched = sum(
         bundle.tensors[spec.name].nbytes
         for spec in bundle.specs
         if spec.role in ("small", "attention", "head")
     )
-    touched += config.num_hidden_layers * config.experts_per_token * bundle.unit_bytes
+    touched += sum(
+        layer.ffn.routed_units * bundle.unit_bytes(number)
+        for number, layer in enumerate(bundle.config.layers)
+    )
     return max(seconds, touched / dram)
 
 
@@ -183,11 +185,11 @@ def measure(model, gguf, disks, tokens, engines):
                 rows.append({**row, "says": figures})
                 continue
             row.update({k: v for k, v in figures.items() if k != "token_ids"})
-            if "cache_rows" in figures:
+            if "slots" in figures:
                 row["floor_seconds"] = floor(figures, bundle, disk, reads, dram)
                 row["ratio"] = 1 / figures["tokens_per_second"] / row["floor_seconds"]
                 row["optimal"] = optimal_share(
-                    traces, figures["cache_rows"], bundle.config.units, n
+                    traces, figures["slots"], bundle.config.layers[0].ffn.units, n
                 )
             rows.append(row)
     return {"machine": machine(), "dram": dram, "rows": rows}
@@ -201,17 +203,18 @@ def write_gguf(bundle, path):
     import gguf
 
     config, kind = bundle.config, gguf.GGMLQuantizationType.Q4_0
+    attention, ffn = config.layers[0].attention, config.layers[0].ffn
     writer = gguf.GGUFWriter(path, "olmoe", use_temp_file=True)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.unit_neurons)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.norm_epsilon)
-    writer.add_rope_freq_base(config.rotary.base)
-    writer.add_expert_count(config.experts)
-    writer.add_expert_used_count(config.experts_per_token)
+    writer.add_feed_forward_length(ffn.d_ffn)
+    writer.add_head_count(attention.num_attention_heads)
+    writer.add_head_count_kv(attention.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.norm.epsilon)
+    writer.add_rope_freq_base(attention.rotary.base)
+    writer.add_expert_count(ffn.experts)
+    writer.add_expert_used_count(ffn.router.experts_per_token)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     names = {"embed_tokens": "token_embd", "lm_head": "output", "final_norm": "output_norm"}
@@ -222,7 +225,7 @@ def write_gguf(bundle, path):
         pieces = spec.name.split(".")
         values = bundle.read(spec.name)
         if spec.name.endswith("ffn.bundles"):
-            shape = (config.experts, config.unit_neurons, config.parts, config.hidden_size)
+            shape = (ffn.experts, ffn.d_ffn, ffn.parts, config.hidden_size)
             gate, up, down = np.moveaxis(values.reshape(shape), 2, 0)
             for part, matrix in (("gate", gate), ("up", up), ("down", down.swapaxes(1, 2))):
                 raw = np.stack([gguf.quants.quantize(np.ascontiguousarray(m), kind)
@@ -254,7 +257,7 @@ def print_table(figures):
             print(f"{head} {row['says']} | | | | | | | |")
             continue
         prompt_speed = f"{row['prompt_tokens_per_second']:.1f} |"
-        if "cache_rows" not in row:
+        if "slots" not in row:
             print(f"{head} {row['tokens_per_second']:.2f} | | | | | | | {prompt_speed}")
             continue
         print(

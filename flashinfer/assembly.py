@@ -1,13 +1,15 @@
-"""A model's layers, put together from its weights by its options."""
+"""A model's layers, put together from its weights by their configs."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.attention import AttentionConfig, Rotary
+from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.formats.progress import Progress
 from flashinfer.loading import allocate_kv_caches
 from flashinfer.paper.feedforward import FeedForward
@@ -26,94 +28,111 @@ from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
 from flashinfer.transformer.shared_expert import SharedExpert
-from flashinfer.transformer.weights import Weights
+from flashinfer.transformer.weights import Linear, Weights
 
 
 def make_layers(
-    bundle: Bundle,
-    plan: Plan,
-    flash: Flash,
-    weights: dict[str, Any],
-    buffer: UInt8Array,
-    stride: int,
+    bundle: Bundle, plan: Plan, flash: Flash, weights: dict[str, Any], buffer: UInt8Array
 ) -> list[Layer]:
     """The Layers of a Bundle, with their caches and a key/value cache.
 
     weights  {name: what loading.load_weights gives}; buffer: memory that tiles are streamed through
-    stride   bytes of a row of the neuron caches
     """
-    config, neurons = bundle.config, aligned_bytes(plan.cache)
-    begins = np.cumsum([0, *plan.cache_rows]) * stride
-    shared = neurons[begins[-1] :] if plan.shared_rows else None
-    positions = _Positions(config, plan.context)
+    config, positions = bundle.config, _Positions(bundle.config, plan.context)
+    caches = zip(allocate_kv_caches(bundle, plan), _neuron_caches(bundle, plan), strict=True)
     layers = []
-    for i, kv_cache in enumerate(allocate_kv_caches(bundle, plan)):
-        attention = _attention(config, weights, i, kv_cache, positions)
-        own = neurons[begins[i] : begins[i + 1]]
-        borrowed = shared is not None and not len(own)
-        cache = NeuronCache(
-            config.units, shared if borrowed else own, stride, plan.policy, plan.window, borrowed
-        )
-        feed_forward = _feed_forward(bundle, plan, flash, weights, i, cache, buffer)
-        norms = {
-            name: make_norm(config, weights, f"layers.{i}.{name}")
-            for name, there in (
-                ("attention_norm", True), ("ffn_norm", not config.shared_norm),
-                ("attention_after_norm", config.norm_after),
-                ("ffn_after_norm", config.norm_after),
+    for i, (kv_cache, neuron_cache) in enumerate(caches):
+        described = config.layers[i]
+        layers.append(
+            Layer(
+                described,
+                attention=_attention(described.attention, weights, i, kv_cache, positions),
+                feed_forward=_feed_forward(bundle, plan, flash, weights, i, neuron_cache, buffer),
+                **{
+                    name: make_norm(described.norm, weights, f"layers.{i}.{name}")
+                    for name in described.norms()
+                },
             )
-            if there
-        }  # fmt: skip
-        layers.append(Layer(config, attention=attention, feed_forward=feed_forward, **norms))
+        )
     return layers
 
 
-def make_norm(config: ModelConfig, weights: dict[str, Any], name: str) -> Norm:
-    return Norm(
-        config.norm,
-        config.norm_epsilon,
-        weights.get(f"{name}.weight"),
-        weights.get(f"{name}.bias"),
-    )
+def make_norm(config: NormConfig, weights: dict[str, Any], name: str) -> Norm:
+    return Norm(config, weights.get(f"{name}.weight"), weights.get(f"{name}.bias"))
+
+
+def _neuron_caches(bundle: Bundle, plan: Plan) -> list[NeuronCache]:
+    """The NeuronCache of each layer, all in one memory; those without slots take turns with the
+    slots that are shared."""
+    memory, at, caches = aligned_bytes(plan.cache), 0, []
+    own = [n * size for n, size in zip(plan.slots, plan.slot_bytes, strict=True)]
+    shared = memory[sum(own) :]
+    for layer, nbytes, size in zip(bundle.config.layers, own, plan.slot_bytes, strict=True):
+        chosen = plan.chooses(layer.ffn)
+        borrowed = chosen and nbytes == 0 and len(shared) > 0
+        slots = shared if borrowed else memory[at : at + nbytes]
+        window = plan.window if chosen else None
+        caches.append(NeuronCache(layer.ffn.units, slots, size, plan.policy, window, borrowed))
+        at += nbytes
+    return caches
 
 
 class _Positions:
-    """What all layers' attention shares."""
+    """What layers' attention shares: tables of positions, one of each kind."""
 
     def __init__(self, config: ModelConfig, context: int) -> None:
-        self.rotary = self.rotary_near = self.score_bias = None
-        if config.positions == "rotary":
-            self.rotary = self.rotary_near = RotaryPositions(config.rotary, context)
-            if config.rotary_near:
-                self.rotary_near = RotaryPositions(config.rotary_near, context)
-        elif config.positions == "alibi":
-            self.score_bias = alibi_table(config.num_attention_heads, config.head_dim, context)
+        self.context = context
+        self.rotary: list[tuple[Rotary, RotaryPositions]] = []
+        self.alibi: dict[tuple[int, int], Any] = {}
+
+    def rotary_of(self, config: AttentionConfig) -> RotaryPositions | None:
+        """The RotaryPositions of a layer's attention, or None."""
+        if config.rotary is None:
+            return None
+        for rotary, positions in self.rotary:
+            if rotary == config.rotary:
+                return positions
+        self.rotary.append((config.rotary, RotaryPositions(config.rotary, self.context)))
+        return self.rotary[-1][1]
+
+    def bias_of(self, config: AttentionConfig) -> Any:
+        """What alibi adds to the scores of a layer's attention, or None."""
+        if not config.alibi:
+            return None
+        sizes = config.num_attention_heads, config.head_dim
+        if sizes not in self.alibi:
+            self.alibi[sizes] = alibi_table(*sizes, self.context)
+        return self.alibi[sizes]
 
 
 def _attention(
-    config: ModelConfig,
+    config: AttentionConfig,
     weights: dict[str, Any],
     i: int,
-    kv_cache: KeyValueCache,
+    cache: KeyValueCache,
     positions: _Positions,
 ) -> Attention:
     name = f"layers.{i}"
-    norms = {
-        p: make_norm(config, weights, f"{name}.{p}_norm") if config.qk_norm else None for p in "qk"
-    }
-    q, k, v, o = (weights[f"{name}.{p}_proj.weight"] for p in "qkvo")
+    q, k, v, o = (
+        Linear(weights[f"{name}.{p}_proj.weight"], weights.get(f"{name}.{p}_proj.bias"))
+        for p in "qkvo"
+    )
+    q_norm, k_norm = (
+        make_norm(config.norm, weights, f"{name}.{p}_norm") if config.qk_norm else None
+        for p in "qk"
+    )
     return Attention(
         config,
         q,
         k,
         v,
         o,
-        {p: weights.get(f"{name}.{p}_proj.bias") for p in "qkvo"},
-        norms,
-        kv_cache,
-        positions.rotary_near if kv_cache.window else positions.rotary,
-        positions.score_bias,
-        weights.get(f"{name}.sinks"),
+        cache,
+        q_norm,
+        k_norm,
+        rotary=positions.rotary_of(config),
+        score_bias=positions.bias_of(config),
+        sinks=weights.get(f"{name}.sinks"),
     )
 
 
@@ -126,51 +145,51 @@ def _feed_forward(
     cache: NeuronCache,
     buffer: UInt8Array,
 ) -> FeedForward:
-    name, config, shared = f"layers.{i}", bundle.config, None
+    name, config, shared = f"layers.{i}", bundle.config.layers[i].ffn, None
     if config.shared_d_ffn:
         parts = ("gate", "up", "down", "weigh")
         shared = SharedExpert(config, *[weights.get(f"{name}.shared.{p}.weight") for p in parts])
     biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
-    if config.experts and biases["down"] is not None:
+    if config.router and biases["down"] is not None:
         biases["down"] = biases["down"].reshape(config.experts, -1)
-    bundles = bundle.tensors[f"{name}.ffn.bundles"]
-    cut = bundle.cut(i) if plan.neurons == "predicted" else None
-    neurons = Neurons(config, bundles.format, biases, cut)
-    predictor = _predictor(bundle, plan, weights, name)
-    store = UnitStore(bundles, config.unit_neurons, cache, flash, buffer)
-    return FeedForward(neurons, store, predictor, Prefetch(plan.ahead), shared)
+    cut = bundle.cut(i) if plan.mode == "predicted" else None
+    neurons = Neurons(config, bundle.bundles(i).format, biases, cut)
+    store = UnitStore(bundle.bundles(i), config.unit_neurons, cache, flash, buffer)
+    predictor = _predictor(bundle, plan, config, weights, name)
+    return FeedForward(neurons, store, predictor, Prefetch(plan.prefetch), shared)
 
 
-def _predictor(bundle: Bundle, plan: Plan, weights: dict[str, Any], name: str) -> Chooser | None:
+def _predictor(
+    bundle: Bundle, plan: Plan, config: FFNConfig, weights: dict[str, Any], name: str
+) -> Chooser | None:
     """What chooses a layer's units, or None where all are used."""
-    config, form = bundle.config, bundle.predictor_form._asdict()
+    router = None
+    if config.router:
+        names = ("weight", "bias", "choice_bias")
+        router = Router(config.router, *[weights.get(f"{name}.router.{part}") for part in names])
+    if plan.mode != "predicted":
+        return router
     parts: list[Any] = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
-    predicted = plan.neurons == "predicted"
-    if not config.experts:
-        return Predictor(*parts, **form) if predicted else None
-    router = Router(
-        weights[f"{name}.router.weight"],
-        weights.get(f"{name}.router.bias"),
-        config.experts_per_token,
-        config.router_normalised,
-    )
-    neurons = config.d_ffn // config.experts
-    return RoutedPredictor(router, neurons, *parts, **form) if predicted else router
+    form = bundle.predictor_form._asdict()
+    if router is None:
+        return Predictor(*parts, **form)
+    return RoutedPredictor(router, config.d_ffn, *parts, **form)
 
 
-def fill_caches(layers: list[Layer], uses: list[Any] | None, progress: Progress) -> None:
+def fill_caches(layers: list[Layer], uses: Sequence[Any] | None, progress: Progress) -> None:
     """Read the FFNs that stay whole now, in large pieces, and the hottest units of the others.
 
-    uses      of each layer how often its units are used, or None: nothing of the others
+    uses      of each layer how often its units are used, None of a layer whose units are all used
+              always; or None: nothing of the others
     progress  called as progress("load", bytes, bytes in all)
     """
     ffns = [layer.feed_forward for layer in layers]
     whole = [ffn for ffn in ffns if ffn.whole.fits]
-    pairs = zip(ffns, uses or (), strict=bool(uses))
     warm = [
-        (ffn.store, used) for ffn, used in pairs
-        if not (ffn.whole.fits or ffn.store.cache.borrowed)
-    ]  # fmt: skip
+        (ffn.store, used)
+        for ffn, used in zip(ffns, uses or (), strict=bool(uses))
+        if used is not None and not (ffn.whole.fits or ffn.store.cache.borrowed)
+    ]
     total, done = sum(ffn.store.bundles.nbytes for ffn in whole), 0
     total += sum(len(store.hottest(used)) * store.units.row_bytes for store, used in warm)
 

@@ -9,13 +9,7 @@ from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.plan.plan import Plan, kv_dtype, pages
-from flashinfer.transformer.kv_cache import (
-    KeyValueCache,
-    attention_window,
-    kept_tokens,
-    kv_bytes,
-    padded_width,
-)  # fmt: skip
+from flashinfer.transformer.kv_cache import KeyValueCache, kept_tokens, padded_width, token_bytes
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
@@ -39,7 +33,7 @@ def load_weights(
     weights: dict[str, Any] = {}
     at = 0
     runs: list[list[int]] = []  # [offset, length, destination]: neighbours on flash are read as one
-    for spec in bundle.specs:
+    for spec in sorted(bundle.specs, key=lambda spec: bundle.tensors[spec.name].offset):
         tensor, rows = bundle.tensors[spec.name], kept.get(spec.name, 0)
         if not rows:
             weights[spec.name] = Streamed(tensor, flash, buffer)
@@ -69,16 +63,17 @@ def load_weights(
 
 def allocate_kv_caches(bundle: Bundle, plan: Plan) -> list[KeyValueCache]:
     """The KeyValueCache of each layer."""
-    config, item = bundle.config, kv_dtype(bundle)
-    heads, width = config.num_key_value_heads, padded_width(config.head_dim)
-    layers = range(config.num_hidden_layers)
-    tokens = [kept_tokens(config, layer, plan.context) for layer in layers]
-    sizes = [pages(kv_bytes(config, n, item.itemsize)) for n in tokens]
-    block, at, caches = aligned_bytes(2 * sum(sizes)), 0, []
-    for layer, n, size in zip(layers, tokens, sizes, strict=True):
-        halves = block[at : at + 2 * size].reshape(2, size)[:, : kv_bytes(config, n, item.itemsize)]
-        keys, values = (half.view(item).reshape(heads, n, width) for half in halves)
-        window = attention_window(config, layer)
-        caches.append(KeyValueCache(keys, values, window, plan.context))
-        at += 2 * size
+    item, at, caches = kv_dtype(bundle), 0, []
+    layers = [layer.attention for layer in bundle.config.layers]
+    tokens = [kept_tokens(config, plan.context) for config in layers]
+    sizes = [
+        n * token_bytes(config, item.itemsize) for config, n in zip(layers, tokens, strict=True)
+    ]
+    block = aligned_bytes(2 * sum(pages(size) for size in sizes))
+    for config, n, size in zip(layers, tokens, sizes, strict=True):
+        halves = block[at : at + 2 * pages(size)].reshape(2, -1)[:, :size]
+        shape = config.num_key_value_heads, n, padded_width(config.head_dim)
+        keys, values = (half.view(item).reshape(shape) for half in halves)
+        caches.append(KeyValueCache(keys, values, config.attention_window, plan.context))
+        at += 2 * pages(size)
     return caches

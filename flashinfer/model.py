@@ -1,7 +1,7 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from flashinfer import kernels
 from flashinfer.assembly import chain_streams, fill_caches, make_layers, make_norm
 from flashinfer.formats.arrays import Float32Array, Int64Array
-from flashinfer.formats.bundle.layout import head_name
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.progress import Progress, no_progress
@@ -74,7 +73,7 @@ class Model:
         try:
             kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()
-            self._load(setup.stride, setup.uses)
+            self._load(setup.uses)
         except BaseException:
             self.close()
             raise
@@ -82,17 +81,19 @@ class Model:
         self._incomplete = False  # whether the cache lacks some of them
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
-    def _load(self, stride: int, uses: list[Any] | None) -> None:
+    def _load(self, uses: Sequence[Any] | None) -> None:
         config, buffer = self.config, aligned_bytes(self.plan.buffers)
         weights = load_weights(self.bundle, self.plan, self.flash, buffer, self.progress)
-        self.layers = make_layers(self.bundle, self.plan, self.flash, weights, buffer, stride)
+        self.layers = make_layers(self.bundle, self.plan, self.flash, weights, buffer)
         fill_caches(self.layers, uses, self.progress)
         self.embed_tokens = weights["embed_tokens.weight"]
         self.embed_positions = weights.get("embed_positions.weight")
         self.project_in = weights.get("project_in.weight")
         self.project_out = weights.get("project_out.weight")
-        self.final_norm = make_norm(config, weights, "final_norm") if config.final_norm else None
-        self.head = weights[head_name(config)]
+        self.final_norm = (
+            make_norm(config.norm, weights, "final_norm") if config.final_norm else None
+        )
+        self.head = weights[config.head_name]
         self.head_bias = weights.get("lm_head.bias")
         chain_streams(self.layers, self.head)
 
@@ -251,7 +252,7 @@ class Model:
         logits = self.head.linear(h, self.head_bias)
         if self.config.logit_scale != 1:
             logits *= np.float32(self.config.logit_scale)
-        if self.config.logit_cap:
+        if self.config.logit_cap is not None:
             kernels.activate(logits, "cap", self.config.logit_cap)
         return logits
 
@@ -316,7 +317,7 @@ class Model:
                 logits = self._forward([token])
 
     def _new_stats(self) -> Stats:
-        in_force = self.plan.neurons == "predicted" and self.bundle.calibration
+        in_force = self.plan.mode == "predicted" and self.bundle.calibration
         sparsity = in_force.sparsity if in_force else None
         return Stats(self.plan, self.expected, sparsity=sparsity)
 

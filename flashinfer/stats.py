@@ -103,7 +103,7 @@ class Stats:
             "window": self.plan.window or self.plan.affords,
             "cache": self.plan.policy,
             "context": self.plan.context,
-            "neurons": self.plan.neurons,
+            "neurons": self.plan.mode,
             "sparsity": self.sparsity and asdict(self.sparsity),
             "expected_tokens_per_second": self.expected and self.expected.tokens_per_second,
             "expected_flash_bytes_per_token": self.expected and self.expected.bytes,

@@ -1,220 +1,150 @@
-"""What a model is, in the engine's terms: a few options, whatever the architecture's name."""
+"""What a model is, in the engine's terms: a list of layers, whatever the architecture's name."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-from .errors import FormatError, shown
-from .numbers import is_number, is_whole
+from .layers.attention import AttentionConfig, check_cap
+from .layers.ffn import FFNConfig
+from .layers.layer import LayerConfig
+from .layers.norm import NormConfig
+from .tensors import EMBEDDING, HEAD, SMALL, TensorSpec, vector
 
-ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "quick_gelu")
-SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
-ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-# No honest dimension is larger: keeps hostile configs from huge allocations.
-LARGEST = 1 << 31
 MOST_LAYERS = MOST_EXPERTS = 4096
-MOST_NEURONS = 1 << 24
-WIDEST = 1 << 20
-# No honest number lies outside of them, and between them all formulas stay finite.
-SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-126, 2.0**100
-# Of c tanh(x / c): tanh is computed to some 2^-23, so that a larger c leaves no exact digits.
-LEAST_CAP, MOST_CAP = 1e-3, 1e3
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions (Su et al. 2021): the first ``dim`` values of a head are turned in pairs
-    (i, i + dim / 2), by position times base^(-2 i / dim).
-
-    kind        one of ROTARY: how the frequencies are changed for long texts
-    parameters  of that kind, under Hugging Face's names, with
-                ``original_max_position_embeddings`` and ``max_position_embeddings``
-    """
-
-    dim: int
-    base: float
-    kind: str = "default"
-    parameters: dict = field(default_factory=dict)
+Options = dict[str, Any]  # of ``model_of``
+ByLayer = Sequence[Options]  # for each layer the options that are its own; empty: none has any
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The options that the engine knows. Dimensions keep Hugging Face's names.
+    """A model: embeddings, layers, a last norm and an output head.
 
-    d_ffn            neurons of a feed-forward layer, those of all its experts together
-    experts          of a layer, of equal size; 0: none, the FFN is one
-    experts_per_token  that the router chooses for each token
-    neurons_apart    of a mixture with predictors, which tell its neurons apart: those are read one
-                     by one, and not whole experts
-    router_bias      the router has a bias
-    router_normalised  the weights of those chosen are made to add up to 1
-    shared_d_ffn     neurons of the shared expert, which every token uses; 0: there is none
-    shared_gated     its output is multiplied with sigmoid(shared_weigh . x)
     embedding_size   width of the token embeddings; project_in/out where it is not hidden_size
     embedding_scale  what token embeddings are multiplied with
+    learned_positions  a row of ``embed_positions`` is added to each token's embedding
     position_offset  row of ``embed_positions`` that position 0 uses
-    positions        "learned" (a row of ``embed_positions`` is added), "rotary" or "alibi"
-    norm             "layer" (mean and variance, with biases) or "rms"
-    norm_before      a norm before each block (pre-norm), else after its residual (post-norm)
-    norm_affine      the norms have weights
-    final_norm       a last norm before the output head
-    parallel         attention and FFN read the same hidden state, and both are added to it
-    shared_norm      with ``parallel``: the FFN reads what attention reads
-    qk_norm          each head's queries and keys are normalised, before they are turned
-    qk_norm_whole    not each head's by themselves, but all heads' together
-    qkv_bias, o_bias, ffn_bias, head_bias  these linear layers have biases
-    gated            the FFN is down(activation(gate x) * (up x)), else down(activation(up x))
-    activation       one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
-    up_relu          with ``gated``: up x passes a ReLU, too (dReLU)
-    limit            with ``gated``: gate x is at most this, up x within it, and 1 is added to
-                     that (GPT-OSS); 0: not
-    sliding_windows  per layer, how many tokens back attention sees; 0: all
-    rotary_near      rotary positions of the layers that have such a window, where they differ
-    attention_scale  what scores are multiplied with; 0: head_dim^-1/2
-    attention_sinks  each head has a learned extra softmax logit
-    score_cap, logit_cap  c tanh(x / c) of scores and of logits; 0: not
-    norm_after       a norm after each block, too, before it is added
-    residual_scale   what a block's output is multiplied with before it is added
+    norm             of the last norm
+    final_norm       there is a last norm, before the output head
+    head_bias        the output head has biases
     logit_scale      what logits are multiplied with
+    logit_cap        logits become c tanh(logit / c); None: they stay
     tied             the output head is the embedding matrix
     """
 
+    layers: tuple[LayerConfig, ...]
     vocab_size: int
     hidden_size: int
-    d_ffn: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
     embedding_size: int
+    max_position_embeddings: int
     embedding_scale: float = 1.0
+    learned_positions: bool = False
     position_offset: int = 0
-    positions: str = "rotary"
-    rotary: Rotary | None = None
-    norm: str = "rms"
-    norm_epsilon: float = 1e-5
-    norm_before: bool = True
-    norm_affine: bool = True
+    norm: NormConfig
     final_norm: bool = True
-    parallel: bool = False
-    shared_norm: bool = False
-    qk_norm: bool = False
-    qk_norm_whole: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = False
-    ffn_bias: bool = False
     head_bias: bool = False
-    gated: bool = True
-    activation: str = "silu"
-    threshold: float = 0.0
-    up_relu: bool = False
-    limit: float = 0.0
-    sliding_windows: tuple[int, ...] = ()
-    rotary_near: Rotary | None = None
-    attention_scale: float = 0.0
-    attention_sinks: bool = False
-    score_cap: float = 0.0
-    logit_cap: float = 0.0
-    norm_after: bool = False
-    residual_scale: float = 1.0
     logit_scale: float = 1.0
-    experts: int = 0
-    experts_per_token: int = 0
-    neurons_apart: bool = False
-    router_bias: bool = False
-    router_normalised: bool = True
-    shared_d_ffn: int = 0
-    shared_gated: bool = False
+    logit_cap: float | None = None
     tied: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        width = self.num_attention_heads * self.head_dim
-        if max(width, self.hidden_size) > WIDEST or self.d_ffn > MOST_NEURONS:
-            raise FormatError(
-                f"config: a hidden size of {self.hidden_size}, heads of {width} and {self.d_ffn} "
-                "neurons together are not those of a model"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise FormatError(
-                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise FormatError(
-                f"config: activation {self.activation!r} is not supported; "
-                f"supported: {', '.join(ACTIVATIONS)}"
-            )
-        if self.experts and not 0 < self.experts_per_token <= self.experts:
-            raise FormatError(
-                f"config: {self.experts_per_token} of {self.experts} experts cannot be chosen"
-            )
-        for what, cap in (("attention", self.score_cap), ("logit", self.logit_cap)):
-            if cap and not LEAST_CAP <= cap <= MOST_CAP:
-                raise FormatError(
-                    f"config: the {what} soft cap {cap} is not within {LEAST_CAP} to {MOST_CAP}"
-                )
-        for rotary in filter(None, (self.rotary, self.rotary_near)):
-            if rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim:
-                raise FormatError(
-                    f"config: {rotary.dim} values of each head of {self.head_dim} cannot be rotary"
-                )
+    def __post_init__(self) -> None:
+        check_cap("logit", self.logit_cap)
 
     @property
-    def sparse(self):
-        """Whether most neurons may be silent: what a predictor needs."""
-        return self.activation in SPARSE
+    def num_hidden_layers(self) -> int:
+        return len(self.layers)
 
     @property
-    def units(self):
-        """What of a layer's FFN is read and kept as one: its neurons, or its experts."""
-        return self.experts if self.reads_experts else self.d_ffn
+    def mixture(self) -> bool:
+        """Whether some layers have experts."""
+        return any(layer.ffn.router for layer in self.layers)
 
     @property
-    def reads_experts(self):
-        return self.experts > 0 and not self.neurons_apart
+    def reads_experts(self) -> bool:
+        """Whether experts, and not their neurons, are read and kept as one."""
+        return any(layer.ffn.reads_experts for layer in self.layers)
 
     @property
-    def unit_neurons(self):
-        return self.d_ffn // self.units
+    def sparse(self) -> bool:
+        """Whether most neurons of every layer may be silent: what predictors need."""
+        return all(layer.ffn.sparse for layer in self.layers)
 
     @property
-    def parts(self):
-        """Rows of a bundle, each hidden_size wide: [up | down], or [gate | up | down]."""
-        return 3 if self.gated else 2
+    def activations(self) -> str:
+        """The names of its layers' activations, nearly always one."""
+        return ", ".join(dict.fromkeys(layer.ffn.activation for layer in self.layers))
+
+    @property
+    def head_name(self) -> str:
+        """The tensor of the output head."""
+        return "embed_tokens.weight" if self.tied else "lm_head.weight"
+
+    def with_neurons_apart(self) -> "ModelConfig":
+        """The same model, whose experts' neurons are read one by one."""
+        apart = (
+            replace(layer, ffn=replace(layer.ffn, neurons_apart=layer.ffn.router is not None))
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(apart))
+
+    def tensors(self) -> list[TensorSpec]:
+        """The TensorSpecs of the model but for those of its layers."""
+        d, specs = self.hidden_size, []
+        if self.embedding_size != d:
+            specs.append(TensorSpec("project_in.weight", (d, self.embedding_size), SMALL))
+            specs.append(TensorSpec("project_out.weight", (self.embedding_size, d), SMALL))
+        if self.final_norm:
+            specs += self.norm.tensors("final_norm", d)
+        if self.head_bias:
+            specs.append(vector("lm_head.bias", self.vocab_size))
+        vocabulary = (self.vocab_size, self.embedding_size)
+        specs.append(TensorSpec(self.head_name, vocabulary, HEAD))
+        if not self.tied:
+            specs.append(TensorSpec("embed_tokens.weight", vocabulary, EMBEDDING))
+        if self.learned_positions:
+            positions = (self.max_position_embeddings + self.position_offset, d)
+            specs.append(TensorSpec("embed_positions.weight", positions, EMBEDDING))
+        return specs
 
 
-def dimension(config, key, default=None, most=LARGEST):
-    """The positive integer ``config[key]``. Raises FormatError where it is not one."""
-    value = config.get(key)
-    value = default if value is None else value
-    if not is_whole(value, 1, most - 1):
-        raise FormatError(f"config: {key} is {shown(value)}, not a positive whole number")
-    return value
+def model_of(
+    *,
+    num_hidden_layers: int,
+    norm: Literal["layer", "rms"] = "rms",
+    norm_epsilon: float = 1e-5,
+    norm_affine: bool = True,
+    by_layer: ByLayer = (),
+    **options: Any,
+) -> ModelConfig:
+    """The ModelConfig of options that its layers share, and of those in which they differ.
+
+    options   fields of ModelConfig, LayerConfig, AttentionConfig and FFNConfig, all together
+    norm, norm_epsilon, norm_affine  the fields of the NormConfig of all norms
+    by_layer  for each layer the options that are its own; empty: all layers are alike
+    Raises FormatError where they are not those of a model.
+    """
+    options["norm"] = NormConfig(norm, norm_epsilon, norm_affine)
+    layers = [_layer({**options, **own}) for own in by_layer]
+    layers = layers or [_layer(options)] * num_hidden_layers
+    return ModelConfig(layers=tuple(layers), **_of(ModelConfig, options))
 
 
-def number(config, key, zero=False):
-    """The positive number ``config[key]``, or 0 where ``zero`` allows it. Raises FormatError."""
-    value = config.get(key)
-    if not is_number(value):
-        raise FormatError(f"config: {key} is {shown(value)}, not a number")
-    if not (is_number(value, SMALLEST_NUMBER, LARGEST_NUMBER) or (zero and value == 0)):
-        raise FormatError(f"config: {key} is {shown(value)}, not a positive number of float32")
-    return float(value)
+def _layer(options: dict[str, Any]) -> LayerConfig:
+    if strangers := options.keys() - OPTIONS:
+        raise TypeError(f"{', '.join(strangers)}: not an option of a model")
+    attention = AttentionConfig(**_of(AttentionConfig, options))
+    ffn = FFNConfig(**_of(FFNConfig, options))
+    return LayerConfig(attention=attention, ffn=ffn, **_of(LayerConfig, options))
 
 
-def flag(config, key):
-    """The boolean ``config[key]``; null is false. Raises FormatError where it is neither."""
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise FormatError(f"config: {key} is {shown(value)}, not true or false")
-    return bool(value)
+def _of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that are fields of a dataclass."""
+    return {f.name: options[f.name] for f in fields(kind) if f.name in options}
 
 
-def token_ids(config, key):
-    """``config[key]``, which may be absent, one id or a list of ids, as a tuple."""
-    value = config.get(key)
-    values = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-    if not all(is_whole(v, 0, LARGEST - 1) for v in values):
-        raise FormatError(f"config: {key} is {shown(value)}, not a token id or a list of them")
-    return values
+OPTIONS = {
+    field.name
+    for kind in (AttentionConfig, FFNConfig, LayerConfig, ModelConfig)
+    for field in fields(kind)
+}

@@ -8,7 +8,7 @@ from pathlib import Path
 from .architectures import model_config
 from .arrays import UInt8Array
 from .bounded_json import JsonObject
-from .bundle.layout import EMBEDDING, FFN, TEMPLATE, TOKENIZER, layout
+from .bundle.layout import TEMPLATE, TOKENIZER, layout
 from .bundle.writer import NewTensor, byte_tensor, write_bundle
 from .config import ModelConfig
 from .errors import FormatError, UserError
@@ -20,6 +20,7 @@ from .sources.gguf import is_gguf
 from .sources.gguf_checkpoint import GgufCheckpoint
 from .sources.hub import HubShard, fetch, lean_checkpoint, names_a_repository
 from .sources.names import Names
+from .tensors import EMBEDDING, FFN
 
 
 def convert(
@@ -57,6 +58,11 @@ def convert(
         except FormatError as error:
             raise FormatError(f"{checkpoint.config_path}: {error}") from None
         names = Names(checkpoint, config)
+        if names.left_out:
+            note(
+                f"{source}: {len(names.left_out)} tensors of layers after the last, which predict "
+                "further tokens, are left out"
+            )
         tensors = _tensors(names, config, dtype, dense_dtype, _texts(checkpoint, note))
         order: list[str] = []
         if low_disk and isinstance(checkpoint, Checkpoint):

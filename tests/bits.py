@@ -16,11 +16,12 @@ import numpy as np
 
 from flashinfer import Model
 from flashinfer.cli.run import demo_model
-from flashinfer.formats.bundle.layout import FFN, PREDICTOR, format_of
+from flashinfer.formats.bundle.layout import format_of
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.convert import convert
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.tensors import FFN, PREDICTOR
 from flashinfer.kernels import fixed_math
 
 DATA = Path(__file__).parent / "data"
@@ -52,7 +53,7 @@ def requantised(source, target, name):
             values = bundle.read(spec.name).reshape(spec.shape)
             format = format_of(spec, FORMATS[name], FORMATS[name])
             if spec.role == FFN:  # each part of a bundle has blocks of its own
-                parts = np.split(values, bundle.config.parts, axis=1)
+                parts = np.split(values, bundle.config.layers[spec.layer].ffn.parts, axis=1)
                 values = np.concatenate([format.encode(part) for part in parts], axis=1)
             tensors.append(new_tensor(spec.name, format, spec.shape, lambda v=values: [v]))
         write_bundle(target, tensors, bundle.hf_config, bundle.source)

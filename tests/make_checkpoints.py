@@ -141,6 +141,18 @@ VARIANTS = {
                        head_dim=16, sliding_window=8),
     "mixtral-relu": mixture("mixtral", num_local_experts=8, intermediate_size=24,
                             hidden_act="relu"),
+    "qwen2-moe-dense": mixture("qwen2_moe", num_experts=8, moe_intermediate_size=24,
+                               shared_expert_intermediate_size=56, num_hidden_layers=4,
+                               mlp_only_layers=[1], use_sliding_window=True, sliding_window=7,
+                               max_window_layers=3),
+    "qwen3-moe-dense": mixture("qwen3_moe", num_experts=8, moe_intermediate_size=24, head_dim=12,
+                               num_hidden_layers=4, decoder_sparse_step=2, hidden_act="relu"),
+    "dots1": mixture("dots1", n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=24,
+                     num_hidden_layers=3, first_k_dense_replace=1, n_group=4, topk_group=2,
+                     routed_scaling_factor=2.5, sliding_window=9, max_window_layers=2),
+    "glm4-moe": mixture("glm4_moe", n_routed_experts=8, moe_intermediate_size=24, head_dim=12,
+                        num_hidden_layers=3, first_k_dense_replace=2, use_qk_norm=True,
+                        attention_bias=True, routed_scaling_factor=1.5),
 }  # fmt: skip
 
 
@@ -177,6 +189,9 @@ def make(options, seed, dtype="float32"):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.2)
     return model.to(getattr(torch, dtype))
 
 

@@ -47,38 +47,40 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
 
     config = json.loads((Path(folder) / "config.json").read_text())
     model, architecture = model_config(config), ARCHITECTURES[config["model_type"]]
+    attention, ffn = model.layers[0].attention, model.layers[0].ffn
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(model.max_position_embeddings)
     writer.add_embedding_length(model.hidden_size)
     writer.add_block_count(model.num_hidden_layers)
-    writer.add_feed_forward_length(model.unit_neurons if model.experts else model.d_ffn)
-    if model.experts:
-        writer.add_expert_count(model.experts)
-        writer.add_expert_used_count(model.experts_per_token)
-        writer.add_expert_feed_forward_length(model.unit_neurons)
-    if model.shared_d_ffn:
-        writer.add_expert_shared_feed_forward_length(model.shared_d_ffn)
+    writer.add_feed_forward_length(ffn.d_ffn)
+    if ffn.router:
+        writer.add_expert_count(ffn.experts)
+        writer.add_expert_used_count(ffn.router.experts_per_token)
+        writer.add_expert_feed_forward_length(ffn.d_ffn)
+    if ffn.shared_d_ffn:
+        writer.add_expert_shared_feed_forward_length(ffn.shared_d_ffn)
     if config["model_type"] == "granitemoe":
         writer.add_embedding_scale(model.embedding_scale)
-        writer.add_attention_scale(model.attention_scale)
-        writer.add_residual_scale(model.residual_scale)
+        writer.add_attention_scale(attention.attention_scale)
+        writer.add_residual_scale(model.layers[0].residual_scale)
         writer.add_logit_scale(1 / model.logit_scale)
-    writer.add_head_count(model.num_attention_heads)
-    writer.add_head_count_kv(model.num_key_value_heads)
-    writer.add_key_length(model.head_dim)
-    writer.add_value_length(model.head_dim)
-    if model.norm == "rms":
-        writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    writer.add_head_count(attention.num_attention_heads)
+    writer.add_head_count_kv(attention.num_key_value_heads)
+    writer.add_key_length(attention.head_dim)
+    writer.add_value_length(attention.head_dim)
+    if model.norm.kind == "rms":
+        writer.add_layer_norm_rms_eps(model.norm.epsilon)
     else:
-        writer.add_layer_norm_eps(model.norm_epsilon)
-    writer.add_rope_freq_base(model.rotary.base)
-    writer.add_rope_dimension_count(model.rotary.dim)
-    if any(model.sliding_windows):
-        writer.add_sliding_window(max(model.sliding_windows))
-    if model.rotary.kind in ("linear", "yarn"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(model.rotary.kind))
-        writer.add_rope_scaling_factor(model.rotary.parameters["factor"])
-    if original := model.rotary.parameters.get("original_max_position_embeddings"):
+        writer.add_layer_norm_eps(model.norm.epsilon)
+    writer.add_rope_freq_base(attention.rotary.base)
+    writer.add_rope_dimension_count(attention.rotary.dim)
+    windows = [layer.attention.attention_window for layer in model.layers]
+    if any(windows):
+        writer.add_sliding_window(max(window or 0 for window in windows))
+    if attention.rotary.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(attention.rotary.kind))
+        writer.add_rope_scaling_factor(attention.rotary.parameters["factor"])
+    if original := attention.rotary.parameters.get("original_max_position_embeddings"):
         writer.add_rope_scaling_orig_ctx_len(original)
     writer.add_eos_token_id(model.eos_token_ids[0])
     if metadata:
@@ -124,11 +126,12 @@ def _tensors(folder, config, model):
         if config["model_type"] in ("gemma", "nemotron") and "norm" in part and kind == "weight":
             values = values + np.float32(1)
         if config["model_type"] in TURNED and part in ("q_proj", "k_proj"):
-            heads = model.num_attention_heads if part == "q_proj" else model.num_key_value_heads
-            pairs = values.reshape(heads, 2, model.head_dim // 2, -1).swapaxes(1, 2)
+            sizes = model.layers[0].attention
+            heads = sizes.num_attention_heads if part[0] == "q" else sizes.num_key_value_heads
+            pairs = values.reshape(heads, 2, sizes.head_dim // 2, -1).swapaxes(1, 2)
             values = np.ascontiguousarray(pairs.reshape(values.shape))
         if part == "query_key_value":  # all queries, then all keys, then all values
-            values = np.concatenate([values[interleaved(p)(model)] for p in "qkv"])
+            values = np.concatenate([values[interleaved(p)(model.layers[0])] for p in "qkv"])
         layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
         ours = NAMES[part] + ("_shexp" if ".shared_expert." in name else "")
         values = values.reshape(-1) if part == "shared_expert_gate" else values

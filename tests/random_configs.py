@@ -12,7 +12,9 @@ TOKENS = 24  # of the texts that are compared: longer than most windows
 # Their code comes with their checkpoints, not with the library.
 OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral")
 MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
-MIXTURES = ("olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss")
+MIXTURES = (
+    "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
+)  # fmt: skip
 ACTIVATIONS = (
     "silu", "swish", "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh",
     "gelu_python", "gelu_accurate", "quick_gelu",
@@ -142,17 +144,27 @@ def _options(draw):
 
 
 def _mixture(draw):
-    config, aliases = draw.config, ("num_experts", "num_local_experts")
+    config, layers = draw.config, draw.config["num_hidden_layers"]
+    aliases = ("num_experts", "num_local_experts", "n_routed_experts")
     draw.put("moe_intermediate_size", 24, 33, there=1)
     draw.put("shared_expert_intermediate_size", 20, 56, there=1)
     own = next(field for field in aliases if field in draw.defaults)
-    if draw.often(0.8):
-        known = aliases if hasattr(ARCHITECTURES[draw.model_type], "ALIASES") else (own,)
-        config[draw.one_of(own, *known)] = draw.one_of(8, 9, 12)
-    draw.put("num_experts_per_tok", 1, 2, 3)
+    needed = draw.defaults[own] is None
+    known = getattr(ARCHITECTURES[draw.model_type], "ALIASES", {})
+    if needed or draw.often(0.8):
+        config[draw.one_of(own, *known)] = draw.one_of(8, 8, 12, 12, 9)
+    draw.put("num_experts_per_tok", 1, 2, 3, there=1 if needed else 0.6)
     draw.put("norm_topk_prob", True, False)
-    draw.put("decoder_sparse_step", 1, there=0.3)
-    draw.put("mlp_only_layers", [], None, there=0.3)
+    draw.put("decoder_sparse_step", 1, 2, 3, there=0.3)
+    draw.put("mlp_only_layers", [], None, [0], [layers - 1, 0], there=0.4)
+    draw.put("n_shared_experts", 1, 2, there=1 if needed else 0.6)
+    draw.put("first_k_dense_replace", 0, 1, 2, layers, there=0.6)
+    if draw.often(0.5):
+        groups = draw.one_of(2, 4) if draw.often(0.9) else draw.one_of(1, 3)
+        draw.put("n_group", groups, there=1)
+        draw.put("topk_group", groups, max(1, groups // 2), 1, there=0.9)
+    draw.put("routed_scaling_factor", 0.5, 2.5)
+    draw.put("use_qk_norm", True, False)
 
 
 def _windows(draw):

@@ -61,7 +61,7 @@ def test_a_mixtures_runs(tmp_path, monkeypatch):
     )
     assert run.returncode == 0, run.stderr
     figures = json.loads(run.stdout)
-    assert figures["token_ids"] == list(range(556, 562)) and figures["cache_rows"] == [16] * 3
+    assert figures["token_ids"] == list(range(556, 562)) and figures["slots"] == [16] * 3
     monkeypatch.syspath_prepend(ROOT)
     from bench.mixtures import optimal_share, trace_of
 

@@ -192,7 +192,7 @@ def test_what_fires_in_other_architectures(name, tmp_path):
         rows = model.bundle.read("layers.0.ffn.bundles")
 
         def counting(x, token, residual, meanwhile):
-            up_at = d if model.config.gated else 0
+            up_at = d if ffn.neurons.config.gated else 0
             up, gate = x @ rows[:, up_at : up_at + d].T, x @ rows[:, :d].T
             up += 0 if ffn.neurons.biases["up"] is None else ffn.neurons.biases["up"]
             gate += 0 if ffn.neurons.biases["gate"] is None else ffn.neurons.biases["gate"]
@@ -205,7 +205,7 @@ def test_what_fires_in_other_architectures(name, tmp_path):
     assert np.mean(shares) == pytest.approx(record.active, rel=0.1)
     assert record.missed <= 0.05
     with Model.open(calibrated) as model:
-        assert model.plan.neurons == "predicted"
+        assert model.plan.mode == "predicted"
         assert np.isfinite(model.logits(ids[:40])).all()
 
 
@@ -243,7 +243,7 @@ def test_thresholds_for_models_that_have_no_silent_neurons(method, target, tmp_p
         assert layer.active == pytest.approx(1 - target, abs=0.06)
         assert layer.missed <= 0.05 and set(layer.tried) == {"svd"}
     with Model.open(path) as plain, Model.open(sparse) as default:
-        assert default.plan.neurons == "dense"  # thresholds are off unless asked for
+        assert default.plan.mode == "dense"  # thresholds are off unless asked for
         assert np.array_equal(plain.logits(ids[:40]), default.logits(ids[:40]))
     with Model.open(sparse, neurons="predicted") as model:
         assert model.stats.as_dict()["sparsity"] == {"method": method, "target": target}
@@ -290,7 +290,7 @@ def test_predictors_that_others_trained(name, tmp_path):
     found = calibrate(path, ids, target, tokens=576, predictor_from=folder)
     assert found.as_json()["predictor"] == {"between": "relu", "reads": "residual"}
     with Model.open(target) as model:
-        assert model.plan.neurons == "predicted"
+        assert model.plan.mode == "predicted"
         for layer, (fc1, fc2), record in zip(model.layers, fcs, found.layers, strict=True):
             residual = RANDOM.standard_normal((5, 40)).astype(np.float32)
             inner = np.maximum(residual @ fc1.astype(np.float32).T, 0)

@@ -15,6 +15,7 @@ from flashinfer.formats.architectures import ARCHITECTURES, model_config
 from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import FormatError
+from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
 
 CONFIGS = {path.parent.name: json.loads(path.read_text()) for path in DATA.glob("*/config.json")}
@@ -91,13 +92,15 @@ def check(config):
         return None
     assert isinstance(found, ModelConfig)
     layout(found)
-    for rotary in filter(None, (found.rotary, found.rotary_near)):
-        if rotary.dim < 1 << 12:
+    attentions = [layer.attention for layer in found.layers]
+    for rotary in {id(sizes.rotary): sizes.rotary for sizes in attentions}.values():
+        if rotary and rotary.dim < 1 << 12:
             cos, sin = RotaryPositions(rotary, 64)(3, 5)
             assert cos.shape == sin.shape == (5, rotary.dim // 2)
             assert np.isfinite(cos).all() and np.isfinite(sin).all()
-    if found.positions == "alibi" and found.num_attention_heads < 1 << 12:
-        assert np.isfinite(alibi_table(found.num_attention_heads, found.head_dim, 8)).all()
+    first = attentions[0]
+    if first.alibi and first.num_attention_heads < 1 << 12:
+        assert np.isfinite(alibi_table(first.num_attention_heads, first.head_dim, 8)).all()
     return found
 
 
@@ -153,9 +156,9 @@ def test_what_is_refused_is_named(changes, field):
     [
         ({}, {"activation": "silu", "num_key_value_heads": 4, "max_position_embeddings": 2048}),
         ({"hidden_act": "quick_gelu"}, {"activation": "quick_gelu"}),
-        ({"rms_norm_eps": 0}, {"norm_epsilon": 0.0}),
+        ({"rms_norm_eps": 0}, {"norm": NormConfig("rms", 0.0)}),
         ({"partial_rotary_factor": 0.5, "norm_topk_prob": False, "sliding_window": 5},
-         {"sliding_windows": ()}),
+         {"windows": (None, None)}),
         ({"eos_token_id": [3, 200], "bos_token_id": 96},
          {"eos_token_ids": (3,), "bos_token_id": None}),
         ({"model_type": "gemma", "num_key_value_heads": 4, "hidden_act": "relu"},
@@ -164,28 +167,34 @@ def test_what_is_refused_is_named(changes, field):
           "hidden_activation": "relu"}, {"activation": "gelu_tanh"}),
         ({"model_type": "gemma2", "hidden_act": "relu"},
          {"activation": "gelu_tanh", "score_cap": 50.0, "logit_cap": 30.0,
-          "attention_scale": 256**-0.5, "sliding_windows": (4096, 0)}),
-        ({"model_type": "gemma3_text", "attn_logit_softcapping": 3.0}, {"score_cap": 0.0}),
+          "attention_scale": 256**-0.5, "windows": (4096, None)}),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 3.0}, {"score_cap": None}),
         ({"model_type": "mixtral", "num_key_value_heads": 4, "norm_topk_prob": False},
-         {"router_normalised": True, "sliding_windows": ()}),
+         {"normalised": True, "windows": (None, None)}),
         ({"model_type": "qwen3_moe", "num_local_experts": 9, "intermediate_size": "none"},
-         {"experts": 9, "d_ffn": 9 * 768}),
+         {"experts": 9, "d_ffn": 768, "neurons": 9 * 768}),
         ({"model_type": "gpt_oss", "num_key_value_heads": 4, "hidden_act": "none"},
-         {"sliding_windows": (128, 0), "activation": "quick_gelu"}),
+         {"windows": (128, None), "activation": "quick_gelu"}),
         ({"model_type": "qwen2_moe", "num_key_value_heads": 4, "use_sliding_window": True,
-          "sliding_window": 7}, {"sliding_windows": (7, 0)}),
-        ({"model_type": "mistral", "num_key_value_heads": 4}, {"sliding_windows": (4096, 4096)}),
+          "sliding_window": 7}, {"windows": (7, None)}),
+        ({"model_type": "mistral", "num_key_value_heads": 4}, {"windows": (4096, 4096)}),
         ({"model_type": "falcon", "n_embed": 48}, {"hidden_size": 48, "d_ffn": 192}),
     ],
 )  # fmt: skip
 def test_what_a_config_leaves_out(changes, wanted):
     found = model_config({**LLAMA, **changes})
-    assert {key: getattr(found, key) for key in wanted} == wanted
+    first = found.layers[0]
+    parts = (found, first, first.attention, first.ffn, first.ffn.router)
+    windows = tuple(layer.attention.attention_window for layer in found.layers)
+    for key, value in wanted.items():
+        holder = next((part for part in parts if hasattr(part, key)), None)
+        assert (windows if key == "windows" else getattr(holder, key)) == value, key
 
 
 def test_rotary_positions_where_a_config_says_nothing():
     def rotary(**changes):
-        return model_config({**LLAMA, "num_key_value_heads": 4, **changes}).rotary
+        found = model_config({**LLAMA, "num_key_value_heads": 4, **changes})
+        return found.layers[0].attention.rotary
 
     assert (rotary(model_type="gpt_oss").kind, rotary(model_type="gpt_oss").base) == ("yarn", 1.5e5)
     assert rotary(model_type="gpt_oss").parameters["factor"] == 32.0

@@ -187,7 +187,7 @@ def test_as_much_is_read_ahead_as_pays(tmp_path, monkeypatch):
         for name, device in {"late": late, "narrow": narrow, "unknown": None}.items():
             setup = planning.prepare(bundle, Options(memory=budget, context=64, device=device))
             setup.flash.close()
-            found[name] = setup.plan.ahead
+            found[name] = setup.plan.prefetch
         assert found["narrow"] < found["late"] == 1 and found["unknown"] == 0.5
 
 

@@ -25,8 +25,8 @@ WITHOUT_EFFECT = {
 NOT_LOOKED_AT = {
     "gemma3_text": {"attn_logit_softcapping"},
     "gpt_oss": {"hidden_act"},
-    "qwen2_moe": {"intermediate_size"},
-    "qwen3_moe": {"intermediate_size"},
+    # Which layers a second token is predicted with; they are left out.
+    "glm4_moe": {"num_mtp_layers"},
 }
 # Fields that the classes do not name, but take: what older configs say of rotary positions, a
 # head's width, and others that the class or its model looks for by name.

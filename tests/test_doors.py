@@ -93,7 +93,7 @@ def attention(draw, random):
     dtype = draw(st.sampled_from([np.float16, np.float32]))
     keys, values = (floats(random, groups, context, width).astype(dtype) for _ in range(2))
     heads = groups * each
-    return [floats(random, t, heads, width), keys, values, start, draw(SIZES),
+    return [floats(random, t, heads, width), keys, values, start, maybe(draw, draw(SIZES) + 1),
             maybe(draw, floats(random, heads, context)), draw(st.sampled_from([0.0, 3.0])),
             maybe(draw, floats(random, heads))]  # fmt: skip
 

@@ -63,7 +63,7 @@ def test_rows_arrive_however_they_are_merged(flash, file, row_bytes, gap_bytes):
     flash = Flash(flash.path, flash.io, gap_bytes)
     random = np.random.default_rng(5)
     tensor = StoredTensor("t", 4096, 200, row_bytes // 2, FORMATS["f16"])
-    stride = flash.row_stride(row_bytes)
+    stride = flash.slot_bytes(row_bytes)
     memory = aligned_bytes(200 * stride)
     expected = file[1][4096 : 4096 + tensor.nbytes].reshape(200, -1)
     reads = []
@@ -133,12 +133,12 @@ def test_single_rows(flash, file, columns):
 
 def test_a_row_has_room_for_any_span(flash):
     for row_bytes in (2, 60, 512, 1536, 3072, 8192, 10240, 4098):
-        stride = flash.row_stride(row_bytes)
+        stride = flash.slot_bytes(row_bytes)
         for row in range(70):
             start, length, skip = flash.span(row * row_bytes, row_bytes)
             assert length <= stride and skip + row_bytes <= length
             assert start % flash.alignment == length % flash.alignment == 0
-    assert flash.row_stride(8192) == 8192  # no waste where bundles are whole pages
+    assert flash.slot_bytes(8192) == 8192  # no waste where bundles are whole pages
 
 
 def test_tickets_dropped_while_reading_do_no_harm(flash):

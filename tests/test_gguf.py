@@ -175,7 +175,7 @@ def test_an_activation_that_gguf_does_not_say(tmp_path):
     path = write_gguf(DATA / "llama-silu", tmp_path / "x.gguf")
     convert(path, tmp_path / "x.flash", "f32", activation="relu")
     with Bundle(tmp_path / "x.flash") as bundle:
-        assert bundle.config.activation == "relu" and bundle.config.sparse
+        assert bundle.config.activations == "relu" and bundle.config.sparse
     with pytest.raises(FormatError, match="'sigmoid' is not supported"):
         convert(path, tmp_path / "y.flash", activation="sigmoid")
     with pytest.raises(UserError, match="only GGUF files do not"):
@@ -343,7 +343,7 @@ def test_the_bounds_of_yarn_are_taken(tmp_path):
     keys = {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0}
     convert(with_keys("llama-yarn", tmp_path / "x.gguf", keys), tmp_path / "x.flash", "f32")
     with Bundle(tmp_path / "x.flash") as bundle:
-        parameters = bundle.config.rotary.parameters
+        parameters = bundle.config.layers[0].attention.rotary.parameters
     assert (parameters["beta_fast"], parameters["beta_slow"]) == (8.0, 2.0)
 
 
@@ -352,8 +352,8 @@ def test_a_factor_without_a_type_is_linear(tmp_path):
     path = with_keys("llama-silu", tmp_path / "x.gguf", {"rope.scaling.factor": 4.0})
     convert(path, tmp_path / "x.flash", "f32")
     with Bundle(tmp_path / "x.flash") as bundle:
-        assert bundle.config.rotary.kind == "linear"
-        assert bundle.config.rotary.parameters["factor"] == 4.0
+        assert bundle.config.layers[0].attention.rotary.kind == "linear"
+        assert bundle.config.layers[0].attention.rotary.parameters["factor"] == 4.0
 
 
 def test_two_scalings_at_once(tmp_path):

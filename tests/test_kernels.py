@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import DATA
 from flashinfer import kernels
-from flashinfer.formats import config
+from flashinfer.formats.layers import ffn
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.kernels.activations import ACTIVATIONS
 
@@ -172,7 +172,8 @@ def test_no_split_changes_a_bit(twin, name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(
     "groups, window, biased, cap, sinking",
-    [(6, 0, False, 0, False), (2, 0, True, 0, True), (1, 5, True, 0, False), (3, 0, True, 2, False),
+    [(6, None, False, 0, False), (2, None, True, 0, True), (1, 5, True, 0, False),
+     (3, None, True, 2, False),
      (2, 5, False, 0, True)],
 )  # fmt: skip
 def test_attention(twin, dtype, groups, window, biased, cap, sinking):
@@ -357,7 +358,7 @@ def test_activate(twin, kind):
 
 
 def test_kernels_know_what_models_may_ask_for():
-    assert set(config.ACTIVATIONS) <= set(ACTIVATIONS)
+    assert set(ffn.ACTIVATIONS) <= set(ACTIVATIONS)
 
 
 @pytest.mark.skipif("native" not in kernels.TWINS, reason="no compiled kernels")

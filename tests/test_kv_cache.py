@@ -67,7 +67,7 @@ def windowed(tmp_path_factory):
 def whole(monkeypatch, path):
     """Logits of IDS where every layer keeps all tokens."""
     with monkeypatch.context() as patch:
-        patch.setattr("flashinfer.loading.kept_tokens", lambda config, layer, context: context)
+        patch.setattr("flashinfer.loading.kept_tokens", lambda config, context: context)
         with Model.open(path, context=CONTEXT) as model:
             assert not any(layer.attention.cache.slides for layer in model.layers)
             return model.logits(IDS)

@@ -34,7 +34,7 @@ def test_wrong_sizes(text):
 def plan(path, budget, neurons="predicted", window=None, context=64, policy=None):
     options = Options(budget, window, neurons, context, threads=1, cache=policy)
     with Bundle(path) as bundle:
-        return make_plan(bundle, options.decided(bundle), 1024, base=30 * MIB)
+        return make_plan(bundle, options.decided(bundle), [1024] * 4, base=30 * MIB)
 
 
 @pytest.mark.parametrize("neurons", ["predicted", "dense"])
@@ -60,9 +60,9 @@ def test_a_plan_never_exceeds_its_budget(synthetic, neurons, window):
 
 
 def test_the_window_bounds_the_cache(synthetic):
-    rows = [sum(plan(synthetic, 2 << 30, window=k).cache_rows) for k in (1, 2, 5, 8, 12, 200)]
+    rows = [sum(plan(synthetic, 2 << 30, window=k).slots) for k in (1, 2, 5, 8, 12, 200)]
     assert rows == sorted(rows) and rows[0] < rows[3] < rows[5] <= 4 * 1024
-    assert plan(synthetic, 2 << 30).cache_rows == (1024,) * 4
+    assert plan(synthetic, 2 << 30).slots == (1024,) * 4
 
 
 def test_a_window_takes_nothing_from_dense(synthetic):

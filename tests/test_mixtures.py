@@ -210,7 +210,7 @@ def test_borrowed_rows_change_no_bit(olmoe_like, twin, monkeypatch):
         monkeypatch.setattr(
             setup, "make_plan",
             lambda *args, n=shared: replace(
-                make_plan(*args), cache_rows=(8, 0, 0, 3), shared_rows=n, cache=(11 + n) * args[2]
+                make_plan(*args), slots=(8, 0, 0, 3), shared_slots=n, cache=(11 + n) * args[2][0]
             ),
         )  # fmt: skip
         with Model.open(olmoe_like, context=64) as model:

@@ -83,12 +83,12 @@ def test_only_those_neurons_are_read(plain, tmp_path):
     for path in (plain, calibrated):
         with Model.open(path, window=1) as model:
             for layer in model.layers:
-                keep_rows(layer.feed_forward, model.config.units, 1)
+                keep_rows(layer.feed_forward, model.config.layers[0].ffn.units, 1)
                 layer.feed_forward.prefetch = NoPrefetch()
             for token in IDS[:40]:
                 model.forward([token])
             caches = [layer.feed_forward.store.cache for layer in model.layers]
-            read[path] = sum(cache.misses for cache in caches) * model.bundle.unit_bytes
+            read[path] = sum(cache.misses for cache in caches) * model.bundle.unit_bytes(0)
     assert share < 0.8 * CHOSEN / EXPERTS
     assert 0 < read[calibrated] < 0.9 * read[plain]
 
@@ -98,7 +98,7 @@ def test_predictors_can_be_left_away(plain, tmp_path):
     found = calibrate(plain, IDS, path, tokens=len(IDS), predictor="none")
     assert sum(found.layers[0].uses) == pytest.approx(CHOSEN)
     with Model.open(path) as model:
-        assert model.plan.neurons == "routed"
+        assert model.plan.mode == "routed"
     with pytest.raises(UserError, match="has no predictors; make them with flashinfer calibrate"):
         Model.open(path, neurons="predicted")
 
@@ -113,4 +113,4 @@ def test_from_the_command_line(cli, calibrated):
         code, out, _ = cli(
             "plan", calibrated, "--device", "rpi5-sd", "--neurons", neurons, "--json", "-"
         )
-        assert code == 0 and json.loads(out)["plan"]["neurons"] in (neurons, units)
+        assert code == 0 and json.loads(out)["plan"]["mode"] in (neurons, units)

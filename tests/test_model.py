@@ -12,7 +12,7 @@ from flashinfer import BudgetError, Model, UserError, kernels
 from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.errors import FormatError
 from flashinfer.paper.flash import STAGINGS
-from flashinfer.paper.neuron_cache import UNLIMITED, NeuronCache
+from flashinfer.paper.neuron_cache import NEVER, NeuronCache
 from flashinfer.paper.prefetch import NoPrefetch, Prefetch
 from flashinfer.plan.memory import MIB
 from flashinfer.synth import synthesize
@@ -279,7 +279,7 @@ def test_neurons_stay_only_for_the_window(synthetic):
         for layer in model.layers:
             cache = layer.feed_forward.store.cache
             last_used = cache.last_used[: cache.used]
-            recent = (last_used > model.token - 1 - 2) | (last_used == -UNLIMITED)
+            recent = (last_used > model.token - 1 - 2) | (last_used == NEVER)
             assert cache.used and recent.all()
 
 
@@ -301,7 +301,7 @@ def test_after_a_prompt_the_cache_holds_what_its_last_tokens_used(synthetic):
             )
             for number, cache in enumerate(caches):
                 rows = model.bundle.read(f"layers.{number}.ffn.bundles")
-                found = model.bundle.ffn_format.decode(cache.rows[: cache.used])
+                found = model.bundle.bundles(number).format.decode(cache.rows[: cache.used])
                 assert np.array_equal(found, rows[cache.neuron_at[: cache.used]])
     assert held[0] == held[1]
 
@@ -350,7 +350,7 @@ def test_predicted_needs_predictors(plain):
     with pytest.raises(UserError, match="flashinfer calibrate"):
         Model.open(plain, neurons="predicted")
     with Model.open(plain) as model:
-        assert model.plan.neurons == "dense"
+        assert model.plan.mode == "dense"
 
 
 def test_a_file_cut_after_opening_gives_one_line_and_no_half_read_row(synthetic, tmp_path):

@@ -11,7 +11,7 @@ from flashinfer.formats.bundle.calibration import CAPACITIES, LayerCalibration
 from flashinfer.formats.errors import BudgetError
 from flashinfer.paper.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
 from flashinfer.paper.selection import Selection
-from flashinfer.plan.row_shares import fewest_misses
+from flashinfer.plan.slot_shares import CachedLayer, fewest_misses
 
 NEURONS = 64
 
@@ -75,20 +75,21 @@ def test_frecency_misses_least():
 
 def test_rows_go_where_they_save_most():
     random = np.random.default_rng(2)
-    curves = []
+    most, layers = 32, []
     for scale in (3, 1, 9):  # convex, so that the best split is known
         steps = np.sort(random.random(16))[::-1] * scale
         misses = tuple((steps.sum() - np.cumsum([0, *steps])).tolist())
         least = (0.5,) * 8  # units that windows need
-        curves.append(LayerCalibration(0.1, 0.1, 0.0, 0, least, least, misses))
-    most = 32
+        record = LayerCalibration(0.1, 0.1, 0.0, 0, least, least, misses)
+        layers.append(CachedLayer(most, 1, (0,) * 8, 1, record))
     for room in (3, 11, 30, 64, 96):
-        rows = fewest_misses(curves, room, 1, most)
+        rows = fewest_misses(layers, room)
 
         def misses(rows):
             capacities = np.array(CAPACITIES) * most
             return sum(
-                np.interp(r, capacities, c.misses) for r, c in zip(rows, curves, strict=True)
+                np.interp(r, capacities, layer.record.misses)
+                for r, layer in zip(rows, layers, strict=True)
             )
 
         splits = itertools.product(range(1, most + 1), repeat=2)
@@ -105,7 +106,7 @@ def test_policies_change_no_bit(synthetic, constant_rss):
         budget = caught.value.least + (1 << 20)
         with Model.open(synthetic, memory=budget, cache=policy, context=64) as model:
             assert model.plan.policy == policy and (policy == "window") == bool(model.plan.window)
-            assert sum(model.plan.cache_rows) < 4 * 1024
+            assert sum(model.plan.slots) < 4 * 1024
             found.append(model.logits(range(3, 43)))
             found.append(np.stack([model.forward([token]) for token in range(3, 13)]))
     assert np.array_equal(found[0], found[2]) and np.array_equal(found[0], found[4])

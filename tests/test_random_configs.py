@@ -102,13 +102,18 @@ def randomise(model, seed):
             parameter.normal_(0, max(0.1, min(0.2, 1.3 * parameter.shape[-1] ** -0.5)))
         else:
             parameter.add_(0.2 * torch.randn_like(parameter))
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # which comes with a checkpoint, as weights do
+            buffer.normal_(0, 0.3)
 
 
 def saved_as(random, model, folder):
     """As safetensors in one of their forms, sharded or not, or as PyTorch's own files."""
     form = random.integers(6)
     if form == 0:
-        torch.save(dict(model.named_parameters()), Path(folder) / "pytorch_model.bin")
+        named = {*dict(model.named_parameters()), *dict(model.named_buffers())}
+        weights = {name: w for name, w in model.state_dict().items() if name in named}
+        torch.save(weights, Path(folder) / "pytorch_model.bin")
         return
     options = {1: {"save_original_format": False}, 2: {"max_shard_size": "20KB"}}.get(form, {})
     dtype = {3: torch.bfloat16, 4: torch.float64}.get(form, torch.float32)
@@ -150,6 +155,9 @@ WRONG_DEFAULTS = [
     ("phi", "hidden_act", "relu"),
     ("olmoe", "norm_topk_prob", True),
     ("nemotron", "norm_eps", 1.0),
+    ("dots1", "routed_scaling_factor", 2.0),
+    ("glm4_moe", "routed_scaling_factor", 2.0),
+    ("glm4_moe", "partial_rotary_factor", 1.0),
 ]
 
 

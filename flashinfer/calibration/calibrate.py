@@ -46,7 +46,7 @@ LEAST_TOKENS = 512
 SAMPLE = 128  # tokens that thresholds are found on
 
 # A layer's predictor, or None where it has a router, and what is written down of it.
-Layers = Iterable[tuple[Found | None, LayerCalibration]]
+Layers = Iterable[tuple[Found | None, LayerCalibration | None]]
 
 
 def calibrate(
@@ -90,8 +90,9 @@ def calibrate(
     with Bundle(path, calibrated=False, memory=room) as bundle:
         config = bundle.config
         # Experts with a ReLU have silent neurons, too; no model is known that has biases as well.
-        apart = config.sparse and not config.ffn_bias and predictor != "none"
-        routes = bool(config.experts) and not apart
+        biased = any(layer.ffn.ffn_bias for layer in config.layers)
+        apart = config.sparse and not biased and predictor != "none"
+        routes = config.mixture and not apart
         _check(bundle, target_sparsity, predictor_from)
         _check_destination(destination or path, bundle, predictor_from)
         tokens, sequence = _length(config, tokens, len(token_ids), budget, routes)
@@ -131,10 +132,10 @@ def calibrate(
 
 def _all(
     found: Layers, states: TextStates, path: Path | str
-) -> tuple[list[Found], list[LayerCalibration]]:
+) -> tuple[list[Found], list[LayerCalibration | None]]:
     """The predictors and records that ``found`` yields; UserError where states overflow."""
     predictors: list[Found] = []
-    layers: list[LayerCalibration] = []
+    layers: list[LayerCalibration | None] = []
     with np.errstate(over="ignore", invalid="ignore"):  # found in the states
         try:
             for predictor, record in found:
@@ -155,14 +156,14 @@ def _check(
 ) -> None:
     """Raise UserError where a bundle cannot be calibrated so."""
     path, config = bundle.path, bundle.config
-    if config.experts and (target_sparsity or predictor_from):
+    if config.mixture and (target_sparsity or predictor_from):
         raise UserError(
             f"{path}: of a mixture of experts, which of them a text uses is found; it takes no "
             "thresholds and no predictors"
         )
-    if not config.experts and config.sparse == (target_sparsity is not None):
+    if not config.mixture and config.sparse == (target_sparsity is not None):
         raise UserError(
-            f"{path}: its activation, {config.activation}, leaves "
+            f"{path}: its activation, {config.activations}, leaves "
             + ("neurons silent by itself; --target-sparsity is for those that do not"
                if target_sparsity else
                "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
@@ -197,7 +198,8 @@ def _length(
 def _tokens_that_fit(config: ModelConfig, budget: int) -> int:
     """Tokens whose states, inputs (early ones, too), outputs, bits and scores fit a third of the
     budget."""
-    per_token = 6 * config.hidden_size * 4 + config.d_ffn // 4 + 256 * 8
+    neurons = max(layer.ffn.neurons for layer in config.layers)
+    per_token = 6 * config.hidden_size * 4 + neurons // 4 + 256 * 8
     return max(0, budget // 3 // per_token)
 
 
@@ -256,7 +258,7 @@ def _imported(
     threshold = bundle.hf_config.get("sparse_threshold") or 0.0
     if not is_number(threshold, -LARGEST_FLOAT32, LARGEST_FLOAT32):
         raise UserError(f"{bundle.path}: its config's sparse_threshold is not a number")
-    shape = bundle.config.hidden_size, bundle.config.d_ffn
+    shape = bundle.config.hidden_size, ffn.neurons.config.neurons
     return count(imported(source, number, *shape, threshold), observed, observed.split()[1:])
 
 
@@ -267,7 +269,7 @@ def _write(
     specs = predictor_layout(bundle.config, [len(f.a) for f in found])
     values = [array for f in found for array in (f.a, f.b, f.bias)]
     new = [
-        new_tensor(spec.name, format_of(spec, None, None), spec.shape, partial(iter, [value]))
+        new_tensor(spec.name, format_of(spec), spec.shape, partial(iter, [value]))
         for spec, value in zip(specs, values, strict=True)
     ]
     old = stored_tensors(bundle, lambda name: ".predictor." not in name)

@@ -44,7 +44,8 @@ def firing(
         cut = None if find_cut is None else find_cut(ffn, x)
         ffn.neurons.cut = cut
         asked, early = early, _early(states, number + 1, residual)
-        weights = router_of(ffn).weights(x) if ffn.neurons.config.experts else None  # (N, experts)
+        router = router_of(ffn)
+        weights = None if router is None else router.weights(x)  # (N, experts)
         y, fired = _feed_forward(ffn, x, weights)
         states.add(layer, y)
         progress("calibrate", number + 0.3, len(layers))
@@ -62,7 +63,8 @@ def _early(states: TextStates, number: int, residual: bool) -> Inputs | None:
     if inputs is None:
         return None
     ffn, (normed, before) = states.model.layers[number].feed_forward, inputs
-    routed = router_of(ffn).weights(normed) > 0 if ffn.neurons.config.experts else None
+    router = router_of(ffn)
+    routed = None if router is None else router.named(normed)
     return Inputs(np.array(before if residual else normed), routed=routed)
 
 
@@ -118,8 +120,8 @@ def _parts(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
     the activations (n, N) stay within some MB."""
-    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.unit_neurons
-    each = each if ffn.neurons.config.experts else stop
+    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.d_ffn
+    each = each if ffn.neurons.config.router else stop
     while first < stop:
         expert = first // each
         end = min(first + step, stop, (expert + 1) * each)

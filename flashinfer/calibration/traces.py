@@ -1,20 +1,18 @@
 """What a layer's trace, the units that each token of a text used, tells about caches."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from flashinfer.formats.arrays import BoolArray, Float32Array, Int64Array
+from flashinfer.formats.arrays import BoolArray, Int64Array
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
-from flashinfer.paper.neuron_cache import Priority
-from flashinfer.paper.router import SURE
+from flashinfer.paper.neuron_cache import Policy, Priority
 from flashinfer.paper.selection import Selection
 
 
 def miss_curve(
-    trace: Iterable[Selection], units: int, policy: str = "frecency"
+    trace: Iterable[Selection], units: int, policy: Policy = "frecency"
 ) -> tuple[float, ...]:
     """Units to read per token, for caches that hold each of the CAPACITIES of a layer.
 
@@ -74,32 +72,18 @@ def record_of_uses(uses: BoolArray, active: float, rank: int) -> LayerCalibratio
     )
 
 
-def routing_record(uses: BoolArray, early: Float32Array | None) -> LayerCalibration:
+def routing_record(
+    uses: BoolArray, named: BoolArray | None = None, surest: BoolArray | None = None
+) -> LayerCalibration:
     """The calibration of a mixture's layer, whose router never errs.
 
-    uses   (T, experts): the experts that each token used
-    early  (T, experts): the router's scores when it was asked one layer early; None: it was not,
-           and named nothing
+    uses           (T, experts): the experts that each token used
+    named, surest  (T, experts): those that the router named when it was asked one layer early, all
+                   of them and the surest share; None: it was not asked
     """
-    guessed = surest = 0.0
-    if early is not None:
-        per_token = int(uses[0].sum())
-        guessed = _right(uses, early, per_token)
-        surest = _right(uses, early, math.ceil(SURE * per_token))
     return replace(
         record_of_uses(uses, active=float(uses.mean()), rank=0),
         uses=tuple(uses.mean(axis=0).tolist()),
-        guessed=guessed,
-        surest=surest,
+        guessed=0.0 if named is None else float((uses & named).sum() / named.sum()),
+        surest=0.0 if surest is None else float((uses & surest).sum() / surest.sum()),
     )
-
-
-def _right(uses: BoolArray, early: Float32Array, n: int) -> float:
-    """The share of the ``n`` largest scores of each token that belong to experts it used."""
-    return float((uses & largest(early, n)).sum() / (n * len(uses)))
-
-
-def largest(scores: Float32Array, n: int) -> BoolArray:
-    """Which of the scores are among the n largest of their row, in the shape of ``scores``."""
-    least = np.partition(scores, -n, axis=1)[:, -n, None]
-    return scores >= least

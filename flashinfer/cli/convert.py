@@ -35,8 +35,8 @@ def main(args: Namespace) -> None:
             args.activation, args.low_disk, notes.append,
         )  # fmt: skip
     with Bundle(args.destination) as bundle:
-        name, sparse = bundle.ffn_format.name, bundle.config.sparse
-        activation, experts = bundle.config.activation, bundle.config.experts
+        name, sparse = bundle.ffn_formats, bundle.config.sparse
+        activation, experts = bundle.config.activations, bundle.config.mixture
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
     for line in [*notes, *requantised(args)]:
         print(line, file=sys.stderr)

@@ -40,7 +40,7 @@ def main(args: Namespace) -> None:
     ):
         nats, count = evaluate(model, ids, progress)
         figures = {
-            "neurons": model.plan.neurons,
+            "neurons": model.plan.mode,
             "sparsity": model.stats.as_dict()["sparsity"],
             "tokens": count,
             "nats_per_token": nats,

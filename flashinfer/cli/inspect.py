@@ -1,6 +1,8 @@
 """Show what a bundle holds, what stays in DRAM and what streams, and its calibration."""
 
 from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from flashinfer.cli.common import open_bundle, write_json
@@ -9,6 +11,7 @@ from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.calibration import Calibration, LayerCalibration
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import printable
+from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.plan.plan import Plan, unit_name
 
 __all__ = ["add_arguments", "main"]  # the arguments are those of plan
@@ -26,50 +29,71 @@ def main(args: Namespace) -> None:
 
 def describe(bundle: Bundle) -> JsonObject:
     """The figures of a bundle, for people and --json."""
+    layers = range(bundle.config.num_hidden_layers)
     return {
         "model": str(bundle.path),
         "bytes": bundle.file.size,
-        "number_format": bundle.ffn_format.name,
+        "number_format": bundle.ffn_formats,
         "config": asdict(bundle.config),
         "source": bundle.source,
         "bytes_by_role": bytes_by_role(bundle),
-        "bundle_bytes": bundle.tensors["layers.0.ffn.bundles"].row_bytes,
-        "unit_bytes": bundle.unit_bytes,
+        "bundle_bytes": [bundle.bundles(layer).row_bytes for layer in layers],
+        "unit_bytes": [bundle.unit_bytes(layer) for layer in layers],
         "calibration": bundle.calibration and bundle.calibration.as_json(),
     }
 
 
 def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
     """The figures, for people."""
-    config, experts = figures["config"], ""
-    if config["experts"]:
-        experts = f" in {config['experts']} experts, {config['experts_per_token']} of them a token"
+    config = bundle.config
+    neurons = by_layers(neurons_of(layer.ffn) for layer in config.layers)
+    heads = by_layers(f"{layer.attention.num_attention_heads} heads" for layer in config.layers)
     print(
         f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, "
         f"{figures['number_format']}\n"
-        f"{config['num_hidden_layers']} layers, hidden size {config['hidden_size']}, "
-        f"{config['d_ffn']} neurons a layer{experts}, {config['num_attention_heads']} heads, "
-        f"{config['vocab_size']} tokens, positions up to {config['max_position_embeddings']}\n"
+        f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{neurons}, {heads}, {config.vocab_size} tokens, "
+        f"positions up to {config.max_position_embeddings}\n"
     )
     print_memory(plan, figures["bytes_by_role"])
     window = plan.window or plan.affords
+    sizes = zip(config.layers, figures["unit_bytes"], strict=True)
+    chosen = {f"{size:,}" for layer, size in sizes if plan.chooses(layer.ffn)}
+    unit_bytes = " or ".join(sorted(chosen)) or f"{figures['unit_bytes'][0]:,}"
     print(
-        f"\nneurons: {plan.neurons}; each {unit_name(plan.neurons)} is "
-        f"{figures['unit_bytes']:,} bytes; cache: "
-        f"{plan.policy}" + (f", rows for a window of {window} tokens" if window else "")
+        f"\nneurons: {plan.mode}; each {unit_name(plan.mode)} is {unit_bytes} bytes; cache: "
+        f"{plan.policy}" + (f", slots for a window of {window} tokens" if window else "")
     )
     calibration = bundle.calibration
-    if calibration is None and experts and not bundle.config.sparse:
+    if calibration is None and config.mixture and not config.sparse:
         print("calibration: none; flashinfer calibrate finds which experts a text uses")
-    elif calibration is None and not bundle.config.sparse:
+    elif calibration is None and not config.sparse:
         print(
-            f"calibration: none; {bundle.config.activation} leaves no neuron silent, flashinfer "
+            f"calibration: none; {config.activations} leaves no neuron silent, flashinfer "
             "calibrate --target-sparsity SHARE takes some as silent"
         )
     elif calibration is None:
         print("calibration: none; flashinfer calibrate finds which neurons fire")
     else:
         print_calibration(calibration)
+
+
+def neurons_of(ffn: FFNConfig) -> str:
+    """A layer's neurons and experts, for people."""
+    if not ffn.router:
+        return f"{ffn.neurons} neurons a layer"
+    return (
+        f"{ffn.neurons} neurons a layer in {ffn.experts} experts, "
+        f"{ffn.router.experts_per_token} of them a token"
+    )
+
+
+def by_layers(descriptions: Iterable[str]) -> str:
+    """What all layers are, or what how many of them are."""
+    counts = Counter(descriptions)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{what} ({n} layers)" for what, n in counts.items())
 
 
 def print_calibration(calibration: Calibration) -> None:

@@ -6,16 +6,23 @@ from dataclasses import asdict
 from flashinfer.cli.common import add_json, positive, write_json
 from flashinfer.cli.model_options import add_model_arguments, options_of
 from flashinfer.formats.bounded_json import JsonObject
-from flashinfer.formats.bundle.layout import ATTENTION, EMBEDDING, FFN, HEAD, PREDICTOR, SMALL
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError, printable
+from flashinfer.formats.tensors import (
+    ATTENTION,
+    EMBEDDING,
+    FFN,
+    HEAD,
+    PREDICTOR,
+    ROLES,
+    SMALL,
+    Role,
+)
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.plan import Plan, unit_name
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.setup import Setup, opened, prepare
-
-ROLES = (SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,7 +60,7 @@ def prepared(bundle: Bundle, args: Namespace) -> Setup:
     return setup
 
 
-def bytes_by_role(bundle: Bundle) -> dict[str, int]:
+def bytes_by_role(bundle: Bundle) -> dict[Role, int]:
     """{role: bytes in the file}."""
     sizes = dict.fromkeys(ROLES, 0)
     for spec in bundle.specs:
@@ -61,7 +68,7 @@ def bytes_by_role(bundle: Bundle) -> dict[str, int]:
     return sizes
 
 
-def print_memory(plan: Plan, sizes: dict[str, int]) -> None:
+def print_memory(plan: Plan, sizes: dict[Role, int]) -> None:
     """Print what stays in DRAM; sizes: ``bytes_by_role``."""
     stays = {
         "norms, biases": (plan.small, sizes[SMALL]),
@@ -83,13 +90,13 @@ def print_memory(plan: Plan, sizes: dict[str, int]) -> None:
 def print_cost(cost: Cost, figures: JsonObject, profile: Profile) -> None:
     """Print the bytes and the time of a token, by part."""
     plan = figures["plan"]
-    unit = unit_name(plan["neurons"])
+    unit = unit_name(plan["mode"])
     notes = [f"{figures['threads']} threads", f"cache: {plan['policy']}"]
     if unit == "neuron":
         notes.append(f"neurons up to {figures['gap_bytes']:,} bytes apart are read as one")
     if cost.requests:
-        ahead = {0.0: "none", 1.0: "all"}.get(plan["ahead"], "the surest half")
-        notes.append(f"read ahead: {ahead} of the {unit}s guessed")
+        share = {0.0: "none", 1.0: "all"}.get(plan["prefetch"], "the surest half")
+        notes.append(f"prefetched: {share} of the {unit}s guessed")
     print(
         f"\non {printable(profile.name)} ({printable(profile.note)})\n{'; '.join(notes)}\n\n"
         "a token                      read         time"

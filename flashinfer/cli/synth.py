@@ -55,10 +55,11 @@ def main(args: Namespace) -> None:
             args.dense_dtype,
             args.repeated,
         )
-    record, model = calibration.recorded[0], model_config(config)
-    if model.experts:
+    found = zip(calibration.layers, model_config(config).layers, strict=True)
+    record, ffn = next((record, layer.ffn) for record, layer in found if record)
+    if ffn.router:
         print(
-            f"{args.destination}: {model.experts_per_token} of {model.experts} experts for a "
+            f"{args.destination}: {ffn.router.experts_per_token} of {ffn.experts} experts for a "
             f"token; five tokens need {record.window_rows[4]:.0f} of them a layer",
             file=sys.stderr,
         )
@@ -66,7 +67,7 @@ def main(args: Namespace) -> None:
         print(
             f"{args.destination}: {100 * record.active:.1f} % of the neurons fire for a token, "
             f"{100 * record.predicted:.1f} % are predicted; five tokens need "
-            f"{record.window_rows[4]:.0f} of {model.d_ffn} neurons a layer",
+            f"{record.window_rows[4]:.0f} of {ffn.neurons} neurons a layer",
             file=sys.stderr,
         )
     write_json(args.json, {"config": config, "calibration": calibration.as_json()})

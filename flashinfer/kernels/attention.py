@@ -14,7 +14,7 @@ def attention(
     keys: AnyArray,
     values: AnyArray,
     start: int,
-    window: int = 0,
+    window: int | None = None,
     bias: Float32Array | None = None,
     cap: float = 0.0,
     sinks: Float32Array | None = None,
@@ -24,7 +24,7 @@ def attention(
     q       (T, H, w), already scaled
     keys, values  (G, context, w) float32 or float16, filled up to position start + T; each of the
             G heads is shared by H / G neighbouring heads of q
-    window  the last tokens that each token sees, itself included; 0: all
+    window  the last tokens that each token sees, itself included; None: all
     cap     scores become cap tanh(score / cap), config.LEAST_CAP to MOST_CAP; 0: they stay
     bias    (H, context), added to the scores of each position
     sinks   (H,): a learned extra softmax logit of each head (attention sink)
@@ -35,7 +35,7 @@ def attention(
     groups = q.reshape(tokens, len(keys), heads // len(keys), width)
     for t in range(tokens):
         n = start + t + 1
-        first = max(0, n - window) if window else 0
+        first = 0 if window is None else max(0, n - window)
         scores = np.einsum("ghw,gpw->ghp", groups[t], keys[:, first:n].astype(np.float32))
         if cap:
             activate(scores, "cap", cap)

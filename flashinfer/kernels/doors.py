@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, BoolArray, Int64Array
-from flashinfer.formats.config import LEAST_CAP, MOST_CAP
+from flashinfer.formats.layers.attention import LEAST_CAP, MOST_CAP
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 from flashinfer.kernels.activations import ACTIVATIONS
 
@@ -135,7 +135,7 @@ def attention(
     keys: Any,
     values: Any,
     start: Any,
-    window: Any = 0,
+    window: Any = None,
     bias: Any = None,
     cap: Any = 0.0,
     sinks: Any = None,
@@ -155,7 +155,8 @@ def attention(
             "equally many share each key, are needed"
         )
     whole("start", start, 0, context - tokens)
-    whole("window", window, 0, MOST)
+    if window is not None:
+        whole("window", window, 1, MOST)
     number("cap", cap, 0.0)
     if cap:
         _cap(cap)
@@ -242,7 +243,8 @@ def place(
             f"{len(slot_of)} neurons and {len(priority)} priorities"
         )
     whole("token", token, 0, MOST)
-    whole("window", window, 1, MOST)
+    if window is not None:
+        whole("window", window, 1, MOST)
     whole("used", used, 0, capacity)
     if len(neurons) > capacity:
         raise ValueError(f"{len(neurons)} neurons do not fit the cache's {capacity} slots")

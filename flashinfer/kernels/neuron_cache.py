@@ -92,7 +92,7 @@ def _in_best_groups(
 def place(
     neurons: Int32Array,
     token: int,
-    window: int,
+    window: int | None,
     slot_of: Int32Array,
     neuron_at: Int32Array,
     last_used: Int64Array,
@@ -103,7 +103,7 @@ def place(
 
     neurons    (n,) ascending
     token      the number of the current token
-    window     tokens whose neurons stay
+    window     tokens whose neurons stay; None: none leaves before its slot is needed
     slot_of    (d_ffn,): the slot that holds each neuron, or -1
     neuron_at  (capacity,): the neuron in each slot, or -1
     last_used  (capacity,): the token that used each slot last
@@ -120,7 +120,9 @@ def place(
 
     # The misses may take the slots of neurons that left the window. Where these and the unused
     # slots do not suffice, the neurons of least priority are evicted, too.
-    kept = last_used[:used] > token - window
+    kept = np.ones(used, dtype=bool)
+    if window is not None:
+        kept = last_used[:used] > token - window
     free = np.flatnonzero(~kept).astype(np.int32)
     short = len(misses) - (len(neuron_at) - used) - len(free)
     if short > 0:

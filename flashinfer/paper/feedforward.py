@@ -18,7 +18,7 @@ from flashinfer.paper.selection import Selection
 from flashinfer.paper.streamed import Streamed
 from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.paper.waves import Waves
-from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, way_to_run
+from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, Residence, way_to_run
 from flashinfer.paper.whole import Whole
 
 
@@ -125,11 +125,19 @@ class FeedForward:
     def way(self, selection: Selection, tokens: int) -> str:
         """How this layer runs for so many tokens: see ways.py."""
         cache, units = self.store.cache, selection.units
-        return way_to_run(
-            whole=self.whole.offsets is not None, chosen=self.predictor is not None,
-            units=self.store.units.rows, slots=cache.capacity,
-            unit_neurons=len(self.store.inside), tokens=tokens, used=len(units),
-            missing=lambda: float(np.count_nonzero(cache.slot_of[units] < 0)),
+
+        def missing() -> float:
+            return float(np.count_nonzero(cache.slot_of[units] < 0))
+
+        return way_to_run(self.residence, tokens, len(units), missing)
+
+    @property
+    def residence(self) -> Residence:
+        """What of this layer is in DRAM."""
+        cache, store = self.store.cache, self.store
+        return Residence(
+            self.predictor is not None, store.units.rows, len(store.inside), cache.capacity,
+            self.whole.offsets is not None, cache.borrowed,
         )  # fmt: skip
 
     def streams(self) -> tuple[Stream, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from flashinfer.formats.arrays import Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 
-IO = ("auto", "io_uring", "threads", "buffered")
+Engine = Literal["auto", "io_uring", "threads", "buffered"]
+IO: tuple[Engine, ...] = get_args(Engine)
 IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
 MERGED_BYTES = 256 << 10  # the most that neighbours merge to
@@ -77,7 +78,7 @@ class Flash:
                 and the others in ``reads`` reads
     """
 
-    def __init__(self, path: Path | str, io: str = "auto", gap_bytes: int = GAP_BYTES) -> None:
+    def __init__(self, path: Path | str, io: Engine = "auto", gap_bytes: int = GAP_BYTES) -> None:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
         self.path, self.bytes_read, self.bytes_streamed, self.reads = path, 0, 0, 0
@@ -91,7 +92,7 @@ class Flash:
             os.close(self.fd)
             raise
 
-    def _open(self, io: str) -> tuple[int, int]:
+    def _open(self, io: Engine) -> tuple[int, int]:
         """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
         if io != "buffered" and hasattr(os, "O_DIRECT"):
             try:
@@ -117,7 +118,7 @@ class Flash:
         except OSError as error:
             raise FormatError(f"{self.path}: {error.strerror}") from None
 
-    def _reader(self, io: str) -> tuple[str, Any]:
+    def _reader(self, io: Engine) -> tuple[str, Any]:
         """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
         if self.alignment == 1:
             return "buffered", kernels.Reader(self.fd, IO_THREADS)
@@ -146,10 +147,10 @@ class Flash:
         end = -(-(offset + length) // self.alignment) * self.alignment
         return start, end - start, offset - start
 
-    def row_stride(self, row_bytes: int) -> int:
-        """Room for the span of any row of a tensor (tensors begin on a page)."""
-        worst_skip = self.alignment - np.gcd(row_bytes, self.alignment)
-        return int(-(-(worst_skip + row_bytes) // self.alignment) * self.alignment)
+    def slot_bytes(self, unit_bytes: int) -> int:
+        """Room for the span of any unit of a layer, whose first one begins on a page."""
+        worst_skip = self.alignment - np.gcd(unit_bytes, self.alignment)
+        return int(-(-(worst_skip + unit_bytes) // self.alignment) * self.alignment)
 
     def submit(
         self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
@@ -243,7 +244,7 @@ class Flash:
         As many rows at a time as ``buffer`` holds, each by a read of its own.
         """
         self._drop_early()
-        stride = self.row_stride(tensor.row_bytes)
+        stride = self.slot_bytes(tensor.row_bytes)
         room = len(buffer) // stride
         for position in range(0, len(rows), room):
             chosen = np.asarray(rows[position : position + room], dtype=np.int64)

@@ -3,6 +3,8 @@
 Of a mixture of experts each "neuron" here is one expert: what is read and kept as one.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -10,18 +12,19 @@ from flashinfer import kernels
 from flashinfer.formats.arrays import BoolArray, Float64Array, Int32Array, UInt8Array
 from flashinfer.paper.selection import Selection
 
-UNLIMITED = 1 << 60  # a window that nothing leaves: rows are kept until they are needed
+NEVER = -(1 << 60)  # used by no token: left every window
 
 # What makes room when rows are short. "window" is the paper's: a neuron leaves when the last K
 # tokens did not use it. "lru" fills the budget instead, and the least lately used leaves first.
 # "frecency" also weighs how often: each use counts, half as much for every HALF_LIFE tokens since.
-POLICIES = ("frecency", "lru", "window")
+Policy = Literal["frecency", "lru", "window"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 HALF_LIFE = 16.0
 NONE = np.empty(0, dtype=np.int32)
 MOST_DOUBLINGS = 512  # a float64 has room for 1023: for a prompt and for sums of uses, too
 
 
-def default_policy(window: int | None) -> str:
+def default_policy(window: int | None) -> Policy:
     """The policy where none is named: a window that is asked for means the paper's."""
     return "window" if window else "frecency"
 
@@ -44,12 +47,12 @@ class NeuronCache:
         neurons: int,
         memory: UInt8Array,
         stride: int,
-        policy: str,
+        policy: Policy,
         window: int | None = None,
         borrowed: bool = False,
     ) -> None:
         self.borrowed = borrowed
-        self.memory, self.stride, self.window = memory, stride, window or UNLIMITED
+        self.memory, self.stride, self.window = memory, stride, window
         self.capacity = min(neurons, len(memory) // stride)
         self.rows = memory[: self.capacity * stride].reshape(self.capacity, stride)
         self.used = 0
@@ -84,9 +87,9 @@ class NeuronCache:
             values = values.copy()
             values[wrong] = np.inf
         slots, misses = self._place(neurons, token, values)
-        if self.window != UNLIMITED:  # no token uses the wrong: with the next one they leave
+        if self.window is not None:  # no token uses the wrong: with the next one they leave
             rows = self.slot_of[wrong]
-            self.last_used[rows[rows >= 0]] = -UNLIMITED
+            self.last_used[rows[rows >= 0]] = NEVER
         right = len(guessed) - len(wrong)
         self.guesses += len(guessed)
         self.right_guesses += right
@@ -97,7 +100,7 @@ class NeuronCache:
     def leaves_guesses(self, neurons: Int32Array) -> bool:
         """Whether ``place`` of these would leave the rows alone that are being read ahead."""
         room = len(neurons) + len(self.guessed) <= self.capacity
-        return room and self.window == UNLIMITED
+        return room and self.window is None
 
     def place_ahead(
         self, neurons: Int32Array, kept: Int32Array, token: int
@@ -111,7 +114,7 @@ class NeuronCache:
         if kept is not neurons:
             union = np.union1d(neurons, kept[self.slot_of[kept] >= 0])
             neurons = union if len(union) <= self.capacity else neurons
-        held = neurons[self.slot_of[neurons] >= 0] if self.window != UNLIMITED else NONE
+        held = neurons[self.slot_of[neurons] >= 0] if self.window is not None else NONE
         uses = self.last_used[self.slot_of[held]]
         slots, misses = self._place(neurons, token, self.priority.values)
         self.last_used[self.slot_of[held]] = uses  # a guess is no use
@@ -146,7 +149,7 @@ class NeuronCache:
 
     def used_at(self, slots: Int32Array, token: int, last: Int32Array) -> None:
         """Which token used these rows last, counted from ``token`` on: (n,) each."""
-        if self.window != UNLIMITED:
+        if self.window is not None:
             self.last_used[slots] = token + last
 
 
@@ -158,7 +161,7 @@ class Priority:
     weighing a value is the number of the last use, from 1 on. 0: never used.
     """
 
-    def __init__(self, neurons: int, policy: str) -> None:
+    def __init__(self, neurons: int, policy: Policy) -> None:
         self.half_life = HALF_LIFE if policy == "frecency" else 0.0
         self.values = np.zeros(neurons)
         self.begin = 0  # the token whose use counts 1

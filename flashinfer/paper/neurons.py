@@ -4,7 +4,7 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8Array
-from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import NumberFormat
 from flashinfer.paper.selection import Selection
 
@@ -16,6 +16,13 @@ def neurons_of(units: AnyArray, each: int) -> AnyArray:
     return (units[:, None] * np.int64(each) + np.arange(each)).ravel()
 
 
+def working_bytes(config: FFNConfig) -> int:
+    """Bytes of activations that a token takes on its way through a layer's FFN."""
+    # Experts come one by one; else all neurons' activations are there at once.
+    active = config.unit_neurons if config.reads_experts else config.neurons
+    return (24 if config.gated else 16) * (active + config.shared_d_ffn)
+
+
 class Neurons:
     """The arithmetic of an FFN: y = down(a) + down_bias, where a neuron's
 
@@ -25,15 +32,15 @@ class Neurons:
     It is given in units: of one neuron each, or of a mixture's expert, whose neurons lie side by
     side.
 
-    config  ModelConfig; format: the bundles' NumberFormat
-    biases  {"gate", "up": (d_ffn,), "down": (d_model,) or, of experts, (experts, d_model)
+    config  FFNConfig; format: the bundles' NumberFormat
+    biases  {"gate", "up": (neurons,), "down": (d_model,) or, of experts, (experts, d_model)
             float32, or None}
     cut     ("cats", 0.1): what a model that has no silent neurons takes as silent; None: nothing
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: FFNConfig,
         format: NumberFormat,
         biases: dict[str, Float32Array | None],
         cut: tuple[str, float] | None = None,
@@ -94,7 +101,7 @@ class Neurons:
         config, (method, cut) = self.config, self.cut or (None, 0.0)
         a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
         shut = a <= cut if method == "threshold" else None
-        if config.limit:
+        if config.limit is not None:
             np.minimum(a, config.limit, out=a)
         kernels.activate(a, config.activation, config.threshold)
         if method == "cats":
@@ -140,7 +147,7 @@ class Neurons:
 
     def _up(self, up: Float32Array) -> Float32Array:
         """What a gate is multiplied with, of up . x + its bias."""
-        if self.config.limit:
+        if self.config.limit is not None:
             np.clip(up, -self.config.limit, self.config.limit, out=up)
             up += 1
         return np.maximum(up, 0, out=up) if self.config.up_relu else up
@@ -162,7 +169,7 @@ class Neurons:
         bias = self.biases["down"]
         if bias is None:
             return
-        if not self.config.experts:
+        if not self.config.router:
             y += bias
         elif selection.indptr is None:
             for unit, weight in zip(selection.units, selection.weights, strict=True):

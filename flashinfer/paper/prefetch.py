@@ -7,8 +7,7 @@ from flashinfer.paper.flash import Submitted
 from flashinfer.paper.interfaces import Chooser
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.unit_store import UnitStore
-from flashinfer.paper.ways import may_prefetch, prefetch_fits
-from flashinfer.paper.whole import Whole
+from flashinfer.paper.ways import Residence, may_prefetch, prefetch_fits
 
 
 class Guessed(Protocol):
@@ -17,7 +16,10 @@ class Guessed(Protocol):
     neurons: Neurons
     predictor: Chooser | None
     store: UnitStore
-    whole: Whole
+
+    @property
+    def residence(self) -> Residence:
+        """What of the layer is in DRAM."""
 
 
 class Prefetch:
@@ -40,14 +42,11 @@ class Prefetch:
         the layers still to come before it added nothing.
         """
         cache, predictor = ffn.store.cache, ffn.predictor
-        if not cache.guesses_pay or not may_prefetch(
-            whole=ffn.whole.offsets is not None, chosen=predictor is not None,
-            borrowed=cache.borrowed, in_dram=predictor is not None and predictor.in_dram,
-            share=self.share,
-        ):  # fmt: skip
+        in_dram = predictor is not None and predictor.in_dram
+        if not (cache.guesses_pay and may_prefetch(ffn.residence, in_dram, self.share)):
             return
         units, kept = predictor.early(x, residual, self.share)
-        if prefetch_fits(len(units), ffn.neurons.config.experts_per_token, cache.capacity):
+        if prefetch_fits(len(units), ffn.neurons.config.routed_units, cache.capacity):
             ffn.store.settled = False
             self.reads = ffn.store.submit(*cache.place_ahead(units, kept, token))
 

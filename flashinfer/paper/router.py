@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import Float32Array, Int32Array
+from flashinfer.formats.arrays import BoolArray, Float32Array, Int32Array
+from flashinfer.formats.layers.ffn import RouterConfig
 from flashinfer.paper.interfaces import Stream
 from flashinfer.paper.neurons import neurons_of
 from flashinfer.paper.predictor import Predictor
@@ -16,32 +17,51 @@ SURE = 0.5  # of an early guess of experts, where only the surest are to be read
 
 
 class Router:
-    """A mixture of experts' own choice: for each token those of the largest weight . x.
+    """A mixture of experts' own choice for each token, by the scores weight . x + bias.
 
-    weight      weights.Resident (experts, d_model); bias (experts,) float32, or None
-    per_token   how many are chosen
-    normalised  their weights, by a softmax over all experts, are made to add up to 1
+    weight  weights.Resident (experts, d_model)
+    bias, choice_bias  (experts,) float32, or None
     """
 
     in_dram = True
 
     def __init__(
-        self, weight: Any, bias: Float32Array | None, per_token: int, normalised: bool
+        self,
+        config: RouterConfig,
+        weight: Any,
+        bias: Float32Array | None,
+        choice_bias: Float32Array | None,
     ) -> None:
-        self.weight, self.bias = weight, bias
-        self.per_token, self.normalised = per_token, normalised
+        self.config, self.weight = config, weight
+        self.bias, self.choice_bias = bias, choice_bias
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token: nothing."""
         return ()
 
     def scores(self, x: Float32Array) -> Float32Array:
-        """x (T, d_model) -> (T, experts) float32: the largest are chosen."""
+        """x (T, d_model) -> (T, experts) float32."""
         return self.weight.linear(x, self.bias)
+
+    def choose(self, scores: Float32Array, n: int) -> tuple[Int32Array, Float32Array]:
+        """scores (T, experts) -> the n experts of each token, ascending (T, n), their weights."""
+        config = self.config
+        return kernels.route(
+            scores, n, config.normalised, config.scoring, self.choice_bias, config.groups,
+            config.groups_kept, config.scale, config.group_by,
+        )  # fmt: skip
 
     def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """x (T, d_model) -> the Selection of the experts, with their weights."""
-        return Selection.of_choices(*kernels.route(self.scores(x), self.per_token, self.normalised))
+        return Selection.of_choices(*self.choose(self.scores(x), self.config.experts_per_token))
+
+    def named(self, x: Float32Array, share: float = 1.0) -> BoolArray:
+        """x (T, d_model) -> (T, experts) bool: those that it chooses, the surest ``share``."""
+        scores = self.scores(x)
+        chosen, _ = self.choose(scores, math.ceil(self.config.experts_per_token * share))
+        named = np.zeros(scores.shape, dtype=bool)
+        np.put_along_axis(named, chosen, True, axis=1)
+        return named
 
     def weights(self, x: Float32Array) -> Float32Array:
         """What each expert counts for each token (T, experts) float32: 0 where it is not chosen."""
@@ -61,10 +81,10 @@ class Router:
         yet: of those that it would choose the surest ``share``, as a wrong read costs megabytes;
         more than it would choose may still be chosen.
         """
-        order = np.argsort(-self.scores(x)[0], kind="stable").astype(np.int32)
-        surest = order[: math.ceil(self.per_token * share)]
-        likely = order[: self.per_token * 3 // 2]
-        return np.sort(surest), np.sort(likely)
+        scores, per_token = self.scores(x), self.config.experts_per_token
+        surest, _ = self.choose(scores, math.ceil(per_token * share))
+        likely, _ = self.choose(scores, min(per_token * 3 // 2, self.config.reach))
+        return surest[0], likely[0]
 
 
 class RoutedPredictor(Predictor):

@@ -37,8 +37,9 @@ class Streamed:
     def _keep(self, selection: Selection, now: int, token: int) -> tuple[Int32Array, Int32Array]:
         """(neurons, their slots) that the cache would hold, had the tokens come one by one."""
         cache = self.store.cache
-        used_at = token + selection.last.astype(np.int64)
-        kept = used_at > now - cache.window
+        kept = np.ones(len(selection.units), dtype=bool)
+        if cache.window is not None:
+            kept = token + selection.last.astype(np.int64) > now - cache.window
         if cache.capacity:
             kept &= cache.affords(selection.units)
         else:

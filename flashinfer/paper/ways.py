@@ -1,6 +1,7 @@
 """How a layer runs: the one place where that is chosen, for the engine and for the cost model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
 # faster than reading most of it in small ones.
@@ -10,57 +11,61 @@ WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
 WHOLE, STREAMED, CACHED, WAVES = "whole", "streamed", "cached", "waves"
 
 
-def way_to_run(
-    *,
-    whole: bool,
-    chosen: bool,
-    units: int,
-    slots: int,
-    unit_neurons: int,
-    tokens: int,
-    used: float,
-    missing: Callable[[], float],
-) -> str:
+@dataclass(frozen=True)
+class Residence:
+    """What of a layer is in DRAM.
+
+    chosen        a predictor or a router chooses units; else all of them are used
+    units         of the layer; unit_neurons: of each unit
+    slots         of its neuron cache, which are other layers' as well where they are ``borrowed``
+    whole         every unit is in DRAM and stays there
+    """
+
+    chosen: bool
+    units: int
+    unit_neurons: int
+    slots: int
+    whole: bool = False
+    borrowed: bool = False
+
+
+def way_to_run(layer: Residence, tokens: int, used: float, missing: Callable[[], float]) -> str:
     """WHOLE, STREAMED, CACHED or WAVES.
 
-    whole    every unit is in DRAM and stays there
-    chosen   a predictor or a router chose units; else all of them are used
-    units    of the layer; slots: of its neuron cache; unit_neurons: of each unit
     tokens   that are computed together; used: units that they use
     missing  a function without arguments: how many of these are not in the cache
     """
-    if whole:
+    if layer.whole:
         return WHOLE
-    if not chosen:
+    if not layer.chosen:
         return STREAMED
     # An expert is multiplied with its own tokens only, one expert after the other.
-    one_by_one = unit_neurons > 1 and tokens > 1
-    if tokens > 1 and unit_neurons == 1 and missing() > STREAM_SHARE * units:
+    one_by_one = layer.unit_neurons > 1 and tokens > 1
+    if tokens > 1 and layer.unit_neurons == 1 and missing() > STREAM_SHARE * layer.units:
         return STREAMED
-    return CACHED if used <= slots and not one_by_one else WAVES
+    return CACHED if used <= layer.slots and not one_by_one else WAVES
 
 
-def wave_size(slots: int, unit_neurons: int, stride: int) -> tuple[int, bool]:
+def wave_size(slots: int, unit_neurons: int, slot_bytes: int) -> tuple[int, bool]:
     """(units of a wave, whether one wave is read while the one before it is computed).
 
-    stride  bytes of a slot
+    slot_bytes  bytes of a slot
     """
     size = max(1, slots // 2)
     if unit_neurons > 1:
-        size = min(size, max(1, WAVE_BYTES // stride))
+        size = min(size, max(1, WAVE_BYTES // slot_bytes))
     return size, 2 * size <= slots
 
 
-def may_prefetch(*, whole: bool, chosen: bool, borrowed: bool, in_dram: bool, share: float) -> bool:
+def may_prefetch(layer: Residence, in_dram: bool, share: float) -> bool:
     """Whether a layer's units may be read before its turn.
 
-    borrowed  its slots are other layers' as well
-    in_dram   what guesses is in DRAM; else it would be streamed twice
-    share     of what is guessed, that the plan has read before its turn
+    in_dram  what guesses is in DRAM; else it would be streamed twice
+    share    of what is guessed, that the plan has read before its turn
     """
-    return chosen and in_dram and share > 0 and not whole and not borrowed
+    return layer.chosen and in_dram and share > 0 and not layer.whole and not layer.borrowed
 
 
-def prefetch_fits(guessed: float, per_token: int, slots: int) -> bool:
-    """Whether the slots hold so many guessed units, and all experts that a token needs."""
-    return max(guessed, per_token) <= slots
+def prefetch_fits(guessed: float, routed: int, slots: int) -> bool:
+    """Whether the slots hold so many guessed units, and all that a router chooses for a token."""
+    return max(guessed, routed) <= slots

@@ -6,7 +6,6 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array, Int64Array
-from flashinfer.paper.neuron_cache import UNLIMITED
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.selection import Selection
 from flashinfer.paper.unit_store import UnitStore
@@ -29,7 +28,7 @@ class Whole:
     def fits(self) -> bool:
         """Whether every unit has a slot, and keeps it."""
         cache = self.store.cache
-        every = cache.capacity == self.store.units.rows and cache.window == UNLIMITED
+        every = cache.capacity == self.store.units.rows and cache.window is None
         return every and not cache.borrowed
 
     def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
-from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR, TensorSpec
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR, Role, TensorSpec
 from flashinfer.paper.ways import (
     CACHED,
     STREAMED,
     WAVES,
     WHOLE,
+    Residence,
     may_prefetch,
     prefetch_fits,
     wave_size,
@@ -22,9 +23,9 @@ from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.plan import Plan, kv_dtype
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.timeline import Timeline
-from flashinfer.transformer.kv_cache import attention_window, kv_bytes
+from flashinfer.transformer.kv_cache import token_bytes
 
-PARTS = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
+PARTS: dict[Role, str] = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
 GUESSED = 0.8  # of what a layer uses is guessed one layer early, where calibration does not say
 
 
@@ -59,25 +60,29 @@ def predict(bundle: Bundle, plan: Plan, profile: Profile, gap_bytes: int, block:
     gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
     """
     token = _Token(bundle, plan, profile, gap_bytes, block)
-    ahead = None
+    early = None
     for number in range(bundle.config.num_hidden_layers):
         token.attention(number)
-        ahead = token.feed_forward(number, ahead)
+        early = token.feed_forward(number, early)
     token.multiply(HEAD)
     return Cost(token.read, token.requests, dict(token.line.seconds))
 
 
 @dataclass
 class _Units:
-    """What a layer's FFN does for a token, the ``way`` that it runs (see ways.py): units used, of
-    them missing; of those prefetched, and beside them wrong ones; seconds of computing."""
+    """What a layer's FFN does for a token, and the ``way`` that it runs (see ways.py).
 
-    used: float
-    slots: int
+    used      units, of which some are missing in the cache; seconds: of computing them
+    right     of those missing the ones that are prefetched; wrong: prefetched and not used
+    """
+
+    layer: int
+    residence: Residence
     way: str
+    used: float
     seconds: float
-    missing: float = 0.0
-    ahead: float = 0.0
+    missing: float
+    right: float = 0.0
     wrong: float = 0.0
 
 
@@ -96,18 +101,14 @@ class _Token:
         self.read = dict.fromkeys(("neurons", *PARTS.values()), 0.0)
         self.requests = 0.0
         self.matrices: dict[
-            tuple[str, int | None], list[TensorSpec]
+            tuple[Role, int | None], list[TensorSpec]
         ] = {}  # {(role, layer): TensorSpecs}, layer None: of the whole model
         for spec in bundle.specs:
             if spec.role in PARTS and len(spec.shape) == 2:
-                layer = None if spec.role == HEAD else int(spec.name.split(".")[1])
-                self.matrices.setdefault((spec.role, layer), []).append(spec)
+                self.matrices.setdefault((spec.role, spec.layer), []).append(spec)
         self.units = [self._units(number) for number in range(self.layers)]
 
-    def _bundles(self, number: int) -> StoredTensor:
-        return self.bundle.tensors[f"layers.{number}.ffn.bundles"]
-
-    def multiply(self, role: str, layer: int | None = None) -> None:
+    def multiply(self, role: Role, layer: int | None = None) -> None:
         """The products with the matrices of a role, streamed where they do not stay."""
         for spec in self.matrices.get((role, layer), ()):
             tensor = self.bundle.tensors[spec.name]
@@ -118,9 +119,10 @@ class _Token:
 
     def _share(self, spec: TensorSpec) -> float:
         """Of a predictor only the rows for the experts that were chosen."""
-        config = self.bundle.config
-        some = config.neurons_apart and spec.name.endswith("predictor.b")
-        return config.experts_per_token / config.experts if some else 1.0
+        router = None if spec.layer is None else self.bundle.config.layers[spec.layer].ffn.router
+        if router is None or not spec.name.endswith("predictor.b"):
+            return 1.0
+        return router.experts_per_token / router.experts
 
     def _stream(self, tensor: StoredTensor, part: str, read: str, share: float = 1.0) -> None:
         """So much of a tensor, from flash."""
@@ -134,35 +136,35 @@ class _Token:
     def attention(self, number: int) -> None:
         """With half of the context's keys and values."""
         self.multiply(ATTENTION, number)
-        config, seen = self.bundle.config, self.plan.context // 2
-        seen = min(seen, attention_window(config, number) or seen)
-        cached = 2 * kv_bytes(config, seen, kv_dtype(self.bundle).itemsize)
+        config, seen = self.bundle.config.layers[number].attention, self.plan.context // 2
+        seen = min(seen, config.attention_window or seen)
+        cached = 2 * seen * token_bytes(config, kv_dtype(self.bundle).itemsize)
         self.line.compute("attention", cached / self.profile.dram)
 
     def prefetch(self, number: int) -> float | None:
         """Begin the reads that a layer's guess asks for; when they are done, or None."""
         units = self.units[number] if number < self.layers else None
-        if units is None or units.ahead == 0:
+        if units is None or units.right == 0:
             return None
         self._predict(number)
         self.line.compute("the rest", self.profile.cached / 2)
-        return self._submit(units.ahead + units.wrong)
+        return self._submit(units, units.right + units.wrong)
 
     def _predict(self, number: int) -> None:
-        if self.plan.neurons == "predicted":
+        if self.plan.mode == "predicted":
             self.multiply(PREDICTOR, number)
 
-    def feed_forward(self, number: int, ahead: float | None) -> float | None:
-        """A layer's FFN; ahead: when what was prefetched for it is done, or None. Returns that
+    def feed_forward(self, number: int, early: float | None) -> float | None:
+        """A layer's FFN; early: when what was prefetched for it is done, or None. Returns that
         of the next layer."""
         line, units = self.line, self.units[number]
         self._predict(number)
         if units.way == CACHED:
-            line.compute("the rest", self.profile.cached / (1 if ahead is None else 2))
-            late = units.missing - units.ahead
-            done = self._submit(late)
+            line.compute("the rest", self.profile.cached / (1 if early is None else 2))
+            late = units.missing - units.right
+            done = self._submit(units, late)
             coming = self.prefetch(number + 1)
-            self._compute(units, (ahead, units.ahead), (done, late))
+            self._compute(units, (early, units.right), (done, late))
             return coming
         coming = self.prefetch(number + 1)
         if units.way == WAVES:
@@ -170,7 +172,7 @@ class _Token:
             return coming
         line.compute("the rest", self.profile.layer)
         if units.way == STREAMED:
-            self._stream(self._bundles(number), "feed-forward", "neurons")
+            self._stream(self.bundle.bundles(number), "feed-forward", "neurons")
         else:
             line.multiply("feed-forward", units.seconds)
         return coming
@@ -178,7 +180,8 @@ class _Token:
     def _compute(self, units: _Units, *reads: tuple[float | None, float]) -> None:
         """Of the units that are there all but the down projection, while others come; of those,
         (when they are there, how many), the same when they are; at last the down projection."""
-        parts, used = self.bundle.config.parts, max(units.used, units.missing, 1e-9)
+        parts = self.bundle.config.layers[units.layer].ffn.parts
+        used = max(units.used, units.missing, 1e-9)
         before = units.seconds * (1 - 1 / parts) / used
         self.line.multiply("feed-forward", before * (used - units.missing))
         for done, n in reads:
@@ -187,60 +190,62 @@ class _Token:
         self.line.multiply("feed-forward", units.seconds / parts)
 
     def _in_waves(self, units: _Units) -> None:
+        layer = units.residence
         size, overlap = wave_size(
-            units.slots, self.bundle.config.unit_neurons, self.bundle.unit_bytes
+            layer.slots, layer.unit_neurons, self.plan.slot_bytes[units.layer]
         )
         waves = max(1, math.ceil(units.used / size))
-        among = self.bundle.config.units / waves  # a wave's lie close together
+        among = layer.units / waves  # a wave's lie close together
         coming = None
         for number in range(waves):
             self.line.compute("the rest", self.profile.cached / 2)  # nothing is prefetched
-            done = self._submit(units.missing / waves, among) if coming is None else coming
+            done = self._submit(units, units.missing / waves, among) if coming is None else coming
             coming = None
             if overlap and number + 1 < waves:
-                coming = self._submit(units.missing / waves, among)
+                coming = self._submit(units, units.missing / waves, among)
             self.line.wait(done)
             self.line.multiply("feed-forward", units.seconds / waves)
 
-    def _submit(self, missing: float, among: float | None = None) -> float:
-        """Begin to read so many units ``among`` these, or a layer's; when they are there."""
-        among = among or self.bundle.config.units
-        nbytes, requests = expected_reads(
-            missing, among, self.bundle.unit_bytes, self.gap_bytes, self.block
-        )
+    def _submit(self, units: _Units, missing: float, among: float | None = None) -> float:
+        """Begin to read so many of a layer's units ``among`` these, or all; when they are there."""
+        among, unit_bytes = among or units.residence.units, self.bundle.unit_bytes(units.layer)
+        nbytes, requests = expected_reads(missing, among, unit_bytes, self.gap_bytes, self.block)
         self.read["neurons"] += nbytes
         self.requests += requests
         return self.line.submit(requests, nbytes)
 
     def _units(self, number: int) -> _Units:
         """The _Units of a layer."""
-        bundle, plan, config = self.bundle, self.plan, self.bundle.config
-        rows, tensor = plan.cache_rows[number], self._bundles(number)
-        chosen = plan.neurons != "dense"
-        calibrated = bundle.record(number) if chosen else None
-        used = (config.experts_per_token if chosen else 0) or config.units
-        if calibrated:
-            used = config.units * calibrated.predicted
-        missing = used * (1 - rows / config.units)
-        if calibrated:
-            missing = misses(calibrated, plan, rows, config.units)
-        way = way_to_run(
-            whole=rows == config.units and plan.window is None, chosen=chosen, units=config.units,
-            slots=rows or plan.shared_rows, unit_neurons=config.unit_neurons, tokens=1, used=used,
-            missing=lambda: missing,
-        )  # fmt: skip
-        seconds = used * bundle.unit_bytes / self.profile.sparse[tensor.format.name]
+        bundle, plan, ffn = self.bundle, self.plan, self.bundle.config.layers[number].ffn
+        residence, tensor = self._residence(number), bundle.bundles(number)
+        chosen, slots = residence.chosen, plan.slots[number]
+        record = bundle.record(number) if chosen else None
+        used: float = (ffn.routed_units if chosen else 0) or ffn.units
+        if record:
+            used = ffn.units * record.predicted
+        missing = used * (1 - slots / ffn.units)
+        if record:
+            missing = misses(record, plan, slots, ffn.units)
+        way = way_to_run(residence, 1, used, lambda: missing)
+        seconds = used * bundle.unit_bytes(number) / self.profile.sparse[tensor.format.name]
         if way == WHOLE and not chosen:
             seconds = self._linear(tensor)
-        units = _Units(used, rows or plan.shared_rows, way, seconds, missing)
-        guesses = number > 0 and way == CACHED and may_prefetch(
-            whole=False, chosen=chosen, borrowed=rows == 0,
-            in_dram=config.reads_experts or plan.predictor > 0, share=plan.ahead,
-        )  # fmt: skip
-        if guesses and prefetch_fits(used, config.experts_per_token, rows):
-            named, right = missing * plan.ahead, _right(calibrated, plan.ahead)
-            units.ahead, units.wrong = named * right, named * (1 - right)
+        units = _Units(number, residence, way, used, seconds, missing)
+        in_dram = ffn.reads_experts or plan.predictor > 0
+        guesses = number > 0 and way == CACHED and may_prefetch(residence, in_dram, plan.prefetch)
+        if guesses and prefetch_fits(used, ffn.routed_units, slots):
+            named, right = missing * plan.prefetch, _right(record, plan.prefetch)
+            units.right, units.wrong = named * right, named * (1 - right)
         return units
+
+    def _residence(self, number: int) -> Residence:
+        """What of a layer is in DRAM."""
+        plan, ffn = self.plan, self.bundle.config.layers[number].ffn
+        chosen, slots = plan.chooses(ffn), plan.slots[number]
+        whole = slots == ffn.units and (plan.window is None or not chosen)
+        borrowed = chosen and slots == 0
+        slots = plan.shared_slots if borrowed else slots
+        return Residence(chosen, ffn.units, ffn.unit_neurons, slots, whole, borrowed)
 
 
 def _right(calibrated: LayerCalibration | None, share: float) -> float:
@@ -253,10 +258,10 @@ def _right(calibrated: LayerCalibration | None, share: float) -> float:
     return calibrated.surest
 
 
-def misses(calibrated: LayerCalibration, plan: Plan, rows: int, neurons: int) -> float:
-    """Neurons of a layer to read per token, with ``rows`` of them in DRAM."""
+def misses(record: LayerCalibration, plan: Plan, slots: int, units: int) -> float:
+    """Units of a layer to read per token, with ``slots`` of them in DRAM."""
     if plan.window:  # those that a window of one token more would hold, and this one does not
-        needs = calibrated.window_rows
+        needs = record.window_rows
         at = min(plan.window, WINDOWS - 1)
         return needs[at] - needs[at - 1]
-    return float(np.interp(rows / neurons, CAPACITIES, calibrated.misses))
+    return float(np.interp(slots / units, CAPACITIES, record.misses))

@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.kernels.doors import MOST_THREADS
-from flashinfer.paper.flash import IO
-from flashinfer.paper.neuron_cache import POLICIES, default_policy
+from flashinfer.paper.flash import IO, Engine
+from flashinfer.paper.neuron_cache import POLICIES, Policy, default_policy
 from flashinfer.plan import memory
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.threads import threads_to_use
 
-MODES = ("predicted", "dense")  # to ask for; "routed" is what a mixture of experts does
+Mode = Literal["predicted", "dense", "routed"]
+MODES: tuple[Mode, ...] = ("predicted", "dense")  # to ask for; a mixture of experts is routed
 USUAL_CONTEXT = 1024  # tokens, where none is asked for and the model has as many
 
 
@@ -39,11 +42,11 @@ class Options:
 
     memory: int | str | None = None
     window: int | None = None
-    neurons: str | None = None
+    neurons: Mode | None = None
     context: int | None = None
     threads: int | None = None
-    io: str = "auto"
-    cache: str | None = None
+    io: Engine = "auto"
+    cache: Policy | None = None
     device: Profile | Path | str | None = None
     warm: bool | None = None
     logit_rows: int = 1
@@ -73,7 +76,7 @@ class Options:
             raise UserError(f"io {self.io!r} is not one of {', '.join(IO)}")
         if self.cache not in (None, *POLICIES):
             raise UserError(f"cache {self.cache!r} is not one of {', '.join(POLICIES)}")
-        if self.neurons == "predicted" and bundle.config.experts and not sparse:
+        if self.neurons == "predicted" and bundle.config.mixture and not sparse:
             raise UserError(
                 f"{bundle.path}: the router of a mixture of experts knows what to use, nothing is "
                 "predicted; leave --neurons away"
@@ -95,14 +98,21 @@ class Options:
 class Decided:
     """What a plan is made for: Options of which nothing is left to choose.
 
-    budget  bytes of the whole process; mode: "predicted", "dense" or "routed"
-    policy  one of neuron_cache.POLICIES; window: in tokens, None: as many as the plan affords
+    budget   bytes of the whole process; mode: "predicted", "dense" or "routed"
+    context  tokens that the key/value cache holds; threads: that compute
+    policy   which unit makes room, see neuron_cache.POLICIES
+    window   tokens that a unit stays unused; None: as many as the plan affords
+    logit_rows  tokens whose logits are there at a time
     """
 
     budget: int
-    mode: str
+    mode: Mode
     context: int
     threads: int
-    policy: str
+    policy: Policy
     window: int | None
-    logit_rows: int
+    logit_rows: int = 1
+
+    def chooses(self, ffn: FFNConfig) -> bool:
+        """Whether a predictor or a router chooses a layer's units; else all of them are used."""
+        return self.mode == "predicted" or ffn.reads_experts

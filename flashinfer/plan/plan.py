@@ -1,47 +1,52 @@
 """A budget in bytes -> what stays in DRAM, what streams from flash, how large the window is."""
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.bundle.layout import (
+from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.errors import BudgetError
+from flashinfer.formats.tensors import (
     ATTENTION,
     EMBEDDING,
-    FFN,
     HEAD,
     PREDICTOR,
+    ROLES,
     SMALL,
     TensorSpec,
 )
-from flashinfer.formats.bundle.reader import Bundle, StoredTensor
-from flashinfer.formats.errors import BudgetError
+from flashinfer.paper import neurons
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
 from flashinfer.plan.options import Decided
-from flashinfer.plan.row_shares import rows_for, share_rows, window_needs
-from flashinfer.transformer.kv_cache import kept_tokens, kv_bytes, padded_width
+from flashinfer.plan.slot_shares import CachedLayer, cached_layer, nbytes, share_slots
+from flashinfer.transformer import attention
+from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
 
 PAGE = 4096
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
+FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_CHUNK = 8
 STAGED = STAGINGS * STAGING_BYTES
-LEAST_ROWS = 32  # of a layer's neuron cache; fewer would mean very small reads
+LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
 
 
-def unit_name(neurons: str) -> str:
-    """What is read and kept as one, for people, by ``Plan.neurons``."""
-    return "expert" if neurons == "routed" else "neuron"
+def unit_name(mode: str) -> str:
+    """What is read and kept as one, for people."""
+    return "expert" if mode == "routed" else "neuron"
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Decided):
     """What a budget affords; every figure in bytes unless it says otherwise.
 
     base              the process as it was: interpreter, NumPy, the tokenizer where it stays
@@ -49,22 +54,18 @@ class Plan:
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head
     kv_cache          for ``context`` tokens, or those that layers with a window keep of them
-    threads           that compute; logit_rows: tokens whose logits are there at a time
     buffers           tiles of the stream; working: activations of ``chunk`` tokens, the threads'
                       stacks, and where merged reads are staged
-    cache_rows        rows of each layer's neuron cache; shared_rows: those that layers without
-                      any take turns with; cache: bytes of both
-    policy            which neuron makes room, see neuron_cache.POLICIES
-    window            tokens that a neuron stays unused; None: until its row is needed
-    affords           the largest calibrated window, in tokens, that the rows hold; None: unknown
-    ahead             share of what the next layer's early guess names, the surest first, that is
+    chunk             tokens of a prompt that go through a layer together
+    slots             of each layer's neuron cache; shared_slots: those that layers without any take
+                      turns with; cache: bytes of both
+    slot_bytes        of each layer's slots
+    window            tokens that a unit stays unused; None: until its slot is needed
+    affords           the largest calibrated window, in tokens, that the slots hold; None: unknown
+    prefetch          share of what the next layer's early guess names, the surest first, that is
                       read before its turn
     """
 
-    budget: int
-    neurons: str
-    threads: int
-    context: int
     chunk: int
     base: int
     small: int
@@ -76,14 +77,12 @@ class Plan:
     kv_cache: int
     buffers: int
     working: int
-    cache_rows: tuple[int, ...]
-    shared_rows: int
+    slots: tuple[int, ...]
+    shared_slots: int
+    slot_bytes: tuple[int, ...]
     cache: int
-    policy: str
-    window: int | None
     affords: int | None
-    logit_rows: int = 1
-    ahead: float = 1.0
+    prefetch: float = 1.0
 
     @property
     def resident(self) -> int:
@@ -96,51 +95,67 @@ class Plan:
         return tensor.rows if self._stays(spec) else 0
 
     def _stays(self, spec: TensorSpec) -> bool:
-        if spec.role == ATTENTION:
-            return int(spec.name.split(".")[1]) < self.attention_layers
+        if spec.role == ATTENTION and spec.layer is not None:
+            return spec.layer < self.attention_layers
         if spec.role == PREDICTOR:
             vector = len(spec.shape) == 1  # the biases always stay
-            return self.neurons == "predicted" and (vector or self.predictor > 0)
+            return self.mode == "predicted" and (vector or self.predictor > 0)
         return spec.role == SMALL or (spec.role == EMBEDDING and self.embeddings > 0)
 
 
 class Sizes:
-    """What the parts of a bundle take in DRAM."""
+    """What the parts of a bundle take in DRAM.
 
-    def __init__(
-        self, bundle: Bundle, context: int, neurons: str, threads: int, stride: int, logit_rows: int
-    ) -> None:
-        config = self.config = bundle.config
-        self.neurons, self.context, self.stride = neurons, context, stride
-        self.layers, self.units = config.num_hidden_layers, config.units
-        by_role = dict.fromkeys((SMALL, PREDICTOR, ATTENTION, HEAD, EMBEDDING, FFN), 0)
+    cached      {layer: CachedLayer} of the layers whose units are chosen
+    whole       {layer: bytes} of the others' FFNs, all units together
+    attention   (layers,): of each layer's, and of what else streams with it
+    """
+
+    def __init__(self, bundle: Bundle, wanted: Decided, slot_bytes: Sequence[int]) -> None:
+        self.wanted, self.slot_bytes = wanted, tuple(slot_bytes)
+        config = bundle.config
+        self.by_role = dict.fromkeys(ROLES, 0)
+        self.attention = [0] * config.num_hidden_layers
         for spec in bundle.specs:
-            if spec.role == PREDICTOR and neurons == "dense":
+            if spec.role == PREDICTOR and wanted.mode == "dense":
                 continue
-            role = SMALL if len(spec.shape) == 1 else spec.role
-            by_role[role] += pages(bundle.tensors[spec.name].nbytes)
-        self.by_role = by_role
-        self.attention_layer = by_role[ATTENTION] // self.layers
-        item = kv_dtype(bundle).itemsize
-        padded = padded_width(config.head_dim)
-        tokens = [kept_tokens(config, layer, context) for layer in range(self.layers)]
-        self.kv_cache = sum(2 * pages(kv_bytes(config, n, item)) for n in tokens)
-        width = padded * config.num_attention_heads
+            size = pages(bundle.tensors[spec.name].nbytes)
+            self.by_role[SMALL if len(spec.shape) == 1 else spec.role] += size
+            if spec.role == ATTENTION and spec.layer is not None:
+                self.attention[spec.layer] += size
+        self.cached: dict[int, CachedLayer] = {}
+        self.whole: dict[int, int] = {}
+        for i, layer in enumerate(config.layers):
+            if wanted.chooses(layer.ffn):
+                least = 1 if layer.ffn.reads_experts else LEAST_SLOTS  # an expert is large enough
+                self.cached[i] = cached_layer(bundle, i, slot_bytes[i], least)
+            else:
+                self.whole[i] = layer.ffn.units * slot_bytes[i]
+        self.experts = config.reads_experts
+        self.kv_cache = _kv_cache(bundle, wanted.context)
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
-        if config.positions == "alibi":
-            self.kv_cache += pages(context * config.num_attention_heads * 4)
-        per_neuron, per_feature = 24 if config.gated else 16, 64
-        # Experts come one by one; else all neurons' activations are there at once.
-        active = config.unit_neurons if config.reads_experts else config.d_ffn
-        self.per_token = per_neuron * (active + config.shared_d_ffn)
-        self.per_token += per_feature * config.hidden_size
-        self.per_token += 8 * width + PANEL * threads
+        self.per_token = FEATURE * config.hidden_size + PANEL * wanted.threads
+        self.per_token += max(
+            neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
+            for layer in config.layers
+        )
         # Each thread has scores of its own.
-        self.threads = threads * (THREAD + 4 * (context + MAX_CHUNK))
-        self.logits = 24 * config.vocab_size * logit_rows  # and what sampling sorts, or sums
-        self.head = by_role[HEAD]
+        self.threads = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
+        # And what sampling sorts, or sums.
+        self.logits = 24 * config.vocab_size * wanted.logit_rows
+
+
+def _kv_cache(bundle: Bundle, context: int) -> int:
+    """Bytes of all layers' keys and values, and of alibi's table, which they share."""
+    item, total, table = kv_dtype(bundle).itemsize, 0, 0
+    for layer in bundle.config.layers:
+        tokens = kept_tokens(layer.attention, context)
+        total += 2 * pages(tokens * token_bytes(layer.attention, item))
+        if layer.attention.alibi:
+            table = pages(context * layer.attention.num_attention_heads * 4)
+    return total + table
 
 
 def kv_dtype(bundle: Bundle) -> np.dtype[Any]:
@@ -153,14 +168,15 @@ def pages(nbytes: int) -> int:
     return -(-nbytes // PAGE) * PAGE
 
 
-def make_plan(bundle: Bundle, wanted: Decided, stride: int, base: int | None = None) -> Plan:
+def make_plan(
+    bundle: Bundle, wanted: Decided, slot_bytes: Sequence[int], base: int | None = None
+) -> Plan:
     """Divide ``wanted.budget`` bytes.
 
-    stride  bytes of a slot of the neuron cache; base: bytes the process has now.
+    slot_bytes  of a slot of each layer's neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
     """
-    budget, context, mode = wanted.budget, wanted.context, wanted.mode
-    sizes = Sizes(bundle, context, mode, wanted.threads, stride, wanted.logit_rows)
+    budget, sizes = wanted.budget, Sizes(bundle, wanted, slot_bytes)
     base = (memory.rss() if base is None else base) + RESERVE + budget // 512  # page tables
     least = _least(sizes, base, budget)
     if budget < least.nbytes:
@@ -168,97 +184,123 @@ def make_plan(bundle: Bundle, wanted: Decided, stride: int, base: int | None = N
         named = math.ceil(least.nbytes * 512 / 511 / MIB) + 2
         raise BudgetError(
             f"{bundle.path}: --memory {budget / MIB:.0f}M is too small; the least for a context "
-            f"of {context} tokens is {named}M",
+            f"of {wanted.context} tokens is {named}M",
             named * MIB,
         )
     small, predictor = sizes.by_role[SMALL], sizes.by_role[PREDICTOR]
     if budget < least.nbytes + predictor:  # streamed, as attention is then
         predictor = 0
     spare = budget - least.nbytes - predictor
-    chunk, one_token, buffers = _for_speed(bundle, sizes, least, spare)
+    chunk, one_token, buffers = _for_speed(sizes, least, spare)
     working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED + sizes.threads
     least_cache = least.cache + one_token
     left = budget - base - small - sizes.kv_cache - predictor - buffers - working - least_cache
-    attention_layers = min(sizes.layers, left // max(1, sizes.attention_layer))
-    attention = attention_layers * sizes.attention_layer
-    left -= attention
-    head = min(sizes.head, left // PAGE * PAGE) if attention_layers == sizes.layers else 0
+    attention_layers = _first_that_fit(sizes.attention, left)
+    attention_bytes = sum(sizes.attention[:attention_layers])
+    left -= attention_bytes
+    whole_head = sizes.by_role[HEAD]
+    head = 0
+    if attention_layers == len(sizes.attention):
+        head = min(whole_head, left // PAGE * PAGE)
     left -= head
-    # Where one is read while the other is computed there are two.
-    shared_rows = 2 if least.shared_rows and left >= stride else least.shared_rows
-    room = (left + least_cache) // stride - shared_rows
-    rows, window, affords = share_rows(bundle, mode, room, wanted.policy, wanted.window, least.rows)
+    slots, shared, window, affords = _share(sizes, least, left, left + least_cache)
+    cache = sum(n * size for n, size in zip(slots, slot_bytes, strict=True))
+    cache += shared * least.shared_bytes
     embeddings = sizes.by_role[EMBEDDING]
-    cache = (sum(rows) + shared_rows) * stride
     if embeddings > left + least_cache - cache:
         embeddings = 0
     return Plan(
-        budget=budget,
-        neurons=mode,
-        threads=wanted.threads,
-        context=context,
+        **{**vars(wanted), "window": window},
         chunk=chunk,
         base=base,
         small=small,
         predictor=predictor,
-        attention=attention,
+        attention=attention_bytes,
         attention_layers=attention_layers,
         head=head,
         embeddings=embeddings,
         kv_cache=sizes.kv_cache,
         buffers=buffers,
         working=working,
-        cache_rows=rows,
-        shared_rows=shared_rows,
+        slots=tuple(slots),
+        shared_slots=shared,
+        slot_bytes=tuple(slot_bytes),
         cache=cache,
-        policy=wanted.policy,
-        window=window,
         affords=affords,
-        logit_rows=wanted.logit_rows,
     )
+
+
+def _first_that_fit(sizes: Sequence[int], room: int) -> int:
+    """How many of these, the first ones, are together at most ``room``."""
+    return sum(total <= room for total in itertools.accumulate(sizes))
+
+
+def _share(
+    sizes: Sizes, least: "_Least", left: int, room: int
+) -> tuple[list[int], int, int | None, int | None]:
+    """(slots of each layer, shared slots, window, the window that the slots hold).
+
+    left  bytes that nothing needs yet; room: the same and what the neuron caches have already
+    """
+    # Where one is read while the other is computed there are two.
+    shared = 2 if least.shared_slots and left >= least.shared_bytes else least.shared_slots
+    room -= shared * least.shared_bytes
+    left -= (shared - least.shared_slots) * least.shared_bytes
+    slots = [0] * len(sizes.slot_bytes)
+    # Of a layer whose units are all used every byte in DRAM saves one: so whole ones come first.
+    for layer, size in sizes.whole.items():
+        if size <= left:
+            slots[layer] = size // sizes.slot_bytes[layer]
+            left, room = left - size, room - size
+    cached, wanted = list(least.layers.values()), sizes.wanted
+    shares, window, affords = share_slots(cached, room, wanted.policy, wanted.window)
+    for layer, n in zip(least.layers, shares, strict=True):
+        slots[layer] = n
+    return slots, shared, window, affords
 
 
 @dataclass
 class _Least:
-    """What a plan takes at least: in bytes all together; rows of each layer's cache, or
-    ``shared_rows`` for all of them in turn, and their bytes."""
+    """What a plan takes at least, in bytes: all together, and its neuron caches.
+
+    layers        {layer: CachedLayer}, with the slots that it gets at least
+    shared_slots  for these in turn, of ``shared_bytes`` each; 0: each has slots of its own
+    """
 
     nbytes: int
-    rows: int
-    shared_rows: int
     cache: int
+    layers: dict[int, CachedLayer]
+    shared_slots: int = 0
+    shared_bytes: int = 0
 
 
 def _least(sizes: Sizes, base: int, budget: int) -> _Least:
-    """The _Least of a model: a row for each layer where ``budget`` has them."""
-    rows = 0 if sizes.neurons == "dense" else min(LEAST_ROWS, sizes.units)
-    if sizes.config.reads_experts:
-        rows = 1  # large enough
-    cache, one = pages(sizes.layers * rows * sizes.stride), pages(sizes.stride)
-    nbytes = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
-    nbytes += sizes.per_token * LEAST_CHUNK + sizes.logits + sizes.threads
-    if budget < nbytes + cache and sizes.config.reads_experts:
-        return _Least(nbytes + one, 0, 1, one)
-    return _Least(nbytes + cache, rows, 0, cache)
+    """The _Least of a model: slots for each layer where ``budget`` has them."""
+    cached = list(sizes.cached.values())
+    cache = pages(nbytes(cached, [layer.least for layer in cached]))
+    least = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
+    least += sizes.per_token * LEAST_CHUNK + sizes.logits + sizes.threads
+    if budget < least + cache and sizes.experts:
+        none = {i: replace(layer, least=0) for i, layer in sizes.cached.items()}
+        one = max(layer.slot_bytes for layer in cached)
+        return _Least(least + pages(one), pages(one), none, 1, one)
+    return _Least(least + cache, cache, sizes.cached)
 
 
-def _for_speed(bundle: Bundle, sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
+def _for_speed(sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     """Of ``spare`` bytes what comes before attention: (tokens of a prompt that go through a layer
-    together, bytes of rows that one token needs, of buffers)."""
+    together, bytes of slots that one token needs, of buffers)."""
     # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
-    experts = sizes.config.reads_experts
-    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if experts else 0
+    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
     spare -= chunk_bytes
-    # Then what one token needs: with fewer rows it comes in waves, and nothing is read ahead.
-    one_token = 0
-    if sizes.neurons != "dense":
-        needs = window_needs(bundle)
-        one_token = pages(sizes.stride * sum(rows_for(need, 1, sizes.units) for need in needs))
+    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched.
+    cached = list(sizes.cached.values())
+    one_token = pages(nbytes(cached, [layer.slots_for(1) for layer in cached]))
     one_token = min(max(0, one_token - least.cache), spare * 3 // 4)
     spare -= one_token
     buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
     chunk_bytes = chunk_bytes or spare // 16
-    chunk = min(MAX_CHUNK, sizes.context, LEAST_CHUNK + chunk_bytes // sizes.per_token)
-    return chunk, one_token, buffers
+    most = min(MAX_CHUNK, sizes.wanted.context)
+    return min(most, LEAST_CHUNK + chunk_bytes // sizes.per_token), one_token, buffers

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from flashinfer.paper.flash import GAP_BYTES, Flash
 from flashinfer.paper.router import SURE
 from flashinfer.plan import memory, profile
 from flashinfer.plan.cost import Cost, predict
-from flashinfer.plan.options import Options
+from flashinfer.plan.options import Decided, Options
 from flashinfer.plan.plan import Plan, make_plan
 from flashinfer.plan.profile import Profile
 
@@ -21,16 +20,19 @@ SOON = 64  # tokens within which what is read at once should be used
 
 @dataclass
 class Setup:
-    """flash: open; stride: bytes of a row of the neuron caches; profile and expected (of a token)
-    are None where nothing is known of the device; uses: of each layer how often its units are
-    used, where the hottest are to be read at once, else None."""
+    """How a model will run.
+
+    flash     open
+    profile   of the device, and expected, of a token; None where nothing is known of the device
+    uses      of each layer how often its units are used, or None of a layer that uses all of
+              them, where the hottest are to be read at once; else None
+    """
 
     flash: Flash
-    stride: int
     plan: Plan
     profile: Profile | None
     expected: Cost | None
-    uses: list[Any] | None
+    uses: list[tuple[float, ...] | None] | None
 
 
 def opened(path: Path | str | Bundle, options: Options) -> Bundle:
@@ -38,7 +40,7 @@ def opened(path: Path | str | Bundle, options: Options) -> Bundle:
     where "dense" is asked for, it is as it was before they were made: by whole experts."""
     room = memory.header_room(options.memory)
     bundle = path if isinstance(path, Bundle) else Bundle(path, memory=room)
-    if options.neurons == "dense" and bundle.config.neurons_apart:
+    if options.neurons == "dense" and bundle.config.mixture and bundle.has_predictors:
         bundle.close()
         bundle = Bundle(bundle.path, calibrated=False, memory=room)
     return bundle
@@ -49,37 +51,47 @@ def prepare(bundle: Bundle, options: Options) -> Setup:
     where the budget is too small, FormatError where the file cannot be read."""
     wanted = options.decided(bundle)
     known = profile.find(options.device, bundle.path)
-    gap_bytes = known.gap_bytes(bundle.unit_bytes) if known else GAP_BYTES
-    flash = Flash(bundle.path, options.io, gap_bytes)
+    unit_bytes = [bundle.unit_bytes(layer) for layer in range(bundle.config.num_hidden_layers)]
+    flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
     try:
-        stride = flash.row_stride(bundle.unit_bytes)
-        plan = make_plan(bundle, wanted, stride)
+        plan = make_plan(bundle, wanted, [flash.slot_bytes(nbytes) for nbytes in unit_bytes])
         expected = None
         if known:
-            plan, expected = _with_reads_ahead(bundle, plan, known, flash)
+            plan, expected = _with_prefetch(bundle, plan, known, flash)
         elif bundle.config.reads_experts:
-            plan = replace(plan, ahead=SURE)
+            plan = replace(plan, prefetch=SURE)
         uses = _uses(bundle, plan, options.warm)
     except BaseException:
         flash.close()
         raise
-    return Setup(flash, stride, plan, known, expected, uses)
+    return Setup(flash, plan, known, expected, uses)
 
 
-def _with_reads_ahead(
-    bundle: Bundle, plan: Plan, known: Profile, flash: Flash
-) -> tuple[Plan, Cost]:
-    """(plan, Cost) of as many reads ahead as make a token fastest."""
+def _gap_bytes(
+    bundle: Bundle, wanted: Decided, known: Profile | None, unit_bytes: list[int]
+) -> int:
+    """How far apart units may lie that are read as one: that of the smallest which are chosen."""
+    if known is None:
+        return GAP_BYTES
+    layers = zip(bundle.config.layers, unit_bytes, strict=True)
+    chosen = [nbytes for layer, nbytes in layers if wanted.chooses(layer.ffn)]
+    return known.gap_bytes(min(chosen or unit_bytes))
+
+
+def _with_prefetch(bundle: Bundle, plan: Plan, known: Profile, flash: Flash) -> tuple[Plan, Cost]:
+    """(plan, Cost) of the share of guesses to prefetch that makes a token fastest."""
     shares = (1.0, SURE, 0.0) if bundle.config.reads_experts else (1.0, 0.0)
-    plans = [replace(plan, ahead=share) for share in shares]
+    plans = [replace(plan, prefetch=share) for share in shares]
     costs = [predict(bundle, p, known, flash.gap_bytes, flash.alignment) for p in plans]
     return min(zip(plans, costs, strict=True), key=lambda pair: pair[1].total)
 
 
-def _uses(bundle: Bundle, plan: Plan, warm: bool | None) -> list[Any] | None:
+def _uses(bundle: Bundle, plan: Plan, warm: bool | None) -> list[tuple[float, ...] | None] | None:
     """How often units are used, where it pays to begin with the hottest ones, or is asked for."""
-    uses: list[Any] = [bundle.uses(layer) for layer in range(bundle.config.num_hidden_layers)]
-    if None in uses or plan.window:
+    ffns = [layer.ffn for layer in bundle.config.layers]
+    uses = [bundle.uses(layer) for layer in range(len(ffns))]
+    unknown = any(plan.chooses(ffn) and used is None for ffn, used in zip(ffns, uses, strict=True))
+    if unknown or plan.window or not any(uses):
         if warm:
             raise UserError(
                 f"{bundle.path}: nothing is known of which experts are used most; flashinfer "
@@ -88,8 +100,9 @@ def _uses(bundle: Bundle, plan: Plan, warm: bool | None) -> list[Any] | None:
         return None
     if warm is None:
         hottest = [
-            sorted(used, reverse=True)[:rows]
-            for used, rows in zip(uses, plan.cache_rows, strict=True)
+            sorted(used, reverse=True)[:slots]
+            for used, slots in zip(uses, plan.slots, strict=True)
+            if used
         ]
         soon = 1 - (1 - np.concatenate(hottest)) ** SOON
         warm = soon.size > 0 and soon.mean() >= 0.9

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.bundle.layout import ATTENTION, HEAD, PREDICTOR
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import scratch_directory
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.progress import Progress, no_progress
+from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR
 from flashinfer.model import Model
-from flashinfer.paper.flash import Flash
+from flashinfer.paper.flash import Engine, Flash
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.threads import default_threads
 from flashinfer.probe import measuring
@@ -43,7 +43,7 @@ Figures = dict[str, dict[Any, float]]  # {field of Profile: {size or number form
 def probe(
     path: Path | str,
     threads: int | None = None,
-    io: str = "auto",
+    io: Engine = "auto",
     progress: Progress = no_progress,
 ) -> Profile:
     """Measure the device that holds ``path``, and this CPU.
@@ -87,7 +87,7 @@ def probe(
 
 
 def _measure(
-    file: Path, size: int, io: str, threads: int, more: Callable[[], None]
+    file: Path, size: int, io: Engine, threads: int, more: Callable[[], None]
 ) -> tuple[dict[str, Any], str]:
     """({field of Profile: its value}, the way of reading that was used)."""
     products = {name: measuring.Products(format) for name, format in FORMATS.items()}

@@ -17,12 +17,13 @@ from pathlib import Path
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.calibration import Calibration
-from flashinfer.formats.bundle.layout import SMALL, format_of, layout, predictor_layout
+from flashinfer.formats.bundle.layout import format_of, layout, predictor_layout
 from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import refuse_target
 from flashinfer.formats.number_formats import number_format
 from flashinfer.formats.progress import Progress, no_progress
+from flashinfer.formats.tensors import SMALL
 from flashinfer.synth.experts import ExpertMaker
 from flashinfer.synth.maker import SIMULATED_TOKENS, Maker
 from flashinfer.synth.neurons import NeuronMaker
@@ -56,7 +57,7 @@ def synthesize(
     """
     refuse_target(destination)
     model = model_config(config)
-    if not (model.sparse or model.experts) or (model.tied and model.positions != "learned"):
+    if not (model.sparse or model.mixture) or (model.tied and not model.learned_positions):
         raise UserError(
             "a synthetic model needs a ReLU or experts, and without learned positions an untied "
             "output head"
@@ -65,7 +66,7 @@ def synthesize(
     source: JsonObject = {"synthetic": True, "seed": seed}
     specs = layout(model)
     maker: Maker
-    if model.experts:
+    if model.mixture:
         maker = ExpertMaker(model, repeated, seed)
         source["repeated"] = repeated
     else:

@@ -12,15 +12,17 @@ covers about a tenth of the uses, and a least recently used cache of 64 hits 67 
 next layer's router, asked one layer early, is right in about three of four cases.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from flashinfer.calibration.traces import largest, routing_record
+from flashinfer.calibration.traces import routing_record
 from flashinfer.formats.arrays import BoolArray, Float32Array
 from flashinfer.formats.bundle.calibration import LayerCalibration
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
+from flashinfer.paper.router import SURE
 from flashinfer.synth.maker import (
     CHUNK_VALUES,
     SIMULATED_TOKENS,
@@ -44,7 +46,8 @@ class ExpertMaker(Maker):
     def __init__(self, model: ModelConfig, repeated: float, seed: int) -> None:
         if not 0 < repeated < 1:
             raise UserError(f"a repeated share of {repeated} is not between 0 and 1")
-        self.experts, self.per_token = model.experts, model.experts_per_token
+        routers = [layer.ffn.router for layer in model.layers if layer.ffn.router]
+        self.experts, self.per_token = routers[0].experts, routers[0].experts_per_token
         random = np.random.default_rng([seed, 0])
         turns = turning(random, code_width(model))
         b, liked = self._router(random, code_width(model))
@@ -62,10 +65,6 @@ class ExpertMaker(Maker):
             )
         layers = model.num_hidden_layers
         super().__init__(model, code, random, seed, beside=UNSEEN_WIDTH * layers)
-        # The size of the sum over the chosen experts' neurons, with weights of 1 / per_token each.
-        summed = np.sqrt(model.unit_neurons / self.per_token) * GATED_SIZE
-        self.down_spread = self.block_size / np.sqrt(self.d) / summed
-        self.unseen_spread = 0.01 / summed  # gives each unseen dimension the size 0.01 before norms
         self.unseen_rows = UNSEEN / (0.01 * np.sqrt(UNSEEN_WIDTH))
 
     def _router(self, random: np.random.Generator, width: int) -> tuple[Float32Array, Float32Array]:
@@ -86,13 +85,24 @@ class ExpertMaker(Maker):
         """The part of the scores (T, experts) that a guess one layer early sees."""
         return code.at(np.arange(SIMULATED_TOKENS)) @ b.T + liked
 
-    def record(self, layer: int) -> LayerCalibration:
+    def _summed(self, layer: int) -> float:
+        """The size of the sum over a layer's neurons, or over those of the experts chosen, with
+        weights of 1 / per_token each."""
+        ffn = self.model.layers[layer].ffn
+        chosen = ffn.router.experts_per_token if ffn.router else 1
+        return float(np.sqrt(ffn.d_ffn / chosen)) * GATED_SIZE
+
+    def record(self, layer: int) -> LayerCalibration | None:
+        if not self.model.layers[layer].ffn.router:
+            return None
         random = np.random.default_rng([self.seed, 3, layer])
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
         router = self._layer_router(layer)
         uses = self._chosen(self.code, *router, UNSEEN * unseen)
-        early = self._seen(self.code, *router) if layer else None
-        return routing_record(uses, early)
+        if layer == 0:
+            return routing_record(uses)
+        seen, sure = self._seen(self.code, *router), math.ceil(SURE * self.per_token)
+        return routing_record(uses, largest(seen, self.per_token), largest(seen, sure))
 
     def own_chunks(
         self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator
@@ -119,14 +129,22 @@ class ExpertMaker(Maker):
         self, layer: int, shape: tuple[int, ...], random: np.random.Generator
     ) -> Iterator[Float32Array]:
         step = max(1, CHUNK_VALUES // shape[1])
-        unseen = self._unseen(layer)
+        unseen, summed = self._unseen(layer), self._summed(layer)
+        down_spread = self.block_size / np.sqrt(self.d) / summed
+        unseen_spread = 0.01 / summed  # gives each unseen dimension the size 0.01 before norms
         for first in range(0, shape[0], step):
             n = min(step, shape[0] - first)
             rows = random.standard_normal((n, shape[1]), dtype=np.float32)
             down = rows[:, -self.d :]
             rows[:, : -self.d] /= np.float32(np.sqrt(self.d))
-            down *= np.float32(self.down_spread)
+            down *= np.float32(down_spread)
             down -= down @ self.reserved @ self.reserved.T
             seen_next = random.standard_normal((n, UNSEEN_WIDTH), dtype=np.float32)
-            down += np.float32(self.unseen_spread) * seen_next @ unseen.T
+            down += np.float32(unseen_spread) * seen_next @ unseen.T
             yield rows
+
+
+def largest(scores: Float32Array, n: int) -> BoolArray:
+    """Which of the scores are among the n largest of their row, in the shape of ``scores``."""
+    least = np.partition(scores, -n, axis=1)[:, -n, None]
+    return scores >= least

@@ -8,8 +8,8 @@ import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array, Float64Array
 from flashinfer.formats.bundle.calibration import LayerCalibration
-from flashinfer.formats.bundle.layout import TensorSpec
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.tensors import TensorSpec
 
 BLOCK = 0.02  # size of what a block adds to the hidden state, relative to the state's own
 SIMULATED_TOKENS = 400
@@ -95,7 +95,7 @@ class Maker(ABC):
         d: int = model.hidden_size
         self.d = d
         self.width = code_width(model)
-        constant = 0 if model.ffn_bias else 1
+        constant = 0 if model.layers[0].ffn.ffn_bias else 1
         q = random.standard_normal((d, self.width + constant + beside))
         q -= q.mean(axis=0)  # the layer norm's centring leaves the subspace alone
         self.reserved = np.linalg.qr(q)[0].astype(np.float32)
@@ -106,7 +106,7 @@ class Maker(ABC):
         self.code_length = np.sqrt(d / (2 + constant))
         # The spread of a block's weights with which the block adds BLOCK of |h|.
         self.block_size = BLOCK * np.sqrt(2 + constant)
-        self.tokens_bring_code = model.positions != "learned"
+        self.tokens_bring_code = not model.learned_positions
 
     def chunks(self, spec: TensorSpec) -> Iterator[Float32Array]:
         """Yield a tensor's values, whole rows at a time."""
@@ -138,8 +138,8 @@ class Maker(ABC):
             yield np.full(spec.shape, float(name.endswith("norm.weight")), dtype=np.float32)
 
     @abstractmethod
-    def record(self, layer: int) -> LayerCalibration:
-        """What calibration would find of a layer."""
+    def record(self, layer: int) -> LayerCalibration | None:
+        """What calibration would find of a layer; None where all of its units are always used."""
 
     @abstractmethod
     def own_chunks(

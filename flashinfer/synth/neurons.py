@@ -64,17 +64,20 @@ class NeuronMaker(Maker):
     """Makes models whose neurons fire with the share ``active``, ``fresh`` of a layer anew."""
 
     def __init__(self, model: ModelConfig, active: float, fresh: float, seed: int) -> None:
+        self.ffn, *others = {layer.ffn: None for layer in model.layers}
+        if others:
+            raise UserError("a synthetic model without experts has the same neurons in each layer")
         random = np.random.default_rng([seed, 0])
         super().__init__(model, find_code(active, fresh, code_width(model), random), random, seed)
         self.rank = self.reserved.shape[1]
-        b = directions(random, model.d_ffn, self.width)
+        b = directions(random, self.ffn.neurons, self.width)
         z = self.code.at(np.arange(SIMULATED_TOKENS)) @ b.T
         self.found = record_of_uses(
             z > self.code.threshold - MARGIN,
             active=float((z > self.code.threshold).mean()),
             rank=self.rank,
         )
-        firing = active * model.d_ffn
+        firing = active * self.ffn.neurons
         self.down_spread = self.block_size / np.sqrt(max(1, firing) * self.d) / 0.4
 
     def record(self, layer: int) -> LayerCalibration:
@@ -93,7 +96,7 @@ class NeuronMaker(Maker):
             return self._predictor_b(layer)
         if name == "predictor.bias" and self.constant.size:
             return [np.zeros(shape, dtype=np.float32)]
-        if name in ("predictor.bias", "ffn.gate_bias" if self.model.gated else "ffn.up_bias"):
+        if name in ("predictor.bias", "ffn.gate_bias" if self.ffn.gated else "ffn.up_bias"):
             margin = MARGIN if name == "predictor.bias" else 0.0
             return [np.full(shape, self._bias(margin), dtype=np.float32)]
         return None
@@ -110,8 +113,8 @@ class NeuronMaker(Maker):
         """Yield (first, b_i (n, width)): the same for the bundles and for the predictor."""
         random = np.random.default_rng([self.seed, 2, layer])
         step = max(1, CHUNK_VALUES // 8 // self.d)
-        for first in range(0, self.model.d_ffn, step):
-            n = min(step, self.model.d_ffn - first)
+        for first in range(0, self.ffn.neurons, step):
+            n = min(step, self.ffn.neurons - first)
             yield first, directions(random, n, self.width)
 
     def _bundles(
@@ -124,7 +127,7 @@ class NeuronMaker(Maker):
             first *= np.float32(noise)
             first += (b / self.code_length) @ self.q.T
             first += self._bias(0.0) / self.code_length * self.constant.sum(axis=1)
-            if self.model.gated:
+            if self.ffn.gated:
                 rows[:, self.d : -self.d] /= np.float32(np.sqrt(self.d))
             down *= np.float32(self.down_spread)
             down -= down @ self.reserved @ self.reserved.T

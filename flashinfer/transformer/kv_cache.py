@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.attention import AttentionConfig
 
 LANES = 32  # a head's width in the key/value cache is padded to whole vectors
 # Of a layer with an attention window, beyond the window: tokens that may be taken back without
@@ -18,22 +18,17 @@ def padded_width(head_dim: int) -> int:
     return -(-head_dim // LANES) * LANES
 
 
-def attention_window(config: ModelConfig, layer: int) -> int:
-    """How many tokens back a layer's attention sees, itself included; 0: all."""
-    return config.sliding_windows[layer] if config.sliding_windows else 0
-
-
-def kept_tokens(config: ModelConfig, layer: int, context: int) -> int:
+def kept_tokens(config: AttentionConfig, context: int) -> int:
     """Tokens whose keys and values a layer keeps: all of the context, or about its window."""
-    window = attention_window(config, layer)
-    if not window or config.positions == "alibi":  # whose table is by positions of the context
+    window = config.attention_window
+    if window is None or config.alibi:  # whose table is by positions of the context
         return context
     return min(context, window + TAKEN_BACK + FRESH)
 
 
-def kv_bytes(config: ModelConfig, tokens: int, item: int) -> int:
-    """Bytes of the keys, or of the values, of so many tokens in one layer, ``item`` bytes each."""
-    return tokens * config.num_key_value_heads * padded_width(config.head_dim) * item
+def token_bytes(config: AttentionConfig, item: int) -> int:
+    """Bytes of a token's keys, or of its values, in one layer, ``item`` bytes a number."""
+    return config.num_key_value_heads * padded_width(config.head_dim) * item
 
 
 class KeyValueCache:
@@ -43,17 +38,20 @@ class KeyValueCache:
     moves to its front.
 
     keys, values  (key/value heads, tokens, padded head_dim), float16 or float32
-    window  tokens that each sees, itself included; 0: all
+    window  tokens that each sees, itself included; None: all
     first   position in the text of the first token in memory
     """
 
-    def __init__(self, keys: np.ndarray, values: np.ndarray, window: int, context: int):
+    def __init__(
+        self, keys: np.ndarray, values: np.ndarray, window: int | None, context: int
+    ) -> None:
         self.keys, self.values, self.window, self.first = keys, values, window, 0
         self.slides = keys.shape[1] < context
 
     def holds(self, position: int) -> bool:
         """Whether a token at ``position`` finds all that it sees; a text may always begin."""
-        return position == 0 or self.first <= max(0, position - self.window + 1)
+        oldest = 0 if self.window is None else max(0, position - self.window + 1)
+        return position == 0 or self.first <= oldest
 
     def pieces(self, start: int, n: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) of the n tokens at ``start``, as many at a time as find room; of each

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer.formats.arrays import Float32Array
-from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.interfaces import Stream
 from flashinfer.transformer.attention import Attention
@@ -20,7 +20,7 @@ class Layer:
     attention_after_norm, ffn_after_norm  of a block's output, before it is added, or None
     """
 
-    config: ModelConfig
+    config: LayerConfig
     attention_norm: Norm
     attention: Attention
     feed_forward: FeedForward

@@ -2,26 +2,21 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.layers.norm import NormConfig
 
 
 @dataclass
 class Norm:
-    """Normalisation of the mean and the variance ("layer") or of the mean square ("rms").
+    """A norm with its weights and biases, (n,) float32 each, or None."""
 
-    weight and bias (n,) float32, or None
-    """
-
-    kind: str
-    epsilon: float
-    weight: np.ndarray | None
-    bias: np.ndarray | None
+    config: NormConfig
+    weight: Float32Array | None
+    bias: Float32Array | None
 
     def __call__(self, x: Float32Array) -> Float32Array:
         """x (T, n) -> (T, n)."""
-        if self.kind == "rms":
-            return kernels.rms_norm(x, self.weight, self.epsilon)
-        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+        if self.config.kind == "rms":
+            return kernels.rms_norm(x, self.weight, self.config.epsilon)
+        return kernels.layer_norm(x, self.weight, self.bias, self.config.epsilon)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from flashinfer.formats.arrays import Float32Array, Float64Array
-from flashinfer.formats.config import Rotary
 from flashinfer.formats.errors import FormatError
+from flashinfer.formats.layers.attention import Rotary
 from flashinfer.kernels.fixed_math import cos_sin, log, power
 
 TOGETHER = 64  # positions whose angles are computed at a time

@@ -2,7 +2,7 @@
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
-from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.paper.interfaces import Stream
 from flashinfer.transformer.weights import Weights
 
@@ -14,7 +14,7 @@ class SharedExpert:
     """
 
     def __init__(
-        self, config: ModelConfig, gate: Weights, up: Weights, down: Weights, weigh: Weights | None
+        self, config: FFNConfig, gate: Weights, up: Weights, down: Weights, weigh: Weights | None
     ) -> None:
         self.config, self.weigh = config, weigh
         self.gate, self.up, self.down = gate, up, down

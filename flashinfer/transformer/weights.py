@@ -3,7 +3,7 @@
 All give the same bits: a product's elements do not depend on how its rows are grouped.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,3 +115,19 @@ class PartlyStreamed(Streamed):
 
 
 Weights = Resident | Streamed
+
+
+@dataclass
+class Linear:
+    """A linear layer: weights, and biases (rows,) float32 or None."""
+
+    weights: Weights
+    bias: Float32Array | None = None
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        """x (T, columns) -> (T, rows) float32."""
+        return self.weights.linear(x, self.bias)
+
+    def streams(self) -> tuple[Stream, ...]:
+        """What of it is streamed at every token."""
+        return self.weights.streams()

@@ -10,21 +10,30 @@ A module gives
                           without it, all of a layer's experts are in one tensor
 and where they are needed
     ALIASES               {another name of a field, which goes before it: the field}
-    ROWS                  {our projection: which rows of a packed tensor it is, of a ModelConfig}
+    DENSE_FFN             FFN of the layers without experts, of a mixture that has such
+    ROWS                  {our projection: which rows of a packed tensor it is, of a LayerConfig}
     NORM_LESS_ONE         norms are stored with one taken away
     FUSED_FFN, FUSED_ROWS  FFN and ROWS where all of a layer's experts are in one tensor
+    FURTHER_LAYERS        the field that says how many layers come after the last one that are no
+                          part of the model proper; they are left out
     EXPERTS_TURNED        matrices of experts that lie in one tensor have rows and columns exchanged
 """
 
+from typing import Any
+
+from ..config import ModelConfig
 from ..errors import FormatError, shown
+from ..fields import Fields
 from ..fp8 import is_supported
 from . import (
     arcee,
     bamboo,
+    dots1,
     falcon,
     gemma,
     gemma2,
     gemma3,
+    glm4_moe,
     gpt_oss,
     granitemoe,
     llama,
@@ -46,11 +55,12 @@ from . import (
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
+    dots1, glm4_moe,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
 
-def architecture(config):
+def architecture(config: Fields) -> Any:
     """The module for a Hugging Face config (a dict). Raises FormatError where there is none."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
@@ -61,7 +71,7 @@ def architecture(config):
     return ARCHITECTURES[model_type]
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of any supported Hugging Face config (a dict). Raises FormatError."""
     module = architecture(config)
     for field, is_usual in UNUSUAL.items():

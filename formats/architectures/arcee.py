@@ -1,6 +1,7 @@
 """Arcee (AFM 2025): Llama with a squared ReLU and no gate."""
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig, model_of
+from ..fields import Fields, flag
 from . import hugging_face
 from .hugging_face import NAMES, attention_biases, usual_options
 
@@ -21,9 +22,9 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of an ArceeConfig (a dict). Raises FormatError."""
-    return ModelConfig(
+    return model_of(
         **usual_options(config),
         gated=False,
         **attention_biases(config),

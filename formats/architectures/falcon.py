@@ -1,7 +1,8 @@
 """Falcon 7B, 40B and RW (Almazrouei et al. 2023): side by side or not, rotary or alibi."""
 
-from ..config import ModelConfig, dimension, flag, number
+from ..config import ModelConfig, Options, model_of
 from ..errors import FormatError
+from ..fields import Fields, dimension, flag, number
 from .hugging_face import activation, dimensions, interleaved
 from .rope import ROPE, longest, rope_parameters, rotary
 
@@ -54,7 +55,7 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a FalconConfig (a dict). Raises FormatError."""
     if config["n_embed"] is not None:
         config = {**config, "hidden_size": config["n_embed"]}
@@ -72,12 +73,12 @@ def model_config(config):
         turned = rotary(config, rope_parameters(config), common["head_dim"])
         common["max_position_embeddings"] = longest(turned, common["max_position_embeddings"])
     bias = flag(config, "bias")
-    return ModelConfig(
+    return model_of(
         **common,
         **activation(config, "activation"),
         **_norms(config),
-        positions="rotary" if turned else "alibi",
         rotary=turned,
+        alibi=turned is None,
         norm="layer",
         norm_epsilon=number(config, "layer_norm_epsilon", zero=True),
         gated=False,
@@ -87,14 +88,14 @@ def model_config(config):
     )
 
 
-def _key_value_heads(config):
+def _key_value_heads(config: Fields) -> int:
     heads = dimension(config, "num_attention_heads")
     if not flag(config, "new_decoder_architecture"):
         return 1 if flag(config, "multi_query") else heads
     return dimension(config, "num_kv_heads", heads)
 
 
-def _norms(config):
+def _norms(config: Fields) -> Options:
     """Whether attention and FFN stand side by side, and read the same norm."""
     new, parallel = flag(config, "new_decoder_architecture"), flag(config, "parallel_attn")
     norms = dimension(config, "num_ln_in_parallel_attn", 2 if new else 1)

@@ -2,8 +2,9 @@
 
 import math
 
-from ..config import ModelConfig
+from ..config import ModelConfig, Options, model_of
 from ..errors import FormatError
+from ..fields import Fields
 from . import hugging_face
 from .hugging_face import FFN, NAMES, attention_biases, usual_options
 
@@ -29,16 +30,16 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a GemmaConfig (a dict). Raises FormatError."""
     # Gemma was trained with the tanh form of gelu, also where its first configs say "gelu".
     if config["hidden_act"] == "gelu":
         config = {**config, "hidden_act": "gelu_pytorch_tanh"}
-    return ModelConfig(**gemma_options(config))
+    return model_of(**gemma_options(config))
 
 
-def gemma_options(config):
-    """ModelConfig's options that all Gemmas have."""
+def gemma_options(config: Fields) -> Options:
+    """``model_of``'s options that all Gemmas have."""
     if config["use_bidirectional_attention"]:
         raise FormatError("config: use_bidirectional_attention is not supported")
     options = usual_options(config)

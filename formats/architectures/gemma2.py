@@ -1,7 +1,8 @@
 """Gemma 2 (2024): norms around each block, layers that see little between those that see all,
 scores and logits bent below a cap."""
 
-from ..config import ModelConfig, number
+from ..config import ModelConfig, Options, model_of
+from ..fields import Fields, number
 from . import gemma, hugging_face
 from .gemma import gemma_options
 from .hugging_face import FFN
@@ -33,19 +34,19 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a Gemma2Config (a dict). Raises FormatError."""
     options = gemma2_options(config)
     windows = layer_windows(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
-    return ModelConfig(
+    return model_of(
         **options,
         score_cap=cap(config, "attn_logit_softcapping"),
-        sliding_windows=windows,
+        by_layer=windows,
     )
 
 
-def gemma2_options(config):
-    """ModelConfig's options that Gemma 2 and 3 have."""
+def gemma2_options(config: Fields) -> Options:
+    """``model_of``'s options that Gemma 2 and 3 have."""
     return {
         **gemma_options({**config, "hidden_act": config["hidden_activation"]}),
         "attention_scale": number(config, "query_pre_attn_scalar") ** -0.5,
@@ -54,6 +55,6 @@ def gemma2_options(config):
     }
 
 
-def cap(config, key):
-    """What scores or logits are kept below; 0: nothing."""
-    return 0.0 if config[key] is None else number(config, key)
+def cap(config: Fields, key: str) -> float | None:
+    """What scores or logits are kept below; None: nothing."""
+    return None if config[key] is None else number(config, key)

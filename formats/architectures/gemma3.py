@@ -1,7 +1,8 @@
 """Gemma 3 (2025), its texts: Gemma 2 without a cap on scores, and with normalised queries and keys;
 layers that see little have rotary positions of their own."""
 
-from ..config import ModelConfig, dimension
+from ..config import ModelConfig, model_of
+from ..fields import Fields, dimension
 from . import gemma2, hugging_face
 from .gemma2 import FFN, NAMES, NORM_LESS_ONE, gemma2_options
 from .rope import check_object, rotary
@@ -21,7 +22,7 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a Gemma3TextConfig (a dict). Raises FormatError."""
     far, near = _rope_parameters(config)
     options = gemma2_options({
@@ -29,18 +30,18 @@ def model_config(config):
         "original_max_position_embeddings": None,
     })  # fmt: skip
     every = dimension(config, "sliding_window_pattern")
+    turned = {"rotary": rotary(config, near, options["head_dim"])}
     windows = layer_windows(
         config, options["num_hidden_layers"], lambda layer: (layer + 1) % every != 0
     )
-    return ModelConfig(
+    return model_of(
         **options,
-        rotary_near=rotary(config, near, options["head_dim"]),
-        qk_norm=True,
-        sliding_windows=windows,
+        qk_norm="head",
+        by_layer=[{**window, **turned} if window else {} for window in windows],
     )
 
 
-def _rope_parameters(config):
+def _rope_parameters(config: Fields) -> list[Fields]:
     """The parameters of rotary positions of layers that see all, and of the others.
 
     Each kind of layer has its own in ``rope_parameters``; the older ``rope_scaling`` changes those

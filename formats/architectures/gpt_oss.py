@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from ..config import ModelConfig, number
+from ..config import ModelConfig, model_of
 from ..errors import FormatError, shown
+from ..fields import Fields, number
 from . import hugging_face
-from .hugging_face import attention_biases, mixture, usual_options
+from .hugging_face import attention_biases, usual_options
+from .mixtures import mixture
 from .windows import layer_windows
 
 MODEL_TYPES = ("gpt_oss",)
@@ -24,7 +26,7 @@ FFN = {
     for part, name in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
 }
 ROWS = {  # gate and up lie in turn
-    name: lambda config, first=first: np.arange(first, 2 * config.unit_neurons, 2)
+    name: lambda layer, first=first: np.arange(first, 2 * layer.ffn.d_ffn, 2)
     for first, part in enumerate(("gate", "up"))
     for name in (part, f"{part}_bias")
 }
@@ -66,7 +68,7 @@ YARN = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a GptOssConfig (a dict). Raises FormatError."""
     if config["swiglu_alpha"] != ALPHA:
         raise FormatError(
@@ -76,13 +78,12 @@ def model_config(config):
         config = {**config, "rope_parameters": YARN}
     options = usual_options({**config, "hidden_act": "quick_gelu"})
     windows = layer_windows(config, options["num_hidden_layers"], lambda layer: layer % 2 == 0)
-    plain = ModelConfig(
+    return model_of(
         **options,
         **attention_biases(config),
-        router_bias=True,
         ffn_bias=True,
         limit=number(config, "swiglu_limit"),
         attention_sinks=True,
-        sliding_windows=windows,
+        by_layer=windows,
+        **mixture(config, normalised=True, router_bias=True),
     )
-    return mixture(plain, config, normalised=True)

@@ -1,8 +1,10 @@
 """Granite 3 MoE (IBM 2024): all of a layer's experts in two tensors; scaled sums and logits."""
 
-from ..config import ModelConfig, number
-from . import hugging_face
-from .hugging_face import attention_biases, mixture, usual_options
+from ..config import ModelConfig, model_of
+from ..fields import Fields, number
+from . import hugging_face, mixtures
+from .hugging_face import attention_biases, usual_options
+from .mixtures import mixture
 
 MODEL_TYPES = ("granitemoe",)
 MOE = "model.layers.{}.block_sparse_moe"
@@ -15,7 +17,7 @@ FFN = {
     "up": f"{MOE}.input_linear.weight|{MOE}.experts.gate_up_proj",
     "down": f"{MOE}.output_linear.weight|{MOE}.experts.down_proj",
 }
-ROWS = hugging_face.FUSED_ROWS
+ROWS = mixtures.FUSED_ROWS
 DEFAULTS = {
     **hugging_face.LLAMA,
     "attention_bias": False,
@@ -28,14 +30,14 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a GraniteMoeConfig (a dict). Raises FormatError."""
-    plain = ModelConfig(
+    return model_of(
         **usual_options(config),
         **attention_biases(config),
         embedding_scale=number(config, "embedding_multiplier"),
         attention_scale=number(config, "attention_multiplier"),
         residual_scale=number(config, "residual_multiplier"),
         logit_scale=1 / number(config, "logits_scaling"),
+        **mixture(config, normalised=True),
     )
-    return mixture(plain, config, normalised=True)

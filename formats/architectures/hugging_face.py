@@ -1,14 +1,19 @@
 """What the architectures' modules share: how Hugging Face names things, and packs them."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 
-from ..config import MOST_EXPERTS, MOST_LAYERS, dimension, flag, number, token_ids
+from ..arrays import AnyArray
+from ..config import MOST_LAYERS, Options
 from ..errors import FormatError, shown
+from ..fields import Fields, dimension, flag, number, token_ids
+from ..layers.layer import LayerConfig
 from .rope import ROPE, longest, rope_parameters, rotary
 
+# Which rows of a packed tensor a layer's projection is.
+Rows = Callable[[LayerConfig], AnyArray]
 # Our name -> the checkpoint's, of Llama and the many that follow it; {} is the layer.
 NAMES = {
     "embed_tokens.weight": "model.embed_tokens.weight",
@@ -29,19 +34,6 @@ NAMES = {
     },
 }
 FFN = {p: f"model.layers.{{}}.mlp.{p}_proj.weight" for p in ("gate", "up", "down")}
-# The same of a mixture's experts, one tensor each; or all of a layer's in two.
-EXPERTS = {
-    p: f"model.layers.{{}}.mlp.experts.{{expert}}.{p}_proj.weight" for p in ("gate", "up", "down")
-}
-FUSED_EXPERTS = {
-    part: f"model.layers.{{}}.mlp.experts.{name}"
-    for part, name in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
-}
-FUSED_ROWS = {  # of each expert's matrix in them
-    "gate": lambda config: np.arange(config.unit_neurons),
-    "up": lambda config: np.arange(config.unit_neurons, 2 * config.unit_neurons),
-}
-
 # The fields of Llama's config class and of the many that follow it, and what is taken where a
 # config leaves them out.
 LLAMA = {
@@ -62,7 +54,7 @@ LLAMA = {
 }
 
 
-def without(defaults, *fields):
+def without(defaults: Fields, *fields: str) -> Fields:
     """The defaults of a config class that has no use for these fields."""
     return {key: value for key, value in defaults.items() if key not in fields}
 
@@ -83,8 +75,8 @@ ACTIVATIONS = {
 }
 
 
-def dimensions(config, d_ffn="intermediate_size"):
-    """The options of ModelConfig that nearly every config has under the same name."""
+def dimensions(config: Fields, d_ffn: str = "intermediate_size") -> Options:
+    """The options of ``model_of`` that nearly every config has under the same name."""
     hidden_size = dimension(config, "hidden_size")
     heads = dimension(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % heads:
@@ -111,7 +103,12 @@ def dimensions(config, d_ffn="intermediate_size"):
     }
 
 
-def usual_options(config, epsilon="rms_norm_eps", d_ffn="intermediate_size", partly=False):
+def usual_options(
+    config: Fields,
+    epsilon: str = "rms_norm_eps",
+    d_ffn: str = "intermediate_size",
+    partly: bool = False,
+) -> Options:
     """``dimensions``, ``activation``, ``rotary`` and the norms' epsilon, in one.
 
     epsilon, d_ffn  the keys of these; partly: whether a part of each head may be rotary
@@ -127,34 +124,13 @@ def usual_options(config, epsilon="rms_norm_eps", d_ffn="intermediate_size", par
     }
 
 
-def attention_biases(config):
-    """ModelConfig's options where ``attention_bias`` stands for all four projections."""
+def attention_biases(config: Fields) -> Options:
+    """``model_of``'s options where ``attention_bias`` stands for all four projections."""
     bias = flag(config, "attention_bias")
     return {"qkv_bias": bias, "o_bias": bias}
 
 
-def mixture(plain, config, normalised):
-    """The ModelConfig of layers of experts, each of which is the FFN of ``plain``.
-
-    normalised  whether the weights of the experts that a token uses add up to 1
-    """
-    key = "num_experts" if "num_experts" in config else "num_local_experts"
-    if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
-        raise FormatError(
-            "config: layers without experts between those with (decoder_sparse_step, "
-            "mlp_only_layers) are not supported"
-        )
-    experts = dimension(config, key, most=MOST_EXPERTS)
-    return replace(
-        plain,
-        d_ffn=experts * plain.d_ffn,
-        experts=experts,
-        experts_per_token=dimension(config, "num_experts_per_tok"),
-        router_normalised=normalised,
-    )
-
-
-def activation(config, key="hidden_act"):
+def activation(config: Fields, key: str = "hidden_act") -> Options:
     """ModelConfig's ``activation`` and ``threshold``. Raises FormatError where it is unknown."""
     name = config[key]
     if name == "fatrelu" and "hidden_act_param" in config:
@@ -166,12 +142,13 @@ def activation(config, key="hidden_act"):
     return {"activation": ACTIVATIONS[name]}
 
 
-def interleaved(part):
+def interleaved(part: str) -> Rows:
     """Rows of a packed query_key_value: for each key/value head its queries, its key, its value."""
 
-    def rows(config):
-        group = config.num_attention_heads // config.num_key_value_heads
-        shape = (config.num_key_value_heads, group + 2, config.head_dim)
+    def rows(layer: LayerConfig) -> AnyArray:
+        sizes = layer.attention
+        group = sizes.num_attention_heads // sizes.num_key_value_heads
+        shape = (sizes.num_key_value_heads, group + 2, sizes.head_dim)
         ids = np.arange(math.prod(shape)).reshape(shape)
         chosen = {"q": ids[:, :group], "k": ids[:, group], "v": ids[:, group + 1]}
         return chosen[part].reshape(-1)
@@ -179,12 +156,11 @@ def interleaved(part):
     return rows
 
 
-def behind(part):
+def behind(part: str) -> Rows:
     """Rows of a packed qkv_proj: all queries, then all keys, then all values."""
 
-    def rows(config):
-        queries = config.num_attention_heads * config.head_dim
-        keys = config.num_key_value_heads * config.head_dim
+    def rows(layer: LayerConfig) -> AnyArray:
+        queries, keys = (layer.attention.projections()[p][0] for p in "qk")
         begin = {"q": 0, "k": queries, "v": queries + keys}[part]
         return begin + np.arange(queries if part == "q" else keys)
 

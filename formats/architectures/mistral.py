@@ -1,6 +1,7 @@
 """Mistral (Jiang et al. 2023) with its sliding window, of all layers or of those it names."""
 
-from ..config import ModelConfig
+from ..config import ModelConfig, Options, model_of
+from ..fields import Fields
 from . import hugging_face
 from .hugging_face import FFN, NAMES, usual_options
 from .windows import layer_windows
@@ -17,9 +18,13 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a MistralConfig (a dict). Raises FormatError."""
-    options = usual_options(config)
-    windowed = config["sliding_window"] is not None
+    return model_of(**mistral_options(config))
+
+
+def mistral_options(config: Fields) -> Options:
+    """Options of ``model_of``, which Mixtral has, too."""
+    options, windowed = usual_options(config), config["sliding_window"] is not None
     windows = layer_windows(config, options["num_hidden_layers"], lambda layer: windowed)
-    return ModelConfig(**options, sliding_windows=windows)
+    return {**options, "by_layer": windows}

@@ -1,7 +1,10 @@
 """Mixtral (Jiang et al. 2024): Mistral with 8 large experts, 2 of them for each token."""
 
-from . import hugging_face, mistral
-from .hugging_face import FUSED_ROWS, mixture
+from ..config import ModelConfig, model_of
+from ..fields import Fields
+from . import hugging_face, mistral, mixtures
+from .mistral import mistral_options
+from .mixtures import FUSED_ROWS, mixture
 
 MODEL_TYPES = ("mixtral",)
 MOE, FUSED = "model.layers.{}.block_sparse_moe", "model.layers.{}.mlp"
@@ -13,7 +16,7 @@ FFN = {
     part: f"{MOE}.experts.{{expert}}.{name}.weight"
     for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 }
-FUSED_FFN = hugging_face.FUSED_EXPERTS
+FUSED_FFN = mixtures.FUSED_EXPERTS
 DEFAULTS = {
     **hugging_face.without(mistral.DEFAULTS, "layer_types"),
     "rms_norm_eps": 1e-5,
@@ -28,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a MixtralConfig (a dict). Raises FormatError."""
-    return mixture(mistral.model_config({**config, "layer_types": None}), config, normalised=True)
+    options = mistral_options({**config, "layer_types": None})
+    return model_of(**options, **mixture(config, normalised=True))

@@ -1,6 +1,7 @@
 """Nemotron and Minitron (Parmar et al. 2024): squared ReLU, no gate, partly rotary."""
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig, model_of
+from ..fields import Fields, flag
 from . import hugging_face
 from .hugging_face import attention_biases, usual_options
 
@@ -30,9 +31,9 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a NemotronConfig (a dict). Raises FormatError."""
-    return ModelConfig(
+    return model_of(
         **usual_options(config, epsilon="norm_eps", partly=True),
         norm="layer",
         gated=False,

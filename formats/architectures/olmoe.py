@@ -1,13 +1,15 @@
 """OLMoE (Muennighoff et al. 2024): 64 small experts, 8 of them for each token."""
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig, model_of
 from ..errors import FormatError
-from . import hugging_face
-from .hugging_face import FUSED_ROWS, attention_biases, mixture, usual_options
+from ..fields import Fields, flag
+from . import hugging_face, mixtures
+from .hugging_face import attention_biases, usual_options
+from .mixtures import FUSED_ROWS, mixture
 
 MODEL_TYPES = ("olmoe",)
 NAMES = {**hugging_face.NAMES, "layers.{}.router.weight": "model.layers.{}.mlp.gate.weight"}
-FFN, FUSED_FFN = hugging_face.EXPERTS, hugging_face.FUSED_EXPERTS
+FFN, FUSED_FFN = mixtures.EXPERTS, mixtures.FUSED_EXPERTS
 DEFAULTS = {
     **hugging_face.LLAMA,
     "vocab_size": 50304,
@@ -31,14 +33,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of an OlmoeConfig (a dict). Raises FormatError."""
     if config["clip_qkv"] is not None:
         raise FormatError("config: clip_qkv is not supported")
-    plain = ModelConfig(
+    return model_of(
         **usual_options(config),
-        qk_norm=True,
-        qk_norm_whole=True,
+        qk_norm="all",
         **attention_biases(config),
+        **mixture(config, flag(config, "norm_topk_prob")),
     )
-    return mixture(plain, config, flag(config, "norm_topk_prob"))

@@ -1,6 +1,7 @@
 """OPT (Zhang et al. 2022), as Hugging Face saves it: options and tensor names."""
 
-from ..config import ModelConfig, dimension, flag
+from ..config import ModelConfig, model_of
+from ..fields import Fields, dimension, flag
 from .hugging_face import activation, dimensions
 
 MODEL_TYPES = ("opt",)
@@ -47,16 +48,16 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of an OPTConfig (a dict). Raises FormatError."""
     common = dimensions(config, d_ffn="ffn_dim")
     norm_before = flag(config, "do_layer_norm_before")
     bias = flag(config, "enable_bias")
     common["embedding_size"] = dimension(config, "word_embed_proj_dim", common["hidden_size"])
-    return ModelConfig(
+    return model_of(
         **common,
         **activation(config, "activation_function"),
-        positions="learned",
+        learned_positions=True,
         position_offset=2,
         norm="layer",
         norm_before=norm_before,

@@ -1,6 +1,7 @@
 """Persimmon (Adept 2023): squared ReLU, normalised queries and keys, half rotary."""
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig, model_of
+from ..fields import Fields, flag
 from . import hugging_face
 from .hugging_face import interleaved, usual_options
 
@@ -42,12 +43,12 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a PersimmonConfig (a dict). Raises FormatError."""
-    return ModelConfig(
+    return model_of(
         **usual_options(config, epsilon="layer_norm_eps", partly=True),
         norm="layer",
-        qk_norm=flag(config, "qk_layernorm"),
+        qk_norm="head" if flag(config, "qk_layernorm") else None,
         gated=False,
         qkv_bias=True,
         o_bias=True,

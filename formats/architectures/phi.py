@@ -1,6 +1,7 @@
 """Phi-1, Phi-1.5 and Phi-2 (Li et al. 2023): attention and FFN read one norm, side by side."""
 
-from ..config import ModelConfig, flag
+from ..config import ModelConfig, model_of
+from ..fields import Fields, flag
 from . import hugging_face
 from .hugging_face import usual_options
 
@@ -37,14 +38,14 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a PhiConfig (a dict). Raises FormatError."""
-    return ModelConfig(
+    return model_of(
         **usual_options(config, epsilon="layer_norm_eps", partly=True),
         norm="layer",
         parallel=True,
         shared_norm=True,
-        qk_norm=flag(config, "qk_layernorm"),
+        qk_norm="head" if flag(config, "qk_layernorm") else None,
         gated=False,
         qkv_bias=True,
         o_bias=True,

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import ModelConfig, model_of
 from ..errors import FormatError, shown
+from ..fields import Fields
 from . import hugging_face
 from .hugging_face import behind, usual_options
 from .rope import rope_parameters
@@ -18,8 +19,8 @@ GATE_UP = "model.layers.{}.mlp.gate_up_proj.weight"
 FFN = {"gate": GATE_UP, "up": GATE_UP, "down": "model.layers.{}.mlp.down_proj.weight"}
 ROWS = {
     **{f"{p}_proj": behind(p) for p in "qkv"},
-    "gate": lambda config: np.arange(config.d_ffn),
-    "up": lambda config: np.arange(config.d_ffn, 2 * config.d_ffn),
+    "gate": lambda layer: np.arange(layer.ffn.d_ffn),
+    "up": lambda layer: np.arange(layer.ffn.d_ffn, 2 * layer.ffn.d_ffn),
 }
 DEFAULTS = {
     **hugging_face.LLAMA,
@@ -37,7 +38,7 @@ DEFAULTS = {
 ROPE_TYPES = {"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"}
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a Phi3Config (a dict). Raises FormatError."""
     found = rope_parameters(config)
     kind = found.get("rope_type", found.get("type", "default"))
@@ -49,4 +50,4 @@ def model_config(config):
     config = {**config, "rope_scaling": None, "rope_parameters": found}
     options = usual_options(config, partly=True)
     windows = one_window(config, options["num_hidden_layers"])
-    return ModelConfig(**options, sliding_windows=windows)
+    return model_of(**options, by_layer=windows)

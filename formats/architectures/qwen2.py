@@ -1,6 +1,7 @@
 """Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on queries, keys and values."""
 
-from ..config import ModelConfig
+from ..config import ModelConfig, model_of
+from ..fields import Fields
 from . import hugging_face
 from .hugging_face import FFN, NAMES, usual_options
 from .windows import switched_windows
@@ -22,12 +23,12 @@ DEFAULTS = {
 }
 
 
-def model_config(config):
+def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a Qwen2Config (a dict). Raises FormatError."""
     options = usual_options(config)
     windows = switched_windows(config, options["num_hidden_layers"], last_layers)
-    return ModelConfig(**options, qkv_bias=True, sliding_windows=windows)
+    return model_of(**options, qkv_bias=True, by_layer=windows)
 
 
-def last_layers(layer, first):
+def last_layers(layer: int, first: int) -> bool:
     return layer >= first

@@ -1,7 +1,8 @@
 """Rotary positions as Hugging Face's configs say them, in the older form and the new."""
 
-from ..config import LARGEST, ROTARY, Rotary, dimension, flag, number
 from ..errors import FormatError, shown
+from ..fields import LARGEST, Fields, dimension, flag, number
+from ..layers.attention import ROTARY, Rotary
 from .windows import LAYER_TYPES
 
 # The config fields that describe rotary positions, with their defaults.
@@ -16,7 +17,7 @@ ROPE = {
 SMALLEST = 1e-5  # factor of rotary positions; those of published models are about 1 and more
 
 
-def rope_parameters(config):
+def rope_parameters(config: Fields) -> Fields:
     """The parameters of rotary positions (a dict), which are the same in all layers.
 
     Those of ``rope_scaling``, the older form, where it says anything, else of ``rope_parameters``;
@@ -34,13 +35,13 @@ def rope_parameters(config):
     return found
 
 
-def check_object(value, key):
+def check_object(value: object, key: str) -> None:
     """Raises FormatError where a value is neither a JSON object nor null."""
     if value is not None and not isinstance(value, dict):
         raise FormatError(f"config: {key} is {shown(value)}, not an object")
 
 
-def rotary(config, found, head_dim, partly=False):
+def rotary(config: Fields, found: Fields, head_dim: int, partly: bool = False) -> Rotary:
     """The Rotary of parameters that ``rope_parameters`` found.
 
     partly  whether the architecture turns the part of each head that ``partial_rotary_factor``
@@ -69,9 +70,9 @@ def rotary(config, found, head_dim, partly=False):
     return Rotary(dim, base, kind, _rotary_parameters(kind, found, most, dim))
 
 
-def _rotary_parameters(kind, found, most, dim):
+def _rotary_parameters(kind: str, found: Fields, most: int, dim: int) -> Fields:
     """The parameters that a kind of rotary positions has. Raises FormatError."""
-    known = {"max_position_embeddings": most}
+    known: Fields = {"max_position_embeddings": most}
     if kind in ("llama3", "yarn", "longrope"):
         original = dimension(found, "original_max_position_embeddings", most)
         if original < 2:
@@ -99,14 +100,14 @@ def _rotary_parameters(kind, found, most, dim):
     return known
 
 
-def _factors(found, key, dim):
+def _factors(found: Fields, key: str, dim: int) -> list[float]:
     values = found.get(key)
     if not isinstance(values, list) or len(values) != dim // 2:
         raise FormatError(f"config: {key} is not a list of {dim // 2} numbers")
     return [_factor({key: value}, key) for value in values]
 
 
-def _factor(found, key):
+def _factor(found: Fields, key: str) -> float:
     """What angles are divided by: less than SMALLEST would turn a head by millions of radians."""
     factor = number(found, key)
     if factor < SMALLEST:
@@ -114,7 +115,7 @@ def _factor(found, key):
     return factor
 
 
-def longest(rotary, most):
+def longest(rotary: Rotary, most: int) -> int:
     """How many positions there are: dynamic rotary positions are made to go on behind ``most``."""
     if rotary.kind == "dynamic":
         most = min(int(most * max(1.0, rotary.parameters["factor"])), LARGEST - 1)

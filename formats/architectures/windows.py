@@ -1,14 +1,17 @@
 """Which layers' attention sees a window only, as Hugging Face's configs say it."""
 
-from ..config import dimension, flag
+from collections.abc import Callable, Sequence
+
+from ..config import ByLayer
 from ..errors import FormatError, shown
+from ..fields import Fields, dimension, flag
 from ..numbers import is_whole
 
 # What a layer's attention may be called, and whether it sees its window only.
 LAYER_TYPES = {"full_attention": False, "attention": False, "sliding_attention": True}
 
 
-def _slides(config, layers, default):
+def _slides(config: Fields, layers: int, default: Callable[[int], bool]) -> list[bool]:
     """Whether each layer sees its window only, by ``layer_types``, or by ``default`` (of a layer's
     number) where a config has none."""
     kinds = config["layer_types"]
@@ -24,20 +27,20 @@ def _slides(config, layers, default):
     return [LAYER_TYPES[kind] for kind in kinds]
 
 
-def layer_windows(config, layers, default):
-    """ModelConfig's ``sliding_windows`` where ``layer_types`` or ``default`` says which slide."""
+def layer_windows(config: Fields, layers: int, default: Callable[[int], bool]) -> ByLayer:
+    """Each layer's ``attention_window``, as ``model_of`` takes what layers have of their own, where
+    ``layer_types`` or ``default`` says which slide; empty where none does."""
     return _windows(config, _slides(config, layers, default))
 
 
-def _windows(config, sliding):
-    """``sliding_window`` of the layers that are sliding, 0 of the others."""
+def _windows(config: Fields, sliding: Sequence[bool]) -> ByLayer:
     if not any(sliding):
         return ()
     window = dimension(config, "sliding_window")
-    return tuple(window if slides else 0 for slides in sliding)
+    return [{"attention_window": window} if slides else {} for slides in sliding]
 
 
-def switched_windows(config, layers, default):
+def switched_windows(config: Fields, layers: int, default: Callable[[int, int], bool]) -> ByLayer:
     """The same where ``use_sliding_window`` switches the windows on.
 
     default  called as default(layer, max_window_layers) where ``layer_types`` is absent
@@ -52,6 +55,6 @@ def switched_windows(config, layers, default):
     return _windows(config, sliding)
 
 
-def one_window(config, layers):
-    """ModelConfig's ``sliding_windows`` where all layers have the same, or all have none."""
+def one_window(config: Fields, layers: int) -> ByLayer:
+    """The same where all layers have one window, or none has any."""
     return _windows(config, [config["sliding_window"] is not None] * layers)

@@ -9,7 +9,7 @@ where the model came from, and what calibration found. ``layout.py`` lists the t
 
 import re
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from ..files import MOST_TEXT
 from ..number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from ..progress import Progress, no_progress
 from ..safetensors import SafetensorsFile, TensorInfo
+from ..tensors import TensorSpec
 from .calibration import (
     TRAINED,
     Calibration,
@@ -31,7 +32,7 @@ from .calibration import (
     PredictorForm,
     calibration_from_json,
 )
-from .layout import TEMPLATE, TOKENIZER, TensorSpec, layout, predictor_layout
+from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
@@ -115,8 +116,8 @@ class Bundle:
         try:
             self.config = model_config(self.hf_config)
             ranks = self._ranks() if self.calibrated else []
-            if self.config.experts and ranks:
-                self.config = replace(self.config, neurons_apart=True)
+            if ranks:
+                self.config = self.config.with_neurons_apart()
             self.calibration = self._calibration() if self.calibrated else None
             self.specs = layout(self.config) + predictor_layout(self.config, ranks)
         except FormatError as error:
@@ -135,8 +136,11 @@ class Bundle:
 
     def _calibration(self) -> Calibration | None:
         found = self._json("flashinfer.calibration")
-        experts = self.config.experts if self.config.reads_experts else 0
-        return calibration_from_json(found, [experts] * self.config.num_hidden_layers)
+        ffns = [layer.ffn for layer in self.config.layers]
+        experts: list[int | None] = [0] * len(ffns)
+        if self.config.reads_experts:  # whose other layers use all of their neurons
+            experts = [ffn.experts if ffn.reads_experts else None for ffn in ffns]
+        return calibration_from_json(found, experts)
 
     def _ranks(self) -> list[int]:
         """The rank of each layer's predictor; empty where the bundle has no predictors."""
@@ -204,14 +208,19 @@ class Bundle:
     def has_predictors(self) -> bool:
         return "layers.0.predictor.a" in self.tensors
 
-    @property
-    def unit_bytes(self) -> int:
-        """Bytes of a unit: of a neuron's bundle, or of all bundles of an expert."""
-        return self.tensors["layers.0.ffn.bundles"].row_bytes * self.config.unit_neurons
+    def bundles(self, layer: int) -> StoredTensor:
+        """A layer's FFN: a row is a neuron's bundle."""
+        return self.tensors[f"layers.{layer}.ffn.bundles"]
+
+    def unit_bytes(self, layer: int) -> int:
+        """Bytes of a layer's unit: of a neuron's bundle, or of all bundles of an expert."""
+        return self.bundles(layer).row_bytes * self.config.layers[layer].ffn.unit_neurons
 
     @property
-    def ffn_format(self) -> NumberFormat:
-        return self.tensors["layers.0.ffn.bundles"].format
+    def ffn_formats(self) -> str:
+        """The names of the number formats of the layers' FFNs, nearly always one."""
+        layers = range(self.config.num_hidden_layers)
+        return ", ".join(dict.fromkeys(self.bundles(layer).format.name for layer in layers))
 
     def tokenizer_json(self) -> str | None:
         """The text of the tokenizer's file, or None where the bundle has no tokenizer."""

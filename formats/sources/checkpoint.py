@@ -16,8 +16,8 @@ from .. import fp8, mxfp4
 from ..architectures import architecture
 from ..arrays import Float32Array, UInt8Array
 from ..bounded_json import JsonObject, read_json
-from ..config import token_ids
 from ..errors import FormatError, UserError, reason
+from ..fields import token_ids
 from ..files import open_regular
 from ..number_formats import FORMATS, SOURCES, NumberFormat
 from ..safetensors import SafetensorsFile

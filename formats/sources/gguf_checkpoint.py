@@ -13,8 +13,8 @@ from ..architectures import phi3
 from ..architectures.hugging_face import behind
 from ..arrays import AnyArray, Float32Array, UInt8Array
 from ..bounded_json import JsonObject
-from ..config import ModelConfig
 from ..errors import FormatError, shown
+from ..layers.layer import LayerConfig
 from ..number_formats import FORMATS, NumberFormat
 from ..numbers import is_number, is_whole
 from .checkpoint import COLUMN_CHUNK
@@ -83,7 +83,7 @@ class Naming:
 
     NAMES: dict[str, str]
     FFN: dict[str, str]
-    ROWS: dict[str, Callable[[ModelConfig], AnyArray]]
+    ROWS: dict[str, Callable[[LayerConfig], AnyArray]]
 
 
 class GgufCheckpoint:
@@ -308,7 +308,7 @@ class GgufCheckpoint:
 
     def _naming(self) -> Naming:
         names, tensors = dict(NAMES), self.file.tensors
-        rows: dict[str, Callable[[ModelConfig], AnyArray]] = {}
+        rows: dict[str, Callable[[LayerConfig], AnyArray]] = {}
         parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
         ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
         if "blk.0.ffn_gate_exps.weight" in tensors:
@@ -325,8 +325,8 @@ class GgufCheckpoint:
             ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
             del ffn["down"]
         if self.architecture in TURNED:
-            rows["q_proj"] = lambda config: _unpermuted(config.num_attention_heads, config)
-            rows["k_proj"] = lambda config: _unpermuted(config.num_key_value_heads, config)
+            rows["q_proj"] = lambda layer: _unpermuted(layer, layer.attention.num_attention_heads)
+            rows["k_proj"] = lambda layer: _unpermuted(layer, layer.attention.num_key_value_heads)
         if self.architecture == "phi3":
             ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
             rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
@@ -415,7 +415,8 @@ class GgufCheckpoint:
         self.close()
 
 
-def _unpermuted(heads: int, config: ModelConfig) -> AnyArray:
+def _unpermuted(layer: LayerConfig, heads: int) -> AnyArray:
     """For each row of Hugging Face's q or k projection, the row of a llama GGUF that holds it."""
-    ids = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
+    head_dim = layer.attention.head_dim
+    ids = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
     return ids.swapaxes(1, 2).reshape(-1)

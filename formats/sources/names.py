@@ -1,18 +1,19 @@
 """Which of a checkpoint's tensors make each tensor of a bundle, by its architecture's names."""
 
 import itertools
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays import AnyArray, Float32Array, UInt8Array
-from ..bundle.layout import FFN, TensorSpec, format_of
+from ..bundle.layout import format_of
 from ..bundle.writer import NewTensor, encoded, new_tensor
-from ..config import ModelConfig
+from ..config import MOST_LAYERS, ModelConfig
 from ..errors import FormatError
 from ..number_formats import NumberFormat
+from ..numbers import is_whole
+from ..tensors import FFN, TensorSpec
 from .checkpoint import COLUMN_CHUNK, Checkpoint
 from .gguf_checkpoint import GgufCheckpoint
 
@@ -38,24 +39,45 @@ class Names:
         self.checkpoint, self.config = checkpoint, config
         naming: Any = checkpoint.naming  # an architecture's module, whose names are partly optional
         self.naming = naming
-        self.ffn, self.packed = naming.FFN, getattr(naming, "ROWS", {})
+        # What a layer's experts are found by, and, of a mixture, its layers without experts.
+        self.experts, self.packed = naming.FFN, getattr(naming, "ROWS", {})
+        self.dense, self.packed_dense = getattr(naming, "DENSE_FFN", naming.FFN), self.packed
         fused = getattr(naming, "FUSED_FFN", None)
-        if fused and any(name in checkpoint.shapes for name in alternatives(fused["down"], 0)):
-            self.ffn, self.packed = fused, {**self.packed, **naming.FUSED_ROWS}
-        self.names = {
-            **naming.NAMES,
-            **{f"layers.{{}}.ffn.{part}": name for part, name in self.ffn.items()},
-        }
-        self.heights: dict[str, int] = {}  # {packed tensor: its rows}
-        for template, name in self.names.items():
-            if rows := self.packed.get(_part(template)):
-                height = int(rows(config).max()) + 1
-                self.heights[name] = max(height, self.heights.get(name, 0))
+        if fused and self._has_any(fused["down"]):
+            self.experts, self.packed = fused, {**self.packed, **naming.FUSED_ROWS}
         self.less_one = getattr(naming, "NORM_LESS_ONE", False)
         self.sources: dict[str, list[str]] = {}  # {our tensor: the checkpoint's that it is made of}
+        self.left_out = self._further_layers()  # tensors that are no part of the model proper
+
+    def _has_any(self, named: str) -> bool:
+        """Whether the checkpoint holds a tensor of this name in any layer."""
+        layers = range(self.config.num_hidden_layers)
+        return any(n in self.checkpoint.shapes for i in layers for n in alternatives(named, i))
+
+    def ffn(self, layer: int) -> dict[str, str]:
+        """{"gate", "up", "down": the checkpoint's tensor} of a layer's FFN or of its experts."""
+        return self.experts if self.config.layers[layer].ffn.router else self.dense
+
+    def packed_rows(self, template: str, layer: int | None) -> AnyArray | None:
+        """Which rows of a packed tensor are ours; None: it is not packed."""
+        if layer is None:
+            return None
+        described = self.config.layers[layer]
+        rows = (self.packed if described.ffn.router else self.packed_dense).get(_part(template))
+        return None if rows is None else rows(described)
+
+    def height(self, named: str, layer: int) -> int:
+        """The rows of the packed tensor of this name."""
+        parts = {f"layers.{{}}.ffn.{part}": name for part, name in self.ffn(layer).items()}
+        of_all = [
+            rows
+            for template, name in {**self.naming.NAMES, **parts}.items()
+            if name == named and (rows := self.packed_rows(template, layer)) is not None
+        ]
+        return max(int(rows.max()) for rows in of_all) + 1
 
     def find(
-        self, template: str, layer: str | None, shape: tuple[int, ...], expert: int | None = None
+        self, template: str, layer: int | None, shape: tuple[int, ...], expert: int | None = None
     ) -> Found:
         """The checkpoint's tensor that holds one of ours. Raises FormatError.
 
@@ -63,17 +85,19 @@ class Names:
         shape     our tensor's
         Where one tensor holds all of a layer's experts, ``Found.rows`` counts within each expert.
         """
-        named = self.names.get(template, template)
+        named = self.naming.NAMES.get(template, template)
+        if layer is not None and template.startswith("layers.{}.ffn."):
+            named = self.ffn(layer).get(_part(template), named)
         names = alternatives(named, layer, expert, bare=template not in HEADS)
         name = next((n for n in names if n in self.checkpoint.shapes), None)
         if name is None:
             raise FormatError(f"{self.checkpoint.directory}: tensor {names[0]} is missing")
-        rows = self.packed.get(_part(template))
-        rows = None if rows is None else rows(self.config)
-        expected = shape if rows is None else (self.heights[named], *shape[1:])
-        if expert is not None and "{expert}" not in named:
+        expected, rows = shape, self.packed_rows(template, layer)
+        if rows is not None and layer is not None:
+            expected = (self.height(named, layer), *shape[1:])
+        if expert is not None and layer is not None and "{expert}" not in named:
             expected = expected[::-1] if self.turned(name) else expected
-            expected = (self.config.experts, *expected)
+            expected = (self.config.layers[layer].ffn.experts, *expected)
         if self.checkpoint.shapes[name] != expected or (rows is not None and len(rows) != shape[0]):
             raise FormatError(
                 f"{self.checkpoint.directory}: tensor {name} has the shape "
@@ -93,30 +117,30 @@ class Names:
 
         ffn, dense  number formats of FFN weights, and of others; None: the checkpoint's own choice
         """
-        layer, template = None, spec.name
-        if match := re.match(r"layers\.(\d+)\.", spec.name):
-            layer = match[1]
-            template = spec.name.replace(match[0], "layers.{}.", 1)
-        if spec.role == FFN:
-            return self.bundle_tensor(spec, layer, ffn)
-        if self.config.experts and ".ffn." in template and template.endswith("_bias"):
-            return self.expert_biases(spec, template, layer)
+        template, layer = spec.name, spec.layer
+        if layer is not None:
+            template = template.replace(f"layers.{layer}.", "layers.{}.", 1)
+            of_experts = self.config.layers[layer].ffn.router is not None
+            if spec.role == FFN:
+                return self.bundle_tensor(spec, layer, ffn)
+            if of_experts and ".ffn." in template and template.endswith("_bias"):
+                return self.expert_biases(spec, template, layer)
         name, rows = self.find(template, layer, spec.shape)
         self.sources[spec.name] = [name]
         if dense is None and not spec.exact:
             dense = self.checkpoint.format_of(name)
-        format = format_of(spec, ffn, dense)
+        format = format_of(spec, dense=dense) if dense else format_of(spec)
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
         return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
 
-    def expert_biases(self, spec: TensorSpec, template: str, layer: str | None) -> NewTensor:
+    def expert_biases(self, spec: TensorSpec, template: str, layer: int) -> NewTensor:
         """The NewTensor of a bias of all of a layer's experts, one after the other."""
-        size = spec.shape[0] // self.config.experts
+        size = spec.shape[0] // self.config.layers[layer].ffn.experts
         name, rows = self.find(template, layer, (size,), expert=0)
         self.sources[spec.name] = [name]
         columns = np.arange(size) if rows is None else rows
         return new_tensor(
-            spec.name, format_of(spec, None, None), spec.shape,
+            spec.name, format_of(spec), spec.shape,
             lambda: [self.checkpoint.read_rows(name)[:, columns].reshape(-1)],
         )  # fmt: skip
 
@@ -144,19 +168,17 @@ class Names:
         raw = self.checkpoint.raw_rows(name, format, start, stop)
         return self.checkpoint.read_rows(name, start, stop) if raw is None else raw
 
-    def bundle_tensor(
-        self, spec: TensorSpec, layer: str | None, format: NumberFormat | None
-    ) -> NewTensor:
+    def bundle_tensor(self, spec: TensorSpec, layer: int, format: NumberFormat | None) -> NewTensor:
         """The NewTensor of a layer's bundles, expert after expert."""
-        config = self.config
-        experts: list[int | None] = list(range(config.experts)) if config.experts else [None]
-        neurons, width = config.d_ffn // len(experts), spec.shape[1] // config.parts
+        ffn = self.config.layers[layer].ffn
+        experts: list[int | None] = list(range(ffn.experts)) if ffn.router else [None]
+        neurons, width = ffn.d_ffn, ffn.hidden_size
         shapes = {part: (neurons, width) for part in ("gate", "up", "down_t")}
         shapes["down"] = (width, neurons)
         found = [
             {
                 part: self.find(f"layers.{{}}.ffn.{part}", layer, shapes[part], expert)
-                for part in self.ffn
+                for part in self.ffn(layer)
             }
             for expert in experts
         ]
@@ -216,10 +238,19 @@ class Names:
         matrix = self.checkpoint.read_rows(name, expert * rows, (expert + 1) * rows)
         return matrix.T if self.turned(name) else matrix
 
+    def _further_layers(self) -> set[str]:
+        """The tensors of layers that follow the last, such as those that predict a second token."""
+        field, first = getattr(self.naming, "FURTHER_LAYERS", None), len(self.config.layers)
+        count = self.checkpoint.config.get(field) if field else 0
+        if not is_whole(count, 1, MOST_LAYERS):
+            return set()
+        prefixes = tuple(f"model.layers.{layer}." for layer in range(first, first + count))
+        return {name for name in self.checkpoint.shapes if name.startswith(prefixes)}
+
     def refuse_strangers(self) -> None:
         """Raise FormatError where the checkpoint holds tensors that the architecture lacks."""
         strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
-        strangers = {name for name in strangers if not name.endswith(BUFFERS)}
+        strangers = {name for name in strangers if not name.endswith(BUFFERS)} - self.left_out
         if self.config.tied and HEADS[0] in strangers:
             self.refuse_another_head(HEADS[0], *self.sources["embed_tokens.weight"])
             strangers.discard(HEADS[0])
@@ -246,7 +277,7 @@ class Names:
 
 
 def alternatives(
-    named: str, layer: str | int | None, expert: int | None = None, bare: bool = True
+    named: str, layer: int | None, expert: int | None = None, bare: bool = True
 ) -> list[str]:
     """The names that a tensor may have in a checkpoint.
 

@@ -1,0 +1,110 @@
+"""Causal softmax attention: its sizes and options, and its tensors."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import FormatError
+from ..tensors import ATTENTION, TensorSpec, vector
+from .norm import NormConfig
+
+ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+# Of c tanh(x / c): tanh is computed to some 2^-23, so that a larger c leaves no exact digits.
+LEAST_CAP, MOST_CAP = 1e-3, 1e3
+WIDEST = 1 << 20  # no honest hidden size, and no heads together, are wider
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021): the first ``dim`` values of a head are turned in pairs
+    (i, i + dim / 2), by position times base^(-2 i / dim).
+
+    kind        one of ROTARY: how the frequencies are changed for long texts
+    parameters  of that kind, under Hugging Face's names, with
+                ``original_max_position_embeddings`` and ``max_position_embeddings``
+    """
+
+    dim: int
+    base: float
+    kind: str = "default"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Of one layer. Dimensions keep Hugging Face's names.
+
+    rotary            queries and keys are turned so; None: they are not
+    alibi             scores fall with the distance instead (Press et al. 2021)
+    attention_window  tokens that each token sees, itself included; None: all
+    qkv_bias, o_bias  these projections have biases
+    qk_norm           queries and keys are normalised before they are turned: each "head" by
+                      itself, or "all" heads together; None: not
+    norm              how
+    attention_scale   what scores are multiplied with; None: head_dim^-1/2
+    attention_sinks   each head has a learned extra softmax logit
+    score_cap         scores become c tanh(score / c); None: they stay
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary: Rotary | None = None
+    alibi: bool = False
+    attention_window: int | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: Literal["head", "all"] | None = None
+    norm: NormConfig
+    attention_scale: float | None = None
+    attention_sinks: bool = False
+    score_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        width = self.num_attention_heads * self.head_dim
+        if max(width, self.hidden_size) > WIDEST:
+            raise FormatError(
+                f"config: a hidden size of {self.hidden_size} and heads of {width} together are "
+                "not those of a model"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise FormatError(
+                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        check_cap("attention", self.score_cap)
+        rotary = self.rotary
+        if rotary and (rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim):
+            raise FormatError(
+                f"config: {rotary.dim} values of each head of {self.head_dim} cannot be rotary"
+            )
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """{"q", "k", "v", "o": (rows, columns)}."""
+        d, width = self.hidden_size, self.num_attention_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        return {"q": (width, d), "k": (keys, d), "v": (keys, d), "o": (d, width)}
+
+    def tensors(self, name: str) -> list[TensorSpec]:
+        """Its TensorSpecs, under names that begin with the layer's ``name``."""
+        shapes, specs = self.projections(), []
+        if self.qk_norm:
+            for p in "qk":
+                size = shapes[p][0] if self.qk_norm == "all" else self.head_dim
+                specs += self.norm.tensors(f"{name}.{p}_norm", size)
+        biased = ("qkv" if self.qkv_bias else "") + ("o" if self.o_bias else "")
+        specs += [vector(f"{name}.{p}_proj.bias", shapes[p][0]) for p in biased]
+        if self.attention_sinks:
+            specs.append(vector(f"{name}.sinks", self.num_attention_heads))
+        specs += [
+            TensorSpec(f"{name}.{p}_proj.weight", shape, ATTENTION) for p, shape in shapes.items()
+        ]
+        return specs
+
+
+def check_cap(what: str, cap: float | None) -> None:
+    """Raises FormatError where a soft cap leaves no exact digits."""
+    if cap is not None and not LEAST_CAP <= cap <= MOST_CAP:
+        raise FormatError(
+            f"config: the {what} soft cap {cap} is not within {LEAST_CAP} to {MOST_CAP}"
+        )

@@ -1,0 +1,187 @@
+"""A feed-forward layer: its neurons, or the experts of a mixture and their router."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import FormatError
+from ..tensors import ATTENTION, FFN, PREDICTOR, SMALL, TensorSpec, vector
+
+ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "quick_gelu")
+SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
+# No honest layer has more: keeps hostile configs from huge allocations.
+MOST_NEURONS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """How a mixture chooses the experts of a token, and what each of them counts.
+
+    experts           of the layer, of equal size
+    experts_per_token  that are chosen for each token
+    scoring           what scores become: "softmax" over all experts, or "sigmoid"
+    normalised        the weights of those chosen are made to add up to 1 (of a softmax that is
+                      the softmax over those chosen)
+    router_bias       scores have a bias
+    choice_bias       a bias that is added to what experts are chosen by, and not to their weights
+    groups, groups_kept  experts lie in so many groups, of which a token chooses from the best few
+    group_by          what a group is worth: its best expert ("max") or its best two ("top2")
+    scale             what the weights are multiplied with at last
+    """
+
+    experts: int
+    experts_per_token: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = True
+    router_bias: bool = False
+    choice_bias: bool = False
+    groups: int = 1
+    groups_kept: int = 1
+    group_by: Literal["top2", "max"] = "top2"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.experts_per_token <= self.experts:
+            raise FormatError(
+                f"config: {self.experts_per_token} of {self.experts} experts cannot be chosen"
+            )
+        if self.experts % self.groups or not 0 < self.groups_kept <= self.groups:
+            raise FormatError(
+                f"config: {self.groups_kept} of {self.groups} groups of {self.experts} experts "
+                "cannot be chosen"
+            )
+        if self.experts_per_token > self.reach:
+            raise FormatError(
+                f"config: {self.experts_per_token} experts cannot be chosen from groups of "
+                f"{self.reach} together"
+            )
+
+    @property
+    def reach(self) -> int:
+        """How many experts a token chooses from."""
+        return self.experts // self.groups * self.groups_kept
+
+    def tensors(self, name: str, hidden_size: int) -> list[TensorSpec]:
+        """Its TensorSpecs, under names that begin with the layer's ``name``."""
+        specs = [TensorSpec(f"{name}.router.weight", (self.experts, hidden_size), SMALL, True)]
+        if self.router_bias:
+            specs.append(vector(f"{name}.router.bias", self.experts))
+        if self.choice_bias:
+            specs.append(vector(f"{name}.router.choice_bias", self.experts))
+        return specs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFNConfig:
+    """Of one layer.
+
+    d_ffn         neurons of the FFN, or of each of its experts
+    gated         it is down(activation(gate x) * (up x)), else down(activation(up x))
+    activation    one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
+    up_relu       with ``gated``: up x passes a ReLU, too (dReLU)
+    limit         with ``gated``: gate x is at most this, up x within it, and 1 is added to that
+                  (GPT-OSS); None: not
+    ffn_bias      its linear layers have biases
+    router        of a mixture of experts; None: there are no experts
+    neurons_apart  of a mixture with predictors, which tell its neurons apart: those are read one by
+                  one, and not whole experts
+    shared_d_ffn  neurons of the shared expert, which every token uses; 0: there is none
+    shared_gated  its output is multiplied with sigmoid(shared_weigh . x)
+    """
+
+    hidden_size: int
+    d_ffn: int
+    gated: bool = True
+    activation: str = "silu"
+    threshold: float = 0.0
+    up_relu: bool = False
+    limit: float | None = None
+    ffn_bias: bool = False
+    router: RouterConfig | None = None
+    neurons_apart: bool = False
+    shared_d_ffn: int = 0
+    shared_gated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.neurons > MOST_NEURONS or self.shared_d_ffn > MOST_NEURONS:
+            raise FormatError(
+                f"config: a layer of {self.neurons + self.shared_d_ffn} neurons is not that of a "
+                "model"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise FormatError(
+                f"config: activation {self.activation!r} is not supported; "
+                f"supported: {', '.join(ACTIVATIONS)}"
+            )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether most neurons may be silent: what a predictor needs."""
+        return self.activation in SPARSE
+
+    @property
+    def experts(self) -> int:
+        """How many experts there are; 0: the FFN is one."""
+        return self.router.experts if self.router else 0
+
+    @property
+    def neurons(self) -> int:
+        """Of the layer: those of all its experts together."""
+        return self.d_ffn * max(1, self.experts)
+
+    @property
+    def reads_experts(self) -> bool:
+        """Whether an expert, and not a neuron, is read and kept as one."""
+        return self.router is not None and not self.neurons_apart
+
+    @property
+    def units(self) -> int:
+        """What is read and kept as one: its neurons, or its experts."""
+        return self.experts if self.reads_experts else self.neurons
+
+    @property
+    def unit_neurons(self) -> int:
+        return self.d_ffn if self.reads_experts else 1
+
+    @property
+    def routed_units(self) -> int:
+        """Units that a router chooses for each token; 0: none does."""
+        return self.router.experts_per_token if self.router and self.reads_experts else 0
+
+    @property
+    def parts(self) -> int:
+        """Rows of a bundle, each hidden_size wide: [up | down], or [gate | up | down]."""
+        return 3 if self.gated else 2
+
+    def shared_shapes(self) -> dict[str, tuple[int, int]]:
+        """{"gate", "up", "down": (rows, columns)} of the expert that every token uses."""
+        d, n = self.hidden_size, self.shared_d_ffn
+        return {"gate": (n, d), "up": (n, d), "down": (d, n)} if n else {}
+
+    def tensors(self, name: str) -> list[TensorSpec]:
+        """Its TensorSpecs, under names that begin with the layer's ``name``."""
+        d, specs = self.hidden_size, []
+        if self.router:
+            specs += self.router.tensors(name, d)
+        if self.shared_gated:
+            specs.append(TensorSpec(f"{name}.shared.weigh.weight", (1, d), SMALL, exact=True))
+        if self.ffn_bias:
+            if self.gated:
+                specs.append(vector(f"{name}.ffn.gate_bias", self.neurons))
+            specs.append(vector(f"{name}.ffn.up_bias", self.neurons))
+            specs.append(vector(f"{name}.ffn.down_bias", d * max(1, self.experts)))
+        specs += [
+            TensorSpec(f"{name}.shared.{part}.weight", shape, ATTENTION)
+            for part, shape in self.shared_shapes().items()
+        ]
+        # One row a neuron: [up_i | down_i] or [gate_i | up_i | down_i] (paper section 3.2,
+        # row-column bundling).
+        bundles = (self.neurons, self.parts * d)
+        return [*specs, TensorSpec(f"{name}.ffn.bundles", bundles, FFN)]
+
+    def predictor_tensors(self, name: str, rank: int) -> list[TensorSpec]:
+        """The TensorSpecs of its low-rank predictor (paper section 3.1): B (A x) + bias."""
+        return [
+            TensorSpec(f"{name}.predictor.a", (rank, self.hidden_size), PREDICTOR),
+            TensorSpec(f"{name}.predictor.b", (self.neurons, rank), PREDICTOR),
+            TensorSpec(f"{name}.predictor.bias", (self.neurons,), PREDICTOR, exact=True),
+        ]
