@@ -357,6 +357,16 @@ def test_activate(twin, kind):
     assert np.array_equal(square.reshape(-1), found[:4900])
 
 
+@pytest.mark.parametrize("cap", [1.0, 50.0, 1000.0])
+def test_a_large_cap_leaves_small_values_their_digits(twin, cap):
+    x = np.concatenate([np.geomspace(1e-6, 5e3, 4000), -np.geomspace(1e-6, 5e3, 4000)])
+    x = x.astype(np.float32)
+    found = x.copy()
+    kernels.activate(found, "cap", cap)
+    np.testing.assert_allclose(found, cap * np.tanh(x.astype(float) / cap), rtol=2e-6)
+    assert np.abs(found).max() <= cap and (np.diff(found[:4000]) >= 0).all()
+
+
 def test_kernels_know_what_models_may_ask_for():
     assert set(ffn.ACTIVATIONS) <= set(ACTIVATIONS)
 
