@@ -39,7 +39,7 @@ STEPS = {  # name: what is on; a window of 0 forgets every token
     "+ bundling": {"window": 5, "bundled": True},
     "+ overlap": {"window": 5, "bundled": True, "overlap": True},
     "+ cache policy": {"bundled": True, "overlap": True},
-    "+ reading ahead": {"bundled": True, "overlap": True, "ahead": True},
+    "+ prefetch": {"bundled": True, "overlap": True, "prefetched": True},
 }
 TOKENS = {"dense": 6, "predicted": 48}
 PROMPT = [5 + 7 * i for i in range(64)]
@@ -70,7 +70,7 @@ class Unbundled(UnitStore):
             return None
         offsets, lengths, _ = self.spans(units)
         half = lengths // 2 // self.flash.alignment * self.flash.alignment
-        to = slots * np.int64(self.cache.stride)
+        to = slots * np.int64(self.cache.slot_bytes)
         return self.flash.submit(
             np.concatenate([offsets, offsets + half]),
             np.concatenate([half, lengths - half]),
@@ -96,7 +96,7 @@ class BundledOneByOne(OneByOne, UnitStore):
     pass
 
 
-def switch_off(model, bundled=False, overlap=False, ahead=False, **_):
+def switch_off(model, bundled=False, overlap=False, prefetched=False, **_):
     """Put other objects in the place of those that a step does not have."""
     kind = UnitStore
     if not overlap:
@@ -106,9 +106,9 @@ def switch_off(model, bundled=False, overlap=False, ahead=False, **_):
         if ffn.predictor is None or ffn.whole.offsets is not None:
             continue
         store = kind(store.bundles, 1, store.cache, store.flash, store.buffer)
-        prefetch = ffn.prefetch if ahead else NoPrefetch()
+        prefetch = ffn.prefetch if prefetched else NoPrefetch()
         layer.feed_forward = FeedForward(ffn.neurons, store, ffn.predictor, prefetch)
-    if not ahead:
+    if not prefetched:
         model.flash.gap_bytes = 0 if bundled else -1
 
 

@@ -4,7 +4,7 @@
 
 As root, with cgroups: each run lives in a memory cgroup of a share of the model's file, the disk
 as it is or held to an eMMC's speed. A prompt of 256 tokens, then the tokens that the model writes:
-with reads ahead and a warm start as the plan decides, without the one, without the other. Beside
+with prefetch and a warm start as the plan decides, without the one, without the other. Beside
 the misses stand those of an optimal cache (Belady, 1966) of the same rows on the same trace; the
 floor is as in bench.end_to_end.
 
@@ -47,7 +47,7 @@ THEIR_PROMPT = 32
 FIRST = 300  # token t + 1 follows token t
 VARIANTS = {
     "ours": {},
-    "ours, no reads ahead": {"ahead": False},
+    "ours, no prefetch": {"prefetch": False},
     "ours, cold": {"warm": False},
 }
 
@@ -55,11 +55,11 @@ VARIANTS = {
 # ---------------------------------------------------------------- in a process of its own
 
 
-def run_ours(path, memory, device, tokens, ahead=True, warm=None):
+def run_ours(path, memory, device, tokens, prefetch=True, warm=None):
     """Figures of a prompt and of the tokens after it, printed as JSON."""
     profile = load(device)
     with Model.open(path, memory=memory, context=512, device=profile, warm=warm) as model:
-        if not ahead:
+        if not prefetch:
             for layer in model.layers:
                 layer.feed_forward.prefetch = NoPrefetch()
         list(model.generate(prompt(), tokens + 1, temperature=0, stop_at_eos=False))

@@ -130,5 +130,5 @@ def keep_rows(ffn, n, window):
     old = ffn.store.cache
     ffn.whole.offsets = None
     ffn.store.cache = NeuronCache(
-        len(old.slot_of), old.memory[: n * old.stride], old.stride, "lru", window
+        len(old.slot_of), old.memory[: n * old.slot_bytes], old.slot_bytes, "lru", window
     )

@@ -75,7 +75,7 @@ def test_a_prompt_reads_each_expert_once(tmp_path):
             assert sum(cache.misses for cache in caches) == experts
             assert sum(cache.hits for cache in caches) == 0
             read = model.flash.bytes_read - before - model.flash.bytes_streamed
-            spans = [layer.feed_forward.store.cache.stride for layer in model.layers]
+            spans = [layer.feed_forward.store.cache.slot_bytes for layer in model.layers]
             assert read <= experts * spans[0]
 
 

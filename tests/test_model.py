@@ -301,7 +301,7 @@ def test_after_a_prompt_the_cache_holds_what_its_last_tokens_used(synthetic):
             )
             for number, cache in enumerate(caches):
                 rows = model.bundle.read(f"layers.{number}.ffn.bundles")
-                found = model.bundle.bundles(number).format.decode(cache.rows[: cache.used])
+                found = model.bundle.bundles(number).format.decode(cache.slots[: cache.used])
                 assert np.array_equal(found, rows[cache.neuron_at[: cache.used]])
     assert held[0] == held[1]
 

@@ -125,7 +125,7 @@ def test_rows_that_are_being_read_are_left_alone(policy):
         )
         used[:3] = guess[:3]  # half of the guess is right
         used = np.unique(used)
-        missing, rows = cache.place_ahead(guess, guess, token)
+        missing, rows = cache.place_prefetched(guess, guess, token)
         cache.priority.note(Selection.of_choices(used[None], np.ones((1, len(used)))), token)
         assert cache.leaves_guesses(used) == (len(used) + len(missing) <= cache.capacity)
         before = cache.neuron_at.copy()

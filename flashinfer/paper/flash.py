@@ -244,12 +244,12 @@ class Flash:
         As many rows at a time as ``buffer`` holds, each by a read of its own.
         """
         self._drop_early()
-        stride = self.slot_bytes(tensor.row_bytes)
-        room = len(buffer) // stride
+        slot_bytes = self.slot_bytes(tensor.row_bytes)
+        room = len(buffer) // slot_bytes
         for position in range(0, len(rows), room):
             chosen = np.asarray(rows[position : position + room], dtype=np.int64)
             offsets, lengths, skips = self.row_spans(tensor, chosen)
-            destinations = np.arange(len(chosen), dtype=np.int64) * stride
+            destinations = np.arange(len(chosen), dtype=np.int64) * slot_bytes
             self.wait(self.submit(offsets, lengths, buffer, destinations))
             yield position, len(chosen), buffer, destinations + skips
 

@@ -1,6 +1,6 @@
 """Which neurons of a layer are kept in DRAM, and where (paper section 3.3).
 
-Of a mixture of experts each "neuron" here is one expert: what is read and kept as one.
+Of a mixture of experts each "neuron" here is one expert: the unit that is read and kept as one.
 """
 
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ from flashinfer.paper.selection import Selection
 
 NEVER = -(1 << 60)  # used by no token: left every window
 
-# What makes room when rows are short. "window" is the paper's: a neuron leaves when the last K
+# What makes room when slots are short. "window" is the paper's: a neuron leaves when the last K
 # tokens did not use it. "lru" fills the budget instead, and the least lately used leaves first.
 # "frecency" also weighs how often: each use counts, half as much for every HALF_LIFE tokens since.
 Policy = Literal["frecency", "lru", "window"]
@@ -30,51 +30,51 @@ def default_policy(window: int | None) -> Policy:
 
 
 class NeuronCache:
-    """One layer's rows of bundles, exactly as they lie on flash.
+    """One layer's slots, which hold bundles exactly as they lie on flash.
 
-    memory    uint8, flat, from ``aligned_bytes``: capacity rows of ``stride`` bytes
-    capacity  rows allocated, once
+    memory    uint8, flat, from ``aligned_bytes``: capacity slots of ``slot_bytes`` bytes
+    capacity  slots, allocated once
     policy    one of POLICIES
     window    a neuron is kept while one of the last ``window`` tokens used it; None: no limit
     borrowed  other layers use the same memory: ``empty`` it before each use
-    used      rows that hold neurons: the first ``used``
+    used      slots that hold neurons: the first ``used``
     hits, misses, guesses, right_guesses  counts of neurons, since the cache was made; a neuron
-              read ahead and then used is a miss, and a right guess
+              prefetched and then used is a miss, and a right guess
     """
 
     def __init__(
         self,
         neurons: int,
         memory: UInt8Array,
-        stride: int,
+        slot_bytes: int,
         policy: Policy,
         window: int | None = None,
         borrowed: bool = False,
     ) -> None:
         self.borrowed = borrowed
-        self.memory, self.stride, self.window = memory, stride, window
-        self.capacity = min(neurons, len(memory) // stride)
-        self.rows = memory[: self.capacity * stride].reshape(self.capacity, stride)
+        self.memory, self.slot_bytes, self.window = memory, slot_bytes, window
+        self.capacity = min(neurons, len(memory) // slot_bytes)
+        self.slots = memory[: self.capacity * slot_bytes].reshape(self.capacity, slot_bytes)
         self.used = 0
         self.slot_of = np.full(neurons, -1, dtype=np.int32)
         self.neuron_at = np.full(self.capacity, -1, dtype=np.int32)
         self.last_used = np.zeros(self.capacity, dtype=np.int64)
         self.priority = Priority(neurons, policy)
-        self.guessed = NONE  # read ahead, not yet asked for
+        self.guessed = NONE  # prefetched, not yet asked for
         self.marked = np.zeros(neurons, dtype=bool)  # a scratch pad, all False between calls
         self.hits = self.misses = self.guesses = self.right_guesses = 0
 
     def empty(self) -> None:
-        """Forget what the rows hold."""
+        """Forget what the slots hold."""
         self.slot_of[:], self.neuron_at[:], self.used, self.guessed = -1, -1, 0, NONE
         self.marked[:] = False
 
     def place(self, neurons: Int32Array, token: int) -> tuple[Int32Array, Int32Array, BoolArray]:
-        """Give each neuron a row, at most ``capacity`` of them; drop what left the window.
+        """Give each neuron a slot, at most ``capacity`` of them; drop what left the window.
 
         neurons (n,) int32 ascending, token: the number of the current one. Returns (slots (n,),
-        misses, early (n,) bool): the rows, the indices into ``neurons`` whose rows the caller must
-        fill, and which of the others are being read ahead.
+        misses, early (n,) bool): the indices into ``neurons`` whose slots the caller must fill, and
+        which of the others are being prefetched.
         """
         guessed, self.guessed = self.guessed, NONE
         self.marked[guessed] = True
@@ -83,13 +83,13 @@ class NeuronCache:
         wrong = guessed[self.marked[guessed]]
         self.marked[wrong] = False
         values = self.priority.values
-        if len(wrong):  # their rows may still be being filled: nobody else's yet
+        if len(wrong):  # their slots may still be being filled: nobody else's yet
             values = values.copy()
             values[wrong] = np.inf
         slots, misses = self._place(neurons, token, values)
         if self.window is not None:  # no token uses the wrong: with the next one they leave
-            rows = self.slot_of[wrong]
-            self.last_used[rows[rows >= 0]] = NEVER
+            theirs = self.slot_of[wrong]
+            self.last_used[theirs[theirs >= 0]] = NEVER
         right = len(guessed) - len(wrong)
         self.guesses += len(guessed)
         self.right_guesses += right
@@ -98,17 +98,17 @@ class NeuronCache:
         return slots, misses, early
 
     def leaves_guesses(self, neurons: Int32Array) -> bool:
-        """Whether ``place`` of these would leave the rows alone that are being read ahead."""
+        """Whether ``place`` of these would leave the slots alone that are being prefetched into."""
         room = len(neurons) + len(self.guessed) <= self.capacity
         return room and self.window is None
 
-    def place_ahead(
+    def place_prefetched(
         self, neurons: Int32Array, kept: Int32Array, token: int
     ) -> tuple[Int32Array, Int32Array]:
         """As ``place``, for neurons that the coming token will probably use; returns (those not
-        here, their rows). Avoids evicting ``kept`` while capacity allows.
+        here, their slots). Avoids evicting ``kept`` while capacity allows.
 
-        The caller fills the rows before the next ``place``, unless that ``leaves_guesses``, and
+        The caller fills the slots before the next ``place``, unless that ``leaves_guesses``, and
         before they are used. Of a window those that no token uses are dropped then.
         """
         if kept is not neurons:
@@ -123,7 +123,7 @@ class NeuronCache:
 
     @property
     def guesses_pay(self) -> bool:
-        """Whether enough of what was read ahead was used."""
+        """Whether enough of what was prefetched was used."""
         return self.guesses < 64 or self.right_guesses > 0.5 * self.guesses
 
     def _place(
@@ -134,7 +134,7 @@ class NeuronCache:
             self.used,
         )  # fmt: skip
         if len(moved_from):
-            self.rows[moved_to] = self.rows[moved_from]
+            self.slots[moved_to] = self.slots[moved_from]
         return slots, misses
 
     def affords(self, neurons: Int32Array) -> BoolArray:
@@ -148,7 +148,7 @@ class NeuronCache:
         return np.isin(np.arange(len(neurons)), chosen)
 
     def used_at(self, slots: Int32Array, token: int, last: Int32Array) -> None:
-        """Which token used these rows last, counted from ``token`` on: (n,) each."""
+        """Which token used these slots last, counted from ``token`` on: (n,) each."""
         if self.window is not None:
             self.last_used[slots] = token + last
 

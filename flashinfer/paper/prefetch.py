@@ -48,7 +48,7 @@ class Prefetch:
         units, kept = predictor.early(x, residual, self.share)
         if prefetch_fits(len(units), ffn.neurons.config.routed_units, cache.capacity):
             ffn.store.settled = False
-            self.reads = ffn.store.submit(*cache.place_ahead(units, kept, token))
+            self.reads = ffn.store.submit(*cache.place_prefetched(units, kept, token))
 
     def before_placing(self, store: UnitStore, units: Int32Array) -> None:
         """Wait for the reads, unless placing these units leaves the slots alone that they fill."""

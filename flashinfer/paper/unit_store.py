@@ -67,7 +67,7 @@ class UnitStore:
         units = self.hottest(uses)
         slots, *_ = self.cache.place(units, 0)
         self.cache.misses = 0
-        step = max(1, WAVE_BYTES // self.cache.stride)
+        step = max(1, WAVE_BYTES // self.cache.slot_bytes)
         for first in range(0, len(units), step):
             part = slice(first, first + step)
             self.wait(self.submit(units[part], slots[part]))
@@ -82,7 +82,7 @@ class UnitStore:
         if not len(units):
             return None
         offsets, lengths, _ = self.spans(units)
-        places = slots * np.int64(self.cache.stride)
+        places = slots * np.int64(self.cache.slot_bytes)
         return self.flash.submit(offsets, lengths, self.cache.memory, places)
 
     def wait(self, reads: Submitted | None) -> None:
@@ -93,7 +93,7 @@ class UnitStore:
     def offsets(self, units: Int32Array, slots: Int32Array) -> Int64Array:
         """Where in ``cache.memory`` each neuron of these units begins: (units, neurons) int64."""
         _, _, skips = self.spans(units)
-        return (slots * np.int64(self.cache.stride) + skips)[:, None] + self.inside
+        return (slots * np.int64(self.cache.slot_bytes) + skips)[:, None] + self.inside
 
     def spans(self, units: Int32Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """(offsets, lengths, skips) of the aligned reads that cover these units, int64 each."""
@@ -119,7 +119,7 @@ class UnitStore:
         least: float = n
         ends = n - len(misses) - np.count_nonzero(early), n - len(misses), n
         if selection.indptr is None:
-            least = min(n, APART_BYTES / self.cache.stride)
+            least = min(n, APART_BYTES / self.cache.slot_bytes)
         if any(least <= end < n for end in ends):
             kind = early.astype(np.uint8)
             kind[misses] = 2

@@ -22,7 +22,7 @@ class Waves:
     def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store, cache, now = self.store, self.store.cache, token + len(x) - 1
-        size, overlap = wave_size(cache.capacity, len(store.inside), cache.stride)
+        size, overlap = wave_size(cache.capacity, len(store.inside), cache.slot_bytes)
         waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
         _, coming, reads = self._begin(waves[0], NONE, now)
         for wave, following in itertools.zip_longest(waves, waves[1:]):
