@@ -108,8 +108,6 @@ def switch_off(model, bundled=False, overlap=False, prefetched=False, **_):
         store = kind(store.bundles, 1, store.cache, store.flash, store.buffer)
         prefetch = ffn.prefetch if prefetched else NoPrefetch()
         layer.feed_forward = FeedForward(ffn.neurons, store, ffn.predictor, prefetch)
-    if not prefetched:
-        model.flash.gap_bytes = 0 if bundled else -1
 
 
 def open_model(path, budget, step):
@@ -119,7 +117,9 @@ def open_model(path, budget, step):
     options = Options(memory=budget, window=window, neurons=neurons, context=128)
     bundle = opened(path, options)
     made = prepare(bundle, options)
-    gap_bytes = made.flash.gap_bytes
+    gap_bytes = made.flash.gap_bytes  # without prefetch only neighbours are merged, or none
+    if not step.get("prefetched"):
+        gap_bytes = 0 if step.get("bundled") else -1
     made.flash.close()
     made = replace(made, flash=TimedFlash(path, gap_bytes=gap_bytes))
     if not step.get("resident", True):

@@ -189,9 +189,15 @@ class Flash:
     ) -> int:
         """Begin these reads; returns how many."""
         self.bytes_read += int(lengths.sum())
-        ticket = self.reader.submit(offsets, lengths, memory, destinations)
+        ticket = self._send(offsets, lengths, memory, destinations)
         submitted.parts.append((ticket, offsets, lengths))
         return len(lengths)
+
+    def _send(
+        self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
+    ) -> Any:
+        """Hands reads over to the reader; returns its ticket."""
+        return self.reader.submit(offsets, lengths, memory, destinations)
 
     def wait(self, submitted: Submitted) -> None:
         """Return when the reads are done. Raises FormatError naming file, offset and length."""

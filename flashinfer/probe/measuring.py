@@ -68,7 +68,6 @@ def _batches(flash: Flash, size: int, block: int, count: int) -> Submit:
     memory, random = aligned_bytes(count * block), np.random.default_rng(block)
     lengths = np.full(count, block, dtype=np.int64)
     destinations = np.arange(count, dtype=np.int64) * block
-    flash.gap_bytes = 0
 
     def batch() -> Any:
         blocks = np.sort(random.choice(size // block // 2, count, replace=False)) * 2

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR
 from flashinfer.model import Model
 from flashinfer.paper.flash import Engine, Flash
+from flashinfer.plan.options import Options
 from flashinfer.plan.profile import Profile
+from flashinfer.plan.setup import opened, prepare
 from flashinfer.plan.threads import default_threads
 from flashinfer.probe import measuring
 from flashinfer.synth import synthesize
@@ -100,7 +103,7 @@ def _measure(
             product.sample()
         more()
 
-    flash = Flash(file, io)
+    flash = Flash(file, io, gap_bytes=0)
     try:
         begun = time.perf_counter()
         for number in range(ROUNDS):
@@ -178,17 +181,25 @@ def _write(path: Path) -> int:
     return size
 
 
-class _TimedReader:
-    """A reader that counts the seconds of this thread in its ``submit``."""
+class _TimedFlash(Flash):
+    """Counts the seconds in which this thread hands reads over."""
 
-    def __init__(self, reader: kernels.Reader) -> None:
-        self.reader, self.seconds = reader, 0.0
+    seconds = 0.0
 
-    def submit(self, *args: Any) -> Any:
+    def _send(self, *reads: Any) -> Any:
         begun = time.thread_time()
-        ticket = self.reader.submit(*args)
+        ticket = super()._send(*reads)
         self.seconds += time.thread_time() - begun
         return ticket
+
+
+def _timed_model(path: Path, options: Options) -> tuple[Model, _TimedFlash]:
+    """A Model whose reads are timed."""
+    bundle = opened(path, options)
+    setup = prepare(bundle, options)
+    setup.flash.close()
+    flash = _TimedFlash(path, options.io, setup.flash.gap_bytes)
+    return Model(bundle, replace(setup, flash=flash), no_progress), flash
 
 
 def _layer(
@@ -213,19 +224,19 @@ def _layer(
         )
     found = []
     for window in (None, 1):
-        with Model.open(path, context=64, threads=threads, window=window) as model:
+        options = Options(context=64, threads=threads, window=window)
+        model, flash = _timed_model(path, options)
+        with model:
             times: list[float] = []
-            reader = _TimedReader(model.flash.reader)
-            model.flash.reader = reader
             # Without reads this thread waits only for the other threads, which counts.
             clock = time.thread_time if window else time.perf_counter
             until = time.perf_counter() + LAYER_SECONDS
             for token in range(5, 69):
                 if len(times) > 12 and time.perf_counter() > until:
                     break
-                begun, reader.seconds = clock(), 0.0
+                begun, flash.seconds = clock(), 0.0
                 model.forward([token])
-                times.append(clock() - begun - reader.seconds)
+                times.append(clock() - begun - flash.seconds)
             layers = len(model.layers)
         found.append(max(1e-6, (statistics.fmean(times[8:]) - others) / layers - ffn))
     return found[0], found[1]
