@@ -8,7 +8,8 @@ from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.flash import Flash, aligned_bytes
-from flashinfer.plan.plan import Plan, kv_dtype, pages
+from flashinfer.plan.plan import Plan
+from flashinfer.plan.sizes import kv_dtype, pages
 from flashinfer.transformer.kv_cache import KeyValueCache, kept_tokens, padded_width, token_bytes
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 

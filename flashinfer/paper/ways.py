@@ -1,7 +1,7 @@
 """How a layer runs: the one place where that is chosen, for the engine and for the cost model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # A prompt's neurons together near the whole layer. Reading all of it in large pieces is then
 # faster than reading most of it in small ones.
@@ -11,8 +11,7 @@ WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
 WHOLE, STREAMED, CACHED, WAVES = "whole", "streamed", "cached", "waves"
 
 
-@dataclass(frozen=True)
-class Residence:
+class Residence(NamedTuple):
     """What of a layer is in DRAM.
 
     chosen        a predictor or a router chooses units; else all of them are used

@@ -20,8 +20,9 @@ from flashinfer.paper.ways import (
     way_to_run,
 )  # fmt: skip
 from flashinfer.plan.expected_reads import expected_reads
-from flashinfer.plan.plan import Plan, kv_dtype
+from flashinfer.plan.plan import Plan
 from flashinfer.plan.profile import Profile
+from flashinfer.plan.sizes import kv_dtype
 from flashinfer.plan.timeline import Timeline
 from flashinfer.transformer.kv_cache import token_bytes
 

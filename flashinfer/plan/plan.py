@@ -4,9 +4,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.errors import BudgetError
@@ -15,29 +12,20 @@ from flashinfer.formats.tensors import (
     EMBEDDING,
     HEAD,
     PREDICTOR,
-    ROLES,
     SMALL,
     TensorSpec,
 )
-from flashinfer.paper import neurons
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
 from flashinfer.plan.options import Decided
-from flashinfer.plan.slot_shares import CachedLayer, cached_layer, nbytes, share_slots
-from flashinfer.transformer import attention
-from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
+from flashinfer.plan.sizes import MAX_CHUNK, PAGE, Sizes, pages
+from flashinfer.plan.slot_shares import CachedLayer, Shares, nbytes, share_slots
 
-PAGE = 4096
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
-THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
-PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
-FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
-MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_CHUNK = 8
 STAGED = STAGINGS * STAGING_BYTES
-LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
 
 
 def unit_name(mode: str) -> str:
@@ -103,69 +91,19 @@ class Plan(Decided):
         return spec.role == SMALL or (spec.role == EMBEDDING and self.embeddings > 0)
 
 
-class Sizes:
-    """What the parts of a bundle take in DRAM.
+@dataclass
+class _Least:
+    """What a plan takes at least, in bytes: all together, and its neuron caches.
 
-    cached      {layer: CachedLayer} of the layers whose units are chosen
-    whole       {layer: bytes} of the others' FFNs, all units together
-    attention   (layers,): of each layer's, and of what else streams with it
+    layers        {layer: CachedLayer}, with the slots that it gets at least
+    shared_slots  for these in turn, of ``shared_bytes`` each; 0: each has slots of its own
     """
 
-    def __init__(self, bundle: Bundle, wanted: Decided, slot_bytes: Sequence[int]) -> None:
-        self.wanted, self.slot_bytes = wanted, tuple(slot_bytes)
-        config = bundle.config
-        self.by_role = dict.fromkeys(ROLES, 0)
-        self.attention = [0] * config.num_hidden_layers
-        for spec in bundle.specs:
-            if spec.role == PREDICTOR and wanted.mode == "dense":
-                continue
-            size = pages(bundle.tensors[spec.name].nbytes)
-            self.by_role[SMALL if len(spec.shape) == 1 else spec.role] += size
-            if spec.role == ATTENTION and spec.layer is not None:
-                self.attention[spec.layer] += size
-        self.cached: dict[int, CachedLayer] = {}
-        self.whole: dict[int, int] = {}
-        for i, layer in enumerate(config.layers):
-            if wanted.chooses(layer.ffn):
-                least = 1 if layer.ffn.reads_experts else LEAST_SLOTS  # an expert is large enough
-                self.cached[i] = cached_layer(bundle, i, slot_bytes[i], least)
-            else:
-                self.whole[i] = layer.ffn.units * slot_bytes[i]
-        self.experts = config.reads_experts
-        self.kv_cache = _kv_cache(bundle, wanted.context)
-        # A tile of the stream holds at least one row of anything that streams, widened.
-        largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
-        self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
-        self.per_token = FEATURE * config.hidden_size + PANEL * wanted.threads
-        self.per_token += max(
-            neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
-            for layer in config.layers
-        )
-        # Each thread has scores of its own.
-        self.threads = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
-        # And what sampling sorts, or sums.
-        self.logits = 24 * config.vocab_size * wanted.logit_rows
-
-
-def _kv_cache(bundle: Bundle, context: int) -> int:
-    """Bytes of all layers' keys and values, and of alibi's table, which they share."""
-    item, total, table = kv_dtype(bundle).itemsize, 0, 0
-    for layer in bundle.config.layers:
-        tokens = kept_tokens(layer.attention, context)
-        total += 2 * pages(tokens * token_bytes(layer.attention, item))
-        if layer.attention.alibi:
-            table = pages(context * layer.attention.num_attention_heads * 4)
-    return total + table
-
-
-def kv_dtype(bundle: Bundle) -> np.dtype[Any]:
-    """Keys and values are kept in float32 where the attention's weights are, else in float16."""
-    exact = bundle.tensors["layers.0.q_proj.weight"].format.name == "f32"
-    return np.dtype(np.float32 if exact else np.float16)
-
-
-def pages(nbytes: int) -> int:
-    return -(-nbytes // PAGE) * PAGE
+    nbytes: int
+    cache: int
+    layers: dict[int, CachedLayer]
+    shared_slots: int = 0
+    shared_bytes: int = 0
 
 
 def make_plan(
@@ -198,19 +136,22 @@ def make_plan(
     attention_layers = _first_that_fit(sizes.attention, left)
     attention_bytes = sum(sizes.attention[:attention_layers])
     left -= attention_bytes
-    whole_head = sizes.by_role[HEAD]
     head = 0
     if attention_layers == len(sizes.attention):
-        head = min(whole_head, left // PAGE * PAGE)
+        head = min(sizes.by_role[HEAD], left // PAGE * PAGE)
     left -= head
-    slots, shared, window, affords = _share(sizes, least, left, left + least_cache)
-    cache = sum(n * size for n, size in zip(slots, slot_bytes, strict=True))
+    # Where one is read while the other is computed there are two.
+    shared = 2 if least.shared_slots and left >= least.shared_bytes else least.shared_slots
+    more = (shared - least.shared_slots) * least.shared_bytes
+    least_own = least_cache - least.shared_slots * least.shared_bytes
+    shares = _share(sizes, least, left - more, left - more + least_own)
+    cache = sum(n * size for n, size in zip(shares.slots, slot_bytes, strict=True))
     cache += shared * least.shared_bytes
     embeddings = sizes.by_role[EMBEDDING]
     if embeddings > left + least_cache - cache:
         embeddings = 0
     return Plan(
-        **{**vars(wanted), "window": window},
+        **{**vars(wanted), "window": shares.window},
         chunk=chunk,
         base=base,
         small=small,
@@ -222,11 +163,11 @@ def make_plan(
         kv_cache=sizes.kv_cache,
         buffers=buffers,
         working=working,
-        slots=tuple(slots),
+        slots=tuple(shares.slots),
         shared_slots=shared,
         slot_bytes=tuple(slot_bytes),
         cache=cache,
-        affords=affords,
+        affords=shares.affords,
     )
 
 
@@ -235,43 +176,22 @@ def _first_that_fit(sizes: Sequence[int], room: int) -> int:
     return sum(total <= room for total in itertools.accumulate(sizes))
 
 
-def _share(
-    sizes: Sizes, least: "_Least", left: int, room: int
-) -> tuple[list[int], int, int | None, int | None]:
-    """(slots of each layer, shared slots, window, the window that the slots hold).
+def _share(sizes: Sizes, least: _Least, left: int, room: int) -> Shares:
+    """The Shares of all layers.
 
-    left  bytes that nothing needs yet; room: the same and what the neuron caches have already
+    left  bytes that nothing needs yet; room: the same and what layers' own slots have already
     """
-    # Where one is read while the other is computed there are two.
-    shared = 2 if least.shared_slots and left >= least.shared_bytes else least.shared_slots
-    room -= shared * least.shared_bytes
-    left -= (shared - least.shared_slots) * least.shared_bytes
     slots = [0] * len(sizes.slot_bytes)
     # Of a layer whose units are all used every byte in DRAM saves one: so whole ones come first.
     for layer, size in sizes.whole.items():
         if size <= left:
             slots[layer] = size // sizes.slot_bytes[layer]
             left, room = left - size, room - size
-    cached, wanted = list(least.layers.values()), sizes.wanted
-    shares, window, affords = share_slots(cached, room, wanted.policy, wanted.window)
-    for layer, n in zip(least.layers, shares, strict=True):
+    wanted = sizes.wanted
+    shares = share_slots(list(least.layers.values()), room, wanted.policy, wanted.window)
+    for layer, n in zip(least.layers, shares.slots, strict=True):
         slots[layer] = n
-    return slots, shared, window, affords
-
-
-@dataclass
-class _Least:
-    """What a plan takes at least, in bytes: all together, and its neuron caches.
-
-    layers        {layer: CachedLayer}, with the slots that it gets at least
-    shared_slots  for these in turn, of ``shared_bytes`` each; 0: each has slots of its own
-    """
-
-    nbytes: int
-    cache: int
-    layers: dict[int, CachedLayer]
-    shared_slots: int = 0
-    shared_bytes: int = 0
+    return shares._replace(slots=slots)
 
 
 def _least(sizes: Sizes, base: int, budget: int) -> _Least:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,19 +53,27 @@ def nbytes(layers: Sequence[CachedLayer], slots: Sequence[int]) -> int:
     return sum(n * layer.slot_bytes for layer, n in zip(layers, slots, strict=True))
 
 
+class Shares(NamedTuple):
+    """What layers get."""
+
+    slots: list[int]  # of each
+    window: int | None  # that was asked for, or fits; None: none
+    affords: int | None  # the largest calibrated window that the slots hold; None: unknown
+
+
 def share_slots(
     layers: Sequence[CachedLayer], room: int, policy: str, window: int | None
-) -> tuple[list[int], int | None, int | None]:
-    """Share ``room`` bytes among layers; return (slots of each, window, the window they hold)."""
+) -> Shares:
+    """Share ``room`` bytes among layers."""
     if not layers:
-        return [], None, None
+        return Shares([], None, None)
     windows = range(1, max(len(layer.needs) for layer in layers) + 1)
     if policy == "window" and window is None:
         fitting = (k for k in windows if nbytes(layers, _for_window(layers, k)) <= room)
         window = max(fitting, default=1)
     every = [layer.units for layer in layers]
     if window is None and nbytes(layers, every) <= room:
-        return every, None, None
+        return Shares(every, None, None)
     if window is not None:
         shape = _for_window(layers, window)
         slots = _in_proportion(layers, shape, min(room, nbytes(layers, shape)))
@@ -80,7 +89,7 @@ def share_slots(
             for n, layer in zip(slots, layers, strict=True)
         )
     ]
-    return slots, window, max(holds, default=None)
+    return Shares(slots, window, max(holds, default=None))
 
 
 def _for_window(layers: Sequence[CachedLayer], window: int) -> list[int]:

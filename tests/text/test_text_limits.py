@@ -50,7 +50,7 @@ def test_a_prompt_lives_in_its_budget():
 
 
 def test_a_text_is_read_as_far_as_it_is_needed(long_text, tmp_path):
-    demo = os.path.join(os.path.dirname(__file__), "../flashinfer/data/demo.flash")
+    demo = os.path.join(os.path.dirname(__file__), "../../flashinfer/data/demo.flash")
     run = limited(160 << 20, "evaluate", demo, "--text", long_text, "--tokens", "600")
     assert run.returncode == 0 and b"over 598 tokens" in run.stdout, run.stderr
 

@@ -11,7 +11,7 @@ from flashinfer.cli.common import JSON_SCHEMA
 from flashinfer.cli.main import COMMANDS
 from flashinfer.cli.run import demo_model
 
-PAGE = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 SPEAKS_ONLY = {"chat"}  # commands whose output is for people alone
 
 

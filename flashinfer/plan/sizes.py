@@ -1,0 +1,86 @@
+"""What the parts of a model take in DRAM, before a budget is divided among them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.tensors import ATTENTION, PREDICTOR, ROLES, SMALL
+from flashinfer.paper import neurons
+from flashinfer.plan.options import Decided
+from flashinfer.plan.slot_shares import CachedLayer, cached_layer
+from flashinfer.transformer import attention
+from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
+
+PAGE = 4096
+THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
+PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
+FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
+MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
+LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
+
+
+class Sizes:
+    """What the parts of a bundle take in DRAM.
+
+    cached      {layer: CachedLayer} of the layers whose units are chosen
+    whole       {layer: bytes} of the others' FFNs, all units together
+    attention   (layers,): of each layer's, and of what else streams with it
+    """
+
+    def __init__(self, bundle: Bundle, wanted: Decided, slot_bytes: Sequence[int]) -> None:
+        self.wanted, self.slot_bytes = wanted, tuple(slot_bytes)
+        config = bundle.config
+        self.by_role = dict.fromkeys(ROLES, 0)
+        self.attention = [0] * config.num_hidden_layers
+        for spec in bundle.specs:
+            if spec.role == PREDICTOR and wanted.mode == "dense":
+                continue
+            size = pages(bundle.tensors[spec.name].nbytes)
+            self.by_role[SMALL if len(spec.shape) == 1 else spec.role] += size
+            if spec.role == ATTENTION and spec.layer is not None:
+                self.attention[spec.layer] += size
+        self.cached: dict[int, CachedLayer] = {}
+        self.whole: dict[int, int] = {}
+        for i, layer in enumerate(config.layers):
+            if wanted.chooses(layer.ffn):
+                least = 1 if layer.ffn.reads_experts else LEAST_SLOTS  # an expert is large enough
+                self.cached[i] = cached_layer(bundle, i, slot_bytes[i], least)
+            else:
+                self.whole[i] = layer.ffn.units * slot_bytes[i]
+        self.experts = config.reads_experts
+        self.kv_cache = _kv_cache(bundle, wanted.context)
+        # A tile of the stream holds at least one row of anything that streams, widened.
+        largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
+        self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
+        self.per_token = FEATURE * config.hidden_size + PANEL * wanted.threads
+        self.per_token += max(
+            neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
+            for layer in config.layers
+        )
+        # Each thread has scores of its own.
+        self.threads = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
+        # And what sampling sorts, or sums.
+        self.logits = 24 * config.vocab_size * wanted.logit_rows
+
+
+def _kv_cache(bundle: Bundle, context: int) -> int:
+    """Bytes of all layers' keys and values, and of alibi's table, which they share."""
+    item, total, table = kv_dtype(bundle).itemsize, 0, 0
+    for layer in bundle.config.layers:
+        tokens = kept_tokens(layer.attention, context)
+        total += 2 * pages(tokens * token_bytes(layer.attention, item))
+        if layer.attention.alibi:
+            table = pages(context * layer.attention.num_attention_heads * 4)
+    return total + table
+
+
+def kv_dtype(bundle: Bundle) -> np.dtype[Any]:
+    """Keys and values are kept in float32 where the attention's weights are, else in float16."""
+    exact = bundle.tensors["layers.0.q_proj.weight"].format.name == "f32"
+    return np.dtype(np.float32 if exact else np.float16)
+
+
+def pages(nbytes: int) -> int:
+    return -(-nbytes // PAGE) * PAGE
