@@ -164,7 +164,7 @@ def _predictor(
 ) -> Chooser | None:
     """What chooses a layer's units, or None where all are used."""
     router = None
-    if config.router:
+    if config.router and plan.chooses(config):
         names = ("weight", "bias", "choice_bias")
         router = Router(config.router, *[weights.get(f"{name}.router.{part}") for part in names])
     if plan.mode != "predicted":

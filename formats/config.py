@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from .errors import FormatError
 from .layers.attention import AttentionConfig, check_cap
 from .layers.ffn import FFNConfig
 from .layers.layer import LayerConfig
@@ -81,7 +82,10 @@ class ModelConfig:
         return "embed_tokens.weight" if self.tied else "lm_head.weight"
 
     def with_neurons_apart(self) -> "ModelConfig":
-        """The same model, whose experts' neurons are read one by one."""
+        """The same mixture, whose experts' neurons are read one by one, as predictors tell them
+        apart. Raises FormatError where no neurons are silent, or experts have biases."""
+        if not self.sparse or any(layer.ffn.ffn_bias for layer in self.layers):
+            raise FormatError("experts of this kind have no predictors; convert the model again")
         apart = (
             replace(layer, ffn=replace(layer.ffn, neurons_apart=layer.ffn.router is not None))
             for layer in self.layers

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from conftest import DATA, logits_of
 from flashinfer import BudgetError, Model
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
+from flashinfer.formats.bundle.layout import format_of, predictor_layout
 from flashinfer.formats.bundle.reader import Bundle, verify
+from flashinfer.formats.bundle.writer import new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError
 from flashinfer.plan import profile
@@ -26,14 +30,14 @@ IDS = np.random.default_rng(6).integers(3, 96, 48 * 16)
 GLM = {
     "model_type": "glm4_moe", "vocab_size": 600, "hidden_size": 128, "num_hidden_layers": 6,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 2048,
-    "moe_intermediate_size": 1024, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1,
+    "moe_intermediate_size": 2048, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1,
     "first_k_dense_replace": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def glm(tmp_path_factory):
-    """A synthetic GLM-4.5 of 32 MB in which two dense layers come before four of experts."""
+    """A synthetic GLM-4.5 of 54 MB in which two dense layers come before four of experts."""
     path = tmp_path_factory.mktemp("glm") / "x.flash"
     synthesize(path, GLM)
     return path
@@ -92,7 +96,7 @@ def test_no_budget_changes_a_bit_or_is_exceeded(glm, constant_rss):
     with pytest.raises(BudgetError) as caught:
         Model.open(glm, memory=1, context=64)
     least, seen = caught.value.least, set()
-    for budget in range(least, least + (48 << 20), 3 << 20):
+    for budget in range(least, least + (72 << 20), 4 << 20):
         with Model.open(glm, memory=budget, context=64) as model:
             plan = model.plan
             taken = plan.base + plan.resident + plan.kv_cache + plan.buffers + plan.working
@@ -154,6 +158,38 @@ def test_neurons_of_all_layers_are_predicted_where_all_have_a_relu(tmp_path, twi
     for rows in (7, 60):
         found += logits_of(calibrated, ids, rows)
     assert all(np.array_equal(whole, other) for other in found)
+
+
+def test_a_mixture_without_silent_neurons_has_no_predictors(tmp_path):
+    """A router's experts are not taken for the neurons that predictors would name."""
+    path, wrong = tmp_path / "x.flash", tmp_path / "wrong.flash"
+    convert(DATA / "mixtral", path, "f32")
+    with Bundle(path) as bundle:
+        specs = predictor_layout(bundle.config, [2, 2])
+        new = [
+            new_tensor(spec.name, format_of(spec), spec.shape,
+                       lambda shape=spec.shape: [np.zeros(shape, np.float32)])
+            for spec in specs
+        ]  # fmt: skip
+        write_bundle(wrong, [*stored_tensors(bundle), *new], bundle.hf_config, bundle.source)
+    with pytest.raises(FormatError, match="no predictors"):
+        Model.open(wrong)
+
+
+def test_calibration_keeps_its_budget_where_layers_are_wide(tmp_path):
+    """A dense layer's activations of the whole text would not fit."""
+    path, budget = tmp_path / "x.flash", 240 << 20
+    wide = {**GLM, "intermediate_size": 8192, "moe_intermediate_size": 128}
+    synthesize(path, wide)
+    code = (
+        "import sys, numpy as np; from flashinfer.calibration.calibrate import calibrate;"
+        "from flashinfer.plan.memory import peak_rss;"
+        "ids = np.arange(8192) % 590 + 5;"
+        f"calibrate({str(path)!r}, ids, {str(tmp_path / 'y.flash')!r}, memory_budget={budget});"
+        "print(peak_rss())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) <= budget
 
 
 # ---------------------------------------------------------------- sharing slots of unlike sizes

@@ -114,7 +114,7 @@ def calibrate(
             find_cut = partial(_cut, method=method, target=target_sparsity)
         found: Layers
         if routes:
-            found = ((None, record) for record in routing(states, progress))
+            found = ((None, record) for record in routing(states, progress, budget))
         else:
             residual = predictor_from is not None
             found = firing(states, predict, residual, find_cut, progress)

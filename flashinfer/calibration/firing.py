@@ -15,6 +15,7 @@ from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.selection import Selection
 
+SHARED_PIECE = 256  # tokens that go through a shared expert together
 CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
 
 # A function that makes a layer's predictor, of (layer, its FFN, what it did with the text).
@@ -94,7 +95,10 @@ def _feed_forward(
 
     weights  (N, experts): what each of a mixture's experts counts, or None
     """
-    y = np.zeros_like(x) if ffn.shared is None else ffn.shared(x)
+    y = np.zeros_like(x)
+    if ffn.shared is not None:
+        for first in range(0, len(x), SHARED_PIECE):
+            y[first : first + SHARED_PIECE] = ffn.shared(x[first : first + SHARED_PIECE])
     packed = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
     neurons = ffn.neurons
     for first, stop, tile, starts in ffn.store.tiles():

@@ -2,20 +2,25 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from flashinfer.calibration.text_states import TextStates
 from flashinfer.calibration.traces import routing_record
-from flashinfer.formats.arrays import BoolArray
+from flashinfer.formats.arrays import BoolArray, Float32Array
 from flashinfer.formats.bundle.calibration import LayerCalibration
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.neurons import working_bytes
 from flashinfer.paper.router import SURE, Router
+
+LEAST_PIECE = 64  # tokens; each piece may read all of a layer's experts again
 
 
 def tokens_that_fit(config: ModelConfig, budget: int) -> int:
-    """Tokens whose states and choices fit a third of the budget."""
+    """Tokens whose states and choices fit a quarter of the budget."""
     experts = max(layer.ffn.experts for layer in config.layers)
-    return max(0, budget // 3 // (6 * config.hidden_size * 4 + 9 * experts))
+    return max(0, budget // 4 // (6 * config.hidden_size * 4 + 9 * experts))
 
 
 def router_of(ffn: FeedForward) -> Router | None:
@@ -23,9 +28,24 @@ def router_of(ffn: FeedForward) -> Router | None:
     return ffn.predictor if isinstance(ffn.predictor, Router) else None
 
 
-def routing(states: TextStates, progress: Progress) -> Iterator[LayerCalibration | None]:
+def in_pieces(
+    ffn: FeedForward, x: Float32Array, residual: Float32Array | None, budget: int
+) -> Float32Array:
+    """A layer's FFN over x (N, d_model), of so many tokens at a time that their activations take a
+    twelfth of the budget -> (N, d_model)."""
+    n = max(LEAST_PIECE, budget // 12 // working_bytes(ffn.neurons.config))
+    pieces = [slice(first, first + n) for first in range(0, len(x), n)]
+    return np.concatenate([ffn(x[p], 0, None if residual is None else residual[p]) for p in pieces])
+
+
+def routing(
+    states: TextStates, progress: Progress, budget: int
+) -> Iterator[LayerCalibration | None]:
     """Yield the LayerCalibration of each layer along a text, given as TextStates; None of a layer
-    without experts."""
+    without experts.
+
+    budget  bytes, of which ``tokens_that_fit`` and ``in_pieces`` take a third
+    """
     layers = states.model.layers
     named: list[BoolArray] = []  # by the router, asked one layer early
     for number, layer in enumerate(layers):
@@ -37,6 +57,6 @@ def routing(states: TextStates, progress: Progress) -> Iterator[LayerCalibration
         following, named = states.early_input(number + 1), []
         if following and (router := router_of(layers[number + 1].feed_forward)):
             named = [router.named(following[0], share) for share in (1.0, SURE)]
-        states.add(layer, layer.feed_forward(x, 0, residual))
+        states.add(layer, in_pieces(layer.feed_forward, x, residual, budget))
         yield record
     progress("calibrate", len(layers), len(layers))

@@ -24,6 +24,9 @@ NONE = np.empty(0, dtype=np.int32)
 MOST_DOUBLINGS = 512  # a float64 has room for 1023: for a prompt and for sums of uses, too
 
 
+BOOKKEEPING = 25  # bytes of a unit: its slot, its priority, and what its slot says of it
+
+
 def default_policy(window: int | None) -> Policy:
     """The policy where none is named: a window that is asked for means the paper's."""
     return "window" if window else "frecency"

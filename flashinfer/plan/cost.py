@@ -261,8 +261,9 @@ def _right(calibrated: LayerCalibration | None, share: float) -> float:
 
 def misses(record: LayerCalibration, plan: Plan, slots: int, units: int) -> float:
     """Units of a layer to read per token, with ``slots`` of them in DRAM."""
+    misses = float(np.interp(slots / units, CAPACITIES, record.misses))
     if plan.window:  # those that a window of one token more would hold, and this one does not
         needs = record.window_rows
         at = min(plan.window, WINDOWS - 1)
-        return needs[at] - needs[at - 1]
-    return float(np.interp(slots / units, CAPACITIES, record.misses))
+        misses = max(misses, needs[at] - needs[at - 1])
+    return min(misses, float(units))

@@ -45,8 +45,9 @@ class Plan(Decided):
     buffers           tiles of the stream; working: activations of ``chunk`` tokens, the threads'
                       stacks, and where merged reads are staged
     chunk             tokens of a prompt that go through a layer together
-    slots             of each layer's neuron cache; shared_slots: those that layers without any take
-                      turns with; cache: bytes of both
+    slots             of each layer's neuron cache: of a layer whose units are all used always,
+                      all of them or 0; shared_slots: those that the others take turns with where
+                      they have none; cache: bytes of both
     slot_bytes        of each layer's slots
     window            tokens that a unit stays unused; None: until its slot is needed
     affords           the largest calibrated window, in tokens, that the slots hold; None: unknown
@@ -109,7 +110,10 @@ class _Least:
 def make_plan(
     bundle: Bundle, wanted: Decided, slot_bytes: Sequence[int], base: int | None = None
 ) -> Plan:
-    """Divide ``wanted.budget`` bytes.
+    """Divide ``wanted.budget`` bytes, in this order: what a model takes at least; predictors; of
+    what is left a part for a prompt's chunk, the units that one token needs, and buffers;
+    attention layer by layer; the output head; FFNs of which all units are always used, whole;
+    further slots; and the input embeddings, where all of them fit.
 
     slot_bytes  of a slot of each layer's neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
@@ -130,7 +134,7 @@ def make_plan(
         predictor = 0
     spare = budget - least.nbytes - predictor
     chunk, one_token, buffers = _for_speed(sizes, least, spare)
-    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED + sizes.threads
+    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED + sizes.fixed
     least_cache = least.cache + one_token
     left = budget - base - small - sizes.kv_cache - predictor - buffers - working - least_cache
     attention_layers = _first_that_fit(sizes.attention, left)
@@ -199,7 +203,7 @@ def _least(sizes: Sizes, base: int, budget: int) -> _Least:
     cached = list(sizes.cached.values())
     cache = pages(nbytes(cached, [layer.least for layer in cached]))
     least = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
-    least += sizes.per_token * LEAST_CHUNK + sizes.logits + sizes.threads
+    least += sizes.per_token * LEAST_CHUNK + sizes.logits + sizes.fixed
     if budget < least + cache and sizes.experts:
         none = {i: replace(layer, least=0) for i, layer in sizes.cached.items()}
         one = max(layer.slot_bytes for layer in cached)

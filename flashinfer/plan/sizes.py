@@ -8,6 +8,7 @@ import numpy as np
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.tensors import ATTENTION, PREDICTOR, ROLES, SMALL
 from flashinfer.paper import neurons
+from flashinfer.paper.neuron_cache import BOOKKEEPING
 from flashinfer.plan.options import Decided
 from flashinfer.plan.slot_shares import CachedLayer, cached_layer
 from flashinfer.transformer import attention
@@ -60,7 +61,8 @@ class Sizes:
             for layer in config.layers
         )
         # Each thread has scores of its own.
-        self.threads = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
+        self.fixed = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
+        self.fixed += BOOKKEEPING * sum(layer.ffn.units for layer in config.layers)
         # And what sampling sorts, or sums.
         self.logits = 24 * config.vocab_size * wanted.logit_rows
 

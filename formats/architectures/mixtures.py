@@ -67,9 +67,11 @@ def sigmoid_mixture(config: Fields) -> Options:
 def some_dense(config: Fields, layers: int) -> ByLayer:
     """By layer: an FFN without experts where ``decoder_sparse_step`` or ``mlp_only_layers`` says
     so; empty where all have experts."""
-    step, only = dimension(config, "decoder_sparse_step"), config["mlp_only_layers"] or []
-    if not isinstance(only, list) or not all(is_whole(layer) for layer in only):
-        raise FormatError(f"config: mlp_only_layers is {shown(only)}, not a list of layers")
+    step, given = dimension(config, "decoder_sparse_step"), config["mlp_only_layers"]
+    given = [] if given is None else given
+    if not isinstance(given, list) or not all(is_whole(layer) for layer in given):
+        raise FormatError(f"config: mlp_only_layers is {shown(given)}, not a list of layers")
+    only = set(given)
     return _dense(config, [n in only or (n + 1) % step != 0 for n in range(layers)])
 
 

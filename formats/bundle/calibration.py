@@ -179,18 +179,18 @@ def _layer(record: Any, n_experts: int | None, sparsity: Sparsity | None) -> Lay
         threshold = _number(record, "threshold", -LARGEST_FLOAT32, LARGEST_FLOAT32)
         cut = Cut(sparsity.method, threshold)
     return LayerCalibration(
-        active=_number(record, "active"),
-        predicted=_number(record, "predicted"),
-        missed=_number(record, "missed"),
+        active=_number(record, "active", most=1),
+        predicted=_number(record, "predicted", most=1),
+        missed=_number(record, "missed", most=1),
         rank=rank,
-        window_rows=_numbers(record, "window_rows", WINDOWS),
-        window_rows_most=_numbers(record, "window_rows_most", WINDOWS),
+        window_rows=_rising(record, "window_rows"),
+        window_rows_most=_rising(record, "window_rows_most"),
         misses=_numbers(record, "misses", len(CAPACITIES)),
         tried=record.get("tried"),
         cut=cut,
         uses=_numbers({"uses": [], **record}, "uses", n_experts, most=1) or None,
-        guessed=_number(record, "guessed") if "guessed" in record else None,
-        surest=_number(record, "surest") if "surest" in record else None,
+        guessed=_number(record, "guessed", most=1) if "guessed" in record else None,
+        surest=_number(record, "surest", most=1) if "surest" in record else None,
     )
 
 
@@ -208,6 +208,14 @@ def _numbers(values: JsonObject, key: str, length: int, most: float = MOST) -> t
     if not all(is_number(number, 0, most) for number in numbers):
         raise _damaged()
     return tuple(numbers)
+
+
+def _rising(values: JsonObject, key: str) -> tuple[float, ...]:
+    """What windows of more and more tokens need, which is never less."""
+    numbers = _numbers(values, key, WINDOWS)
+    if list(numbers) != sorted(numbers):
+        raise _damaged()
+    return numbers
 
 
 def _damaged() -> FormatError:

@@ -80,7 +80,7 @@ class Bundle:
     source: JsonObject  # where the model came from
     formats: JsonObject  # {tensor: the name of its number format where safetensors has none}
     calibration: Calibration | None  # what ``calibrate`` found
-    specs: list[TensorSpec]  # in file order
+    specs: list[TensorSpec]  # in the order of ``layout``; where they lie is found by their names
     tensors: dict[str, StoredTensor]
 
     def __init__(
@@ -116,7 +116,7 @@ class Bundle:
         try:
             self.config = model_config(self.hf_config)
             ranks = self._ranks() if self.calibrated else []
-            if ranks:
+            if ranks and self.config.mixture:
                 self.config = self.config.with_neurons_apart()
             self.calibration = self._calibration() if self.calibrated else None
             self.specs = layout(self.config) + predictor_layout(self.config, ranks)
@@ -138,7 +138,7 @@ class Bundle:
         found = self._json("flashinfer.calibration")
         ffns = [layer.ffn for layer in self.config.layers]
         experts: list[int | None] = [0] * len(ffns)
-        if self.config.reads_experts:  # whose other layers use all of their neurons
+        if self.config.reads_experts:  # of layers without experts nothing is recorded
             experts = [ffn.experts if ffn.reads_experts else None for ffn in ffns]
         return calibration_from_json(found, experts)
 
