@@ -17,7 +17,7 @@ cdef int64_t MOST = (<int64_t>1) << 62
 cdef enum:
     MOST_THREADS = 1024
 
-cdef double LEAST_CAP = 1e-3, MOST_CAP = 1e3  # those of formats/config.py
+cdef double LEAST_CAP = 1e-3, MOST_CAP = 1e3  # those of formats/layers/attention.py
 cdef double LARGEST = np.finfo(np.float32).max
 cdef tuple NUMBERS = (float, int, np.floating, np.integer)
 REFUSALS = (ValueError, TypeError, AttributeError, OverflowError, BufferError)

@@ -125,7 +125,8 @@ def model_of(
 
     options   fields of ModelConfig, LayerConfig, AttentionConfig and FFNConfig, all together
     norm, norm_epsilon, norm_affine  the fields of the NormConfig of all norms
-    by_layer  for each layer the options that are its own; empty: all layers are alike
+    by_layer  for each layer the options of a layer, attention or FFN that are its own, which go
+              before those shared: [{"attention_window": 512}, {}]; empty: all layers are alike
     Raises FormatError where they are not those of a model.
     """
     options["norm"] = NormConfig(norm, norm_epsilon, norm_affine)

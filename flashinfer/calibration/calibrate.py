@@ -45,7 +45,8 @@ SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
 SAMPLE = 128  # tokens that thresholds are found on
 
-# A layer's predictor, or None where it has a router, and what is written down of it.
+# A layer's predictor and what is written down of it; None: where only its experts are counted, and
+# of a layer that has no experts then.
 Layers = Iterable[tuple[Found | None, LayerCalibration | None]]
 
 
@@ -104,7 +105,7 @@ def calibrate(
         threads=threads,
     ) as model:
         states = TextStates(model, np.asarray(token_ids[:tokens]), sequence)
-        # "none" leaves out those of experts; layers without experts always need one.
+        # "none" is for a mixture; a model without experts has no use for it.
         kind: Choice = predictor if predictor != "none" else "better"
         predict: Predict = partial(_own_predictor, missed=missed, steps=steps, kind=kind)
         if predictor_from is not None:

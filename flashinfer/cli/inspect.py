@@ -46,7 +46,7 @@ def describe(bundle: Bundle) -> JsonObject:
 def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
     """The figures, for people."""
     config = bundle.config
-    neurons = by_layers(neurons_of(layer.ffn) for layer in config.layers)
+    neurons = by_layers(described(layer.ffn) for layer in config.layers)
     heads = by_layers(f"{layer.attention.num_attention_heads} heads" for layer in config.layers)
     print(
         f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, "
@@ -58,8 +58,9 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
     print_memory(plan, figures["bytes_by_role"])
     window = plan.window or plan.affords
     sizes = zip(config.layers, figures["unit_bytes"], strict=True)
-    chosen = {f"{size:,}" for layer, size in sizes if plan.chooses(layer.ffn)}
-    unit_bytes = " or ".join(sorted(chosen)) or f"{figures['unit_bytes'][0]:,}"
+    chosen = {size for layer, size in sizes if plan.chooses(layer.ffn)}
+    chosen = chosen or {figures["unit_bytes"][0]}
+    unit_bytes = " or ".join(f"{size:,}" for size in sorted(chosen))
     print(
         f"\nneurons: {plan.mode}; each {unit_name(plan.mode)} is {unit_bytes} bytes; cache: "
         f"{plan.policy}" + (f", slots for a window of {window} tokens" if window else "")
@@ -78,7 +79,7 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         print_calibration(calibration)
 
 
-def neurons_of(ffn: FFNConfig) -> str:
+def described(ffn: FFNConfig) -> str:
     """A layer's neurons and experts, for people."""
     if not ffn.router:
         return f"{ffn.neurons} neurons a layer"
@@ -108,7 +109,7 @@ def print_calibration(calibration: Calibration) -> None:
     if any(layer.uses is not None for layer in calibration.recorded):
         print_routing(calibration)
         return
-    print("layer   active %  predicted %  missed %   guessed early %   rank   window of 5: rows")
+    print("layer   active %  predicted %  missed %   guessed early %   rank   window of 5: neurons")
     for number, layer in enumerate(calibration.layers):
         if layer is not None:
             print(
@@ -125,7 +126,7 @@ def early(layer: LayerCalibration) -> str:
 
 def print_routing(calibration: Calibration) -> None:
     """The same table for a mixture of experts."""
-    print("layer   experts a token   most used quarter %   guessed early %   window of 5: rows")
+    print("layer   experts a token   most used quarter %   guessed early %   window of 5: experts")
     for number, layer in enumerate(calibration.layers):
         if layer is not None and layer.uses is not None:
             uses = sorted(layer.uses, reverse=True)

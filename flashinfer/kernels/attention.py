@@ -25,7 +25,7 @@ def attention(
     keys, values  (G, context, w) float32 or float16, filled up to position start + T; each of the
             G heads is shared by H / G neighbouring heads of q
     window  the last tokens that each token sees, itself included; None: all
-    cap     scores become cap tanh(score / cap), config.LEAST_CAP to MOST_CAP; 0: they stay
+    cap     scores become cap tanh(score / cap), of LEAST_CAP to MOST_CAP; 0: they stay
     bias    (H, context), added to the scores of each position
     sinks   (H,): a learned extra softmax logit of each head (attention sink)
     Returns (T, H, w). Tokens are computed one by one, so that T does not change a bit.

@@ -71,8 +71,9 @@ def predict(bundle: Bundle, plan: Plan, profile: Profile, gap_bytes: int, block:
 
 @dataclass
 class _Units:
-    """What a layer's FFN does for a token, and the ``way`` that it runs (see ways.py).
+    """What a layer's FFN does for a token.
 
+    layer     its number; residence: what of it is in DRAM; way: that it runs, see ways.py
     used      units, of which some are missing in the cache; seconds: of computing them
     right     of those missing the ones that are prefetched; wrong: prefetched and not used
     """
@@ -114,12 +115,13 @@ class _Token:
         for spec in self.matrices.get((role, layer), ()):
             tensor = self.bundle.tensors[spec.name]
             kept = self.plan.rows_kept(spec, tensor) / tensor.rows
-            self.line.multiply(PARTS[role], kept * self._linear(tensor) * self._share(spec))
+            self.line.multiply(PARTS[role], kept * self._linear(tensor) * self._rows_asked(spec))
             if kept < 1:
                 self._stream(tensor, PARTS[role], PARTS[role], 1 - kept)
 
-    def _share(self, spec: TensorSpec) -> float:
-        """Of a predictor only the rows for the experts that were chosen."""
+    def _rows_asked(self, spec: TensorSpec) -> float:
+        """The share of a matrix's rows that a token needs: of a predictor those of the experts that
+        were chosen."""
         router = None if spec.layer is None else self.bundle.config.layers[spec.layer].ffn.router
         if router is None or not spec.name.endswith("predictor.b"):
             return 1.0

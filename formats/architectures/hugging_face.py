@@ -131,7 +131,7 @@ def attention_biases(config: Fields) -> Options:
 
 
 def activation(config: Fields, key: str = "hidden_act") -> Options:
-    """ModelConfig's ``activation`` and ``threshold``. Raises FormatError where it is unknown."""
+    """FFNConfig's ``activation`` and ``threshold``. Raises FormatError where it is unknown."""
     name = config[key]
     if name == "fatrelu" and "hidden_act_param" in config:
         return {"activation": "relu", "threshold": number(config, "hidden_act_param", zero=True)}

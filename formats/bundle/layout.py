@@ -1,7 +1,8 @@
 """Which tensors a bundle holds, in which order, and what each is for.
 
 The order is the order on flash: what must stay in DRAM first, so that opening a model is one
-sequential read; then what is read row by row; then the FFN, one tensor of bundles a layer.
+sequential read; then what is read row by row; then the FFN, one tensor of bundles a layer. A reader
+finds tensors by name, so that another order is no other version of the file.
 """
 
 from collections.abc import Sequence
