@@ -60,8 +60,8 @@ def convert(
         names = Names(checkpoint, config)
         if names.left_out:
             note(
-                f"{source}: {len(names.left_out)} tensors of layers after the last, which predict "
-                "further tokens, are left out"
+                f"{source}: layers after the last, which predict further tokens, are left out "
+                f"(tensors: {len(names.left_out)})"
             )
         tensors = _tensors(names, config, dtype, dense_dtype, _texts(checkpoint, note))
         order: list[str] = []

@@ -94,7 +94,9 @@ def by_layers(descriptions: Iterable[str]) -> str:
     counts = Counter(descriptions)
     if len(counts) == 1:
         return next(iter(counts))
-    return ", ".join(f"{what} ({n} layers)" for what, n in counts.items())
+    return ", ".join(
+        f"{what} ({n} {'layer' if n == 1 else 'layers'})" for what, n in counts.items()
+    )
 
 
 def print_calibration(calibration: Calibration) -> None:
