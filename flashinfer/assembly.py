@@ -67,13 +67,12 @@ def _neuron_caches(bundle: Bundle, plan: Plan) -> list[NeuronCache]:
     memory, at, caches = aligned_bytes(plan.cache), 0, []
     own = [n * size for n, size in zip(plan.slots, plan.slot_bytes, strict=True)]
     shared = memory[sum(own) :]
-    for layer, nbytes, size in zip(bundle.config.layers, own, plan.slot_bytes, strict=True):
-        chosen = plan.chooses(layer.ffn)
-        borrowed = chosen and nbytes == 0 and len(shared) > 0
-        slots = shared if borrowed else memory[at : at + nbytes]
-        window = plan.window if chosen else None
-        caches.append(NeuronCache(layer.ffn.units, slots, size, plan.policy, window, borrowed))
-        at += nbytes
+    for i, layer in enumerate(bundle.config.layers):
+        there, size = plan.residence(i, layer.ffn), plan.slot_bytes[i]
+        slots = shared if there.borrowed else memory[at : at + own[i]]
+        window = plan.window if there.chosen else None
+        caches.append(NeuronCache(there.units, slots, size, plan.policy, window, there.borrowed))
+        at += own[i]
     return caches
 
 

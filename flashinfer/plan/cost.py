@@ -220,7 +220,7 @@ class _Token:
     def _units(self, number: int) -> _Units:
         """The _Units of a layer."""
         bundle, plan, ffn = self.bundle, self.plan, self.bundle.config.layers[number].ffn
-        residence, tensor = self._residence(number), bundle.bundles(number)
+        residence, tensor = plan.residence(number, ffn), bundle.bundles(number)
         chosen, slots = residence.chosen, plan.slots[number]
         record = bundle.record(number) if chosen else None
         used: float = (ffn.routed_units if chosen else 0) or ffn.units
@@ -241,15 +241,6 @@ class _Token:
             units.right, units.wrong = named * right, named * (1 - right)
         return units
 
-    def _residence(self, number: int) -> Residence:
-        """What of a layer is in DRAM."""
-        plan, ffn = self.plan, self.bundle.config.layers[number].ffn
-        chosen, slots = plan.chooses(ffn), plan.slots[number]
-        whole = slots == ffn.units and (plan.window is None or not chosen)
-        borrowed = chosen and slots == 0
-        slots = plan.shared_slots if borrowed else slots
-        return Residence(chosen, ffn.units, ffn.unit_neurons, slots, whole, borrowed)
-
 
 def _right(calibrated: LayerCalibration | None, share: float) -> float:
     """How much of a guess is right, where its surest ``share`` counts."""
@@ -263,9 +254,9 @@ def _right(calibrated: LayerCalibration | None, share: float) -> float:
 
 def misses(record: LayerCalibration, plan: Plan, slots: int, units: int) -> float:
     """Units of a layer to read per token, with ``slots`` of them in DRAM."""
-    misses = float(np.interp(slots / units, CAPACITIES, record.misses))
-    if plan.window:  # those that a window of one token more would hold, and this one does not
+    found = float(np.interp(slots / units, CAPACITIES, record.misses))
+    if plan.window:  # not fewer than one token more of window would hold
         needs = record.window_rows
         at = min(plan.window, WINDOWS - 1)
-        misses = max(misses, needs[at] - needs[at - 1])
-    return min(misses, float(units))
+        found = max(found, needs[at] - needs[at - 1])
+    return min(found, float(units))

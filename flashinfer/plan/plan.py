@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.errors import BudgetError
+from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.tensors import (
     ATTENTION,
     EMBEDDING,
@@ -16,6 +17,7 @@ from flashinfer.formats.tensors import (
     TensorSpec,
 )
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
+from flashinfer.paper.ways import Residence
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
 from flashinfer.plan.options import Decided
@@ -76,6 +78,14 @@ class Plan(Decided):
     @property
     def resident(self) -> int:
         return self.small + self.predictor + self.attention + self.head + self.embeddings
+
+    def residence(self, layer: int, ffn: FFNConfig) -> Residence:
+        """What of a layer is in DRAM once the model is open."""
+        chosen, slots = self.chooses(ffn), self.slots[layer]
+        whole = slots == ffn.units and (self.window is None or not chosen)
+        borrowed = chosen and slots == 0 and self.shared_slots > 0
+        slots = self.shared_slots if borrowed else slots
+        return Residence(chosen, ffn.units, ffn.unit_neurons, slots, whole, borrowed)
 
     def rows_kept(self, spec: TensorSpec, tensor: StoredTensor) -> int:
         """How many rows of a tensor, the first ones, stay in DRAM."""
