@@ -20,9 +20,13 @@ from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.generation.sampling import Sampler
 from flashinfer.loading import load_weights
 from flashinfer.paper.flash import aligned_bytes
+from flashinfer.paper.interfaces import Tap
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.stats import Stats, measured
+from flashinfer.transformer.values import TraceTap, widest
+
+TRACED_BYTES = 2 << 20  # of a value that a trace may have to gather
 
 
 class Model:
@@ -77,6 +81,7 @@ class Model:
         except BaseException:
             self.close()
             raise
+        self.tap: Tap | None = None  # is told intermediate values, see ``trace``
         self.ids: list[int] = []  # the tokens in the key/value cache
         self._incomplete = False  # whether the cache lacks some of them
         self.token = 0  # tokens ever processed; the neuron cache counts by these
@@ -140,7 +145,7 @@ class Model:
             raise UserError("the model is computing; what it calls meanwhile cannot use it")
 
     def _forward(self, token_ids: ArrayLike, every: bool = False) -> Float32Array:
-        ids = self._checked(token_ids)
+        ids = self.checked(token_ids)
         rows = []
         # What a file's weights overflow to is found in the logits.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -157,7 +162,7 @@ class Model:
         """As ``forward`` with ``every``, in pieces of ``plan.logit_rows`` tokens, for which the
         budget has room: yields logits (rows, vocab_size) float32."""
         with self._alone(), np.errstate(over="ignore", invalid="ignore"):
-            ids, chunk = self._checked(token_ids), self.plan.chunk
+            ids, chunk = self.checked(token_ids), self.plan.chunk
             h = np.concatenate(
                 [self._hidden(ids[i : i + chunk]) for i in range(0, len(ids), chunk)]
             )
@@ -166,7 +171,7 @@ class Model:
                 logits = self._logits(h[first : first + self.plan.logit_rows])
             yield logits
 
-    def _checked(self, token_ids: ArrayLike) -> Int64Array:
+    def checked(self, token_ids: ArrayLike) -> Int64Array:
         ids = np.asarray(token_ids)
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise UserError("token ids must be a list of one or more whole numbers")
@@ -213,6 +218,8 @@ class Model:
 
     def _through_layers(self, h: Float32Array, begun: float, share: float) -> Float32Array:
         """h (T, d_model), embedded -> (T, d_model)."""
+        if self.tap:
+            self.tap(embedded=h)
         for number, layer in enumerate(self.layers):
             h, x, residual = layer.attend(h, self.position)
             prefetch = partial(self._prefetch, number + 1, h)
@@ -247,13 +254,21 @@ class Model:
         """h (T, d_model) -> (T, vocab_size)."""
         if self.final_norm is not None:
             h = self.final_norm(h)
+            if self.tap:
+                self.tap(final_norm=h)
         if self.project_out is not None:
             h = self.project_out.linear(h)
+            if self.tap:
+                self.tap(projected=h)
         logits = self.head.linear(h, self.head_bias)
+        if self.tap:
+            self.tap(head=logits)
         if self.config.logit_scale != 1:
             logits *= np.float32(self.config.logit_scale)
         if self.config.logit_cap is not None:
             kernels.activate(logits, "cap", self.config.logit_cap)
+        if self.tap:
+            self.tap(logits=logits)
         return logits
 
     # ------------------------------------------------------------------ using
@@ -279,6 +294,40 @@ class Model:
         with self._alone():
             del self.ids[:]
             return self._forward(token_ids, every=True)
+
+    def trace(self, token_ids: ArrayLike, tap: TraceTap, progress: Progress = no_progress) -> None:
+        """Process token_ids (T,) from an empty context and tell ``tap`` every intermediate value,
+        in the order in which they are computed: see transformer/values.py.
+
+        tap  is called as tap(layer, first, **values): of ``layer``, or of the whole model where it
+             is None, the values of the tokens first, first + 1, ...; what it is given is valid
+             during the call
+        progress  is told the tokens done, as "trace"
+        """
+        with self._alone(), np.errstate(over="ignore", invalid="ignore"):
+            del self.ids[:]
+            ids = self.checked(token_ids)
+            at_once = max(1, min(self.plan.chunk, TRACED_BYTES // (4 * widest(self.config))))
+            for first in range(0, len(ids), at_once):
+                with self._tapped(tap, first):
+                    h = self._hidden(ids[first : first + at_once])
+                for row in range(0, len(h), self.plan.logit_rows):
+                    with self._tapped(tap, first + row):
+                        self._logits(h[row : row + self.plan.logit_rows])
+                progress("trace", first + len(h), len(ids))
+
+    @contextmanager
+    def _tapped(self, tap: TraceTap, first: int) -> Iterator[None]:
+        """``tap`` is told what is computed, of tokens from ``first`` on, while the block runs."""
+        try:
+            self.tap = partial(tap, None, first)
+            for number, layer in enumerate(self.layers):
+                layer.set_tap(partial(tap, number, first))
+            yield
+        finally:
+            self.tap = None
+            for layer in self.layers:
+                layer.set_tap(None)
 
     def generate(
         self,

@@ -70,7 +70,7 @@ def convert(
         return write_bundle(
             destination,
             tensors,
-            _hf_config(checkpoint),
+            hugging_face_config(checkpoint),
             source={"checkpoint": Path(source).name or Path(source).resolve().name},
             progress=progress,
             order=order,
@@ -113,7 +113,7 @@ def _tokenizer(checkpoint: Checkpoint | GgufCheckpoint, note: Callable[[str], No
         return None
 
 
-def _hf_config(checkpoint: Checkpoint | GgufCheckpoint) -> JsonObject:
+def hugging_face_config(checkpoint: Checkpoint | GgufCheckpoint) -> JsonObject:
     """The checkpoint's config, with what its generation config and tokenizer add to it."""
     hf_config = dict(checkpoint.config)
     generation = checkpoint.generation_config()

@@ -23,6 +23,7 @@ from flashinfer.text.tokenizer import Tokenizer
 
 MOST_WHOLE = (1 << 31) - 1  # more than any count of tokens, bytes a row, or threads can be
 MOST_SEED = (1 << 64) - 1
+MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
 OUTPUTS = ("destination", "output", "profile", "json")
@@ -37,6 +38,7 @@ BARS: dict[str, dict[str, Any]] = {
     "prompt": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "calibrate": {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"},
     "evaluate": {"unit": "token"},
+    "trace": {"unit": "token"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
 
@@ -99,6 +101,22 @@ def id_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{_quoted(text)} is not token ids such as 2,10,15"
         ) from None
+
+
+def positions(text: str) -> list[int]:
+    """An argparse type: "0,5,10-12" -> [0, 5, 10, 11, 12]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            begin = natural(first.strip())
+            end = natural(last.strip()) if dash else begin
+        except argparse.ArgumentTypeError:
+            end, begin = -1, 0
+        if not begin <= end < begin + MOST_POSITIONS:
+            raise argparse.ArgumentTypeError(f"{_quoted(text)} is not positions such as 0,5,10-20")
+        found += range(begin, end + 1)
+    return found
 
 
 def _quoted(text: str) -> str:

@@ -16,6 +16,7 @@ COMMANDS = (
     "convert",
     "calibrate",
     "evaluate",
+    "trace",
     "plan",
     "probe",
     "inspect",

@@ -7,7 +7,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from importlib.resources import files
-from io import StringIO
 from pathlib import Path
 from typing import TextIO
 
@@ -21,13 +20,12 @@ from flashinfer.cli.common import (
     write_json,
 )
 from flashinfer.cli.model_options import add_model_arguments, add_sampling_arguments, open_model
-from flashinfer.formats.config import ModelConfig
+from flashinfer.cli.prompt import prompt_ids
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.files import opened_text
 from flashinfer.model import Model
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.plan import unit_name
-from flashinfer.text.tokenizer import TextStream, Tokenizer, utf8
+from flashinfer.text.tokenizer import TextStream, Tokenizer
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -85,27 +83,6 @@ def main(args: Namespace) -> None:
                 write_json(args.json, model.stats.as_dict())
         if room < args.predict:
             print(f"(stopped: the context of {context} tokens is full)", file=sys.stderr)
-
-
-def prompt_ids(args: Namespace, tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
-    """The prompt's token ids.
-
-    Of a prompt that is too long for the context only a part is read. Raises UserError where it is
-    too long, or empty for a model without a token that begins a text.
-    """
-    most = min(args.ctx_size or config.max_position_embeddings, config.max_position_embeddings)
-    name = args.file or "--prompt"
-    utf8(args.prompt or "", name)
-    with opened_text(args.file) if args.file else StringIO(args.prompt or "") as file:
-        ids, whole = tokenizer.encode_up_to(most, file.read)
-    tokenizer.close()
-    if not whole or len(ids) > most:
-        raise UserError(f"{name}: the prompt has more tokens than the context of {most} holds")
-    if not ids and config.bos_token_id is not None:
-        ids = [config.bos_token_id]
-    if not ids:
-        raise UserError("give a prompt with -p: this model has no token that begins a text")
-    return ids
 
 
 def write_text(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flashinfer.formats.arrays import Float32Array
-from flashinfer.paper.interfaces import Chooser, Shared, Stream
+from flashinfer.paper.interfaces import Chooser, Shared, Stream, Tap
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.selection import Selection
@@ -139,6 +139,14 @@ class FeedForward:
             self.predictor is not None, store.units.rows, len(store.inside), cache.capacity,
             self.whole.offsets is not None, cache.borrowed,
         )  # fmt: skip
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """Tell ``tap`` the intermediate values from now on; None: nobody."""
+        self.neurons.tap = tap
+        if self.predictor is not None:
+            self.predictor.set_tap(tap)
+        if self.shared is not None:
+            self.shared.tap = tap
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token here, in this order."""

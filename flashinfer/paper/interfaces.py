@@ -1,6 +1,8 @@
 """What a feed-forward layer asks of its parts, whichever they are."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
 from flashinfer.formats.bundle.reader import StoredTensor
@@ -32,6 +34,9 @@ class Chooser(Protocol):
     def streams(self) -> tuple[Stream, ...]:
         """What of it is streamed at every token, in this order."""
 
+    def set_tap(self, tap: "Tap | None") -> None:
+        """Tell ``tap`` what it finds from now on; None: nobody."""
+
 
 class LowRankMap(Protocol):
     """One of a predictor's two matrices, in DRAM or streamed: see transformer/weights.py."""
@@ -53,8 +58,44 @@ class LowRankMap(Protocol):
 class Shared(Protocol):
     """What every token uses besides: see transformer/shared_expert.py."""
 
+    tap: "Tap | None"
+
     def __call__(self, x: Float32Array) -> Float32Array:
         """x (T, d_model) -> (T, d_model)."""
 
     def streams(self) -> tuple[Stream, ...]:
         """What of it is streamed at every token, in this order."""
+
+
+class Columns(NamedTuple):
+    """Some columns of a value: ``values`` (T, n) float32 are its columns ``ids`` (n,)."""
+
+    values: Float32Array
+    ids: AnyArray
+
+    @classmethod
+    def of(
+        cls,
+        a: Float32Array,
+        ids: AnyArray,
+        indptr: Int32Array | None,
+        tokens: Int32Array | None,
+        n_tokens: int,
+    ) -> "Columns":
+        """From ``a`` as ``Neurons.activations`` gives it; 0 for the tokens that do not use one."""
+        if indptr is None:
+            return cls(a.T, ids)
+        values = np.zeros((n_tokens, len(ids)), dtype=np.float32)
+        values[tokens, np.repeat(np.arange(len(ids)), np.diff(indptr))] = a
+        return cls(values, ids)
+
+
+class Tap(Protocol):
+    """Is told a run's intermediate values as they are computed, while a model is traced.
+
+    What computes them has an attribute ``tap``, which is None otherwise.
+    """
+
+    def __call__(self, **values: AnyArray | Columns) -> None:
+        """Values by the names of transformer/values.py, (T, ...) each; the arrays are the engine's
+        own, which will go on writing into them."""

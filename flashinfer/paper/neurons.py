@@ -6,6 +6,7 @@ from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8Array
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import NumberFormat
+from flashinfer.paper.interfaces import Columns, Tap
 from flashinfer.paper.selection import Selection
 
 
@@ -49,6 +50,7 @@ class Neurons:
         self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
+        self.tap: Tap | None = None
 
     def of(self, units: AnyArray) -> AnyArray:
         """The neurons of units (n,) -> (n * neurons of each,)."""
@@ -100,6 +102,7 @@ class Neurons:
         """
         config, (method, cut) = self.config, self.cut or (None, 0.0)
         a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
+        self._tell(self.first, a, neurons, indptr, tokens, x)
         shut = a <= cut if method == "threshold" else None
         if config.limit is not None:
             np.minimum(a, config.limit, out=a)
@@ -112,7 +115,21 @@ class Neurons:
             self._multiply_up(a, memory, rows + (apart or self.width), x, neurons, indptr, tokens)
         if method == "teal":
             a[np.abs(a) <= cut] = 0
+        self._tell("activations", a, neurons, indptr, tokens, x)
         return a
+
+    def _tell(
+        self,
+        value: str,
+        a: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None,
+        tokens: Int32Array | None,
+        x: Float32Array,
+    ) -> None:
+        """Tell the tap a value of a dense layer's neurons; experts have too many."""
+        if self.tap and not self.config.router:
+            self.tap(**{value: Columns.of(a, neurons, indptr, tokens, len(x))})
 
     def _multiply_up(
         self,
@@ -124,11 +141,14 @@ class Neurons:
         indptr: Int32Array | None,
         tokens: Int32Array | None,
     ) -> None:
-        if len(x) == 1 and (self.config.sparse or self.cut):  # a gate that is shut needs no up
+        few = len(x) == 1 and (self.config.sparse or self.cut) and not self.tap
+        if few:  # a gate that is shut needs no up
             open_ = np.flatnonzero(a)
             a[open_] *= self._up(self.products("up", memory, rows[open_], x, neurons[open_]))
         else:
-            a *= self._up(self.products("up", memory, rows, x, neurons, indptr, tokens))
+            up = self.products("up", memory, rows, x, neurons, indptr, tokens)
+            self._tell("up", up, neurons, indptr, tokens, x)
+            a *= self._up(up)
 
     def products(
         self,

@@ -7,7 +7,7 @@ Selection.
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
-from flashinfer.paper.interfaces import LowRankMap, Stream
+from flashinfer.paper.interfaces import LowRankMap, Stream, Tap
 from flashinfer.paper.selection import Selection
 
 
@@ -32,6 +32,11 @@ class Predictor:
     ) -> None:
         self.a, self.b, self.bias = a, b, bias
         self.between, self.reads = between, reads
+        self.tap: Tap | None = None
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """Tell ``tap`` the neurons that it names from now on; None: nobody."""
+        self.tap = tap
 
     def scores(
         self, x: Float32Array, residual: Float32Array | None, neurons: AnyArray | None = None
@@ -47,7 +52,10 @@ class Predictor:
 
     def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """The Selection of the neurons predicted active."""
-        return Selection.of_scores(self.scores(x, residual))
+        scores = self.scores(x, residual)
+        if self.tap:
+            self.tap(predicted=scores > 0)
+        return Selection.of_scores(scores)
 
     def early(
         self, x: Float32Array, residual: Float32Array | None, share: float = 1.0

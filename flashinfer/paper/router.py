@@ -8,7 +8,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import BoolArray, Float32Array, Int32Array
 from flashinfer.formats.layers.ffn import RouterConfig
-from flashinfer.paper.interfaces import Stream
+from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.paper.neurons import neurons_of
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.selection import Selection
@@ -34,6 +34,11 @@ class Router:
     ) -> None:
         self.config, self.weight = config, weight
         self.bias, self.choice_bias = bias, choice_bias
+        self.tap: Tap | None = None
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """Tell ``tap`` scores and choices from now on; None: nobody."""
+        self.tap = tap
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token: nothing."""
@@ -53,7 +58,11 @@ class Router:
 
     def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """x (T, d_model) -> the Selection of the experts, with their weights."""
-        return Selection.of_choices(*self.choose(self.scores(x), self.config.experts_per_token))
+        scores = self.scores(x)
+        chosen, weights = self.choose(scores, self.config.experts_per_token)
+        if self.tap:
+            self.tap(router=scores, choices=chosen, choice_weights=weights)
+        return Selection.of_choices(chosen, weights)
 
     def named(self, x: Float32Array, share: float = 1.0) -> BoolArray:
         """x (T, d_model) -> (T, experts) bool: those that it chooses, the surest ``share``."""
@@ -96,6 +105,10 @@ class RoutedPredictor(Predictor):
     def __init__(self, router: Router, neurons: int, *weights: Any, **form: Any) -> None:
         super().__init__(*weights, **form)
         self.router, self.neurons = router, neurons
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """Tell ``tap`` the router's scores and choices from now on; None: nobody."""
+        self.router.set_tap(tap)
 
     def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """The Selection of the neurons, each with its expert's weight."""

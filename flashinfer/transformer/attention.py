@@ -1,13 +1,13 @@
 """Causal self-attention with a key/value cache."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.attention import AttentionConfig
-from flashinfer.paper.interfaces import Stream
+from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.kv_cache import KeyValueCache, padded_width
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions
@@ -42,24 +42,32 @@ class Attention:
     rotary: RotaryPositions | None = None
     score_bias: Float32Array | None = None
     sinks: Float32Array | None = None
+    tap: Tap | None = field(default=None, init=False)
 
     def __call__(self, x: Float32Array, start: int) -> Float32Array:
         """x (T, d_model), the tokens at positions start.. -> (T, d_model)."""
         n, head_dim = len(x), self.config.head_dim
-        q = self._heads(self.q(x), self.q_norm)  # (T, heads, head_dim)
-        k = self._heads(self.k(x), self.k_norm)  # (T, key/value heads, head_dim)
-        v = self._heads(self.v(x))  # (T, key/value heads, head_dim)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.tap:
+            self.tap(q=q, k=k, v=v)
+        q = self._heads(q, self.q_norm)  # (T, heads, head_dim)
+        k = self._heads(k, self.k_norm)  # (T, key/value heads, head_dim)
+        v = self._heads(v)  # (T, key/value heads, head_dim)
+        if self.tap:
+            self.tap(q_norm=q, k_norm=k)
         if self.rotary is not None:
             turns = self.rotary(start, n)
             kernels.rotate(q, *turns)
             kernels.rotate(k, *turns)
+        if self.tap:
+            self.tap(q_turned=q, k_turned=k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
         width = self.cache.keys.shape[2]
         if head_dim < width:
             padded = np.zeros((*q.shape[:2], width), dtype=np.float32)
             padded[:, :, :head_dim] = q
             q = padded
-        parts = []  # of out (T, heads, width), nearly always one
+        parts, largest = [], []  # of out (T, heads, width), nearly always one
         for begin, end in self.cache.pieces(start, n):
             place = self.cache.remember(k[begin:end], v[begin:end], start + begin)
             part = kernels.attention(
@@ -67,9 +75,34 @@ class Attention:
                 self.score_bias, self.config.score_cap or 0.0, self.sinks,
             )  # fmt: skip
             parts.append(part)
+            if self.tap:
+                largest.append(self._scores_max(q[begin:end], place))
         out = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        heads = np.ascontiguousarray(out[:, :, :head_dim])
-        return self.o(heads.reshape(n, -1))
+        heads = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
+        y = self.o(heads)
+        if self.tap:
+            self.tap(scores_max=np.concatenate(largest), heads=heads, o=y)
+        return y
+
+    def _scores_max(self, q: Float32Array, place: int) -> Float32Array:
+        """q (T, heads, width), scaled, of the tokens at ``place`` of the cache and after -> their
+        largest scores before the softmax, of each head (T, heads)."""
+        n, heads, _ = q.shape
+        group = heads // len(self.cache.keys)
+        seen = np.arange(place + n) <= place + np.arange(n)[:, None]  # (T, place + T)
+        if self.cache.window is not None:
+            seen &= np.arange(place + n) > place + np.arange(n)[:, None] - self.cache.window
+        largest = np.empty((n, heads), dtype=np.float32)
+        for head in range(heads):
+            keys = self.cache.keys[head // group, : place + n].astype(np.float32)
+            scores = q[:, head] @ keys.T  # (T, place + T)
+            if self.score_bias is not None:
+                scores += self.score_bias[head, : place + n]
+            if self.config.score_cap is not None:
+                cap = np.float32(self.config.score_cap)
+                scores = cap * np.tanh(scores / cap)
+            largest[:, head] = np.where(seen, scores, -np.inf).max(axis=1)
+        return largest
 
     def streams(self) -> tuple[Stream, ...]:
         """Which of its matrices are streamed at every token, in this order."""

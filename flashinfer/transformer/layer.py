@@ -1,13 +1,13 @@
 """One layer: attention and feed-forward, and the norms and sums around them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.paper.feedforward import FeedForward
-from flashinfer.paper.interfaces import Stream
+from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.norm import Norm
 
@@ -27,6 +27,7 @@ class Layer:
     ffn_norm: Norm | None = None
     attention_after_norm: Norm | None = None
     ffn_after_norm: Norm | None = None
+    tap: Tap | None = field(default=None, init=False)
 
     def attend(
         self, h: Float32Array, position: int
@@ -35,12 +36,23 @@ class Layer:
         that before its norm), each (T, d_model)."""
         if not self.config.norm_before:
             h = self.attention_norm(h + self.attention(h, position))
+            if self.tap:
+                self.tap(attention_norm=h)
             return h, h, h
         x = self.attention_norm(h)
+        if self.tap:
+            self.tap(attention_norm=x)
         y = self.attention(x, position)
-        after = h + self._scaled(self.attention_after_norm(y) if self.attention_after_norm else y)
+        if self.attention_after_norm:
+            y = self.attention_after_norm(y)
+            if self.tap:
+                self.tap(attention_after_norm=y)
+        after = h + self._scaled(y)
         residual = h if self.config.parallel else after
-        return after, x if self.ffn_norm is None else self.ffn_norm(residual), residual
+        x = x if self.ffn_norm is None else self.ffn_norm(residual)
+        if self.tap:
+            self.tap(attended=after, ffn_norm=x)
+        return after, x, residual
 
     def early_input(self, h: Float32Array) -> tuple[Float32Array, Float32Array]:
         """What the FFN would read, after its norm and before, if the layers still to come before it
@@ -50,14 +62,26 @@ class Layer:
 
     def add(self, h: Float32Array, y: Float32Array) -> Float32Array:
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
+        if self.tap:
+            self.tap(ffn=y)
         if self.ffn_after_norm:
             y = self.ffn_after_norm(y)
-        return h + self._scaled(y) if self.config.norm_before else self.ffn_norm(h + y)
+            if self.tap:
+                self.tap(ffn_after_norm=y)
+        h = h + self._scaled(y) if self.config.norm_before else self.ffn_norm(h + y)
+        if self.tap:
+            self.tap(output=h)
+        return h
 
     def _scaled(self, y: Float32Array) -> Float32Array:
         """What a block adds to the hidden state."""
         scale = self.config.residual_scale
         return y if scale == 1 else y * np.float32(scale)
+
+    def set_tap(self, tap: Tap | None) -> None:
+        """Tell ``tap`` the layer's intermediate values from now on; None: nobody."""
+        self.tap = self.attention.tap = tap
+        self.feed_forward.set_tap(tap)
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token, in this order: each has a ``tensor``, and ``following``

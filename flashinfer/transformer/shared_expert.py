@@ -3,7 +3,7 @@
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.ffn import FFNConfig
-from flashinfer.paper.interfaces import Stream
+from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.weights import Weights
 
 
@@ -18,6 +18,7 @@ class SharedExpert:
     ) -> None:
         self.config, self.weigh = config, weigh
         self.gate, self.up, self.down = gate, up, down
+        self.tap: Tap | None = None
 
     def streams(self) -> tuple[Stream, ...]:
         """Which of its matrices are streamed at every token, in this order."""
@@ -29,8 +30,12 @@ class SharedExpert:
         kernels.activate(a, self.config.activation, self.config.threshold)
         a *= self.up.linear(x)
         y = self.down.linear(a)
+        if self.tap:
+            self.tap(shared=y)
         if self.weigh is not None:
             share = self.weigh.linear(x)  # (T, 1)
+            if self.tap:
+                self.tap(shared_gate=share)
             kernels.activate(share, "sigmoid")
             y *= share
         return y

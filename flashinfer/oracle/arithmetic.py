@@ -1,0 +1,137 @@
+"""How an engine rounds: what an honest result may differ by follows from it."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashinfer.formats.arrays import AnyArray, Float64Array
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.toml import read_toml
+
+UNIT = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}  # half a unit in the last place of 1
+Q8_BLOCK = 32
+ROUNDINGS = (*UNIT, "q8_0")
+SMALLEST = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}  # above 0
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """An engine's rounding points. Each is a number format: one of ROUNDINGS.
+
+    sums           of products, and each step between values
+    values         that are stored, which every module gives
+    keys           keys and values in the key/value cache; queries: before they meet the keys
+    probabilities  of attention, before they meet the values
+    activations    what the FFN's activation function is tabulated in; "f32": it is computed
+    products       {number format of weights: what they are multiplied with is rounded to}
+    """
+
+    name: str = "float32"
+    sums: str = "f32"
+    values: str = "f32"
+    keys: str = "f32"
+    queries: str = "f32"
+    probabilities: str = "f32"
+    activations: str = "f32"
+    products: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> float:
+        """The unit roundoff of sums."""
+        return UNIT[self.sums]
+
+
+# transformers rounds what each module gives; llama.cpp keeps values in float32, multiplies 16-bit
+# weights with 16-bit and 8- and 4-bit weights with 8-bit activations, and keeps keys in float16.
+KNOWN = {
+    "float32": Arithmetic(),
+    "float32-f16-cache": Arithmetic("float32-f16-cache", keys="f16"),
+    "bfloat16": Arithmetic(
+        "bfloat16", values="bf16", keys="bf16", queries="bf16", probabilities="bf16"
+    ),
+    "float16": Arithmetic("float16", values="f16", keys="f16", queries="f16", probabilities="f16"),
+    "llama.cpp": Arithmetic(
+        "llama.cpp", keys="f16", queries="f16", probabilities="f16", activations="f16",
+        products={"f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0"},
+    ),
+}  # fmt: skip
+
+
+def arithmetic_named(name: str) -> Arithmetic:
+    """One of KNOWN, or what a TOML file says: Arithmetic's fields, and ``base``, one of KNOWN.
+
+    Raises UserError where it is neither, FormatError where the file is not sound.
+    """
+    if name in KNOWN:
+        return KNOWN[name]
+    if not name.endswith(".toml"):
+        raise UserError(f"arithmetic {name}: is not one of {', '.join(KNOWN)}, nor a .toml file")
+    return arithmetic_of(read_toml(name), name)
+
+
+def arithmetic_of(given: dict[str, Any], name: str) -> Arithmetic:
+    """The Arithmetic that a TOML file describes. Raises FormatError, which names the file."""
+    base = given.pop("base", "float32")
+    if not isinstance(base, str) or base not in KNOWN:
+        raise FormatError(f"{name}: base is not one of {', '.join(KNOWN)}")
+    names = {f.name for f in fields(Arithmetic)} - {"name"}
+    products = given.get("products", {})
+    formats = [value for key, value in given.items() if key != "products"]
+    if unknown := given.keys() - names:
+        raise FormatError(f"{name}: {min(unknown)} is not one of {', '.join(sorted(names))}")
+    if not isinstance(products, dict) or not all(
+        isinstance(f, str) and f in ROUNDINGS for f in (*formats, *products.values())
+    ):
+        raise FormatError(f"{name}: a rounding is not one of {', '.join(ROUNDINGS)}")
+    if any(given.get(key) == "q8_0" for key in ("sums", "values", "probabilities", "activations")):
+        raise FormatError(f"{name}: only keys, queries and products can be q8_0")
+    return replace(KNOWN[base], name=Path(name).name, **given)
+
+
+def rounded(x: AnyArray, format: str) -> Float64Array:
+    """x (float64) rounded to the nearest number of a format, ties to even; q8_0: along rows."""
+    if format == "f32":
+        return x.astype(np.float32).astype(np.float64)
+    if format == "f16":
+        return x.astype(np.float16).astype(np.float64)
+    if format == "bf16":
+        return _bfloat16(x)
+    return _q8_0(x)[0]
+
+
+def _bfloat16(x: AnyArray) -> Float64Array:
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    kept = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    found = np.where(np.isfinite(x), kept, bits).astype(np.uint32)
+    return found.view(np.float32).astype(np.float64)
+
+
+def _q8_0(x: AnyArray) -> tuple[Float64Array, Float64Array]:
+    """x (..., n) as GGML's q8_0 rounds it, and how far off one step of it is, where it is so near
+    the middle between two steps that float32 may round it either way; else 0.
+
+    A block of 32 has a scale, its largest magnitude / 127, which is stored in float16 and used for
+    the division before that.
+    """
+    n = x.shape[-1]
+    padded = np.zeros((*x.shape[:-1], -(-n // Q8_BLOCK) * Q8_BLOCK))
+    padded[..., :n] = x
+    blocks = padded.reshape(*x.shape[:-1], -1, Q8_BLOCK)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+    steps = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
+    stored = scale.astype(np.float16).astype(np.float64)
+    near = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 4 * UNIT["f32"]
+    values = (np.rint(steps) * stored).reshape(padded.shape)[..., :n]
+    return values, (near * stored).reshape(padded.shape)[..., :n]
+
+
+def flips(x: AnyArray, noise: AnyArray, format: str) -> Float64Array:
+    """How far off a rounded element may be where noise (or, of q8_0, float32) may round it to the
+    next number instead; else 0."""
+    if format == "q8_0":
+        either = _q8_0(x)[1]
+        steps = np.abs(rounded(x + 4 * noise, format) - rounded(x - 4 * noise, format))
+        return np.maximum(either, steps)
+    return np.abs(rounded(x + 4 * noise, format) - rounded(x - 4 * noise, format))

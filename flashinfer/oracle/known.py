@@ -1,0 +1,162 @@
+"""The operations of a transformer in float64, each with the noise that an honest engine may add.
+
+The noise of a result is a standard deviation, or above it. Of a sum of n products in an arithmetic
+with unit roundoff u it is u sqrt(n) times the sum of their magnitudes: the probabilistic bound of
+Higham and Mary (2019, "A new approach to probabilistic rounding error analysis", theorem 3.1) for
+lambda = 1, which holds for every order of summation. Noise of the inputs adds to it as independent
+errors do.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from flashinfer.formats.arrays import Float64Array
+from flashinfer.formats.layers.norm import NormConfig
+from flashinfer.oracle.arithmetic import SMALLEST, UNIT, Arithmetic, flips, rounded
+
+STEPS = 4  # roundings of a short computation, such as a division after a root
+OF_FUNCTION = 4  # units in the last place that exp, tanh and their like are off by
+
+
+class Known(NamedTuple):
+    """A value and its noise, of the same shape, float64; None: it is exact."""
+
+    value: Float64Array
+    noise: Float64Array | None = None
+
+    @property
+    def spread(self) -> Float64Array:
+        """The noise as an array."""
+        return np.zeros_like(self.value) if self.noise is None else self.noise
+
+    def reshape(self, *shape: int) -> "Known":
+        """The same in another shape."""
+        noise = None if self.noise is None else self.noise.reshape(*shape)
+        return Known(self.value.reshape(*shape), noise)
+
+
+def round_to(x: Known, format: str) -> Known:
+    """x in a number format; what noise may round to the next number is noise of that step."""
+    if format == "f32":
+        return x
+    return Known(rounded(x.value, format), flips(x.value, x.spread, format))
+
+
+def stored(x: Known, arithmetic: Arithmetic) -> Known:
+    """x as a module gives it: rounded to what values are stored in."""
+    format = arithmetic.values
+    if format == "f32":
+        return Known(x.value, np.hypot(x.spread, UNIT["f32"] * np.abs(x.value)))
+    near = rounded(x.value, format)
+    # An engine may round once more or less on the way, such as before a bias is added.
+    noise = np.hypot(x.spread, UNIT[format] * np.abs(x.value))
+    return Known(near, noise + SMALLEST[format])
+
+
+def linear(
+    x: Known, weight: Float64Array, bias: Float64Array | None, format: str, how: Arithmetic
+) -> Known:
+    """x (T, n), weight (m, n) in the number format ``format`` -> (T, m)."""
+    x = round_to(x, how.products.get(format, "f32"))
+    y, n = x.value @ weight.T, weight.shape[1]
+    noise = how.unit * np.sqrt(n) * (np.abs(x.value) @ np.abs(weight).T)
+    if x.noise is not None:
+        noise = np.hypot(noise, np.sqrt(x.noise**2 @ (weight**2).T))
+    if bias is not None:
+        y = y + bias
+        noise = np.hypot(noise, how.unit * (np.abs(y) + np.abs(bias)))
+    return stored(Known(y, noise), how)
+
+
+def norm(
+    x: Known,
+    config: NormConfig,
+    weight: Float64Array | None,
+    bias: Float64Array | None,
+    how: Arithmetic,
+) -> Known:
+    """x (..., n) -> (..., n)."""
+    n, u = x.value.shape[-1], UNIT["f32"]  # engines take norms in float32, whatever else they do
+    gain = np.ones(n) if weight is None else weight
+    shift = np.zeros(n) if bias is None else bias
+    mean = x.value.mean(axis=-1, keepdims=True) if config.kind == "layer" else 0.0
+    centred = x.value - mean
+    square = (centred**2).mean(axis=-1, keepdims=True) + config.epsilon
+    y = centred / np.sqrt(square) * gain
+    # A sum of squares is off by u sqrt(n) / 4 of itself, and its root by half of that.
+    noise = np.abs(y) * u * (np.sqrt(n) / 8 + STEPS)
+    if config.kind == "layer":
+        of_mean = np.sqrt(n) / 4 * np.abs(x.value).mean(axis=-1, keepdims=True)
+        noise = noise + u * (np.abs(x.value) + of_mean) / np.sqrt(square) * np.abs(gain)
+    if x.noise is not None:
+        root = np.sqrt((centred**2 * x.noise**2).sum(axis=-1, keepdims=True)) / (n * square)
+        noise = np.hypot(noise, np.abs(y) * root)
+        noise = np.hypot(noise, x.noise / np.sqrt(square) * np.abs(gain))
+    y = y + shift
+    return stored(Known(y, noise + u * np.abs(y)), how)
+
+
+def rotate(
+    x: Known, frequencies: Float64Array, positions: Float64Array, scale: float, how: Arithmetic
+) -> Known:
+    """x (T, heads, head_dim), its first values turned in pairs (i, i + n) -> the same shape.
+
+    frequencies  (n,) radians a position; scale: what cos and sin are multiplied with
+    """
+    n, u = len(frequencies), UNIT["f32"]
+    angles = positions[:, None, None] * frequencies  # (T, 1, n)
+    cos, sin = np.cos(angles) * scale, np.sin(angles) * scale
+    first, second = x.value[..., :n], x.value[..., n : 2 * n]
+    y, noise = x.value.copy(), x.spread.copy()
+    y[..., :n], y[..., n : 2 * n] = first * cos - second * sin, second * cos + first * sin
+    # Engines find angles in float32, some of them by multiplying one frequency after the other.
+    off = u * angles * (STEPS + np.arange(n))
+    for part, (a, b) in ((slice(0, n), (first, second)), (slice(n, 2 * n), (second, first))):
+        own = STEPS * u * (np.abs(a * cos) + np.abs(b * sin))
+        turned = off * (np.abs(a * sin) + np.abs(b * cos))
+        noise[..., part] = np.hypot(own, turned)
+    if x.noise is not None:
+        one, two = x.noise[..., :n], x.noise[..., n : 2 * n]
+        both = np.hypot(one * cos, two * sin), np.hypot(two * cos, one * sin)
+        noise[..., :n] = np.hypot(noise[..., :n], both[0])
+        noise[..., n : 2 * n] = np.hypot(noise[..., n : 2 * n], both[1])
+    return stored(Known(y, noise), how)
+
+
+def add(x: Known, y: Known, how: Arithmetic, scale: float = 1.0) -> Known:
+    """x + scale y."""
+    total = x.value + scale * y.value
+    noise = how.unit * (np.abs(x.value) + np.abs(scale * y.value))
+    noise = np.sqrt(noise**2 + x.spread**2 + (scale * y.spread) ** 2)
+    return stored(Known(total, noise), how)
+
+
+def times(x: Known, y: Known, how: Arithmetic) -> Known:
+    """x y, element by element."""
+    product = x.value * y.value
+    noise = np.hypot(x.spread * y.value, y.spread * x.value)
+    return stored(Known(product, np.hypot(noise, how.unit * np.abs(product))), how)
+
+
+def apply(
+    x: Known,
+    function: Callable[[Float64Array], Float64Array],
+    how: Arithmetic,
+    tabulated: bool = False,
+) -> Known:
+    """function(x), element by element.
+
+    tabulated  it is looked up in a table of ``how.activations``
+    """
+    if tabulated and how.activations != "f32":
+        x = round_to(x, how.activations)
+    y = function(x.value)
+    noise = OF_FUNCTION * UNIT["f32"] * (np.abs(y) + np.abs(x.value))
+    if x.noise is not None:
+        up, down = function(x.value + x.noise), function(x.value - x.noise)
+        noise = np.hypot(noise, np.maximum(np.abs(up - y), np.abs(down - y)))
+    if tabulated and how.activations != "f32":
+        noise = np.hypot(noise, UNIT[how.activations] * np.abs(y) + SMALLEST[how.activations])
+    return stored(Known(y, noise), how)

@@ -1,0 +1,184 @@
+"""The intermediate values of a run: which there are, in their order, and how they are named.
+
+A value is what a module of Hugging Face's model gives, and has that module's name; or it is what
+the module reads, and has the name and ``.input``; or no module gives it, and it has a name of its
+own beside the module's that it belongs to. docs/traces.md lists them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from flashinfer.formats.arrays import AnyArray
+from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.layers.layer import LayerConfig
+from flashinfer.paper.interfaces import Columns
+
+
+class Value(NamedTuple):
+    """One value of a run.
+
+    key     what the engine calls it; layer: of which layer, None: of the whole model
+    name    what traces call it
+    shape   for each token
+    dtype   safetensors' name of it: F32, I32, or U8 for bits, eight to a byte, the lowest first
+    """
+
+    key: str
+    layer: int | None
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+
+class TraceTap(Protocol):
+    """Is told the values of a run; see ``Model.trace``."""
+
+    def __call__(self, layer: int | None, first: int, **values: AnyArray | Columns) -> None: ...
+
+
+def widest(config: ModelConfig) -> int:
+    """The numbers of the largest value of a layer, for each token."""
+    return max(
+        config.hidden_size,
+        *(0 if layer.ffn.router else layer.ffn.neurons for layer in config.layers),
+    )
+
+
+def values_of(config: ModelConfig, naming: Any) -> list[Value]:
+    """All values of a model's run, in the order in which they are computed.
+
+    naming  the architecture's module (formats/architectures)
+    """
+    names = ModuleNames(config, naming)
+    found = [Value("embedded", None, f"{names.layer(0)}.input", (config.hidden_size,))]
+    for number, layer in enumerate(config.layers):
+        found += _of_layer(layer, number, names)
+    if config.final_norm:
+        found.append(
+            Value("final_norm", None, names.of("final_norm.weight"), (config.hidden_size,))
+        )
+    if config.embedding_size != config.hidden_size:
+        projected = (config.embedding_size,)
+        found.append(Value("projected", None, names.of("project_out.weight"), projected))
+    if config.logit_scale != 1 or config.logit_cap is not None:
+        found.append(Value("head", None, "lm_head", (config.vocab_size,)))
+    return [*found, Value("logits", None, "logits", (config.vocab_size,))]
+
+
+def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
+    a, d = layer.attention, (layer.attention.hidden_size,)
+    here, attention = names.layer(number), names.attention(number)
+
+    def value(key: str, name: str, shape: tuple[int, ...], dtype: str = "F32") -> Value:
+        return Value(key, number, name, shape, dtype)
+
+    if layer.norm_before:
+        yield value("attention_norm", names.norm("attention_norm", number), d)
+    for p in "qkv":
+        yield value(p, names.projection(p, number), (a.projections()[p][0],))
+    heads = {"q": a.num_attention_heads, "k": a.num_key_value_heads}
+    if a.qk_norm:
+        for p, n in heads.items():
+            yield value(
+                f"{p}_norm", names.of(f"layers.{{}}.{p}_norm.weight", number), (n, a.head_dim)
+            )
+    if a.rotary:
+        for p, n in heads.items():
+            yield value(f"{p}_turned", f"{attention}.{p}_turned", (n, a.head_dim))
+    o = names.projection("o", number)
+    yield value("scores_max", f"{attention}.scores_max", (a.num_attention_heads,))
+    yield value("heads", f"{o}.input", (a.projections()["o"][1],))
+    yield value("o", o, d)
+    if layer.norm_after:
+        name = names.norm("attention_after_norm", number)
+        yield value("attention_after_norm", name, d)
+    if not layer.norm_before:
+        yield value("attention_norm", names.norm("attention_norm", number), d)
+    elif not layer.parallel:
+        yield value("attended", f"{names.norm('ffn_norm', number)}.input", d)
+    if layer.norm_before and not layer.shared_norm:
+        yield value("ffn_norm", names.norm("ffn_norm", number), d)
+    yield from _of_ffn(layer.ffn, number, names)
+    if layer.norm_after:
+        yield value("ffn_after_norm", names.norm("ffn_after_norm", number), d)
+    yield value("output", here, d)
+
+
+def _of_ffn(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
+    d = (ffn.hidden_size,)
+    if not ffn.router:
+        down = names.ffn("down", number)
+        if ffn.gated:
+            yield Value("gate", number, names.ffn("gate", number), (ffn.d_ffn,))
+        yield Value("up", number, names.ffn("up", number), (ffn.d_ffn,))
+        yield Value("predicted", number, f"{down}.predicted", (-(-ffn.d_ffn // 8),), "U8")
+        yield Value("activations", number, f"{down}.input", (ffn.d_ffn,))
+        yield Value("active", number, f"{down}.active", (-(-ffn.d_ffn // 8),), "U8")
+        yield Value("ffn", number, down, d)
+        return
+    block = names.block(number)
+    if ffn.shared_d_ffn:
+        shared = names.of("layers.{}.shared.down.weight", number).rpartition(".")[0]
+        yield Value("shared", number, shared, d)
+    if ffn.shared_gated:
+        gate = names.of("layers.{}.shared.weigh.weight", number)
+        yield Value("shared_gate", number, gate, (1,))
+    router, chosen = names.router(number), (ffn.router.experts_per_token,)
+    yield Value("router", number, router, (ffn.experts,))
+    yield Value("choices", number, f"{router}.choices", chosen, "I32")
+    yield Value("choice_weights", number, f"{router}.weights", chosen)
+    yield Value("experts", number, f"{block}.experts", d)
+    yield Value("ffn", number, block, d)
+
+
+class ModuleNames:
+    """The names of Hugging Face's modules, found by the names of their weights."""
+
+    def __init__(self, config: ModelConfig, naming: Any) -> None:
+        self.config, self.naming = config, naming
+
+    def of(self, template: str, number: int | None = None, last: bool = True) -> str:
+        """The module of one of our tensors: "layers.{}.q_proj.weight" -> "...self_attn.q_proj".
+
+        last  of several names, the newest one; else the first
+        """
+        named = self.naming.NAMES.get(template, template).split("|")[-1 if last else 0]
+        return named.replace("{}", str(number)).removesuffix(".weight")
+
+    def layer(self, number: int) -> str:
+        """The module of a layer."""
+        name = self.naming.NAMES["layers.{}.attention_norm.weight"].split("|")[0]
+        return name.partition("{}")[0] + str(number)
+
+    def norm(self, kind: str, number: int) -> str:
+        """The module of a layer's norm. Falcon's two parallel norms have names of their own."""
+        layer = self.config.layers[number]
+        two = layer.parallel and not layer.shared_norm
+        return self.of(f"layers.{{}}.{kind}.weight", number, last=two)
+
+    def projection(self, p: str, number: int) -> str:
+        """The module of q, k, v or o; of a packed one, with the part's name behind it."""
+        name = self.of(f"layers.{{}}.{p}_proj.weight", number)
+        return f"{name}.{p}" if f"{p}_proj" in getattr(self.naming, "ROWS", {}) else name
+
+    def attention(self, number: int) -> str:
+        """The module of a layer's attention."""
+        return self.of("layers.{}.o_proj.weight", number).rpartition(".")[0]
+
+    def ffn(self, part: str, number: int) -> str:
+        """The module of a dense FFN's gate, up or down; of a packed one, with the part's name."""
+        parts = self.naming.FFN
+        if self.config.mixture:
+            parts = getattr(self.naming, "DENSE_FFN", parts)
+        name = parts[part].split("|")[-1].replace("{}", str(number)).removesuffix(".weight")
+        packed = part in getattr(self.naming, "ROWS", {})
+        return f"{name}.{part}" if packed else name
+
+    def router(self, number: int) -> str:
+        """The module of a mixture's router."""
+        return self.of("layers.{}.router.weight", number)
+
+    def block(self, number: int) -> str:
+        """The module of a mixture's router and experts together."""
+        return self.router(number).rpartition(".")[0]
