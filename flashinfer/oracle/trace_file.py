@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.arrays import AnyArray, Int64Array
+from flashinfer.formats import bounded_json
+from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
 from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.errors import FormatError, shown
 from flashinfer.formats.files import replacing
-from flashinfer.formats.safetensors import ITEM_BYTES
+from flashinfer.formats.numbers import is_whole
+from flashinfer.formats.safetensors import ITEM_BYTES, SafetensorsFile
 from flashinfer.transformer.values import Value
 
 VERSION = "1"
@@ -96,3 +99,120 @@ class TraceWriter:
         each = prod(value.shape) * rows.itemsize
         self.file.seek(self.begin + self.offsets[value.name] + first * each)
         self.file.write(rows.tobytes())
+
+
+class Trace:
+    """A trace to be read. Everything in it is untrusted.
+
+    engine     what computed it; tokens (N,): ids of the whole text
+    positions  (T,) ascending: those of the tokens whose values it holds
+    names      of its values, in the order in which they were computed
+    summaries  {name: (shape, digest)} where it holds summaries of the values; else None
+    Raises FormatError where the file is not a sound trace.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.file = SafetensorsFile(path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        metadata = self.file.metadata
+        if metadata.get(MARK) != VERSION:
+            found = metadata.get(MARK)
+            what = "is not a trace" if found is None else f"is a trace of version {shown(found)}"
+            raise FormatError(f"{self.path}: {what}; {MARK} {VERSION} is read, see docs/traces.md")
+        self.engine = metadata.get(ENGINE, "an unnamed engine")
+        self.tokens = self._numbers(TOKENS)
+        self.positions = self._positions()
+        self.config = self._object(CONFIG, {})
+        self.summaries = self._summaries() if SUMMARIES in metadata else None
+        held = self.file.tensors.keys() if self.summaries is None else self.summaries.keys()
+        order = self._json(ORDER, []) if self.summaries is None else list(self.summaries)
+        named = [name for name in order if isinstance(name, str) and name in held]
+        self.names = list(dict.fromkeys([*named, *sorted(held - set(named))]))
+
+    def _json(self, key: str, default: Any) -> Any:
+        text = self.file.metadata.get(key)
+        if text is None:
+            return default
+        return bounded_json.parse(text, f"{self.path}: metadata {key}")
+
+    def _object(self, key: str, default: JsonObject) -> JsonObject:
+        found = self._json(key, default)
+        if not isinstance(found, dict):
+            raise FormatError(f"{self.path}: metadata {key} is not a JSON object")
+        return found
+
+    def _numbers(self, key: str) -> Int64Array:
+        found = self._json(key, None)
+        if not isinstance(found, list) or not found or not all(is_whole(n, 0) for n in found):
+            raise FormatError(f"{self.path}: metadata {key} is not a list of whole numbers")
+        if max(found) >= 1 << 31:
+            raise FormatError(f"{self.path}: metadata {key} holds {max(found)}: too large")
+        return np.array(found, dtype=np.int64)
+
+    def _positions(self) -> Int64Array:
+        if POSITIONS not in self.file.metadata:
+            return np.arange(len(self.tokens))
+        found = self._numbers(POSITIONS)
+        if found[-1] >= len(self.tokens) or (np.diff(found) <= 0).any():
+            raise FormatError(
+                f"{self.path}: metadata {POSITIONS} is not an ascending list of positions of its "
+                f"{len(self.tokens)} tokens"
+            )
+        return found
+
+    def _summaries(self) -> dict[str, tuple[list[int], str]]:
+        found, listed = {}, self._json(SUMMARIES, [])
+        for entry in listed if isinstance(listed, list) else [None]:
+            if (
+                not isinstance(entry, list)
+                or [type(part) for part in entry] != [str, str, list, str]
+                or not all(is_whole(n, 1) for n in entry[2])
+            ):
+                raise FormatError(f"{self.path}: metadata {SUMMARIES} has an entry {shown(entry)}")
+            found[entry[0]] = entry[2], entry[3]
+        self.rows_of = {name: row for row, name in enumerate(found)}
+        for name in ("moments", "sample"):
+            info = self.file.tensors.get(name)
+            if info is None or info.dtype != "F64" or info.shape[:1] != (len(found),):
+                raise FormatError(f"{self.path}: its summaries have no sound tensor {name}")
+        return found
+
+    def read(self, name: str) -> AnyArray:
+        """A value (T, ...) of the trace, as it is stored; bfloat16 becomes float32."""
+        info = self.file.tensors[name]
+        if info.nbytes > MOST_VALUE:
+            raise FormatError(f"{self.path}: tensor {shown(name)} has {info.nbytes:,} bytes")
+        if not info.shape or info.shape[0] != len(self.positions):
+            raise FormatError(
+                f"{self.path}: tensor {shown(name)} has the shape {list(info.shape)}, which does "
+                f"not begin with the trace's {len(self.positions)} tokens"
+            )
+        if info.dtype == "BF16":
+            rows = self.file.read_rows(name)
+            return rows.reshape(info.shape)
+        if info.dtype not in NUMPY:
+            raise FormatError(f"{self.path}: tensor {shown(name)} is {info.dtype}")
+        raw = self.file.read_bytes(info.offset, info.nbytes)
+        return raw.view(NUMPY[info.dtype]).reshape(info.shape)
+
+    def summary(self, name: str, what: str) -> Float64Array:
+        """The "moments" or the "sample" of a value."""
+        info, row = self.file.tensors[what], self.rows_of[name]
+        size = info.nbytes // max(1, info.shape[0])
+        return self.file.read_bytes(info.offset + row * size, size).view(np.float64)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""Attention in float64: scores, softmax and the sum of the values, each with its noise."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flashinfer.formats.arrays import BoolArray, Float64Array
+from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.oracle.arithmetic import UNIT, Arithmetic
+from flashinfer.oracle.known import OF_FUNCTION, STEPS, Known, apply, round_to, stored
+from flashinfer.transformer.positions import alibi_table
+
+
+class Attended(NamedTuple):
+    """What attention gives: the largest score of each head (T, heads), and the heads' sums of
+    values (T, heads * head_dim)."""
+
+    scores_max: Known
+    heads: Known
+
+
+def attend(
+    config: AttentionConfig,
+    q: Known,
+    k: Known,
+    v: Known,
+    sinks: Float64Array | None,
+    how: Arithmetic,
+) -> Attended:
+    """q (T, heads, head_dim), k and v (T, key/value heads, head_dim), turned and not scaled."""
+    n, n_heads, head_dim = q.value.shape
+    group, scale = n_heads // k.value.shape[1], config.attention_scale or head_dim**-0.5
+    q, k, v = round_to(q, how.queries), round_to(k, how.keys), round_to(v, how.keys)
+    seen = visible(n, config.attention_window)
+    bias = alibi_table(n_heads, head_dim, n).astype(np.float64) if config.alibi else None
+    largest, largest_noise = np.empty((n, n_heads)), np.empty((n, n_heads))
+    out, out_noise = np.empty((n, n_heads, head_dim)), np.empty((n, n_heads, head_dim))
+    for head in range(n_heads):
+        one_k, one_v = _of_head(k, head // group), _of_head(v, head // group)
+        scores = _scores(_of_head(q, head), one_k, scale, how)
+        if bias is not None:
+            scores = Known(scores.value + bias[head, :n], scores.spread + how.unit * bias[head, :n])
+        if config.score_cap is not None:
+            scores = apply(scores, lambda s: config.score_cap * np.tanh(s / config.score_cap), how)
+        masked = np.where(seen, scores.value, -np.inf)
+        where = masked.argmax(axis=1)[:, None]
+        largest[:, head] = np.take_along_axis(masked, where, axis=1)[:, 0]
+        largest_noise[:, head] = np.where(seen, scores.spread, 0).max(axis=1)
+        sink = None if sinks is None else float(sinks[head])
+        p = _softmax(masked, scores.spread, sink, how)
+        y = _weighted(p, one_v, how)
+        out[:, head], out_noise[:, head] = y.value, y.spread
+    heads = stored(Known(out.reshape(n, -1), out_noise.reshape(n, -1)), how)
+    return Attended(Known(largest, largest_noise), heads)
+
+
+def visible(n: int, window: int | None) -> BoolArray:
+    """Which tokens each of n sees: (n, n)."""
+    behind = np.arange(n)[:, None] - np.arange(n)
+    return (behind >= 0) & (behind < (n if window is None else window))
+
+
+def _of_head(x: Known, head: int) -> Known:
+    return Known(x.value[:, head], None if x.noise is None else x.noise[:, head])
+
+
+def _scores(q: Known, k: Known, scale: float, how: Arithmetic) -> Known:
+    """q, k (T, head_dim) -> (T, T)."""
+    products, n = q.value @ k.value.T, q.value.shape[1]
+    noise = how.unit * (np.sqrt(n) + STEPS) * (np.abs(q.value) @ np.abs(k.value).T)
+    noise = noise**2 + q.spread**2 @ (k.value**2).T + q.value**2 @ (k.spread**2).T
+    return Known(products * scale, np.sqrt(noise) * abs(scale))
+
+
+def _softmax(
+    masked: Float64Array, noise: Float64Array, sink: float | None, how: Arithmetic
+) -> Known:
+    """masked (T, T): scores, -inf where a token is not seen; sink: one more logit -> (T, T)."""
+    top = masked.max(axis=1, keepdims=True)
+    top = top if sink is None else np.maximum(top, sink)
+    e = np.exp(masked - top)
+    total = e.sum(axis=1, keepdims=True) + (0 if sink is None else np.exp(sink - top))
+    p = e / total
+    n = masked.shape[1]
+    # Scores come to exp less the largest one: of a large difference float32 keeps fewer digits.
+    own = UNIT["f32"] * (OF_FUNCTION + np.sqrt(n) / 4 + np.where(p > 0, top - masked, 0))
+    spread = np.where(p > 0, noise, 0)
+    shared = np.sqrt(((p * spread) ** 2).sum(axis=1, keepdims=True))
+    return round_to(Known(p, p * np.sqrt(own**2 + spread**2 + shared**2)), how.probabilities)
+
+
+def _weighted(p: Known, v: Known, how: Arithmetic) -> Known:
+    """p (T, T), v (T, head_dim) -> (T, head_dim)."""
+    n = p.value.shape[1]
+    noise = how.unit * np.sqrt(n) * (p.value @ np.abs(v.value))
+    noise = noise**2 + p.value**2 @ v.spread**2
+    # Too large and too small shares nearly cancel: what counts is how far a value is from the mean.
+    y = p.value @ v.value
+    noise = noise + p.spread**2 @ v.value**2
+    return Known(y, np.sqrt(noise))

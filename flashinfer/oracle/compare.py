@@ -1,0 +1,284 @@
+"""Judging another engine's trace: the first operation that is wrong.
+
+Each operation is recomputed in float64 from what the other engine recorded before it (replay.py),
+and what it recorded is compared with that in units of the noise that an honest engine may have.
+The limit follows from the number of elements compared: of so many, one beyond it occurs by chance
+in one of MILLION comparisons.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
+from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.progress import Progress, no_progress
+from flashinfer.oracle import routing
+from flashinfer.oracle.arithmetic import Arithmetic
+from flashinfer.oracle.known import Known
+from flashinfer.oracle.model_weights import ModelWeights
+from flashinfer.oracle.replay import Place, Replay, Unknown
+from flashinfer.oracle.summary import sampled
+from flashinfer.oracle.trace_file import Trace
+from flashinfer.transformer.values import Value, values_of
+
+MILLION = 1e6
+NOT_JUDGED = ("active", "predicted")  # they follow from values that are
+SMALLEST = 2.0**-126  # float32 keeps fewer digits of what is smaller
+
+Verdict = Literal["right", "wrong", "not recorded", "not judged"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What was found of one operation.
+
+    name, layer, key  of its value; see transformer/values.py
+    noise     the largest difference, in units of the expected noise; limit: what it may be
+    ulp       the same difference in units in the last place of float32
+    position, index  of that element: the token, and where in the token's value
+    other, expected  what the other engine has there, and what replay gives
+    share     of the elements that differ by more than the limit
+    by_position  the largest difference of each token, in units of noise
+    """
+
+    name: str
+    layer: int | None
+    key: str
+    verdict: Verdict
+    noise: float = 0.0
+    limit: float = 0.0
+    ulp: float = 0.0
+    position: int = 0
+    index: tuple[int, ...] = ()
+    other: float = 0.0
+    expected: float = 0.0
+    share: float = 0.0
+    by_position: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The verdict on a trace: its operations, in the order of execution.
+
+    first  the first one that is wrong, or None
+    """
+
+    engine: str
+    arithmetic: str
+    replayed: bool
+    positions: tuple[int, ...]
+    operations: tuple[Operation, ...]
+
+    @property
+    def first(self) -> Operation | None:
+        return next((o for o in self.operations if o.verdict == "wrong"), None)
+
+    @property
+    def judged(self) -> int:
+        """How many operations were judged."""
+        return sum(o.verdict in ("right", "wrong") for o in self.operations)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json writes."""
+        first = self.first
+        return {
+            "engine": self.engine,
+            "arithmetic": self.arithmetic,
+            "replayed": self.replayed,
+            "conforms": first is None,
+            "first_wrong": None if first is None else first.name,
+            "positions": list(self.positions),
+            "operations": [asdict(o) for o in self.operations],
+        }
+
+
+def limit_of(elements: int) -> float:
+    """How many units of noise one of so many elements may be off by."""
+    return math.sqrt(2 * math.log(2 * MILLION * max(1, elements)))
+
+
+class Recorded(Mapping[Place, AnyArray]):
+    """The values of a Trace by their places, each read when it is asked for.
+
+    Raises FormatError where one has not the shape that the model's config gives it.
+    """
+
+    def __init__(self, trace: Trace, values: Sequence[Value]) -> None:
+        self.trace = trace
+        held = set(trace.names)
+        self.values = {(v.layer, v.key): v for v in values if v.name in held}
+        self.last: tuple[Place, AnyArray] | None = None
+
+    def __getitem__(self, place: Place) -> AnyArray:
+        if self.last is None or self.last[0] != place:
+            value = self.values[place]
+            self.last = place, shaped(self.trace.read(value.name), value, self.trace.path)
+        return self.last[1]
+
+    def __contains__(self, place: object) -> bool:
+        return place in self.values
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def shaped(array: AnyArray, value: Value, path: Path | str) -> AnyArray:
+    """``array`` (T, ...) in the shape of a value. Raises FormatError."""
+    if math.prod(array.shape[1:]) != math.prod(value.shape):
+        raise FormatError(
+            f"{path}: tensor {value.name} has the shape {list(array.shape[1:])} for each token, "
+            f"the model's config says {list(value.shape)}"
+        )
+    return array.reshape(len(array), *value.shape)
+
+
+def compare(
+    weights: ModelWeights,
+    trace: Trace,
+    how: Arithmetic,
+    replay: bool = True,
+    context: int | None = None,
+    progress: Progress = no_progress,
+) -> Comparison:
+    """Judge ``trace``, another engine's run of the model with these weights.
+
+    how      Arithmetic of the engine
+    replay   compute each operation from what the engine recorded; else the whole run from the
+             tokens, as with a trace of summaries
+    context  tokens that the engine had room for; None: the trace's
+    Raises FormatError where the trace is not one of this model, UserError where nothing in it can
+    be judged.
+    """
+    values = values_of(weights.config, weights.naming)
+    refuse_strangers(weights, trace, values)
+    recorded = Recorded(trace, values)
+    replay = replay and trace.summaries is None
+    run = Replay(weights, recorded if replay else {}, trace.tokens, trace.positions, how, context)
+    operations = []
+    for number, value in enumerate(values):
+        if value.layer is not None:
+            run.forget(value.layer)
+        operations.append(_judge(run, trace, recorded, value))
+        progress("compare", number + 1, len(values))
+    found = Comparison(
+        trace.engine, how.name, replay, tuple(trace.positions.tolist()), tuple(operations)
+    )
+    if not found.judged:
+        raise UserError(f"{trace.path}: nothing in it can be judged")
+    return found
+
+
+def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value]) -> None:
+    """Raise FormatError where ``trace`` cannot be one of this model."""
+    most = int(trace.tokens.max())
+    if most >= weights.config.vocab_size:
+        raise FormatError(
+            f"{trace.path}: token id {most} is not within the model's vocabulary of "
+            f"{weights.config.vocab_size}: a trace of another model?"
+        )
+    known = {value.name for value in values}
+    if not known & set(trace.names):
+        some = ", ".join(trace.names[:2]) or "none"
+        raise FormatError(
+            f"{trace.path}: has no value of this model (it has {some}; the model "
+            f"{values[1].name}): a trace of another model, or one that needs a name map"
+        )
+
+
+def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Operation:
+    place, base = (value.layer, value.key), (value.name, value.layer, value.key)
+    if value.key in NOT_JUDGED:
+        return Operation(*base, "not judged")
+    if place not in recorded:
+        return Operation(*base, "not recorded")
+    try:
+        if value.key == "choices":
+            return _judge_choices(run, recorded[place], value)
+        expected = run.compute(value.layer, value.key)
+    except Unknown:
+        return Operation(*base, "not judged")
+    _refuse_infinite(expected, value)
+    if trace.summaries is not None:
+        return _judge_sample(trace, value, expected)
+    other = np.asarray(recorded[place], dtype=np.float64)
+    if value.key == "choice_weights" and (value.layer, "choices") in recorded:
+        order = np.argsort(recorded[value.layer, "choices"], axis=1, kind="stable")
+        other = np.take_along_axis(other, order, axis=1)
+    return judged(value, other, _like(expected, other), trace.positions)
+
+
+def _like(x: Known, array: AnyArray) -> Known:
+    return x.reshape(*array.shape)
+
+
+def _refuse_infinite(expected: Known, value: Value) -> None:
+    if not np.isfinite(expected.value).all():
+        raise UserError(
+            f"{value.name}: the reference gives numbers that are not finite; nothing can be judged"
+        )
+
+
+def judged(value: Value, other: Float64Array, expected: Known, positions: Int64Array) -> Operation:
+    """What is to be said of ``other`` (T, ...), a value that should be ``expected``."""
+    units, limit = _units(other, expected), limit_of(other.size)
+    at = np.unravel_index(int(units.argmax()), units.shape)
+    worst, theirs, ours = (float(a[at]) for a in (units, other, expected.value))
+    flat = units.reshape(len(units), -1)
+    return Operation(
+        value.name, value.layer, value.key,
+        "wrong" if worst > limit else "right",
+        noise=worst, limit=limit, ulp=_ulp(theirs, ours), position=int(positions[at[0]]),
+        index=tuple(int(n) for n in at[1:]), other=theirs, expected=ours,
+        share=float((units > limit).mean()), by_position=tuple(flat.max(axis=1).tolist()),
+    )  # fmt: skip
+
+
+def _units(other: Float64Array, expected: Known) -> Float64Array:
+    """The differences in units of noise; infinite where ``other`` is not finite."""
+    floor = np.maximum(np.abs(expected.value), SMALLEST) * 2.0**-24
+    with np.errstate(invalid="ignore"):
+        units = np.abs(other - expected.value) / np.maximum(expected.spread, floor)
+    return np.where(np.isfinite(units), units, np.inf)
+
+
+def _ulp(other: float, expected: float) -> float:
+    return abs(other - expected) / float(np.spacing(np.float32(max(abs(expected), SMALLEST))))
+
+
+def _judge_sample(trace: Trace, value: Value, expected: Known) -> Operation:
+    """By a summary: the elements of the sample, each as of a position."""
+    shape = (len(trace.positions), *value.shape)
+    listed, _ = (trace.summaries or {})[value.name]
+    if math.prod(listed) != math.prod(shape):
+        raise FormatError(f"{trace.path}: {value.name} has the shape {listed}, not {list(shape)}")
+    where = sampled(value.name, math.prod(shape))
+    sample = trace.summary(value.name, "sample")
+    taken = Known(expected.value.reshape(-1)[where], expected.spread.reshape(-1)[where])
+    rows = where // math.prod(value.shape)
+    return judged(value, sample, taken, trace.positions[rows])
+
+
+def _judge_choices(run: Replay, chosen: AnyArray, value: Value) -> Operation:
+    """A choice is wrong where an expert was chosen before one that is better beyond the noise."""
+    theirs = np.sort(np.asarray(chosen, dtype=np.int64), axis=1)
+    layer = value.layer or 0
+    config, logits = run.config.layers[layer].ffn.router, run.of(layer, "router")
+    assert config is not None
+    bias = run.weights.get(f"layers.{layer}.router.choice_bias")
+    choice = routing.choose(config, logits, bias)
+    margins = routing.margins(choice, theirs)
+    row, limit = int(margins.argmax()), limit_of(choice.values.value.size)
+    return Operation(
+        value.name, value.layer, value.key, "wrong" if margins[row] > limit else "right",
+        noise=float(margins[row]), limit=limit, position=int(run.positions[row]),
+        other=float(theirs[row][0]), expected=float(choice.experts[row][0]),
+        share=float((margins > limit).mean()), by_position=tuple(margins.tolist()),
+    )  # fmt: skip

@@ -1,0 +1,361 @@
+"""Each operation of a model recomputed in float64 from what another engine recorded.
+
+So errors do not add up along the run, and an operation that is wrong stands alone. What an engine
+did not record is computed from what it did, with the noise that this adds, back to the tokens where
+nothing was recorded: then it is the run as a whole that is computed.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
+from flashinfer.oracle import attending, known, routing
+from flashinfer.oracle.arithmetic import Arithmetic
+from flashinfer.oracle.known import Known
+from flashinfer.oracle.model_weights import ModelWeights
+from flashinfer.transformer.positions import frequencies_of
+
+Place = tuple[int | None, str]  # of a value: its layer, and what the engine calls it
+KEPT_LAYERS = 2  # whose computed values are in memory together
+
+
+class Unknown(Exception):
+    """A value cannot be computed, as the trace holds some of the tokens only."""
+
+
+class Replay:
+    """The values of a run, each from those before it.
+
+    recorded   {(layer, key): (T, ...)}: what the other engine recorded
+    tokens     (N,): the ids of the whole text; positions (T,): those that the trace holds
+    how        Arithmetic of the other engine
+    context    tokens that it has room for, by which some rotary positions go; None: N
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        recorded: Mapping[Place, AnyArray],
+        tokens: Int64Array,
+        positions: Int64Array,
+        how: Arithmetic,
+        context: int | None = None,
+    ) -> None:
+        self.weights, self.config, self.recorded = weights, weights.config, recorded
+        self.tokens, self.positions, self.how = tokens, positions, how
+        self.context = context or len(tokens)
+        self.whole = len(positions) == len(tokens)
+        self.known: dict[Place, Known] = {}
+        self.compute_by_key: dict[str, Callable[[int], Known]] = {
+            "attention_norm": self._attention_norm,
+            "q": lambda i: self._project("q", i),
+            "k": lambda i: self._project("k", i),
+            "v": lambda i: self._project("v", i),
+            "q_norm": lambda i: self._head_norm("q", i),
+            "k_norm": lambda i: self._head_norm("k", i),
+            "q_turned": lambda i: self._turn("q", i),
+            "k_turned": lambda i: self._turn("k", i),
+            "scores_max": lambda i: self._attend(i).scores_max,
+            "heads": lambda i: self._attend(i).heads,
+            "o": lambda i: self._linear(f"layers.{i}.o_proj", self.of(i, "heads")),
+            "attention_after_norm": lambda i: self._norm("attention_after_norm", i, "o"),
+            "attended": self._attended,
+            "ffn_norm": self._ffn_norm,
+            "gate": lambda i: self._up("gate", i),
+            "up": lambda i: self._up("up", i),
+            "activations": self._activations,
+            "ffn": self._ffn,
+            "router": lambda i: self._linear(f"layers.{i}.router", self.ffn_input(i)),
+            "choice_weights": lambda i: self.choice(i).weights,
+            "experts": self._experts,
+            "shared": self._shared,
+            "shared_gate": lambda i: self._linear(f"layers.{i}.shared.weigh", self.ffn_input(i)),
+            "ffn_after_norm": lambda i: self._norm("ffn_after_norm", i, "ffn"),
+            "output": self._output,
+        }
+        self.compute_of_model: dict[str, Callable[[], Known]] = {
+            "embedded": self._embedded,
+            "final_norm": self._final_norm,
+            "projected": self._projected,
+            "head": self._head,
+            "logits": self._logits,
+        }
+
+    # ------------------------------------------------------------------ values
+
+    def of(self, layer: int | None, key: str) -> Known:
+        """A value as the other engine recorded it, or else as computed. Raises Unknown."""
+        place = layer, key
+        if place in self.recorded:
+            return Known(np.asarray(self.recorded[place], dtype=np.float64))
+        if place not in self.known:
+            self.known[place] = self.compute(layer, key)
+        return self.known[place]
+
+    def compute(self, layer: int | None, key: str) -> Known:
+        """A value from those before it, in its own shape (T, ...). Raises Unknown."""
+        if layer is None:
+            return self.compute_of_model[key]()
+        return self.compute_by_key[key](layer)
+
+    def forget(self, layer: int) -> None:
+        """Free what was computed of the layers before the last ones."""
+        for place in [p for p in self.known if p[0] is not None and p[0] <= layer - KEPT_LAYERS]:
+            del self.known[place]
+
+    # ------------------------------------------------------------------ the model
+
+    def _embedded(self) -> Known:
+        config, rows = self.config, self.weights.rows
+        h = Known(rows("embed_tokens.weight", self.tokens[self.positions]) * config.embedding_scale)
+        if config.embedding_scale != 1:
+            h = known.stored(h, self.how)
+        if "project_in.weight" in self.weights:
+            h = self._linear("project_in", h)
+        if config.learned_positions:
+            where = self.positions + config.position_offset
+            h = known.add(h, Known(rows("embed_positions.weight", where)), self.how)
+        return h
+
+    def _final_norm(self) -> Known:
+        return self._norm_of("final_norm", self._last())
+
+    def _last(self) -> Known:
+        return self.of(len(self.config.layers) - 1, "output")
+
+    def _projected(self) -> Known:
+        h = self.of(None, "final_norm") if self.config.final_norm else self._last()
+        return self._linear("project_out", h)
+
+    def _head(self) -> Known:
+        if self.config.embedding_size != self.config.hidden_size:
+            h = self.of(None, "projected")
+        else:
+            h = self.of(None, "final_norm") if self.config.final_norm else self._last()
+        name = self.config.head_name
+        bias = self.weights.get("lm_head.bias")
+        return known.linear(h, self.weights[name], bias, self.weights.format(name), self.how)
+
+    def _logits(self) -> Known:
+        scale, cap = self.config.logit_scale, self.config.logit_cap
+        if scale == 1 and cap is None:
+            return self._head()
+        logits = self.of(None, "head")
+        if scale != 1:
+            logits = known.apply(logits, lambda x: x * scale, self.how)
+        return logits if cap is None else known.apply(logits, _capped(cap), self.how)
+
+    # ------------------------------------------------------------------ a layer
+
+    def _input(self, i: int) -> Known:
+        return self.of(None, "embedded") if i == 0 else self.of(i - 1, "output")
+
+    def _linear(self, name: str, x: Known) -> Known:
+        weight, bias = f"{name}.weight", self.weights.get(f"{name}.bias")
+        format = self.weights.format(weight)
+        return known.linear(x, self.weights[weight], bias, format, self.how)
+
+    def _norm_of(self, name: str, x: Known) -> Known:
+        layer = self.weights.layer_of(name)
+        config = self.config.norm if layer is None else self.config.layers[layer].norm
+        weight, bias = (self.weights.get(f"{name}.{part}") for part in ("weight", "bias"))
+        return known.norm(x, config, weight, bias, self.how)
+
+    def _norm(self, kind: str, i: int, key: str) -> Known:
+        return self._norm_of(f"layers.{i}.{kind}", self.of(i, key))
+
+    def _attention_norm(self, i: int) -> Known:
+        if self.config.layers[i].norm_before:
+            return self._norm_of(f"layers.{i}.attention_norm", self._input(i))
+        both = known.add(self._input(i), self.of(i, "o"), self.how)
+        return self._norm_of(f"layers.{i}.attention_norm", both)
+
+    def _project(self, p: str, i: int) -> Known:
+        before = self.config.layers[i].norm_before
+        x = self.of(i, "attention_norm") if before else self._input(i)
+        return self._linear(f"layers.{i}.{p}_proj", x)
+
+    def _head_norm(self, p: str, i: int) -> Known:
+        config, x = self.config.layers[i].attention, self.of(i, p)
+        n, heads = len(x.value), x.value.shape[1] // config.head_dim
+        if config.qk_norm == "head":
+            x = x.reshape(n, heads, config.head_dim)
+        weight, bias = (self.weights.get(f"layers.{i}.{p}_norm.{w}") for w in ("weight", "bias"))
+        normed = known.norm(x, config.norm, weight, bias, self.how)
+        return normed.reshape(n, heads, config.head_dim)
+
+    def _before_turning(self, p: str, i: int) -> Known:
+        config = self.config.layers[i].attention
+        x = self.of(i, f"{p}_norm") if config.qk_norm and p != "v" else self.of(i, p)
+        return x.reshape(len(x.value), -1, config.head_dim)
+
+    def _turn(self, p: str, i: int) -> Known:
+        rotary = self.config.layers[i].attention.rotary
+        frequencies, scale = frequencies_of(rotary, self.context)
+        x = self._before_turning(p, i)
+        return known.rotate(x, frequencies, self.positions.astype(float), scale, self.how)
+
+    def _attend(self, i: int) -> attending.Attended:
+        if not self.whole:
+            raise Unknown
+        config = self.config.layers[i].attention
+        q, k = (
+            self.of(i, f"{p}_turned") if config.rotary else self._before_turning(p, i) for p in "qk"
+        )
+        sinks = self.weights.get(f"layers.{i}.sinks")
+        v = self._before_turning("v", i)
+        shape = (len(self.positions), -1, config.head_dim)
+        q, k = q.reshape(*shape), k.reshape(*shape)
+        return attending.attend(config, q, k, v, sinks, self.how)
+
+    def _attended(self, i: int) -> Known:
+        layer = self.config.layers[i]
+        y = self.of(i, "attention_after_norm" if layer.norm_after else "o")
+        return known.add(self._input(i), y, self.how, layer.residual_scale)
+
+    def _ffn_norm(self, i: int) -> Known:
+        parallel = self.config.layers[i].parallel
+        x = self._input(i) if parallel else self.of(i, "attended")
+        return self._norm_of(f"layers.{i}.ffn_norm", x)
+
+    def ffn_input(self, i: int) -> Known:
+        """What a layer's FFN reads (T, d_model)."""
+        layer = self.config.layers[i]
+        if not layer.norm_before or layer.shared_norm:
+            return self.of(i, "attention_norm")
+        return self.of(i, "ffn_norm")
+
+    def _output(self, i: int) -> Known:
+        layer = self.config.layers[i]
+        y = self.of(i, "ffn_after_norm" if layer.norm_after else "ffn")
+        if not layer.norm_before:
+            both = known.add(self.of(i, "attention_norm"), y, self.how)
+            return self._norm_of(f"layers.{i}.ffn_norm", both)
+        h = self._attended(i) if layer.parallel else self.of(i, "attended")
+        return known.add(h, y, self.how, layer.residual_scale)
+
+    # ------------------------------------------------------------------ feed-forward
+
+    def _part(self, part: str, i: int, expert: int | None = None) -> tuple[Float64Array, str]:
+        """The matrix gate, up or down^T of a layer or of an expert, (neurons, d_model), and its
+        number format."""
+        ffn, name = self.config.layers[i].ffn, f"layers.{i}.ffn.bundles"
+        at = {"gate": 0, "up": ffn.parts - 2, "down": ffn.parts - 1}[part] * ffn.hidden_size
+        rows = (
+            slice(None) if expert is None else slice(expert * ffn.d_ffn, (expert + 1) * ffn.d_ffn)
+        )
+        return self.weights[name][rows, at : at + ffn.hidden_size], self.weights.format(name, part)
+
+    def _bias(self, part: str, i: int, expert: int | None = None) -> Float64Array | None:
+        bias = self.weights.get(f"layers.{i}.ffn.{part}_bias")
+        if bias is None or expert is None:
+            return bias
+        return bias.reshape(self.config.layers[i].ffn.experts, -1)[expert]
+
+    def _up(self, part: str, i: int) -> Known:
+        return known.linear(self.ffn_input(i), *self._of_part(part, i), self.how)
+
+    def _of_part(
+        self, part: str, i: int, expert: int | None = None
+    ) -> tuple[Float64Array, Float64Array | None, str]:
+        matrix, format = self._part(part, i, expert)
+        return matrix, self._bias(part, i, expert), format
+
+    def _activations(self, i: int) -> Known:
+        gate = self.of(i, "gate") if self.config.layers[i].ffn.gated else None
+        return self._active(i, gate, self.of(i, "up"))
+
+    def _active(self, i: int, gate: Known | None, up: Known) -> Known:
+        """What the down projection reads, of gate (None: not gated) and up."""
+        ffn, how = self.config.layers[i].ffn, self.how
+        function = activation(ffn.activation, ffn.threshold)
+        tabulated = "gelu" in ffn.activation
+        if gate is None:
+            return known.apply(up, function, how, tabulated)
+        if ffn.limit is not None:
+            limit = ffn.limit
+            gate = Known(np.minimum(gate.value, limit), gate.noise)
+            up = Known(np.clip(up.value, -limit, limit) + 1, up.noise)
+        if ffn.up_relu:
+            up = Known(np.maximum(up.value, 0), up.noise)
+        return known.times(known.apply(gate, function, how, tabulated), up, how)
+
+    def _ffn(self, i: int) -> Known:
+        ffn = self.config.layers[i].ffn
+        if not ffn.router:
+            down, bias, format = self._of_part("down", i)
+            return known.linear(self.of(i, "activations"), down.T, bias, format, self.how)
+        y = self.of(i, "experts")
+        if not ffn.shared_d_ffn:
+            return y
+        shared = self.of(i, "shared")
+        if ffn.shared_gated:
+            share = known.apply(self.of(i, "shared_gate"), _sigmoid, self.how)
+            shared = known.times(shared, share, self.how)
+        return known.add(y, shared, self.how)
+
+    def _shared(self, i: int) -> Known:
+        x, name, ffn = self.ffn_input(i), f"layers.{i}.shared", self.config.layers[i].ffn
+        function = activation(ffn.activation, ffn.threshold)
+        gate = known.apply(
+            self._linear(f"{name}.gate", x), function, self.how, "gelu" in ffn.activation
+        )
+        product = known.times(gate, self._linear(f"{name}.up", x), self.how)
+        return self._linear(f"{name}.down", product)
+
+    def choice(self, i: int) -> routing.Choice:
+        """The Choice of a layer's router, by its logits; the weights are those of the experts that
+        the other engine chose, where it recorded them."""
+        bias = self.weights.get(f"layers.{i}.router.choice_bias")
+        chosen = self.recorded.get((i, "choices"))
+        if chosen is not None:
+            chosen = np.sort(np.asarray(chosen, dtype=np.int64), axis=1)
+        return routing.choose(self.config.layers[i].ffn.router, self.of(i, "router"), bias, chosen)
+
+    def _experts(self, i: int) -> Known:
+        x, choice = self.ffn_input(i), self.choice(i)
+        weights = self.of(i, "choice_weights")
+        y, noise = np.zeros_like(x.value), np.zeros_like(x.value)
+        for expert in np.unique(choice.experts):
+            tokens, at = np.nonzero(choice.experts == expert)
+            its = Known(x.value[tokens], None if x.noise is None else x.noise[tokens])
+            part = self._expert(i, int(expert), its)
+            share = Known(weights.value[tokens, at][:, None], weights.spread[tokens, at][:, None])
+            part = known.times(part, share, self.how)
+            y[tokens] += part.value
+            noise[tokens] += part.spread**2 + (self.how.unit * np.abs(y[tokens])) ** 2
+        return known.stored(Known(y, np.sqrt(noise)), self.how)
+
+    def _expert(self, i: int, expert: int, x: Known) -> Known:
+        gated, how = self.config.layers[i].ffn.gated, self.how
+        gate = known.linear(x, *self._of_part("gate", i, expert), how) if gated else None
+        a = self._active(i, gate, known.linear(x, *self._of_part("up", i, expert), how))
+        down, bias, format = self._of_part("down", i, expert)
+        return known.linear(a, down.T, bias, format, how)
+
+
+def activation(name: str, threshold: float) -> Callable[[Float64Array], Float64Array]:
+    """An activation function in float64, by the name that FFNConfig has for it."""
+    return {
+        "relu": lambda x: np.where(x > threshold, x, 0.0),
+        "relu2": lambda x: np.where(x > threshold, x, 0.0) ** 2,
+        "silu": lambda x: x * _sigmoid(x),
+        "gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))),
+        "gelu_tanh": lambda x: (
+            x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        ),
+        "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
+    }[name]
+
+
+def _sigmoid(x: Float64Array) -> Float64Array:
+    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _capped(cap: float) -> Callable[[Float64Array], Float64Array]:
+    return lambda x: cap * np.tanh(x / cap)
