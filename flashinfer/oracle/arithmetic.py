@@ -11,6 +11,7 @@ from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.toml import read_toml
 
 UNIT = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}  # half a unit in the last place of 1
+DEVIATION = 3**-0.5  # of what is as likely anywhere between -1 and 1
 Q8_BLOCK = 32
 ROUNDINGS = (*UNIT, "q8_0")
 SMALLEST = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}  # above 0
@@ -25,6 +26,7 @@ class Arithmetic:
     keys           keys and values in the key/value cache; queries: before they meet the keys
     probabilities  of attention, before they meet the values
     activations    what the FFN's activation function is tabulated in; "f32": it is computed
+    scaled_queries  queries are multiplied with the scores' scale before they are rounded
     products       {number format of weights: what they are multiplied with is rounded to}
     """
 
@@ -35,12 +37,14 @@ class Arithmetic:
     queries: str = "f32"
     probabilities: str = "f32"
     activations: str = "f32"
+    scaled_queries: bool = False
     products: dict[str, str] = field(default_factory=dict)
 
     @property
     def unit(self) -> float:
-        """The unit roundoff of sums."""
-        return UNIT[self.sums]
+        """The standard deviation of one rounding of 1: it is off by up to the unit roundoff, either
+        way, equally often."""
+        return UNIT[self.sums] * DEVIATION
 
 
 # transformers rounds what each module gives; llama.cpp keeps values in float32, multiplies 16-bit
@@ -57,6 +61,10 @@ KNOWN = {
         products={"f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0"},
     ),
 }  # fmt: skip
+# Some of llama.cpp's graphs scale the queries, others the scores.
+KNOWN["llama.cpp-scaled"] = replace(
+    KNOWN["llama.cpp"], name="llama.cpp-scaled", scaled_queries=True
+)
 
 
 def arithmetic_named(name: str) -> Arithmetic:
@@ -78,13 +86,15 @@ def arithmetic_of(given: dict[str, Any], name: str) -> Arithmetic:
         raise FormatError(f"{name}: base is not one of {', '.join(KNOWN)}")
     names = {f.name for f in fields(Arithmetic)} - {"name"}
     products = given.get("products", {})
-    formats = [value for key, value in given.items() if key != "products"]
+    formats = [value for key, value in given.items() if key not in ("products", "scaled_queries")]
     if unknown := given.keys() - names:
         raise FormatError(f"{name}: {min(unknown)} is not one of {', '.join(sorted(names))}")
     if not isinstance(products, dict) or not all(
         isinstance(f, str) and f in ROUNDINGS for f in (*formats, *products.values())
     ):
         raise FormatError(f"{name}: a rounding is not one of {', '.join(ROUNDINGS)}")
+    if not isinstance(given.get("scaled_queries", False), bool):
+        raise FormatError(f"{name}: scaled_queries is not true or false")
     if any(given.get(key) == "q8_0" for key in ("sums", "values", "probabilities", "activations")):
         raise FormatError(f"{name}: only keys, queries and products can be q8_0")
     return replace(KNOWN[base], name=Path(name).name, **given)
@@ -95,7 +105,8 @@ def rounded(x: AnyArray, format: str) -> Float64Array:
     if format == "f32":
         return x.astype(np.float32).astype(np.float64)
     if format == "f16":
-        return x.astype(np.float16).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16).astype(np.float64)
     if format == "bf16":
         return _bfloat16(x)
     return _q8_0(x)[0]
@@ -108,9 +119,9 @@ def _bfloat16(x: AnyArray) -> Float64Array:
     return found.view(np.float32).astype(np.float64)
 
 
-def _q8_0(x: AnyArray) -> tuple[Float64Array, Float64Array]:
-    """x (..., n) as GGML's q8_0 rounds it, and how far off one step of it is, where it is so near
-    the middle between two steps that float32 may round it either way; else 0.
+def _q8_0(x: AnyArray) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """x (..., n) as GGML's q8_0 rounds it; the step between its numbers; and that step where an
+    element is so near the middle of two that float32 may round it either way, else 0.
 
     A block of 32 has a scale, its largest magnitude / 127, which is stored in float16 and used for
     the division before that.
@@ -123,15 +134,17 @@ def _q8_0(x: AnyArray) -> tuple[Float64Array, Float64Array]:
     steps = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
     stored = scale.astype(np.float16).astype(np.float64)
     near = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 4 * UNIT["f32"]
-    values = (np.rint(steps) * stored).reshape(padded.shape)[..., :n]
-    return values, (near * stored).reshape(padded.shape)[..., :n]
+    parts = np.rint(steps) * stored, np.broadcast_to(stored, blocks.shape), near * stored
+    values, step, either = (part.reshape(padded.shape)[..., :n] for part in parts)
+    return values, step, either
 
 
-def flips(x: AnyArray, noise: AnyArray, format: str) -> Float64Array:
-    """How far off a rounded element may be where noise (or, of q8_0, float32) may round it to the
-    next number instead; else 0."""
+def after_rounding(x: AnyArray, noise: AnyArray, format: str) -> Float64Array:
+    """The noise of rounded elements (float64) whose noise was ``noise``: a step of the format where
+    noise may round to the next number, or has rounded over several; 0 where it cannot."""
     if format == "q8_0":
-        either = _q8_0(x)[1]
-        steps = np.abs(rounded(x + 4 * noise, format) - rounded(x - 4 * noise, format))
-        return np.maximum(either, steps)
-    return np.abs(rounded(x + 4 * noise, format) - rounded(x - 4 * noise, format))
+        _, step, either = _q8_0(x)
+    else:
+        step, either = 2 * UNIT[format] * np.abs(x) + SMALLEST[format], np.zeros_like(x)
+    apart = np.abs(rounded(x + 4 * noise, format) - rounded(x - 4 * noise, format))
+    return np.maximum(either, np.where(apart > 0, np.maximum(noise, np.minimum(apart, step)), 0))

@@ -6,8 +6,8 @@ import numpy as np
 
 from flashinfer.formats.arrays import BoolArray, Float64Array
 from flashinfer.formats.layers.attention import AttentionConfig
-from flashinfer.oracle.arithmetic import UNIT, Arithmetic
-from flashinfer.oracle.known import OF_FUNCTION, STEPS, Known, apply, round_to, stored
+from flashinfer.oracle.arithmetic import Arithmetic
+from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, apply, round_to, stored
 from flashinfer.transformer.positions import alibi_table
 
 
@@ -30,6 +30,8 @@ def attend(
     """q (T, heads, head_dim), k and v (T, key/value heads, head_dim), turned and not scaled."""
     n, n_heads, head_dim = q.value.shape
     group, scale = n_heads // k.value.shape[1], config.attention_scale or head_dim**-0.5
+    if how.scaled_queries:
+        q, scale = apply(q, lambda x: x * (config.attention_scale or head_dim**-0.5), how), 1.0
     q, k, v = round_to(q, how.queries), round_to(k, how.keys), round_to(v, how.keys)
     seen = visible(n, config.attention_window)
     bias = alibi_table(n_heads, head_dim, n).astype(np.float64) if config.alibi else None
@@ -83,7 +85,7 @@ def _softmax(
     p = e / total
     n = masked.shape[1]
     # Scores come to exp less the largest one: of a large difference float32 keeps fewer digits.
-    own = UNIT["f32"] * (OF_FUNCTION + np.sqrt(n) / 4 + np.where(p > 0, top - masked, 0))
+    own = F32 * (OF_FUNCTION + np.sqrt(n) / 4 + np.where(p > 0, top - masked, 0))
     spread = np.where(p > 0, noise, 0)
     shared = np.sqrt(((p * spread) ** 2).sum(axis=1, keepdims=True))
     return round_to(Known(p, p * np.sqrt(own**2 + spread**2 + shared**2)), how.probabilities)

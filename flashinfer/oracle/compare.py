@@ -19,7 +19,7 @@ from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.oracle import routing
 from flashinfer.oracle.arithmetic import Arithmetic
-from flashinfer.oracle.known import Known
+from flashinfer.oracle.known import F32, Known
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.replay import Place, Replay, Unknown
 from flashinfer.oracle.summary import sampled
@@ -116,9 +116,17 @@ class Recorded(Mapping[Place, AnyArray]):
 
     def __getitem__(self, place: Place) -> AnyArray:
         if self.last is None or self.last[0] != place:
-            value = self.values[place]
-            self.last = place, shaped(self.trace.read(value.name), value, self.trace.path)
+            self.last = place, self._read(place)
         return self.last[1]
+
+    def _read(self, place: Place) -> AnyArray:
+        value, (layer, key) = self.values[place], place
+        array = shaped(self.trace.read(value.name), value, self.trace.path)
+        if key not in ("choices", "choice_weights") or (layer, "choices") not in self.values:
+            return array
+        # Engines name a token's experts in orders of their own; here they ascend.
+        order = np.argsort(self.trace.read(self.values[layer, "choices"].name), axis=1)
+        return np.take_along_axis(array, order.reshape(array.shape), axis=1)
 
     def __contains__(self, place: object) -> bool:
         return place in self.values
@@ -145,7 +153,6 @@ def compare(
     trace: Trace,
     how: Arithmetic,
     replay: bool = True,
-    context: int | None = None,
     progress: Progress = no_progress,
 ) -> Comparison:
     """Judge ``trace``, another engine's run of the model with these weights.
@@ -153,7 +160,6 @@ def compare(
     how      Arithmetic of the engine
     replay   compute each operation from what the engine recorded; else the whole run from the
              tokens, as with a trace of summaries
-    context  tokens that the engine had room for; None: the trace's
     Raises FormatError where the trace is not one of this model, UserError where nothing in it can
     be judged.
     """
@@ -161,7 +167,9 @@ def compare(
     refuse_strangers(weights, trace, values)
     recorded = Recorded(trace, values)
     replay = replay and trace.summaries is None
-    run = Replay(weights, recorded if replay else {}, trace.tokens, trace.positions, how, context)
+    run = Replay(
+        weights, recorded if replay else {}, trace.tokens, trace.positions, how, trace.context
+    )
     operations = []
     for number, value in enumerate(values):
         if value.layer is not None:
@@ -209,9 +217,6 @@ def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Opera
     if trace.summaries is not None:
         return _judge_sample(trace, value, expected)
     other = np.asarray(recorded[place], dtype=np.float64)
-    if value.key == "choice_weights" and (value.layer, "choices") in recorded:
-        order = np.argsort(recorded[value.layer, "choices"], axis=1, kind="stable")
-        other = np.take_along_axis(other, order, axis=1)
     return judged(value, other, _like(expected, other), trace.positions)
 
 
@@ -243,7 +248,7 @@ def judged(value: Value, other: Float64Array, expected: Known, positions: Int64A
 
 def _units(other: Float64Array, expected: Known) -> Float64Array:
     """The differences in units of noise; infinite where ``other`` is not finite."""
-    floor = np.maximum(np.abs(expected.value), SMALLEST) * 2.0**-24
+    floor = np.maximum(np.abs(expected.value), SMALLEST) * F32
     with np.errstate(invalid="ignore"):
         units = np.abs(other - expected.value) / np.maximum(expected.spread, floor)
     return np.where(np.isfinite(units), units, np.inf)
@@ -268,7 +273,7 @@ def _judge_sample(trace: Trace, value: Value, expected: Known) -> Operation:
 
 def _judge_choices(run: Replay, chosen: AnyArray, value: Value) -> Operation:
     """A choice is wrong where an expert was chosen before one that is better beyond the noise."""
-    theirs = np.sort(np.asarray(chosen, dtype=np.int64), axis=1)
+    theirs = np.asarray(chosen, dtype=np.int64)
     layer = value.layer or 0
     config, logits = run.config.layers[layer].ffn.router, run.of(layer, "router")
     assert config is not None

@@ -3,7 +3,8 @@
 The noise of a result is a standard deviation, or above it. Of a sum of n products in an arithmetic
 with unit roundoff u it is u sqrt(n) times the sum of their magnitudes: the probabilistic bound of
 Higham and Mary (2019, "A new approach to probabilistic rounding error analysis", theorem 3.1) for
-lambda = 1, which holds for every order of summation. Noise of the inputs adds to it as independent
+lambda = 1, which holds for every order of summation; here u is the standard deviation of one
+rounding. Noise of the inputs adds to it as independent
 errors do.
 """
 
@@ -14,9 +15,17 @@ import numpy as np
 
 from flashinfer.formats.arrays import Float64Array
 from flashinfer.formats.layers.norm import NormConfig
-from flashinfer.oracle.arithmetic import SMALLEST, UNIT, Arithmetic, flips, rounded
+from flashinfer.oracle.arithmetic import (
+    DEVIATION,
+    SMALLEST,
+    UNIT,
+    Arithmetic,
+    after_rounding,
+    rounded,
+)
 
 STEPS = 4  # roundings of a short computation, such as a division after a root
+F32 = UNIT["f32"] * DEVIATION
 OF_FUNCTION = 4  # units in the last place that exp, tanh and their like are off by
 
 
@@ -41,14 +50,14 @@ def round_to(x: Known, format: str) -> Known:
     """x in a number format; what noise may round to the next number is noise of that step."""
     if format == "f32":
         return x
-    return Known(rounded(x.value, format), flips(x.value, x.spread, format))
+    return Known(rounded(x.value, format), after_rounding(x.value, x.spread, format))
 
 
 def stored(x: Known, arithmetic: Arithmetic) -> Known:
     """x as a module gives it: rounded to what values are stored in."""
     format = arithmetic.values
     if format == "f32":
-        return Known(x.value, np.hypot(x.spread, UNIT["f32"] * np.abs(x.value)))
+        return Known(x.value, np.hypot(x.spread, F32 * np.abs(x.value)))
     near = rounded(x.value, format)
     # An engine may round once more or less on the way, such as before a bias is added.
     noise = np.hypot(x.spread, UNIT[format] * np.abs(x.value))
@@ -78,7 +87,7 @@ def norm(
     how: Arithmetic,
 ) -> Known:
     """x (..., n) -> (..., n)."""
-    n, u = x.value.shape[-1], UNIT["f32"]  # engines take norms in float32, whatever else they do
+    n, u = x.value.shape[-1], F32  # engines take norms in float32, whatever else they do
     gain = np.ones(n) if weight is None else weight
     shift = np.zeros(n) if bias is None else bias
     mean = x.value.mean(axis=-1, keepdims=True) if config.kind == "layer" else 0.0
@@ -105,7 +114,7 @@ def rotate(
 
     frequencies  (n,) radians a position; scale: what cos and sin are multiplied with
     """
-    n, u = len(frequencies), UNIT["f32"]
+    n, u = len(frequencies), F32
     angles = positions[:, None, None] * frequencies  # (T, 1, n)
     cos, sin = np.cos(angles) * scale, np.sin(angles) * scale
     first, second = x.value[..., :n], x.value[..., n : 2 * n]
@@ -153,7 +162,7 @@ def apply(
     if tabulated and how.activations != "f32":
         x = round_to(x, how.activations)
     y = function(x.value)
-    noise = OF_FUNCTION * UNIT["f32"] * (np.abs(y) + np.abs(x.value))
+    noise = OF_FUNCTION * F32 * (np.abs(y) + np.abs(x.value))
     if x.noise is not None:
         up, down = function(x.value + x.noise), function(x.value - x.noise)
         noise = np.hypot(noise, np.maximum(np.abs(up - y), np.abs(down - y)))

@@ -28,7 +28,7 @@ class Unknown(Exception):
 class Replay:
     """The values of a run, each from those before it.
 
-    recorded   {(layer, key): (T, ...)}: what the other engine recorded
+    recorded   {(layer, key): (T, ...)}: what the other engine recorded, experts ascending
     tokens     (N,): the ids of the whole text; positions (T,): those that the trace holds
     how        Arithmetic of the other engine
     context    tokens that it has room for, by which some rotary positions go; None: N
@@ -311,7 +311,7 @@ class Replay:
         bias = self.weights.get(f"layers.{i}.router.choice_bias")
         chosen = self.recorded.get((i, "choices"))
         if chosen is not None:
-            chosen = np.sort(np.asarray(chosen, dtype=np.int64), axis=1)
+            chosen = np.asarray(chosen, dtype=np.int64)
         return routing.choose(self.config.layers[i].ffn.router, self.of(i, "router"), bias, chosen)
 
     def _experts(self, i: int) -> Known:

@@ -6,8 +6,7 @@ import numpy as np
 
 from flashinfer.formats.arrays import Float64Array, Int64Array
 from flashinfer.formats.layers.ffn import RouterConfig
-from flashinfer.oracle.arithmetic import UNIT
-from flashinfer.oracle.known import Known
+from flashinfer.oracle.known import F32, Known
 
 FEW = 16  # units in the last place that scores may be off by beside the logits' noise
 
@@ -36,7 +35,7 @@ def choose(
     """
     scores = _scores(config, logits)
     biased = scores.value + (0.0 if choice_bias is None else choice_bias)
-    noise = scores.spread + FEW * UNIT["f32"] * np.abs(biased)
+    noise = scores.spread + FEW * F32 * np.abs(biased)
     if config.groups_kept < config.groups:
         biased = np.where(_kept(config, biased), biased, -np.inf)
     best = np.argsort(-biased, axis=1, kind="stable")[:, : config.experts_per_token]
@@ -63,7 +62,7 @@ def margins(choice: Choice, chosen: Int64Array) -> Float64Array:
 
 
 def _scores(config: RouterConfig, logits: Known) -> Known:
-    x, u = logits.value, UNIT["f32"]
+    x, u = logits.value, F32
     if config.scoring == "sigmoid":
         s = 1 / (1 + np.exp(-x))
         return Known(s, s * (1 - s) * logits.spread + FEW * u * s)
@@ -82,7 +81,7 @@ def _weights(config: RouterConfig, scores: Known, experts: Int64Array) -> Known:
         of_total = np.sqrt((noise**2).sum(axis=1, keepdims=True)) / total
         weights, noise = weights / total, np.hypot(noise / total, weights / total * of_total)
     weights, noise = weights * config.scale, noise * abs(config.scale)
-    return Known(weights, noise + FEW * UNIT["f32"] * np.abs(weights))
+    return Known(weights, noise + FEW * F32 * np.abs(weights))
 
 
 def _kept(config: RouterConfig, values: Float64Array) -> Float64Array:

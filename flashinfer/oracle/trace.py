@@ -16,6 +16,7 @@ from flashinfer.model import Model
 from flashinfer.oracle.summary import Summaries
 from flashinfer.oracle.trace_file import TraceWriter, trace_metadata
 from flashinfer.paper.interfaces import Columns
+from flashinfer.plan.sizes import kv_dtype
 from flashinfer.transformer.values import Value, values_of
 
 GATHERED = ("gate", "up", "activations")  # come some neurons at a time
@@ -117,8 +118,10 @@ def trace(
     values = wanted_values(model, only)
     rows = _checked_positions(positions, len(ids))
     metadata = trace_metadata(
-        f"flashinfer {__version__}", model.bundle.hf_config, ids, rows, model.plan.mode
-    )
+        f"flashinfer {__version__}", model.bundle.hf_config, ids, rows, model.plan.mode,
+        "float32" if kv_dtype(model.bundle) == np.float32 else "float32-f16-cache",
+        model.plan.context,
+    )  # fmt: skip
     if path is None:
         collected = Collected(len(rows))
         model.trace(ids, Recorder(values, rows, collected), progress)

@@ -4,7 +4,7 @@ docs/traces.md describes it for those who write one by other means.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ VERSION = "1"
 MARK, ENGINE, CONFIG = "flashinfer.trace", "flashinfer.engine", "flashinfer.config"
 TOKENS, POSITIONS, ORDER = "flashinfer.tokens", "flashinfer.positions", "flashinfer.order"
 MODE, SUMMARIES = "flashinfer.mode", "flashinfer.summaries"
+ARITHMETIC, CONTEXT = "flashinfer.arithmetic", "flashinfer.context"
 NUMPY = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.uint8, "U16": np.uint16,
@@ -33,12 +34,20 @@ MOST_VALUE = 8 << 30  # bytes of one value that are read at a time
 
 
 def trace_metadata(
-    engine: str, config: JsonObject, tokens: Int64Array, positions: Int64Array, mode: str = "dense"
+    engine: str,
+    config: JsonObject,
+    tokens: Int64Array,
+    positions: Int64Array,
+    mode: str = "dense",
+    arithmetic: str = "float32",
+    context: int | None = None,
 ) -> dict[str, str]:
     """What a trace says of its run.
 
     engine     what computed it, with its version; config: the model's, as Hugging Face has it
     positions  the tokens whose values it holds; mode: which neurons were used
+    arithmetic  how the engine rounds: a name of arithmetic.KNOWN
+    context    tokens that the engine had room for; None: as many as there are
     """
     return {
         MARK: VERSION,
@@ -47,6 +56,8 @@ def trace_metadata(
         TOKENS: _compact(tokens.tolist()),
         POSITIONS: _compact(positions.tolist()),
         CONFIG: _compact(config),
+        ARITHMETIC: arithmetic,
+        CONTEXT: str(context or len(tokens)),
     }
 
 
@@ -105,6 +116,7 @@ class Trace:
     """A trace to be read. Everything in it is untrusted.
 
     engine     what computed it; tokens (N,): ids of the whole text
+    arithmetic  how the engine says that it rounds; context: tokens that it had room for
     positions  (T,) ascending: those of the tokens whose values it holds
     names      of its values, in the order in which they were computed
     summaries  {name: (shape, digest)} where it holds summaries of the values; else None
@@ -128,6 +140,8 @@ class Trace:
             raise FormatError(f"{self.path}: {what}; {MARK} {VERSION} is read, see docs/traces.md")
         self.engine = metadata.get(ENGINE, "an unnamed engine")
         self.tokens = self._numbers(TOKENS)
+        self.arithmetic = metadata.get(ARITHMETIC, "float32")
+        self.context = self._whole(CONTEXT, len(self.tokens))
         self.positions = self._positions()
         self.config = self._object(CONFIG, {})
         self.summaries = self._summaries() if SUMMARIES in metadata else None
@@ -146,6 +160,12 @@ class Trace:
         found = self._json(key, default)
         if not isinstance(found, dict):
             raise FormatError(f"{self.path}: metadata {key} is not a JSON object")
+        return found
+
+    def _whole(self, key: str, default: int) -> int:
+        found = self._json(key, default)
+        if not is_whole(found, default):
+            raise FormatError(f"{self.path}: metadata {key} is {shown(found)}, below {default}")
         return found
 
     def _numbers(self, key: str) -> Int64Array:
@@ -216,3 +236,27 @@ class Trace:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def write_trace(
+    path: Path | str,
+    values: Sequence[Value],
+    arrays: Mapping[str, AnyArray],
+    engine: str,
+    config: JsonObject,
+    tokens: Sequence[int],
+    positions: Sequence[int] | None = None,
+    arithmetic: str = "float32",
+    context: int | None = None,
+) -> None:
+    """Write a trace whose values are in memory already.
+
+    values  in the order of execution; arrays: {name: (T, ...)}
+    Raises UserError where the file cannot be written.
+    """
+    ids = np.asarray(tokens, dtype=np.int64)
+    rows = np.arange(len(ids)) if positions is None else np.asarray(positions, dtype=np.int64)
+    metadata = trace_metadata(engine, config, ids, rows, arithmetic=arithmetic, context=context)
+    with TraceWriter(path, values, len(rows), metadata) as writer:
+        for value in values:
+            writer.rows(value, 0, arrays[value.name])

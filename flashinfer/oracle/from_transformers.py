@@ -1,0 +1,193 @@
+"""Traces of a transformers model: hooks on its modules, for as long as a ``with`` lasts.
+
+with traced_transformers(model, tokens, "run.safetensors"):
+    model(torch.tensor([tokens]), use_cache=False)
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashinfer.formats.architectures import architecture, model_config
+from flashinfer.formats.arrays import AnyArray
+from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.errors import UserError
+from flashinfer.oracle.trace_file import write_trace
+from flashinfer.transformer.values import Value, values_of
+
+# The attention function that tells its arguments. Names with "flash" in them are libraries' own.
+ATTENTION = "traced"
+
+
+@contextmanager
+def traced_transformers(
+    model: Any, tokens: Sequence[int], path: Path | str, config: JsonObject | None = None
+) -> Iterator[dict[str, AnyArray]]:
+    """While the block lasts, what the modules of ``model`` give is recorded; at its end the trace
+    is written. Yields the values recorded so far, {name: (T, ...)}.
+
+    model   a causal language model of transformers, of a supported architecture; it is called once
+            in the block, with one text and without a cache of keys and values
+    tokens  the ids that it is called with
+    config  the model's config as in config.json; None: as the model has it
+    Raises UserError where the model was not called once with these tokens.
+    """
+    hf_config = config or model.config.to_dict()
+    described, naming = model_config(hf_config), architecture(hf_config)
+    found: dict[str, AnyArray] = {}
+    with ExitStack() as hooks:
+        for value in values_of(described, naming):
+            _hook(model, value, described, naming, found, hooks)
+        _hook_attention(model, described, found, hooks)
+        hooks.callback(model.register_forward_hook(_logits_into(found)).remove)
+        yield found
+    rows = {len(array) for array in found.values()}
+    if rows != {len(tokens)}:
+        raise UserError(f"{path}: the model was not called once with the {len(tokens)} tokens")
+    order = [v for v in values_of(described, naming) if v.name in found]
+    write_trace(path, order, found, _engine(), hf_config, tokens)
+
+
+def _engine() -> str:
+    import torch
+    import transformers
+
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def _array(x: Any) -> AnyArray:
+    """A tensor (1, T, ...) or (T, ...) of one text as float32 (T, ...)."""
+    x = x.detach().float().cpu().numpy()
+    return np.array(x[0] if x.ndim > 2 and len(x) == 1 else x)
+
+
+def _hook(
+    model: Any,
+    value: Value,
+    config: ModelConfig,
+    naming: Any,
+    found: dict[str, AnyArray],
+    hooks: ExitStack,
+) -> None:
+    """Record a value where a module gives it, or reads it."""
+    path, _, what = value.name.rpartition(".")
+    module = _module(model, value.name)
+    if module is not None:
+        take = _of_output(value, found)
+    elif what == "input" and _module(model, path) is not None:
+        module = _module(model, path)
+        hooks.callback(
+            module.register_forward_pre_hook(_of_input(value, found), with_kwargs=True).remove
+        )
+        return
+    elif _module(model, path) is not None and value.layer is not None:
+        module = _module(model, path)
+        if value.key in ("choices", "choice_weights"):
+            take = _of_router(value, found)
+        else:
+            rows = _packed_rows(value, config, naming)
+            if rows is None:
+                return
+            take = _of_output(value, found, rows)
+    else:
+        return
+    hooks.callback(module.register_forward_hook(take).remove)
+
+
+def _module(model: Any, name: str) -> Any:
+    """The module of this name, or None."""
+    for part in name.split("."):
+        if not hasattr(model, part) and not (part.isdecimal() and hasattr(model, "__getitem__")):
+            return None
+        model = model[int(part)] if part.isdecimal() else getattr(model, part)
+    return model if hasattr(model, "register_forward_hook") else None
+
+
+def _packed_rows(value: Value, config: ModelConfig, naming: Any) -> AnyArray | None:
+    """Which columns of a packed module's output are the value, or None."""
+    rows = getattr(naming, "ROWS", {})
+    key = f"{value.key}_proj" if value.key in "qkv" else value.key
+    return rows[key](config.layers[value.layer or 0]) if key in rows else None
+
+
+def _of_output(
+    value: Value, found: dict[str, AnyArray], columns: AnyArray | None = None
+) -> Callable[..., None]:
+    def take(module: Any, args: Any, output: Any) -> None:
+        array = _array(output[0] if isinstance(output, tuple) else output)
+        if value.key in ("q_norm", "k_norm") and _heads_first(args[0]):
+            array = array.swapaxes(0, 1)
+        array = array if columns is None else array.reshape(len(array), -1)[:, columns]
+        found[value.name] = array.reshape(-1, *value.shape)
+
+    return take
+
+
+def _heads_first(x: Any) -> bool:
+    """Whether x is (1, heads, T, head_dim), seen into (1, T, heads, head_dim)."""
+    return x.ndim == 4 and x.stride(1) < x.stride(2)
+
+
+def _of_input(value: Value, found: dict[str, AnyArray]) -> Callable[..., None]:
+    def take(module: Any, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        found[value.name] = _array(x).reshape(-1, *value.shape)
+
+    return take
+
+
+def _of_router(value: Value, found: dict[str, AnyArray]) -> Callable[..., None]:
+    """Routers give (logits, weights, choices)."""
+
+    def take(module: Any, args: Any, output: Any) -> None:
+        if not isinstance(output, tuple) or len(output) < 3:
+            return
+        chosen = output[2].detach().cpu().numpy()
+        weights = output[1].detach().float().cpu().numpy()
+        if weights.shape != chosen.shape:
+            weights = np.take_along_axis(weights, chosen, axis=1)
+        rows = chosen.astype(np.int32) if value.key == "choices" else weights
+        found[value.name] = rows.reshape(-1, *value.shape)
+
+    return take
+
+
+def _logits_into(found: dict[str, AnyArray]) -> Callable[..., None]:
+    def take(module: Any, args: Any, output: Any) -> None:
+        found["logits"] = _array(output.logits)
+
+    return take
+
+
+def _hook_attention(
+    model: Any, config: ModelConfig, found: dict[str, AnyArray], hooks: ExitStack
+) -> None:
+    """Let attention go through a function that records queries and keys after their positions, and
+    the largest scores. Models whose attention cannot be exchanged record neither."""
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import eager_mask
+    except ImportError:
+        return
+    names = {module: name for name, module in model.named_modules()}
+
+    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        name = names[module]
+        q, k = (np.array(x.detach().float().cpu().numpy()[0].swapaxes(0, 1)) for x in (query, key))
+        found[f"{name}.q_turned"], found[f"{name}.k_turned"] = q, k
+        own = sys.modules[type(module).__module__].eager_attention_forward
+        return own(module, query, key, value, mask, **options)
+
+    before = model.config._attn_implementation
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    try:
+        model.set_attn_implementation(ATTENTION)
+    except (AttributeError, ValueError):
+        return
+    hooks.callback(model.set_attn_implementation, before)
