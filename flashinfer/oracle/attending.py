@@ -8,6 +8,7 @@ from flashinfer.formats.arrays import BoolArray, Float64Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, apply, round_to, stored
+from flashinfer.oracle.known import scale as scale_by
 from flashinfer.transformer.positions import alibi_table
 
 
@@ -31,7 +32,7 @@ def attend(
     n, n_heads, head_dim = q.value.shape
     group, scale = n_heads // k.value.shape[1], config.attention_scale or head_dim**-0.5
     if how.scaled_queries:
-        q, scale = apply(q, lambda x: x * (config.attention_scale or head_dim**-0.5), how), 1.0
+        q, scale = scale_by(q, scale, how), 1.0
     q, k, v = round_to(q, how.queries), round_to(k, how.keys), round_to(v, how.keys)
     seen = visible(n, config.attention_window)
     bias = alibi_table(n_heads, head_dim, n).astype(np.float64) if config.alibi else None

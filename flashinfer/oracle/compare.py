@@ -39,6 +39,7 @@ class Operation:
 
     name, layer, key  of its value; see transformer/values.py
     noise     the largest difference, in units of the expected noise; limit: what it may be
+    mean      the differences' root mean square, in these units; mean_limit: what it may be
     ulp       the same difference in units in the last place of float32
     position, index  of that element: the token, and where in the token's value
     other, expected  what the other engine has there, and what replay gives
@@ -52,6 +53,8 @@ class Operation:
     verdict: Verdict
     noise: float = 0.0
     limit: float = 0.0
+    mean: float = 0.0
+    mean_limit: float = 0.0
     ulp: float = 0.0
     position: int = 0
     index: tuple[int, ...] = ()
@@ -98,8 +101,20 @@ class Comparison:
 
 
 def limit_of(elements: int) -> float:
-    """How many units of noise one of so many elements may be off by."""
+    """How many units of noise one of so many elements may be off by: normal ones are beyond it
+    once in MILLION comparisons."""
     return math.sqrt(2 * math.log(2 * MILLION * max(1, elements)))
+
+
+def mean_limit_of(tokens: int) -> float:
+    """How many units of noise elements may be off by in root mean square.
+
+    Those of one token may be off together, such as by the root of one norm; so tokens count. Of so
+    many squares of normal numbers the mean is beyond it once in MILLION comparisons (Laurent and
+    Massart 2000, lemma 1).
+    """
+    t = math.log(MILLION)
+    return math.sqrt(1 + 2 * math.sqrt(t / tokens) + 2 * t / tokens)
 
 
 class Recorded(Mapping[Place, AnyArray]):
@@ -174,14 +189,20 @@ def compare(
     for number, value in enumerate(values):
         if value.layer is not None:
             run.forget(value.layer)
-        operations.append(_judge(run, trace, recorded, value))
+        found = _judge(run, trace, recorded, value)
+        if found is None:
+            # What follows a value that is not finite is not finite, either, and proves nothing.
+            if all(operation.noise < math.inf for operation in operations):
+                raise UserError(f"{value.name}: the reference gives numbers that are not finite")
+            found = Operation(value.name, value.layer, value.key, "not judged")
+        operations.append(found)
         progress("compare", number + 1, len(values))
-    found = Comparison(
+    comparison = Comparison(
         trace.engine, how.name, replay, tuple(trace.positions.tolist()), tuple(operations)
     )
-    if not found.judged:
+    if not comparison.judged:
         raise UserError(f"{trace.path}: nothing in it can be judged")
-    return found
+    return comparison
 
 
 def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value]) -> None:
@@ -201,7 +222,8 @@ def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value
         )
 
 
-def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Operation:
+def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Operation | None:
+    """The Operation of a value; None: what it should be is not finite."""
     place, base = (value.layer, value.key), (value.name, value.layer, value.key)
     if value.key in NOT_JUDGED:
         return Operation(*base, "not judged")
@@ -213,7 +235,8 @@ def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Opera
         expected = run.compute(value.layer, value.key)
     except Unknown:
         return Operation(*base, "not judged")
-    _refuse_infinite(expected, value)
+    if not np.isfinite(expected.value).all():
+        return None
     if trace.summaries is not None:
         return _judge_sample(trace, value, expected)
     other = np.asarray(recorded[place], dtype=np.float64)
@@ -224,23 +247,17 @@ def _like(x: Known, array: AnyArray) -> Known:
     return x.reshape(*array.shape)
 
 
-def _refuse_infinite(expected: Known, value: Value) -> None:
-    if not np.isfinite(expected.value).all():
-        raise UserError(
-            f"{value.name}: the reference gives numbers that are not finite; nothing can be judged"
-        )
-
-
 def judged(value: Value, other: Float64Array, expected: Known, positions: Int64Array) -> Operation:
     """What is to be said of ``other`` (T, ...), a value that should be ``expected``."""
     units, limit = _units(other, expected), limit_of(other.size)
     at = np.unravel_index(int(units.argmax()), units.shape)
     worst, theirs, ours = (float(a[at]) for a in (units, other, expected.value))
     flat = units.reshape(len(units), -1)
+    mean, mean_limit = float(np.sqrt((units**2).mean())), mean_limit_of(len(units))
     return Operation(
         value.name, value.layer, value.key,
-        "wrong" if worst > limit else "right",
-        noise=worst, limit=limit, ulp=_ulp(theirs, ours), position=int(positions[at[0]]),
+        "wrong" if worst > limit or mean > mean_limit else "right",
+        noise=worst, limit=limit, mean=mean, mean_limit=mean_limit, ulp=_ulp(theirs, ours), position=int(positions[at[0]]),
         index=tuple(int(n) for n in at[1:]), other=theirs, expected=ours,
         share=float((units > limit).mean()), by_position=tuple(flat.max(axis=1).tolist()),
     )  # fmt: skip

@@ -142,6 +142,12 @@ def add(x: Known, y: Known, how: Arithmetic, scale: float = 1.0) -> Known:
     return stored(Known(total, noise), how)
 
 
+def scale(x: Known, factor: float, how: Arithmetic) -> Known:
+    """x times a number, which engines round to float32, too, and may divide by instead."""
+    y = x.value * factor
+    return stored(Known(y, np.hypot(x.spread * factor, 2 * how.unit * np.abs(y))), how)
+
+
 def times(x: Known, y: Known, how: Arithmetic) -> Known:
     """x y, element by element."""
     product = x.value * y.value

@@ -109,9 +109,9 @@ class Replay:
 
     def _embedded(self) -> Known:
         config, rows = self.config, self.weights.rows
-        h = Known(rows("embed_tokens.weight", self.tokens[self.positions]) * config.embedding_scale)
+        h = Known(rows("embed_tokens.weight", self.tokens[self.positions]))
         if config.embedding_scale != 1:
-            h = known.stored(h, self.how)
+            h = known.scale(h, config.embedding_scale, self.how)
         if "project_in.weight" in self.weights:
             h = self._linear("project_in", h)
         if config.learned_positions:
@@ -144,7 +144,7 @@ class Replay:
             return self._head()
         logits = self.of(None, "head")
         if scale != 1:
-            logits = known.apply(logits, lambda x: x * scale, self.how)
+            logits = known.scale(logits, scale, self.how)
         return logits if cap is None else known.apply(logits, _capped(cap), self.how)
 
     # ------------------------------------------------------------------ a layer
