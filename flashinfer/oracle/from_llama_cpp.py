@@ -56,6 +56,7 @@ BY_NAME = {
 }
 PRODUCTS = ("MUL_MAT", "MUL", "ADD", "RMS_NORM", "NORM")
 NUMBERS = {0: np.float32, 1: np.float16, 26: np.int32}  # GGML's types, by their numbers
+KEYS = {"f32": 0, "f16": 1, "q8_0": 8}  # likewise
 CELLS = 256  # llama.cpp rounds a context up to so many tokens
 
 
@@ -201,11 +202,16 @@ def _halves(array: AnyArray, head_dim: int) -> AnyArray:
 
 
 def trace_llama_cpp(
-    gguf: Path | str, tokens: Sequence[int], path: Path | str, threads: int = 1
+    gguf: Path | str,
+    tokens: Sequence[int],
+    path: Path | str,
+    threads: int = 1,
+    keys: str = "f16",
 ) -> dict[str, AnyArray]:
     """Run ``tokens`` with llama.cpp and write the trace to ``path``; returns {name: (T, ...)}.
 
-    Attention is computed without its fused form, so that its steps can be seen; keys and values
+    keys  what keys are kept in: one of KEYS
+    Attention is computed without its fused form, so that its steps can be seen; values
     are kept in float16, as llama.cpp does by itself. Raises UserError where llama-cpp-python is
     missing or cannot run the file.
     """
@@ -213,7 +219,8 @@ def trace_llama_cpp(
         api, base, version = _libraries(gguf)
         graph = Graph(checkpoint, base)
         context = -(-len(tokens) // CELLS) * CELLS
-        _run(api, str(gguf), np.asarray(tokens, dtype=np.int64), context, threads, graph)
+        ids = np.asarray(tokens, dtype=np.int64)
+        _run(api, str(gguf), ids, context, threads, KEYS[keys], graph)
         if graph.failure:
             raise UserError(f"{gguf}: llama.cpp cannot be traced: {graph.failure}")
         order: list[Value] = [v for v in graph.values if v.name in graph.found]
@@ -239,7 +246,15 @@ def _libraries(gguf: Path | str) -> tuple[Any, Any, str]:
     return api, base, llama_cpp.__version__
 
 
-def _run(api: Any, gguf: str, tokens: Int64Array, context: int, threads: int, graph: Graph) -> None:
+def _run(
+    api: Any,
+    gguf: str,
+    tokens: Int64Array,
+    context: int,
+    threads: int,
+    keys: int,
+    graph: Graph,
+) -> None:
     """Run ``tokens`` as one batch, all of whose logits are wanted."""
     silent = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(silent, ctypes.c_void_p(0))
@@ -252,7 +267,7 @@ def _run(api: Any, gguf: str, tokens: Int64Array, context: int, threads: int, gr
         options = api.llama_context_default_params()
         options.n_ctx = options.n_batch = options.n_ubatch = context
         options.n_threads = options.n_threads_batch = threads
-        options.flash_attn_type = 0
+        options.flash_attn_type, options.type_k = 0, keys
         options.cb_eval = callback
         run = api.llama_init_from_model(model, options)
         if not run:
