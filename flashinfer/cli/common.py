@@ -25,8 +25,8 @@ MOST_WHOLE = (1 << 31) - 1  # more than any count of tokens, bytes a row, or thr
 MOST_SEED = (1 << 64) - 1
 MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
-INPUTS = ("model", "source", "text", "file", "device", "predictor_from")
-OUTPUTS = ("destination", "output", "profile", "json")
+INPUTS = ("model", "source", "text", "file", "device", "predictor_from", "trace")
+OUTPUTS = ("destination", "output", "profile", "json", "html", "junit")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 DELAY = 0.5  # seconds; shorter work shows no bar
 BYTES = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
@@ -39,8 +39,14 @@ BARS: dict[str, dict[str, Any]] = {
     "calibrate": {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"},
     "evaluate": {"unit": "token"},
     "trace": {"unit": "token"},
+    "compare": {"unit": "operation"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
+
+
+class NotConforming(Exception):
+    """A command that judges has found against what it judged: the exit code is 1, and all is
+    said."""
 
 
 def size(text: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from flashinfer import __version__
-from flashinfer.cli.common import check_outputs
+from flashinfer.cli.common import NotConforming, check_outputs
 from flashinfer.formats.errors import UserError, printable
 
 COMMANDS = (
@@ -17,6 +17,7 @@ COMMANDS = (
     "calibrate",
     "evaluate",
     "trace",
+    "compare",
     "plan",
     "probe",
     "inspect",
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
+    except NotConforming:
+        sys.stdout.flush()
+        return 1
     except KeyboardInterrupt:
         print("\nflashinfer: interrupted", file=sys.stderr)
         return 130

@@ -11,8 +11,8 @@ from flashinfer.text.tokenizer import Tokenizer, utf8
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
-    """The tokens to work on, where there have to be some: what ``ids_of_text`` takes."""
-    text = parser.add_mutually_exclusive_group(required=True)
+    """The tokens to work on: what ``ids_of_text`` takes."""
+    text = parser.add_mutually_exclusive_group()
     text.add_argument("-p", "--prompt", metavar="TEXT")
     text.add_argument("-f", "--file", metavar="FILE", help="a file that holds the text")
     text.add_argument("--tokens", type=id_list, metavar="IDS", help="token ids, such as 2,10,15")
@@ -22,6 +22,8 @@ def ids_of_text(args: Namespace) -> list[int]:
     """The token ids that the arguments of ``add_text_arguments`` name. Raises UserError."""
     if args.tokens:
         return args.tokens
+    if args.prompt is None and args.file is None:
+        raise UserError("give a text with -p or -f, or token ids with --tokens")
     with open_bundle(args.model, args.memory) as bundle:
         return prompt_ids(args, Tokenizer(bundle, args.memory), bundle.config)
 

@@ -7,7 +7,7 @@ import numpy as np
 from flashinfer.formats.arrays import BoolArray, Float64Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.oracle.arithmetic import Arithmetic
-from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, apply, round_to, stored
+from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, apply, capped, round_to, stored
 from flashinfer.oracle.known import scale as scale_by
 from flashinfer.transformer.positions import alibi_table
 
@@ -44,7 +44,7 @@ def attend(
         if bias is not None:
             scores = Known(scores.value + bias[head, :n], scores.spread + how.unit * bias[head, :n])
         if config.score_cap is not None:
-            scores = apply(scores, lambda s: config.score_cap * np.tanh(s / config.score_cap), how)
+            scores = apply(scores, capped(config.score_cap), how)
         masked = np.where(seen, scores.value, -np.inf)
         where = masked.argmax(axis=1)[:, None]
         largest[:, head] = np.take_along_axis(masked, where, axis=1)[:, 0]

@@ -7,9 +7,7 @@ in one of MILLION comparisons.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +19,8 @@ from flashinfer.oracle import routing
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.known import F32, Known
 from flashinfer.oracle.model_weights import ModelWeights
-from flashinfer.oracle.replay import Place, Replay, Unknown
+from flashinfer.oracle.recorded import Recorded, refuse_strangers
+from flashinfer.oracle.replay import Replay, Unknown
 from flashinfer.oracle.summary import sampled
 from flashinfer.oracle.trace_file import Trace
 from flashinfer.transformer.values import Value, values_of
@@ -117,52 +116,6 @@ def mean_limit_of(tokens: int) -> float:
     return math.sqrt(1 + 2 * math.sqrt(t / tokens) + 2 * t / tokens)
 
 
-class Recorded(Mapping[Place, AnyArray]):
-    """The values of a Trace by their places, each read when it is asked for.
-
-    Raises FormatError where one has not the shape that the model's config gives it.
-    """
-
-    def __init__(self, trace: Trace, values: Sequence[Value]) -> None:
-        self.trace = trace
-        held = set(trace.names)
-        self.values = {(v.layer, v.key): v for v in values if v.name in held}
-        self.last: tuple[Place, AnyArray] | None = None
-
-    def __getitem__(self, place: Place) -> AnyArray:
-        if self.last is None or self.last[0] != place:
-            self.last = place, self._read(place)
-        return self.last[1]
-
-    def _read(self, place: Place) -> AnyArray:
-        value, (layer, key) = self.values[place], place
-        array = shaped(self.trace.read(value.name), value, self.trace.path)
-        if key not in ("choices", "choice_weights") or (layer, "choices") not in self.values:
-            return array
-        # Engines name a token's experts in orders of their own; here they ascend.
-        order = np.argsort(self.trace.read(self.values[layer, "choices"].name), axis=1)
-        return np.take_along_axis(array, order.reshape(array.shape), axis=1)
-
-    def __contains__(self, place: object) -> bool:
-        return place in self.values
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self.values)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-def shaped(array: AnyArray, value: Value, path: Path | str) -> AnyArray:
-    """``array`` (T, ...) in the shape of a value. Raises FormatError."""
-    if math.prod(array.shape[1:]) != math.prod(value.shape):
-        raise FormatError(
-            f"{path}: tensor {value.name} has the shape {list(array.shape[1:])} for each token, "
-            f"the model's config says {list(value.shape)}"
-        )
-    return array.reshape(len(array), *value.shape)
-
-
 def compare(
     weights: ModelWeights,
     trace: Trace,
@@ -185,7 +138,7 @@ def compare(
     run = Replay(
         weights, recorded if replay else {}, trace.tokens, trace.positions, how, trace.context
     )
-    operations = []
+    operations: list[Operation] = []
     for number, value in enumerate(values):
         if value.layer is not None:
             run.forget(value.layer)
@@ -203,23 +156,6 @@ def compare(
     if not comparison.judged:
         raise UserError(f"{trace.path}: nothing in it can be judged")
     return comparison
-
-
-def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value]) -> None:
-    """Raise FormatError where ``trace`` cannot be one of this model."""
-    most = int(trace.tokens.max())
-    if most >= weights.config.vocab_size:
-        raise FormatError(
-            f"{trace.path}: token id {most} is not within the model's vocabulary of "
-            f"{weights.config.vocab_size}: a trace of another model?"
-        )
-    known = {value.name for value in values}
-    if not known & set(trace.names):
-        some = ", ".join(trace.names[:2]) or "none"
-        raise FormatError(
-            f"{trace.path}: has no value of this model (it has {some}; the model "
-            f"{values[1].name}): a trace of another model, or one that needs a name map"
-        )
 
 
 def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Operation | None:
@@ -257,7 +193,8 @@ def judged(value: Value, other: Float64Array, expected: Known, positions: Int64A
     return Operation(
         value.name, value.layer, value.key,
         "wrong" if worst > limit or mean > mean_limit else "right",
-        noise=worst, limit=limit, mean=mean, mean_limit=mean_limit, ulp=_ulp(theirs, ours), position=int(positions[at[0]]),
+        noise=worst, limit=limit, mean=mean, mean_limit=mean_limit,
+        ulp=_ulp(theirs, ours), position=int(positions[at[0]]),
         index=tuple(int(n) for n in at[1:]), other=theirs, expected=ours,
         share=float((units > limit).mean()), by_position=tuple(flat.max(axis=1).tolist()),
     )  # fmt: skip

@@ -63,7 +63,7 @@ CELLS = 256  # llama.cpp rounds a context up to so many tokens
 class Tensor(ctypes.Structure):
     """The beginning of ggml_tensor in ggml.h."""
 
-    _fields_ = [  # noqa: RUF012 - ctypes reads it
+    _fields_ = [
         ("type", ctypes.c_int),
         ("buffer", ctypes.c_void_p),
         ("ne", ctypes.c_int64 * 4),

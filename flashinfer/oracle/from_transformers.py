@@ -14,7 +14,7 @@ import numpy as np
 
 from flashinfer.formats.architectures import architecture, model_config
 from flashinfer.formats.arrays import AnyArray
-from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bounded_json import JsonObject, read_json
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.oracle.trace_file import write_trace
@@ -191,3 +191,28 @@ def _hook_attention(
     except (AttributeError, ValueError):
         return
     hooks.callback(model.set_attn_implementation, before)
+
+
+def trace_transformers(
+    folder: Path | str, tokens: Sequence[int], path: Path | str
+) -> dict[str, AnyArray]:
+    """Run ``tokens`` with transformers, in float32, and write the trace to ``path``; returns
+    {name: (T, ...)}. Raises UserError where transformers is missing or cannot load the checkpoint.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise UserError(
+            f"{folder}: tracing transformers needs: pip install torch transformers"
+        ) from None
+    config = read_json(Path(folder) / "config.json")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model.eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{folder}: transformers cannot load it: {reason}") from None
+    with torch.no_grad(), traced_transformers(model, tokens, path, config) as found:
+        model(torch.tensor([list(tokens)]), use_cache=False)
+    return found

@@ -148,6 +148,11 @@ def scale(x: Known, factor: float, how: Arithmetic) -> Known:
     return stored(Known(y, np.hypot(x.spread * factor, 2 * how.unit * np.abs(y))), how)
 
 
+def capped(cap: float) -> Callable[[Float64Array], Float64Array]:
+    """The function c tanh(x / c)."""
+    return lambda x: cap * np.tanh(x / cap)
+
+
 def times(x: Known, y: Known, how: Arithmetic) -> Known:
     """x y, element by element."""
     product = x.value * y.value

@@ -145,7 +145,7 @@ class Replay:
         logits = self.of(None, "head")
         if scale != 1:
             logits = known.scale(logits, scale, self.how)
-        return logits if cap is None else known.apply(logits, _capped(cap), self.how)
+        return logits if cap is None else known.apply(logits, known.capped(cap), self.how)
 
     # ------------------------------------------------------------------ a layer
 
@@ -193,6 +193,7 @@ class Replay:
 
     def _turn(self, p: str, i: int) -> Known:
         rotary = self.config.layers[i].attention.rotary
+        assert rotary is not None
         frequencies, scale = frequencies_of(rotary, self.context)
         x = self._before_turning(p, i)
         return known.rotate(x, frequencies, self.positions.astype(float), scale, self.how)
@@ -312,7 +313,9 @@ class Replay:
         chosen = self.recorded.get((i, "choices"))
         if chosen is not None:
             chosen = np.asarray(chosen, dtype=np.int64)
-        return routing.choose(self.config.layers[i].ffn.router, self.of(i, "router"), bias, chosen)
+        router = self.config.layers[i].ffn.router
+        assert router is not None
+        return routing.choose(router, self.of(i, "router"), bias, chosen)
 
     def _experts(self, i: int) -> Known:
         x, choice = self.ffn_input(i), self.choice(i)
@@ -355,7 +358,3 @@ def _sigmoid(x: Float64Array) -> Float64Array:
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def _capped(cap: float) -> Callable[[Float64Array], Float64Array]:
-    return lambda x: cap * np.tanh(x / cap)

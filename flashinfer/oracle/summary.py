@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
-from flashinfer.oracle.trace_file import SUMMARIES, TraceWriter
+from flashinfer.oracle.trace_file import DIGEST, SUMMARIES, TraceWriter
 from flashinfer.transformer.values import Value
 
 SAMPLE = 16  # elements of each value that are kept
 MOMENTS = ("mean", "rms", "least", "largest", "nan", "infinite")
-DIGEST = 16  # hexadecimal digits
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 

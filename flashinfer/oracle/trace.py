@@ -141,7 +141,8 @@ def wanted_values(model: Model, only: Sequence[str] = ()) -> list[Value]:
 
     Raises UserError where a pattern matches none.
     """
-    not_told = {*NOT_TOLD, *(() if model.plan.mode == "predicted" else ("predicted",))}
+    # Of a neuron that is not predicted to fire neither gate nor up is computed.
+    not_told = {*NOT_TOLD, *(("gate", "up") if model.plan.mode == "predicted" else ("predicted",))}
     every = values_of(model.config, architecture(model.bundle.hf_config))
     values = [value for value in every if value.key not in not_told]
     for pattern in only:

@@ -3,6 +3,7 @@
 docs/traces.md describes it for those who write one by other means.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
@@ -30,6 +31,7 @@ NUMPY = {
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.uint8, "U16": np.uint16,
     "U32": np.uint32,
 }  # fmt: skip
+DIGEST = 16  # hexadecimal digits of SHA-256
 MOST_VALUE = 8 << 30  # bytes of one value that are read at a time
 
 
@@ -221,6 +223,15 @@ class Trace:
             raise FormatError(f"{self.path}: tensor {shown(name)} is {info.dtype}")
         raw = self.file.read_bytes(info.offset, info.nbytes)
         return raw.view(NUMPY[info.dtype]).reshape(info.shape)
+
+    def digest(self, name: str) -> str:
+        """The digest of a value's bytes, as its summary has it."""
+        if self.summaries is not None:
+            return self.summaries[name][1]
+        info = self.file.tensors[name]
+        return hashlib.sha256(self.file.read_bytes(info.offset, info.nbytes).tobytes()).hexdigest()[
+            :DIGEST
+        ]
 
     def summary(self, name: str, what: str) -> Float64Array:
         """The "moments" or the "sample" of a value."""

@@ -1,0 +1,111 @@
+"""Judge another engine's run: name its first operation that is wrong.
+
+The exit code is 0 where the engine conforms and 1 where it does not. REFERENCE is a model (a
+bundle, a checkpoint's directory or a GGUF file), by which each operation is recomputed; or a trace,
+whose bits the other has to have.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flashinfer.cli.common import NotConforming, add_json, progress_bars, write_json
+from flashinfer.formats.errors import FormatError
+from flashinfer.formats.files import replacing
+from flashinfer.formats.safetensors import SafetensorsFile
+from flashinfer.formats.sources.gguf import is_gguf
+from flashinfer.oracle.arithmetic import Arithmetic, arithmetic_named
+from flashinfer.oracle.compare import compare
+from flashinfer.oracle.model_weights import ModelWeights
+from flashinfer.oracle.replacement import first_difference, replace_values
+from flashinfer.oracle.report import junit, lines, page
+from flashinfer.oracle.trace_file import MARK, Trace
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="REFERENCE", help="a model, or a trace")
+    parser.add_argument("trace", metavar="OTHER", help="a trace, see docs/traces.md")
+    parser.add_argument(
+        "--arithmetic", metavar="NAME", help="how the other engine rounds: float32, bfloat16, "
+        "llama.cpp or a .toml file; default: as the trace says",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run", action="store_true", help="compare with a run from the tokens on, and do not "
+        "replay each operation from what was recorded before it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replace", action="append", default=[], metavar="NAME", help="go on from the other "
+        "engine's value of this name, such as layers.3.mlp.down_proj, and say whether it alone "
+        "explains the logits; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--html", metavar="FILE", help="write a page with a heat map there")
+    parser.add_argument("--junit", metavar="FILE", help="write JUnit's XML there")
+    add_json(parser)
+
+
+def main(args: Namespace) -> None:
+    if is_trace(args.model):
+        compare_bits(args)
+        return
+    with ModelWeights(args.model) as weights, Trace(args.trace) as trace:
+        how = arithmetic_named(args.arithmetic or trace.arithmetic)
+        if args.replace:
+            replacement(weights, trace, how, args)
+            return
+        with progress_bars() as progress:
+            found = compare(weights, trace, how, not args.run, progress)
+    if args.json != "-":
+        print("\n".join(lines(found)))
+    for path, text in ((args.html, page), (args.junit, junit)):
+        if path is not None:
+            with replacing(path) as file:
+                file.write(text(found).encode())
+    write_json(args.json, found.as_dict())
+    if found.first is not None:
+        raise NotConforming
+
+
+def is_trace(path: str) -> bool:
+    """Whether the file is a trace, and no model."""
+    if Path(path).is_dir() or is_gguf(path):
+        return False
+    with SafetensorsFile(path) as file:
+        return MARK in file.metadata
+
+
+def compare_bits(args: Namespace) -> None:
+    """Trace against trace: the same bits or not."""
+    if args.replace or args.arithmetic or args.run or args.html or args.junit:
+        raise FormatError(f"{args.model}: is a trace; these options need a model as the reference")
+    with Trace(args.model) as reference, Trace(args.trace) as other:
+        found = first_difference(reference, other)
+    if args.json != "-":
+        print(
+            "the bits are the same"
+            if found is None
+            else f"the bits differ first in {found[0]}, and in {found[1] - 1} more values; with a "
+            "model as the reference it is judged whether that is noise"
+        )
+    write_json(args.json, {"conforms": found is None, "first_wrong": found and found[0]})
+    if found is not None:
+        raise NotConforming
+
+
+def replacement(weights: ModelWeights, trace: Trace, how: Arithmetic, args: Namespace) -> None:
+    """--replace."""
+    found = replace_values(weights, trace, how, args.replace)
+    if args.json != "-":
+        print(f"with {', '.join(found.names)} of the other engine in place of ours")
+        for label, o in (("before", found.before), ("after", found.after)):
+            print(
+                f"  {label}: its logits are {o.noise:.3g} units of noise off (limit {o.limit:.2f})"
+            )
+        print("this alone explains it" if found.explains else "this alone does not explain it")
+    write_json(
+        args.json,
+        {
+            "replaced": list(found.names), "noise_before": found.before.noise,
+            "noise_after": found.after.noise, "explains": found.explains,
+        },
+    )  # fmt: skip
+    if not found.explains:
+        raise NotConforming

@@ -1,0 +1,77 @@
+"""What a trace holds of a model's values, in the shapes and orders of the model."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flashinfer.formats.arrays import AnyArray
+from flashinfer.formats.errors import FormatError
+from flashinfer.oracle.model_weights import ModelWeights
+from flashinfer.oracle.replay import Place
+from flashinfer.oracle.trace_file import Trace
+from flashinfer.transformer.values import Value
+
+
+class Recorded(Mapping[Place, AnyArray]):
+    """The values of a Trace by their places, each read when it is asked for.
+
+    Raises FormatError where one has not the shape that the model's config gives it.
+    """
+
+    def __init__(self, trace: Trace, values: Sequence[Value]) -> None:
+        self.trace = trace
+        held = set(trace.names)
+        self.by_place = {(v.layer, v.key): v for v in values if v.name in held}
+        self.last: tuple[Place, AnyArray] | None = None
+
+    def __getitem__(self, place: Place) -> AnyArray:
+        if self.last is None or self.last[0] != place:
+            self.last = place, self._read(place)
+        return self.last[1]
+
+    def _read(self, place: Place) -> AnyArray:
+        value, (layer, key) = self.by_place[place], place
+        array = shaped(self.trace.read(value.name), value, self.trace.path)
+        if key not in ("choices", "choice_weights") or (layer, "choices") not in self.by_place:
+            return array
+        # Engines name a token's experts in orders of their own; here they ascend.
+        order = np.argsort(self.trace.read(self.by_place[layer, "choices"].name), axis=1)
+        return np.take_along_axis(array, order.reshape(array.shape), axis=1)
+
+    def __contains__(self, place: object) -> bool:
+        return place in self.by_place
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.by_place)
+
+    def __len__(self) -> int:
+        return len(self.by_place)
+
+
+def shaped(array: AnyArray, value: Value, path: Path | str) -> AnyArray:
+    """``array`` (T, ...) in the shape of a value. Raises FormatError."""
+    if math.prod(array.shape[1:]) != math.prod(value.shape):
+        raise FormatError(
+            f"{path}: tensor {value.name} has the shape {list(array.shape[1:])} for each token, "
+            f"the model's config says {list(value.shape)}"
+        )
+    return array.reshape(len(array), *value.shape)
+
+
+def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value]) -> None:
+    """Raise FormatError where ``trace`` cannot be one of this model."""
+    most = int(trace.tokens.max())
+    if most >= weights.config.vocab_size:
+        raise FormatError(
+            f"{trace.path}: token id {most} is not within the model's vocabulary of "
+            f"{weights.config.vocab_size}: a trace of another model?"
+        )
+    known = {value.name for value in values}
+    if not known & set(trace.names):
+        some = ", ".join(trace.names[:2]) or "none"
+        raise FormatError(
+            f"{trace.path}: has no value of this model (it has {some}; the model "
+            f"{values[1].name}): a trace of another model, or one that needs a name map"
+        )
