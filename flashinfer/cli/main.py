@@ -18,6 +18,7 @@ COMMANDS = (
     "evaluate",
     "trace",
     "compare",
+    "digest",
     "plan",
     "probe",
     "inspect",
