@@ -7,11 +7,14 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.kv_cache import KeyValueCache, padded_width
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions
 from flashinfer.transformer.weights import Linear
+
+BY_DTYPE = {np.dtype(np.float32): FORMATS["f32"], np.dtype(np.float16): FORMATS["f16"]}
 
 
 def working_bytes(config: AttentionConfig) -> int:
@@ -94,13 +97,14 @@ class Attention:
             seen &= np.arange(place + n) > place + np.arange(n)[:, None] - self.cache.window
         largest = np.empty((n, heads), dtype=np.float32)
         for head in range(heads):
-            keys = self.cache.keys[head // group, : place + n].astype(np.float32)
-            scores = q[:, head] @ keys.T  # (T, place + T)
+            keys = self.cache.keys[head // group, : place + n]
+            # By kernels, whose sums have one order everywhere.
+            matrix = kernels.Matrix(keys.view(np.uint8), keys.shape[1], BY_DTYPE[keys.dtype])
+            scores = kernels.linear(np.ascontiguousarray(q[:, head]), matrix)  # (T, place + T)
             if self.score_bias is not None:
                 scores += self.score_bias[head, : place + n]
             if self.config.score_cap is not None:
-                cap = np.float32(self.config.score_cap)
-                scores = cap * np.tanh(scores / cap)
+                kernels.activate(scores, "cap", self.config.score_cap)
             largest[:, head] = np.where(seen, scores, -np.inf).max(axis=1)
         return largest
 
