@@ -161,7 +161,9 @@ def compare(
 def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Operation | None:
     """The Operation of a value; None: what it should be is not finite."""
     place, base = (value.layer, value.key), (value.name, value.layer, value.key)
-    if value.key in NOT_JUDGED:
+    # Of choices a sample is kept in an order of the engine's own.
+    sampled_choice = trace.summaries is not None and value.key in ("choices", "choice_weights")
+    if value.key in NOT_JUDGED or sampled_choice:
         return Operation(*base, "not judged")
     if place not in recorded:
         return Operation(*base, "not recorded")
