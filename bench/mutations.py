@@ -1,6 +1,6 @@
 """How good the oracle is: faults planted in foreign engines, one at a time, and found or not.
 
-    python -m bench.mutations [--engine transformers|llama.cpp] [--clean N] [--only TEXT] [--json FILE]
+    python -m bench.mutations [--engine transformers|llama.cpp] [--clean N] [--only TEXT]
 
 A fault is caught where the comparison with the sound model finds an operation that is wrong, and
 located where the first one is the very operation that the fault was planted in. Clean runs of the
@@ -188,9 +188,8 @@ def main():
 
 
 def report(rows, clean):
-    print(
-        f"{machine()}\n\n| engine | fault | model | first wrong | noise | |\n|---|---|---|---|---|---|"
-    )
+    print(f"{machine()}\n\n| engine | fault | model | first wrong | noise | |")
+    print("|---|---|---|---|---|---|")
     for r in rows:
         said = "located" if r["located"] else "caught" if r["caught"] else "**missed**"
         first = r["first"] or ""

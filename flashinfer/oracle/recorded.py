@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from flashinfer.formats.architectures import architecture, model_config
 from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.errors import FormatError
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.replay import Place
 from flashinfer.oracle.trace_file import Trace
-from flashinfer.transformer.values import Value
+from flashinfer.transformer.values import Value, values_of
 
 
 class Recorded(Mapping[Place, AnyArray]):
@@ -68,6 +69,13 @@ def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value
             f"{trace.path}: token id {most} is not within the model's vocabulary of "
             f"{weights.config.vocab_size}: a trace of another model?"
         )
+    if trace.config:
+        try:
+            theirs = values_of(model_config(trace.config), architecture(trace.config))
+        except FormatError as error:
+            raise FormatError(f"{trace.path}: {error}") from None
+        if theirs != list(values):
+            raise FormatError(f"{trace.path}: its config says that it is a trace of another model")
     known = {value.name for value in values}
     if not known & set(trace.names):
         some = ", ".join(trace.names[:2]) or "none"

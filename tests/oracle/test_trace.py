@@ -1,4 +1,4 @@
-"""A trace holds what the engine computes, however the run is divided, and costs nothing when off."""
+"""A trace holds what the engine computes, however the run is divided."""
 
 import json
 

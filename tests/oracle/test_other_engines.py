@@ -1,0 +1,163 @@
+"""Traces of other engines: transformers, llama.cpp, and any whose arrays lie in a file."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import DATA
+from flashinfer import FormatError, Model, UserError
+from flashinfer.formats.convert import convert
+from flashinfer.oracle.arithmetic import KNOWN
+from flashinfer.oracle.by_hand import NameMap, import_trace, read_arrays
+from flashinfer.oracle.compare import compare
+from flashinfer.oracle.model_weights import ModelWeights
+from flashinfer.oracle.trace import trace
+from flashinfer.oracle.trace_file import Trace
+
+IDS = [(i * 37 + 11) % 90 + 3 for i in range(16)]
+FOREIGN = [
+    "opt-plain", "llama-yarn", "gemma3", "phi-qk-norm", "phi3", "falcon-new", "qwen2-moe-dense",
+    "dots1", "granitemoe", "gpt-oss",
+]  # fmt: skip
+OF_GGUF = [
+    "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",
+]  # fmt: skip
+
+
+def judged(model, path):
+    with ModelWeights(model) as weights, Trace(path) as found:
+        return compare(weights, found, KNOWN[found.arithmetic])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_transformers_conforms(name, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from flashinfer.oracle.from_transformers import trace_transformers
+
+    trace_transformers(DATA / name, IDS, tmp_path / "t.safetensors")
+    found = judged(DATA / name, tmp_path / "t.safetensors")
+    assert found.first is None and found.judged > 10
+
+
+@pytest.mark.parametrize("name", OF_GGUF)
+def test_llama_cpp_conforms(name, tmp_path):
+    pytest.importorskip("llama_cpp")
+    gguf = pytest.importorskip("gguf")
+    from make_gguf import write_gguf
+
+    from flashinfer.oracle.from_llama_cpp import trace_llama_cpp
+
+    def in_16_bits(name, values):
+        plain = "bias" in name or "gate_inp" in name
+        return None if plain else gguf.GGMLQuantizationType.F16
+
+    def vocabulary(writer):
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(96)
+
+    path = write_gguf(DATA / name, tmp_path / "x.gguf", in_16_bits, vocabulary)
+    trace_llama_cpp(path, IDS, tmp_path / "t.safetensors")
+    found = judged(path, tmp_path / "t.safetensors")
+    assert found.first is None and found.judged > 10
+
+
+def test_arrays_with_a_map(tmp_path):
+    convert(DATA / "llama-silu", tmp_path / "x.flash", "f32")
+    with Model.open(tmp_path / "x.flash") as model:
+        ours = trace(model, IDS)
+    theirs = {
+        f"blk{layer}/{part}": ours[f"model.layers.{layer}.{name}"].reshape(len(IDS), -1)
+        for layer in range(2)
+        for part, name in (("q", "self_attn.q_proj"), ("ffn", "mlp.down_proj"))
+    }
+    np.savez(tmp_path / "run.npz", out=ours["logits"], scratch=np.zeros(3), **theirs)
+    (tmp_path / "names.toml").write_text(
+        f'engine = "mine"\ntokens = {IDS}\n[names]\n'
+        '"blk{}/q" = "model.layers.{}.self_attn.q_proj"\n'
+        '"blk{}/ffn" = "model.layers.{}.mlp.down_proj"\n"out" = "logits"\n'
+    )
+    with ModelWeights(DATA / "llama-silu") as weights:
+        names = NameMap(tmp_path / "names.toml")
+        left_out = import_trace(tmp_path / "run.npz", weights, tmp_path / "t.safetensors", names)
+    assert left_out == ["scratch"]
+    found = judged(DATA / "llama-silu", tmp_path / "t.safetensors")
+    assert found.engine == "mine" and found.first is None and found.judged == 5
+
+
+def test_arrays_of_npy_and_safetensors(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.save(tmp_path / "logits.npy", array)
+    assert np.array_equal(read_arrays(tmp_path / "logits.npy")["logits"], array)
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file({"a": array}, tmp_path / "x.safetensors")
+    assert np.array_equal(read_arrays(tmp_path / "x.safetensors")["a"], array)
+    np.save(tmp_path / "bad.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(FormatError, match=r"bad\.npy"):
+        read_arrays(tmp_path / "bad.npy")
+
+
+def test_tokens_are_needed(tmp_path):
+    np.savez(tmp_path / "run.npz", logits=np.zeros((2, 96)))
+    with (
+        ModelWeights(DATA / "llama-silu") as weights,
+        pytest.raises(UserError, match="give the text's token ids"),
+    ):
+        import_trace(tmp_path / "run.npz", weights, tmp_path / "t.safetensors")
+
+
+def test_the_example_in_c(tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source = DATA.parents[1] / "docs" / "examples" / "write_trace.c"
+    subprocess.run([compiler, "-o", tmp_path / "write_trace", source], check=True)
+    subprocess.run([tmp_path / "write_trace", tmp_path / "x.safetensors"], check=True)
+    with Trace(tmp_path / "x.safetensors") as found:
+        assert found.engine == "an engine in C" and found.tokens.tolist() == [2, 0, 1]
+        assert found.read("logits").shape == (3, 4)
+
+
+def test_the_plugin_is_found_and_names_the_operation(tmp_path):
+    """pytest, in a process of its own, has the fixtures without any set-up."""
+    convert(DATA / "qwen2", tmp_path / "x.flash", "f32")
+    (tmp_path / "test_mine.py").write_text(
+        "import numpy as np\n"
+        f"MODEL, TOKENS = {str(tmp_path / 'x.flash')!r}, {IDS}\n"
+        "def test_sound(oracle, assert_conforms):\n"
+        "    mine = oracle(MODEL)\n"
+        "    assert_conforms(mine.write(mine.values(TOKENS), TOKENS), MODEL)\n"
+        "def test_wrong(oracle, assert_conforms):\n"
+        "    mine = oracle(MODEL)\n"
+        "    values = mine.values(TOKENS)\n"
+        "    values['model.layers.1.mlp.up_proj'][3, 4] += 0.5\n"
+        "    assert_conforms(mine.write(values, TOKENS), MODEL)\n"
+    )
+    options = ["-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "the first wrong operation is model.layers.1.mlp.up_proj" in done.stdout
+
+
+def test_the_commands(cli, tmp_path):
+    model, path = DATA / "llama-silu", tmp_path / "t.safetensors"
+    convert(model, tmp_path / "x.flash", "f32")
+    ids = ",".join(map(str, IDS))
+    assert cli("trace", tmp_path / "x.flash", "--tokens", ids, "-o", path)[0] == 0
+    page, xml, figures = (tmp_path / name for name in ("c.html", "c.xml", "c.json"))
+    code, out, _ = cli("compare", model, path, "--html", page, "--junit", xml, "--json", figures)
+    assert code == 0 and "conforms" in out
+    assert json.loads(figures.read_text())["conforms"] is True
+    assert "<svg" in page.read_text() and "<testsuite" in xml.read_text()
+    other = tmp_path / "other.safetensors"
+    assert cli("trace", tmp_path / "x.flash", "--tokens", "5,6", "-o", other)[0] == 0
+    assert cli("compare", path, path)[:2] == (0, "the bits are the same\n")
+    code, _, err = cli("compare", path, other)
+    assert code == 1 and "is a trace of other tokens" in err
+    code, _, err = cli("compare", DATA / "opt-plain", path)
+    assert code == 1 and "a trace of another model" in err
