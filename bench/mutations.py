@@ -4,7 +4,8 @@
 
 A fault is caught where the comparison with the sound model finds an operation that is wrong, and
 located where the first one is the very operation that the fault was planted in. Clean runs of the
-same engines, over architectures, number formats and texts, count false alarms. Needs transformers
+same engines, over architectures, number formats and texts, count false alarms; the last lines are
+sound files that llama.cpp computes otherwise than the models' authors do. Needs transformers
 and torch, llama-cpp-python and gguf; the engine that is missing is left out.
 """
 
@@ -137,13 +138,26 @@ def faults_of_llama_cpp(data, scratch, only):
 
 
 def clean_of_llama_cpp(data, scratch, runs):
-    from bench.faults_llama_cpp import CLEAN, Gguf
+    from bench.faults_llama_cpp import CLEAN
+
+    yield from runs_of_llama_cpp(data, scratch, CLEAN, runs)
+
+
+def differences_of_llama_cpp(data, scratch):
+    """What llama.cpp computes otherwise than a model's authors do."""
+    from bench.faults_llama_cpp import DIFFERENT
+
+    yield from runs_of_llama_cpp(data, scratch, DIFFERENT, len(DIFFERENT))
+
+
+def runs_of_llama_cpp(data, scratch, models, runs):
+    from bench.faults_llama_cpp import Gguf
     from flashinfer.oracle.from_llama_cpp import trace_llama_cpp
 
     for number in tqdm(range(runs), desc="clean, llama.cpp", leave=False):
-        model, format = CLEAN[number % len(CLEAN)]
+        model, format = models[number % len(models)]
         path = scratch / "sound.gguf"
-        Gguf.of(data / model, format, number // len(CLEAN)).write(path)
+        Gguf.of(data / model, format, number // len(models)).write(path)
         ids = text(90, 200 + number, 8 + 4 * (number % 12))
         trace_llama_cpp(path, ids, scratch / "t.safetensors")
         yield "llama.cpp", model, format, verdict(path, scratch / "t.safetensors")
@@ -168,11 +182,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=ENGINES, action="append")
     parser.add_argument("--data", type=Path, default=Path("tests/data"))
-    parser.add_argument("--clean", type=int, default=110, help="clean runs of each engine (110)")
+    parser.add_argument("--clean", type=int, default=120, help="clean runs of each engine (120)")
     parser.add_argument("--only", default="", help="faults whose names hold this")
     add_json(parser)
     args = parser.parse_args()
-    rows, clean = [], []
+    rows, clean, different = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for engine in args.engine or ENGINES:
             faults, sound, module = ENGINES[engine]
@@ -180,14 +194,16 @@ def main():
                 continue
             rows += faults(args.data, Path(folder), args.only)
             clean += sound(args.data, Path(folder), args.clean)
-    report(rows, clean)
+            if engine == "llama.cpp":
+                different += differences_of_llama_cpp(args.data, Path(folder))
+    report(rows, clean, different)
     alarms = [run for run in clean if run[3][0] is not None]
     write_json(args.json, {
         "machine": machine(), "faults": rows, "clean_runs": len(clean), "false_alarms": len(alarms),
     })  # fmt: skip
 
 
-def report(rows, clean):
+def report(rows, clean, different):
     print(f"{machine()}\n\n| engine | fault | model | first wrong | noise | |")
     print("|---|---|---|---|---|---|")
     for r in rows:
@@ -201,7 +217,7 @@ def report(rows, clean):
     print(f"\n{len(rows)} faults: {caught} caught, {located} located at the very operation")
     alarms = [run for run in clean if run[3][0] is not None]
     print(f"{len(clean)} clean runs: {len(alarms)} false alarms")
-    for engine, model, format, found in alarms:
+    for engine, model, format, found in [*alarms, *different]:
         print(f"  {engine}, {model}, {format}: {found[0]}, {found[2]:.3g} units of noise")
 
 

@@ -7,10 +7,11 @@ checkpoint, or any other's whose values lie in a file already.
 import sys
 from argparse import ArgumentParser, Namespace
 
-from flashinfer.cli.common import positions, progress_bars
+from flashinfer.cli.common import add_json, positions, progress_bars, write_json
 from flashinfer.cli.model_options import add_model_arguments, open_model
 from flashinfer.cli.prompt import add_text_arguments, ids_of_text
 from flashinfer.formats.errors import UserError
+from flashinfer.oracle.trace_file import Trace
 
 ENGINES = ("flashinfer", "llama.cpp", "transformers")
 
@@ -43,6 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "arrays are called here; see docs/traces.md",
     )  # fmt: skip
     add_model_arguments(parser)
+    add_json(parser)
 
 
 def main(args: Namespace) -> None:
@@ -52,6 +54,17 @@ def main(args: Namespace) -> None:
         trace_own(args)
     else:
         trace_other(args)
+    with Trace(args.output) as written:
+        figures = {
+            "engine": written.engine,
+            "arithmetic": written.arithmetic,
+            "tokens": written.tokens.tolist(),
+            "positions": written.positions.tolist(),
+            "values": written.names,
+            "summary": written.summaries is not None,
+            "bytes": written.file.size,
+        }
+    write_json(args.json, figures)
 
 
 def trace_own(args: Namespace) -> None:
