@@ -13,7 +13,8 @@ from pathlib import Path
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
-from flashinfer.plan.options import Options
+from flashinfer.plan.options import Mode, Options
+from flashinfer.plan.setup import opened, prepare
 from flashinfer.study.divergence import Comparison, Distance, Perplexity, perplexity_of
 from flashinfer.study.ideal import Watched, predict_ideally, watch
 from flashinfer.study.perplexity import LOGIT_ROWS, log_softmax, predictions
@@ -72,30 +73,69 @@ def compare_modes(
     options   Options; its ``neurons`` is left out of account
     progress  is told what ``Model.open`` tells, and the tokens predicted as the mode's name
     The base's logits go through a temporary file of 4 bytes for each token and entry of the
-    vocabulary. Raises UserError as ``predictions`` does, and where there is no room for the file.
+    vocabulary. Raises UserError as ``predictions`` does, and where there is no room for the file;
+    BudgetError before any mode is run.
     """
-    with Bundle(path) as bundle:
+    options = replace(options, logit_rows=LOGIT_ROWS, neurons=None)
+    with opened(path, options) as bundle:
         left_out, vocab_size = _left_out(bundle), bundle.config.vocab_size
-    options = replace(options, logit_rows=LOGIT_ROWS)
+        if left_out is None:  # The mode that needs more memory: too little is refused at once.
+            prepare(bundle, replace(options, neurons="predicted")).flash.close()
     if left_out is not None:
         return _only_mode(path, token_ids, options, left_out, progress)
     with ScratchLogits((len(token_ids), vocab_size)) as base:
-        with Model.open(path, replace(options, neurons="dense"), progress) as model:
-            for found in predictions(model, token_ids, progress, "dense"):
-                base.write(found.first, found.logits)
-        options = replace(options, neurons="predicted")
-        with Model.open(path, options, progress) as model:
-            watched = watch(model)
-            predicted = _comparison(model, base, token_ids, progress, "predicted")
-        with Model.open(path, options, progress) as model:
-            predict_ideally(model)
-            ideal = _comparison(model, base, token_ids, progress, IDEAL)
+        run = _Run(path, token_ids, options, base, progress)
+        run.dense()
+        predicted, layers = run.predicted()
+        ideal = run.ideal()
     results = [
         ModeResult("dense", predicted.base, None),
         ModeResult("predicted", perplexity_of(predicted.nats), predicted.distance()),
         ModeResult(IDEAL, perplexity_of(ideal.nats), ideal.distance()),
     ]
-    return Modes(len(predicted.nats), results, [errors_of(layer) for layer in watched], None)
+    return Modes(len(predicted.nats), results, layers, None)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The modes of a bundle one after the other. Each opens a model of its own, which is gone when
+    its method returns: the budget has room for one."""
+
+    path: Path | str
+    token_ids: Sequence[int]
+    options: Options
+    base: ScratchLogits
+    progress: Progress
+
+    def dense(self) -> None:
+        """Write the logits that the others are compared with to ``base``."""
+        with self._open("dense") as model:
+            for found in predictions(model, self.token_ids, self.progress, "dense"):
+                self.base.write(found.first, found.logits)
+
+    def predicted(self) -> tuple[Comparison, list[LayerErrors]]:
+        """The predicted mode beside dense, and the errors of each layer's predictor."""
+        with self._open("predicted") as model:
+            watched = watch(model)
+            comparison = self._comparison(model, "predicted")
+            return comparison, [errors_of(layer) for layer in watched]
+
+    def ideal(self) -> Comparison:
+        """Ideal prediction beside dense."""
+        with self._open("predicted") as model:
+            predict_ideally(model)
+            return self._comparison(model, IDEAL)
+
+    def _open(self, mode: Mode) -> Model:
+        return Model.open(self.path, replace(self.options, neurons=mode), self.progress)
+
+    def _comparison(self, model: Model, mode: str) -> Comparison:
+        comparison = Comparison()
+        for found in predictions(model, self.token_ids, self.progress, mode):
+            rows = self.base.rows(found.first, len(found.logits))
+            for of_base, row, token in zip(rows, found.logits, found.following, strict=True):
+                comparison.add(of_base, row, int(token))
+        return comparison
 
 
 def _left_out(bundle: Bundle) -> str | None:
@@ -119,24 +159,12 @@ def _only_mode(
 ) -> Modes:
     """The Modes of a bundle that has one."""
     nats: list[float] = []
-    with Model.open(path, replace(options, neurons=None), progress) as model:
+    with Model.open(path, options, progress) as model:
         mode = model.plan.mode
         for found in predictions(model, token_ids, progress, mode):
             for row, token in zip(found.logits, found.following, strict=True):
                 nats.append(-float(log_softmax(row)[token]))
     return Modes(len(nats), [ModeResult(mode, perplexity_of(nats), None)], [], left_out)
-
-
-def _comparison(
-    model: Model, base: ScratchLogits, token_ids: Sequence[int], progress: Progress, mode: str
-) -> Comparison:
-    """The Comparison of a model, opened in a mode, with the base's logits."""
-    comparison = Comparison()
-    for found in predictions(model, token_ids, progress, mode):
-        rows = base.rows(found.first, len(found.logits))
-        for of_base, row, token in zip(rows, found.logits, found.following, strict=True):
-            comparison.add(of_base, row, int(token))
-    return comparison
 
 
 def errors_of(watched: Watched) -> LayerErrors:

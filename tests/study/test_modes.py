@@ -1,5 +1,7 @@
 """Modes side by side: distances by hand from the models' own logits, and predictors' errors."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,10 @@ from conftest import DATA
 from flashinfer import Model, UserError
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats.convert import convert
+from flashinfer.formats.errors import BudgetError
 from flashinfer.oracle.trace import trace
 from flashinfer.plan.options import Options
+from flashinfer.study import modes
 from flashinfer.study.divergence import Comparison
 from flashinfer.study.ideal import predict_ideally, watch
 from flashinfer.study.modes import compare_modes, errors_of
@@ -140,6 +144,29 @@ def log_chances(logits, following):
     exact = logits.astype(np.float64)
     exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
     return exact[np.arange(len(following)), following]
+
+
+def test_the_budget_has_room_for_one_model(calibrated, monkeypatch):
+    models, alive = [], []
+
+    class Watched(Model):
+        def __init__(self, *args):
+            alive.append(sum(model() is not None for model in models))
+            super().__init__(*args)
+            models.append(weakref.ref(self))
+
+    monkeypatch.setattr(modes, "Model", Watched)
+    compare_modes(calibrated, IDS.tolist(), Options(context=CONTEXT))
+    assert alive == [0, 0, 0]
+
+
+def test_a_budget_that_is_too_small_is_refused_at_once(calibrated):
+    seen = []
+    with pytest.raises(BudgetError):
+        compare_modes(
+            calibrated, IDS.tolist(), Options(memory="1M"), lambda *done: seen.append(done)
+        )
+    assert not seen
 
 
 def test_where_no_temporary_file_can_be(calibrated, monkeypatch):
