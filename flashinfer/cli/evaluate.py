@@ -1,4 +1,10 @@
-"""Measure how well a model predicts: perplexity, distance from other modes and engines, choices."""
+"""Measure how well a model predicts: perplexity, distance from other modes and engines, choices.
+
+The text is cut into sequences of 1024 tokens, or of the model's context where that is shorter, and
+each begins from an empty context. Logits for --against have to come from the same sequences, one
+row for each token of the text. Of a server, KL divergence is a lower bound: the tokens that it does
+not name count as one.
+"""
 
 import math
 from argparse import ArgumentParser, Namespace
