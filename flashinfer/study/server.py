@@ -85,12 +85,17 @@ class Server:
 
     def _echoed(self, ids: list[int]) -> list[Named] | None:
         """The predictions of ids[1:], asked at once; None where the server does not echo."""
-        if not self.echoes or len(ids) < 2:
+        if not self.echoes:
             return None
         try:
             found = self._complete(ids, echo=True)
         except _Refused:
             found = []
+        if len(found) > len(ids) + 1:
+            raise UserError(
+                f"{self.url}: finds {len(found) - 1} tokens in a prompt of {len(ids)}; it has to "
+                "take token ids as they are"
+            )
         self.echoes = len(found) >= len(ids)
         return found[1 : len(ids)] if self.echoes else None
 
@@ -152,8 +157,7 @@ class Server:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:
                 raw = response.read(MOST_ANSWER + 1)
         except urllib.error.HTTPError as error:
-            said = error.read(200).decode("utf-8", "replace")
-            raise _Refused(f"{self.url}{path}: HTTP {error.code}: {said or error.reason}") from None
+            raise _Refused(f"{self.url}{path}: HTTP {error.code}: {_said(error)}") from None
         except urllib.error.URLError as error:
             raise UserError(f"{self.url}: cannot be asked: {_why(error.reason)}") from None
         except (OSError, HTTPException, ValueError) as error:
@@ -171,6 +175,14 @@ class Server:
 
 class _Refused(UserError):
     """The server answered with an HTTP error."""
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The beginning of what a server sent with an HTTP error."""
+    try:
+        return error.read(200).decode("utf-8", "replace") or str(error.reason)
+    except (OSError, HTTPException, ValueError):
+        return str(error.reason)
 
 
 def _why(error: Any) -> str:

@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from completions_server import Echoing, LlamaCpp, serving
 from flashinfer.cli.common import open_bundle, text_ids
+from flashinfer.cli.evaluate_lines import modes_lines
 from flashinfer.cli.run import demo_model
+from flashinfer.study.divergence import perplexity_of
+from flashinfer.study.modes import ModeResult, Modes
 from flashinfer.text.tokenizer import Tokenizer
 
 pytest.importorskip("tokenizers")
@@ -81,6 +85,30 @@ def test_against_a_file(cli, text, logits, tmp_path):
     assert figures["other"]["perplexity"] == pytest.approx(4096)
     assert figures["base"]["perplexity"] < 100 and figures["named"] is None
     assert "this model, dense: perplexity" in out and f"{logits}: perplexity 4096.0000" in out
+
+
+@pytest.mark.parametrize("kind", [Echoing, LlamaCpp])
+def test_against_a_server(cli, text, kind):
+    def uniform(ids):
+        return np.full((len(ids), 4096), -np.log(4096)).tolist()
+
+    with serving(kind(uniform)) as url:
+        code, out, err = cli(
+            "evaluate", demo_model(), "--text", text, "--tokens", 24, "--against", url, "--top", 9
+        )
+    assert code == 0, err
+    assert "the server named " in out and "at least this" in out
+    known = "perplexity 4096.0000" if kind is Echoing else "perplexity unknown"
+    assert f"{url}: {known}" in out
+
+
+def test_modes_that_do_not_exist_are_said():
+    one = ModeResult("dense", perplexity_of([1.0, 2.0]), None)
+    assert modes_lines(Modes(2, [one], [], "there are no predictors")) == [
+        "over 2 tokens, each figure with its standard error:",
+        "dense: perplexity 4.4817 ± 2.2408 a token",
+        "no other modes: there are no predictors",
+    ]
 
 
 def test_choices(cli, questions, tmp_path):
