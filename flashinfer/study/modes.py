@@ -74,7 +74,8 @@ def compare_modes(
     progress  is told what ``Model.open`` tells, and the tokens predicted as the mode's name
     The base's logits go through a temporary file of 4 bytes for each token and entry of the
     vocabulary. Raises UserError as ``predictions`` does, and where there is no room for the file;
-    BudgetError before any mode is run.
+    BudgetError where the memory is too little. That is found before any mode is run, but for the
+    few MB that a process keeps of the modes before.
     """
     options = replace(options, logit_rows=LOGIT_ROWS, neurons=None)
     with opened(path, options) as bundle:
