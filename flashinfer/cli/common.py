@@ -25,7 +25,10 @@ MOST_WHOLE = (1 << 31) - 1  # more than any count of tokens, bytes a row, or thr
 MOST_SEED = (1 << 64) - 1
 MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
-INPUTS = ("model", "source", "text", "file", "device", "predictor_from", "trace")
+INPUTS = (
+    "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
+    "file_map",
+)  # fmt: skip
 OUTPUTS = ("destination", "output", "profile", "json", "html", "junit")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 DELAY = 0.5  # seconds; shorter work shows no bar
@@ -38,6 +41,12 @@ BARS: dict[str, dict[str, Any]] = {
     "prompt": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "calibrate": {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"},
     "evaluate": {"unit": "token"},
+    "dense": {"unit": "token"},
+    "predicted": {"unit": "token"},
+    "routed": {"unit": "token"},
+    "ideal": {"unit": "token"},
+    "tokenize": {"unit": "question"},
+    "choices": {"unit": "question"},
     "trace": {"unit": "token"},
     "compare": {"unit": "operation"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import DATA
@@ -13,17 +14,25 @@ from flashinfer.cli.run import demo_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 SPEAKS_ONLY = {"chat"}  # commands whose output is for people alone
+# Options with which a command writes an object of its own.
+OF_THEIR_OWN = ("evaluate --modes", "evaluate --against", "evaluate --choices")
 
 
 def arguments(name, folder, plain):
     """A command line that ends well, and quickly."""
     out, text = folder / "x.flash", folder / "text.py"
     text.write_text("def double(x):\n    return 2 * x\n" * 60)
+    logits, questions = folder / "x.npy", folder / "x.jsonl"
+    np.save(logits, np.zeros((64, 4096), dtype=np.float32))
+    questions.write_text(json.dumps({"ctx": "import", "endings": ["os", "):"], "label": 0}))
     return {
         "run": [plain, "--tokens", "5,17", "-n", 3],
         "convert": [DATA / "opt-plain", out],
         "calibrate": [demo_model(), "--text", text, "--tokens", 512, "--steps", 1, "-o", out],
         "evaluate": [demo_model(), "--text", text, "--tokens", 64],
+        "evaluate --modes": [demo_model(), "--text", text, "--tokens", 64],
+        "evaluate --against": [logits, demo_model(), "--text", text, "--tokens", 64],
+        "evaluate --choices": [questions, demo_model()],
         "plan": [plain, "--device", "rpi5-nvme"],
         "probe": [folder, "-o", folder / "profile.json", "-t", 1],
         "inspect": [plain],
@@ -39,14 +48,14 @@ def documented(name):
     return {key: meaning for keys, meaning in rows for key in re.findall(r"`(\w+)`", keys)}
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in SPEAKS_ONLY])
+@pytest.mark.parametrize("name", [n for n in (*COMMANDS, *OF_THEIR_OWN) if n not in SPEAKS_ONLY])
 def test_the_object_has_the_schema_and_the_keys_of_its_page(
     cli, plain, tmp_path, quick_probe, name
 ):
-    if name in ("calibrate", "evaluate"):
+    if name.startswith(("calibrate", "evaluate")):
         pytest.importorskip("tokenizers")
     file = tmp_path / "figures.json"
-    code, _, err = cli(name, *arguments(name, tmp_path, plain), "--json", file)
+    code, _, err = cli(*name.split(), *arguments(name, tmp_path, plain), "--json", file)
     assert code == 0, err
     figures, keys = json.loads(file.read_text()), documented(name)
     assert next(iter(figures.items())) == ("schema", JSON_SCHEMA)
