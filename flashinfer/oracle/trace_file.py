@@ -26,6 +26,7 @@ MARK, ENGINE, CONFIG = "flashinfer.trace", "flashinfer.engine", "flashinfer.conf
 TOKENS, POSITIONS, ORDER = "flashinfer.tokens", "flashinfer.positions", "flashinfer.order"
 MODE, SUMMARIES = "flashinfer.mode", "flashinfer.summaries"
 ARITHMETIC, CONTEXT = "flashinfer.arithmetic", "flashinfer.context"
+KEYS = (MARK, ENGINE, CONFIG, TOKENS, POSITIONS, ORDER, MODE, SUMMARIES, ARITHMETIC, CONTEXT)
 NUMPY = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.uint8, "U16": np.uint16,

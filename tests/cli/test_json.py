@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from conftest import DATA
+from flashinfer import Model
 from flashinfer.cli.common import JSON_SCHEMA
 from flashinfer.cli.main import COMMANDS
 from flashinfer.cli.run import demo_model
+from flashinfer.oracle.trace import trace
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 SPEAKS_ONLY = {"chat"}  # commands whose output is for people alone
@@ -25,6 +27,8 @@ def arguments(name, folder, plain):
     logits, questions = folder / "x.npy", folder / "x.jsonl"
     np.save(logits, np.zeros((64, 4096), dtype=np.float32))
     questions.write_text(json.dumps({"ctx": "import", "endings": ["os", "):"], "label": 0}))
+    with Model.open(plain, neurons="dense") as model:
+        trace(model, [5, 17], folder / "y.safetensors")
     return {
         "run": [plain, "--tokens", "5,17", "-n", 3],
         "convert": [DATA / "opt-plain", out],
@@ -33,6 +37,9 @@ def arguments(name, folder, plain):
         "evaluate --modes": [demo_model(), "--text", text, "--tokens", 64],
         "evaluate --against": [logits, demo_model(), "--text", text, "--tokens", 64],
         "evaluate --choices": [questions, demo_model()],
+        "trace": [plain, "--tokens", "5,17", "-o", folder / "x.safetensors"],
+        "compare": [plain, folder / "y.safetensors"],
+        "digest": [plain, "--tokens", "5,17"],
         "plan": [plain, "--device", "rpi5-nvme"],
         "probe": [folder, "-o", folder / "profile.json", "-t", 1],
         "inspect": [plain],
