@@ -39,6 +39,7 @@ BARS: dict[str, dict[str, Any]] = {
     "calibrate": {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"},
     "evaluate": {"unit": "token"},
     "trace": {"unit": "token"},
+    "kit": {"unit": "model"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "calibrate",
     "evaluate",
     "trace",
+    "kit",
     "plan",
     "probe",
     "inspect",

@@ -28,6 +28,7 @@ def arguments(name, folder, plain):
         "probe": [folder, "-o", folder / "profile.json", "-t", 1],
         "inspect": [plain],
         "verify": [plain],
+        "kit": [folder / "kit", "--arch", "opt"],
         "synth": [out, "--hidden-size", 64, "--layers", 2, "--vocab-size", 300, "--context", 64],
     }[name]
 

@@ -8,6 +8,7 @@ from flashinfer.calibration.calibrate import calibrate
 from flashinfer.cli.common import progress_bars
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.bundle.reader import verify
+from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.study.perplexity import evaluate
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import opt_config
@@ -38,7 +39,12 @@ def find_predictors(path, progress):
     calibrate(path / "x.flash", ids, steps=0, threads=1, progress=progress)
 
 
+def make_kit(path, progress):
+    write_kit(path / "kit", ["gpt_oss"], progress)
+
+
 WORKS = {
+    "kit": make_kit,
     "write": write,
     "verify": check,
     "load": load,
