@@ -37,8 +37,8 @@ def kit(tmp_path_factory):
 
 
 @pytest.fixture
-def small_kit(kit, tmp_path):
-    """A copy of the kit with few models, which a test may spoil."""
+def small_kit(tmp_path):
+    """A kit with few models, which a test may spoil."""
     folder = tmp_path / "small"
     write_kit(folder, ["phi3"])
     return folder
@@ -97,6 +97,13 @@ def test_every_architecture_is_in_it():
 def test_a_kit_is_right_and_says_so(small_kit, cli):
     code, out, err = cli("kit", small_kit, "--check")
     assert code == 0 and "models are right" in out, err
+    code, out, err = cli("kit", small_kit, "--check", "--json", "-")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["models"] == 3 and figures["version"] == draws.VERSION
+    assert figures["differences"] == []
+    assert set(figures) <= {"schema", "kit", "version", "models", "files", "differences",
+                            "not_checked"}  # fmt: skip
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.gguf], ids=lambda m: m.name)

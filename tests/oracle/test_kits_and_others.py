@@ -1,23 +1,19 @@
 """The kit against other implementations, each where it is installed."""
 
-import json
-
 import numpy as np
 import pytest
 
 from flashinfer import kernels
-from flashinfer.formats.safetensors import SafetensorsFile
 from flashinfer.oracle.kits.configs import MODELS
 from flashinfer.oracle.kits.kit import TOLERANCE, goldens_of, write_kit
 from flashinfer.oracle.kits.number_formats import tensors_of
 from flashinfer.oracle.kits.samplers import sampler_cases
+from other_engines import NOT_IN_LLAMA_CPP, OF_OTHERS, by_llama_cpp, by_transformers, right
 
 pytestmark = [
     pytest.mark.skipif("native" not in kernels.TWINS, reason="no compiled kernels"),
     pytest.mark.filterwarnings("default"),
 ]
-OF_OTHERS = ("sparsellama", "bamboo")  # their code comes with their checkpoints
-NOT_IN_LLAMA_CPP = ("bamboo",)
 GGUF_FILES = [(model, number) for model in MODELS for number in range(len(model.gguf))]
 
 
@@ -28,29 +24,16 @@ def kit(tmp_path_factory):
     return folder
 
 
-def right(kit, golden):
-    """(tokens (T,), logits (T, vocab_size))."""
-    described = json.loads((kit / "manifest.json").read_text())["models"]
-    tokens = {g["logits"]: model["tokens"] for model in described for g in model["goldens"]}
-    with SafetensorsFile(kit / golden.logits) as file:
-        return tokens[golden.logits], file.read_rows("logits")
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "model", [m for m in MODELS if m.model_type not in OF_OTHERS], ids=lambda m: m.name
 )
 def test_transformers_gives_the_logits(kit, model):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     golden = goldens_of(model)[0]
     tokens, logits = right(kit, golden)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        kit / golden.source, dtype=torch.float32, local_files_only=True
-    ).eval()
-    with torch.no_grad():
-        found = theirs(torch.tensor(tokens)[None]).logits[0].numpy()
+    found = by_transformers(kit / golden.source, tokens)
     assert np.abs(found - logits).max() <= TOLERANCE
 
 
@@ -59,14 +42,10 @@ def test_transformers_gives_the_logits(kit, model):
     ids=lambda part: getattr(part, "name", part),
 )  # fmt: skip
 def test_llama_cpp_loads_the_gguf_files(kit, model, number):
-    llama_cpp = pytest.importorskip("llama_cpp")
+    pytest.importorskip("llama_cpp")
     golden = goldens_of(model)[1 + number]
     tokens, logits = right(kit, golden)
-    llama = llama_cpp.Llama(
-        str(kit / golden.source), n_ctx=64, logits_all=True, verbose=False, n_threads=1
-    )
-    llama.eval(tokens)
-    worst = np.abs(llama.scores[: len(tokens)] - logits).max(axis=1)  # of each token
+    worst = np.abs(by_llama_cpp(kit / golden.source, tokens) - logits).max(axis=1)  # of each token
     # It rounds activations; a token of a mixture may use another expert where two nearly tie.
     assert np.median(worst) < (0.02 if model.gguf[number] == "f16" else 0.2)
 
