@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flashinfer import kernels
+from flashinfer.formats.sources.gguf import GgufFile
 from flashinfer.oracle.kits.configs import MODELS
 from flashinfer.oracle.kits.kit import TOLERANCE, goldens_of, write_kit
 from flashinfer.oracle.kits.number_formats import tensors_of
@@ -57,9 +58,12 @@ def test_gguf_package_reads_the_weights(kit, model, number):
     reader = gguf.GGUFReader(kit / golden.source)
     kinds = {tensor.tensor_type.name.lower() for tensor in reader.tensors}
     assert kinds == {"f32", model.gguf[number]}
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        assert np.isfinite(values).all() and np.abs(values).max() < 4
+    with GgufFile(kit / golden.source) as ours:
+        assert {tensor.name for tensor in reader.tensors} == set(ours.tensors)
+        for tensor in reader.tensors:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            expected = ours.decode(ours.tensors[tensor.name].type, ours.raw_rows(tensor.name))
+            assert np.array_equal(values.reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16", "q8_0", "q4_0"])

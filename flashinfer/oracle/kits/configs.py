@@ -153,14 +153,15 @@ class KitModel:
     """A model of the kit.
 
     config   its Hugging Face config; fields that it leaves out have the values of its config class
-    experts  how the checkpoint holds experts: each matrix in a tensor of its own ("apart"), all of
-             a layer's in two ("fused"), or so in blocks of 4 bits ("mxfp4")
+    packing  how the checkpoint holds weights: "plain", of experts each matrix in a tensor of its
+             own; all experts of a layer in two tensors ("fused"), or so in blocks of 4 bits
+             ("mxfp4"); projections in 8 bits with a scale for each block ("fp8")
     gguf     the number formats in which it is written as GGUF, too
     """
 
     name: str
     config: JsonObject
-    experts: Literal["apart", "fused", "mxfp4"] = "apart"
+    packing: Literal["plain", "fused", "mxfp4", "fp8"] = "plain"
     gguf: tuple[str, ...] = ()
 
     @property
@@ -185,6 +186,20 @@ BLOCKS = ("f16", "q8_0", "q4_0")
 # Those written as GGUF, too: their rows are whole blocks of 32.
 GGUF_MODELS = (
     KitModel("gguf-llama", like("llama", **WIDE), gguf=BLOCKS),
+    KitModel("gguf-llama-linear", like("llama", **WIDE, **rope("linear", factor=4.0)),
+             gguf=("f16",)),
+    KitModel("gguf-llama-llama3", like("llama", **WIDE, **rope(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=16,
+    )), gguf=("f16",)),
+    KitModel("gguf-llama-yarn", like("llama", **WIDE, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=12,
+    )), gguf=("f16",)),
+    KitModel("gguf-phi3-longrope", like(
+        "phi3", **WIDE, original_max_position_embeddings=16,
+        **rope("longrope", short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0],
+               long_factor=[1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0]),
+    ), gguf=("f16",)),
     KitModel("gguf-bamboo", like("bamboo", **WIDE, hidden_act="relu", sliding_window=None),
              gguf=("f16",)),
     KitModel("gguf-qwen2", like("qwen2", **WIDE), gguf=BLOCKS),
@@ -212,11 +227,14 @@ GGUF_MODELS = (
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (
-    *(KitModel(name, config, "fused" if name == "gpt-oss" else "apart")
+    *(KitModel(name, config, "fused" if name == "gpt-oss" else "plain")
       for name, config in CONFIGS.items()),
     *(KitModel(f"{name}-fused", CONFIGS[name], "fused") for name in FUSED),
     KitModel("gpt-oss-mxfp4", {
         **CONFIGS["gpt-oss"], "quantization_config": {"quant_method": "mxfp4"},
     }, "mxfp4"),
+    KitModel("qwen3-fp8", {**like("qwen3", **WIDE), "quantization_config": {
+        "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 8],
+    }}, "fp8"),
     *GGUF_MODELS,
 )  # fmt: skip

@@ -1,14 +1,20 @@
 """A model of the kit as a GGUF file, as llama.cpp's own conversion packs and names it."""
 
 import string
+from dataclasses import replace
+
+import numpy as np
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.attention import Rotary
 from flashinfer.formats.sources.gguf_checkpoint import ARCHITECTURES, BLOCK, naming_of
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.gguf_file import Metadata, gguf_bytes
-from flashinfer.oracle.kits.weights import Form, checkpoint_tensors
+from flashinfer.oracle.kits.golden import TOKENS
+from flashinfer.oracle.kits.weights import Form, Tensors, checkpoint_tensors
+from flashinfer.transformer.positions import frequencies_of
 
 GGUF_NAMES = {model_type: name for name, (model_type, *_) in ARCHITECTURES.items()} | {
     "mixtral": "llama"
@@ -27,6 +33,7 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
+    tensors |= _rope_tensors(config.layers[0].attention.rotary)
     return gguf_bytes(_metadata(name, model, config), tensors, format, exact=(ROUTER,))
 
 
@@ -65,12 +72,7 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
     if attention.rotary is not None:
         own["rope.freq_base"] = float(attention.rotary.base)
         own["rope.dimension_count"] = attention.rotary.dim
-        if attention.rotary.kind == "yarn":
-            parameters = attention.rotary.parameters
-            original = parameters["original_max_position_embeddings"]
-            own["rope.scaling.type"] = "yarn"
-            own["rope.scaling.factor"] = float(parameters["factor"])
-            own["rope.scaling.original_context_length"] = original
+        own |= _rope_scaling(attention.rotary)
     if ffn.router is not None:
         own["expert_count"] = ffn.experts
         own["expert_used_count"] = ffn.router.experts_per_token
@@ -88,6 +90,35 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
         **{f"{architecture}.{key}": value for key, value in own.items()},
         **_vocabulary(config.vocab_size),
     }
+
+
+def _rope_scaling(rotary: Rotary) -> dict[str, float | int | str]:
+    """The metadata of rotary positions for long texts; those with factors of each dimension have
+    tensors, too."""
+    found: dict[str, float | int | str] = {}
+    if rotary.kind in ("linear", "yarn"):
+        found["rope.scaling.type"] = rotary.kind
+        found["rope.scaling.factor"] = float(rotary.parameters["factor"])
+    if rotary.kind in ("yarn", "longrope"):
+        original = rotary.parameters["original_max_position_embeddings"]
+        found["rope.scaling.original_context_length"] = original
+    if rotary.kind == "longrope":
+        found["rope.scaling.attn_factor"] = frequencies_of(rotary, TOKENS)[1]
+    return found
+
+
+def _rope_tensors(rotary: Rotary | None) -> Tensors:
+    """{name: the factor of each dimension} of the forms that have such."""
+    if rotary is not None and rotary.kind == "llama3":
+        plain, _ = frequencies_of(replace(rotary, kind="default"), TOKENS)
+        slowed, _ = frequencies_of(rotary, TOKENS)
+        return {"rope_freqs.weight": (plain / slowed).astype(np.float32)}
+    if rotary is not None and rotary.kind == "longrope":
+        return {
+            f"rope_factors_{part}.weight": np.array(rotary.parameters[f"{part}_factor"], np.float32)
+            for part in ("long", "short")
+        }
+    return {}
 
 
 def _vocabulary(size: int) -> Metadata:

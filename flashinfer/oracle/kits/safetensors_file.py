@@ -1,7 +1,7 @@
 """Writing small safetensors files, whose bytes follow from their tensors alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
@@ -14,9 +14,14 @@ DTYPES = {
 
 
 def safetensors_bytes(
-    tensors: Mapping[str, AnyArray], metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, AnyArray],
+    metadata: Mapping[str, str] | None = None,
+    fp8: Container[str] = (),
 ) -> bytes:
-    """The bytes of a safetensors file of these tensors, in the order of their names."""
+    """The bytes of a safetensors file of these tensors, in the order of their names.
+
+    fp8  tensors of bytes that are numbers in FP8 (e4m3)
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     data: list[bytes] = []
     at = 0
@@ -24,7 +29,7 @@ def safetensors_bytes(
         values = np.ascontiguousarray(tensors[name])
         raw = values.astype(values.dtype.newbyteorder("<")).tobytes()
         header[name] = {
-            "dtype": DTYPES[values.dtype],
+            "dtype": "F8_E4M3" if name in fp8 else DTYPES[values.dtype],
             "shape": list(values.shape),
             "data_offsets": [at, at + len(raw)],
         }

@@ -56,7 +56,7 @@ class Form:
 
 def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form:
     """The Form of a model's Hugging Face checkpoint; module: the architecture's."""
-    fused = model.experts == "fused"
+    fused = model.packing == "fused"
     experts, rows = module.FFN, getattr(module, "ROWS", {})
     dense, dense_rows = getattr(module, "DENSE_FFN", module.FFN), rows
     if fused and hasattr(module, "FUSED_FFN"):
