@@ -175,6 +175,20 @@ def test_hostile_manifests_give_one_line(tmp_path, cli, entry):
     assert code == 1 and out == "" and err.count("\n") == 1 and MANIFEST in err
 
 
+@pytest.mark.parametrize("key", ["tokens", "files", "tolerance"])
+def test_the_manifest_is_checked(small_kit, key):
+    manifest = json.loads((small_kit / MANIFEST).read_text())
+    if key == "tokens":
+        manifest["models"][0]["tokens"][3] += 1
+    elif key == "files":
+        del manifest["files"]["models/phi3/logits.safetensors"]
+    else:
+        manifest["tolerance"] = 1
+    (small_kit / MANIFEST).write_text(json.dumps(manifest))
+    found = check_kit(small_kit).differences
+    assert len(found) == 1 and MANIFEST in found[0]
+
+
 def test_another_version_is_refused(small_kit, cli):
     manifest = json.loads((small_kit / MANIFEST).read_text())
     (small_kit / MANIFEST).write_text(json.dumps({**manifest, "version": 99}))

@@ -26,6 +26,7 @@ from flashinfer.oracle.kits.kit import (
     MANIFEST,
     TOLERANCE,
     Golden,
+    described,
     goldens_of,
     other_files,
 )
@@ -61,13 +62,19 @@ def check_kit(directory: Path | str, progress: Progress = no_progress) -> Checke
     FormatError where the directory holds no kit, or one of another version.
     """
     folder = Path(directory)
-    files = read_manifest(folder)
+    manifest = read_manifest(folder)
+    files = manifest.pop("files")
+    models = [m for m in MODELS if f"models/{m.name}/config.json" in files]
     found = Checked(files=len(files))
+    if manifest != described(models):
+        found.differences.append(
+            f"{folder / MANIFEST}: its models, tokens or tolerance are not version {VERSION}'s"
+        )
+    found.differences += _missing(folder, files, models)
     found.differences += _wrong_hashes(folder, files)
     if found.differences:
         found.not_checked.append("what our engine gives, as files differ")
         return found
-    models = [m for m in MODELS if f"models/{m.name}/config.json" in files]
     with tempfile.TemporaryDirectory() as scratch:
         for number, model in enumerate(models):
             found.differences += _wrong_model(model, folder, Path(scratch))
@@ -86,7 +93,7 @@ def check_kit(directory: Path | str, progress: Progress = no_progress) -> Checke
 
 
 def read_manifest(folder: Path) -> JsonObject:
-    """{path within the kit: {"bytes", "sha256"}} of a kit's manifest. Raises FormatError."""
+    """A kit's manifest, whose "files" are sound. Raises FormatError."""
     path = folder / MANIFEST
     manifest = read_json(path)
     if manifest.get("version") != VERSION:
@@ -106,7 +113,20 @@ def read_manifest(folder: Path) -> JsonObject:
                 f"{path}: the entry {shown(name)} of files is not the size, of at most "
                 f"{MOST_FILE:,} bytes, and the SHA-256 of a file in the kit"
             )
-    return files
+    return manifest
+
+
+def _missing(folder: Path, files: JsonObject, models: list[KitModel]) -> Iterator[str]:
+    """What of a kit with these models its manifest does not list."""
+    needed = [name for name, _ in other_files()]
+    for model in models:
+        checkpoint, *gguf = goldens_of(model)
+        needed.append(f"{checkpoint.source}/model.safetensors")
+        needed += [path for golden in gguf for path in golden]
+        needed += [checkpoint.logits, checkpoint.trace]
+    for name in needed:
+        if name not in files:
+            yield f"{folder / MANIFEST}: does not list {name}"
 
 
 def _wrong_hashes(folder: Path, files: JsonObject) -> Iterator[str]:

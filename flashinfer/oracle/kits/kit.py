@@ -132,10 +132,7 @@ def _manifest(models: Sequence[KitModel], folder: Path) -> JsonObject:
         if path.is_file()
     }
     return {
-        "version": VERSION,
-        "seed": SEED,
-        "tolerance": TOLERANCE,
-        "models": [_described(model) for model in models],
+        **described(models),
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for name, content in contents.items()
@@ -143,13 +140,21 @@ def _manifest(models: Sequence[KitModel], folder: Path) -> JsonObject:
     }
 
 
-def _described(model: KitModel) -> JsonObject:
-    vocab_size = model.config["vocab_size"]
+def described(models: Sequence[KitModel]) -> JsonObject:
+    """What the manifest of a kit with these models says beside its files."""
     return {
-        "name": model.name,
-        "architecture": model.model_type,
-        "tokens": tokens_of(model.name, vocab_size).tolist(),
-        "goldens": [golden._asdict() for golden in goldens_of(model)],
+        "version": VERSION,
+        "seed": SEED,
+        "tolerance": TOLERANCE,
+        "models": [
+            {
+                "name": model.name,
+                "architecture": model.model_type,
+                "tokens": tokens_of(model.name, model.config["vocab_size"]).tolist(),
+                "goldens": [golden._asdict() for golden in goldens_of(model)],
+            }
+            for model in models
+        ],
     }
 
 
