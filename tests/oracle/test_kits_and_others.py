@@ -12,7 +12,7 @@ from flashinfer.oracle.kits.samplers import sampler_cases
 from other_engines import NOT_IN_LLAMA_CPP, OF_OTHERS, by_llama_cpp, by_transformers, right
 
 pytestmark = [
-    pytest.mark.skipif("native" not in kernels.TWINS, reason="no compiled kernels"),
+    pytest.mark.skipif(kernels.in_use != "native", reason="no compiled kernels"),
     pytest.mark.filterwarnings("default"),
 ]
 GGUF_FILES = [(model, number) for model in MODELS for number in range(len(model.gguf))]
