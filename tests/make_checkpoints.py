@@ -14,146 +14,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from flashinfer.oracle.kits.configs import COMMON, OPT
+from flashinfer.oracle.kits.configs import CONFIGS as VARIANTS
+
 DATA = Path(__file__).parent / "data"
 TOKENS = 40  # of each text
-COMMON = {
-    "vocab_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 48,
-    "bos_token_id": 2,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
-OPT = {
-    **COMMON,
-    "model_type": "opt",
-    "hidden_size": 40,  # no multiple of a vector
-    "ffn_dim": 72,
-    "word_embed_proj_dim": 40,
-    "init_std": 0.3,
-    "dropout": 0.0,
-}
-LLAMA = {
-    **COMMON,
-    "hidden_size": 40,
-    "intermediate_size": 72,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
-
-
-def like(model_type, **options):
-    return {**LLAMA, "model_type": model_type, **options}
-
-
-def mixture(model_type, **options):
-    return like(model_type, num_experts_per_tok=3, **options)
-
-
-def rope(kind, **parameters):
-    """The options of rotary positions of one kind."""
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1000.0, **parameters}}
-
-
-FALCON = {
-    **COMMON,
-    "model_type": "falcon",
-    "hidden_size": 40,
-    "ffn_hidden_size": 72,
-    "initializer_range": 0.2,
-}
-VARIANTS = {
-    "opt-plain": OPT,
-    "opt-untied": {**OPT, "tie_word_embeddings": False},
-    "opt-post-norm-projected": {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 24},
-    "opt-no-bias": {**OPT, "enable_bias": False},
-    "opt-no-affine": {**OPT, "layer_norm_elementwise_affine": False},
-    "opt-no-final-norm": {**OPT, "_remove_final_layer_norm": True},
-    "llama-silu": like("llama"),
-    "llama-relu-bias": like("llama", hidden_act="relu", attention_bias=True, mlp_bias=True),
-    "llama-gelu-tied": like("llama", hidden_act="gelu", tie_word_embeddings=True, head_dim=12),
-    "llama-linear": like("llama", **rope("linear", factor=4.0)),
-    "llama-dynamic": like(
-        "llama", max_position_embeddings=24, **rope("dynamic", factor=2.0)
-    ),
-    "llama-llama3": like("llama", **rope(
-        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-        original_max_position_embeddings=16,
-    )),
-    "llama-yarn": like("llama", **rope(
-        "yarn", factor=4.0, original_max_position_embeddings=12,
-    )),
-    "llama-yarn-mscale": like("llama", **rope(
-        "yarn", factor=4.0, original_max_position_embeddings=12, beta_fast=16.0, beta_slow=2.0,
-        mscale=0.8, mscale_all_dim=0.5, truncate=False,
-    )),
-    "mistral": like("mistral", sliding_window=9),
-    "qwen2": like("qwen2"),
-    "qwen2-sliding": like(
-        "qwen2", use_sliding_window=True, sliding_window=7, max_window_layers=1
-    ),
-    "qwen3": like("qwen3", head_dim=16),
-    "falcon-7b": FALCON,
-    "falcon-new": {
-        **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "activation": "relu",
-    },
-    "falcon-new-one-norm": {
-        **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2,
-        "num_ln_in_parallel_attn": 1,
-    },
-    "falcon-rw-alibi": {
-        **FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
-        "hidden_size": 48, "num_attention_heads": 6,
-    },
-    "falcon-silu-untied": {**FALCON, "activation": "silu", "tie_word_embeddings": False},
-    "persimmon": like("persimmon", hidden_size=48),
-    "persimmon-no-qk-norm": like("persimmon", hidden_size=48, qk_layernorm=False),
-    "phi": like("phi", hidden_size=48),
-    "phi-qk-norm": like("phi", hidden_size=48, qk_layernorm=True, num_key_value_heads=4),
-    "phi3": like("phi3", sliding_window=11, original_max_position_embeddings=48),
-    "phi3-longrope": like("phi3", original_max_position_embeddings=16, **rope(
-        "longrope", short_factor=[1.0, 1.1, 1.3, 1.6, 2.0], long_factor=[1.0, 1.5, 2.5, 4.0, 6.0],
-    )),
-    "prosparse": like("sparsellama", hidden_act="fatrelu", hidden_act_param=0.05),
-    "bamboo": like("bamboo", hidden_act="relu", sliding_window=None),
-    "nemotron": like("nemotron", head_dim=12),
-    "arcee": like("arcee"),
-    "gemma": like("gemma", head_dim=16),
-    "gemma2": like("gemma2", head_dim=16, sliding_window=9, query_pre_attn_scalar=24,
-                   attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    "gemma3": like("gemma3_text", head_dim=16, sliding_window=9, num_hidden_layers=7,
-                   rope_parameters={
-                       "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-                       "full_attention": {"rope_type": "linear", "rope_theta": 1000.0,
-                                          "factor": 8.0},
-                   }),
-    "olmoe": mixture("olmoe", num_experts=8, intermediate_size=24, num_key_value_heads=4),
-    "qwen2-moe": mixture("qwen2_moe", num_experts=8, moe_intermediate_size=24,
-                         shared_expert_intermediate_size=56),
-    "qwen3-moe": mixture("qwen3_moe", num_experts=8, moe_intermediate_size=24,
-                         norm_topk_prob=True, head_dim=12),
-    "mixtral": mixture("mixtral", num_local_experts=8, intermediate_size=24),
-    "granitemoe": mixture("granitemoe", num_local_experts=8, intermediate_size=24,
-                          embedding_multiplier=3.0, attention_multiplier=0.2,
-                          residual_multiplier=0.5, logits_scaling=2.0),
-    "gpt-oss": mixture("gpt_oss", num_local_experts=8, hidden_size=64, intermediate_size=32,
-                       head_dim=16, sliding_window=8),
-    "mixtral-relu": mixture("mixtral", num_local_experts=8, intermediate_size=24,
-                            hidden_act="relu"),
-    "qwen2-moe-dense": mixture("qwen2_moe", num_experts=8, moe_intermediate_size=24,
-                               shared_expert_intermediate_size=56, num_hidden_layers=4,
-                               mlp_only_layers=[1], use_sliding_window=True, sliding_window=7,
-                               max_window_layers=3),
-    "qwen3-moe-dense": mixture("qwen3_moe", num_experts=8, moe_intermediate_size=24, head_dim=12,
-                               num_hidden_layers=4, decoder_sparse_step=2, hidden_act="relu"),
-    "dots1": mixture("dots1", n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=24,
-                     num_hidden_layers=3, first_k_dense_replace=1, n_group=4, topk_group=2,
-                     routed_scaling_factor=2.5, sliding_window=9, max_window_layers=2),
-    "glm4-moe": mixture("glm4_moe", n_routed_experts=8, moe_intermediate_size=24, head_dim=12,
-                        num_hidden_layers=3, first_k_dense_replace=2, use_qk_norm=True,
-                        attention_bias=True, routed_scaling_factor=1.5),
-}  # fmt: skip
+# How large transformers makes its random weights; a model's own options go before these.
+INITIAL = {"initializer_range": 0.2, "init_std": 0.3, "dropout": 0.0}
 
 
 # Models whose code comes with their checkpoints: what transformers has instead, and its FFN.
@@ -177,7 +44,7 @@ FORMS = {
 def make(options, seed, dtype="float32"):
     """A model with random weights everywhere, norms and biases too."""
     torch.manual_seed(seed)
-    options = {**options}
+    options = {**INITIAL, **options}
     model_type = options.pop("model_type")
     base, forward = PATCHED.get(model_type, (model_type, None))
     if forward:

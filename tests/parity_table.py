@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from make_checkpoints import COMMON, LLAMA, OPT, TOKENS, VARIANTS, make, reference, save
+from make_checkpoints import TOKENS, VARIANTS, make, reference, save
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
+from flashinfer.oracle.kits.configs import COMMON, LLAMA, OPT
 
 MOST = 1e-4
 

@@ -49,6 +49,7 @@ BARS: dict[str, dict[str, Any]] = {
     "choices": {"unit": "question"},
     "trace": {"unit": "token"},
     "compare": {"unit": "operation"},
+    "kit": {"unit": "model"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
 

@@ -19,6 +19,7 @@ COMMANDS = (
     "trace",
     "compare",
     "digest",
+    "kit",
     "plan",
     "probe",
     "inspect",

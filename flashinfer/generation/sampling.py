@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.arrays import Float32Array, Float64Array, Int64Array
 from flashinfer.formats.errors import UserError
 from flashinfer.kernels.fixed_math import exp
 
 
 class Sampler:
-    """Draws tokens; the same seed and logits give the same tokens.
+    """Draws tokens; the same seed and logits give the same tokens, with every NumPy.
 
     temperature  divides the logits; 0: the likeliest token, always
     top_k        keep the k likeliest tokens; 0: all
@@ -32,13 +32,21 @@ class Sampler:
         if not 0 < top_p <= 1:
             raise UserError(f"top-p {top_p} is not above 0 and at most 1")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.random = np.random.default_rng(seed)
+        # The raw numbers of a bit generator never change, those of NumPy's distributions may.
+        self.random = np.random.PCG64(seed)
 
     def __call__(self, logits: Float32Array) -> int:
         """logits (vocab_size,) -> a token id. Raises UserError where a logit is not finite."""
         refuse_infinite(logits)
         if self.temperature == 0:
             return int(np.argmax(logits))
+        ids, probabilities = self.probabilities(logits)
+        sums = np.cumsum(probabilities)
+        return int(ids[np.searchsorted(sums / sums[-1], self.uniform(), side="right")])
+
+    def probabilities(self, logits: Float32Array) -> tuple[Int64Array, Float64Array]:
+        """logits (vocab_size,), finite -> the tokens that may be drawn with a temperature above 0,
+        likeliest first (n,), and the probability of each (n,) float64."""
         k = self.top_k if 0 < self.top_k < len(logits) else len(logits)
         least = np.partition(logits, len(logits) - k)[len(logits) - k]
         ids = np.flatnonzero(logits >= least)
@@ -49,7 +57,11 @@ class Sampler:
         kept = before < self.top_p * weights.sum()
         with np.errstate(over="ignore"):  # a tiny temperature gives -inf, and thus no weight
             weights = exp((likely[kept] - likely[0]) / self.temperature)
-        return int(ids[self.random.choice(len(weights), p=weights / weights.sum())])
+        return ids[kept], weights / weights.sum()
+
+    def uniform(self) -> float:
+        """The next random number, at least 0 and below 1: the upper 53 bits of 64."""
+        return (int(self.random.random_raw()) >> 11) * 2.0**-53
 
 
 def refuse_infinite(logits: Float32Array, after: int | None = None) -> None:

@@ -9,13 +9,13 @@ import codecs
 import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.layout import TOKENIZER
-from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.plan import memory
 from flashinfer.text import worker
@@ -29,6 +29,15 @@ HEADROOM, PER_TOKEN = 8 << 20, 2048  # bytes set aside for later texts where the
 FIRST_CHARACTERS = 1 << 16  # of a text that may be too long, read and tokenized first
 
 
+class TokenizerFile(Protocol):
+    """An open Bundle, or another file that a tokenizer lies in."""
+
+    path: Path
+
+    def where(self, name: str) -> tuple[int, int] | None:
+        """(offset, bytes) of the text ``name`` in the file, or None where it has none."""
+
+
 class Tokenizer:
     """The tokenizer of an open Bundle, which may be closed afterwards.
 
@@ -40,7 +49,7 @@ class Tokenizer:
 
     worker: Worker
 
-    def __init__(self, bundle: Bundle, budget: int | str | None = None) -> None:
+    def __init__(self, bundle: TokenizerFile, budget: int | str | None = None) -> None:
         place = bundle.where(TOKENIZER)
         if place is None:
             raise UserError(f"{bundle.path}: has no tokenizer; flashinfer run --tokens takes ids")

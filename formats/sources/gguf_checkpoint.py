@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class GgufCheckpoint:
             self.known: set[str] = set()  # the architecture's keys that were read
             self.config = self._config(activation)
             self._refuse_strangers()
-            self.naming = self._naming()
+            self.naming = naming_of(self.architecture, tensors)
         except BaseException:
             self.close()
             raise
@@ -306,36 +306,6 @@ class GgufCheckpoint:
         found = [self._get(f"tokenizer.ggml.{key}", int) for key in keys]
         return sorted({token for token in found if token is not None})
 
-    def _naming(self) -> Naming:
-        names, tensors = dict(NAMES), self.file.tensors
-        rows: dict[str, Callable[[LayerConfig], AnyArray]] = {}
-        parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
-        ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
-        if "blk.0.ffn_gate_exps.weight" in tensors:
-            for part in ("gate", "up", "down"):
-                ffn[part] = f"{BLOCK}.ffn_{part}_exps.weight"
-                names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
-        if "blk.0.post_attention_norm.weight" in tensors and "blk.0.ffn_norm.weight" not in tensors:
-            names["layers.{}.ffn_norm.weight"] = f"{BLOCK}.post_attention_norm.weight"
-        if "blk.0.attn_qkv.weight" in tensors:
-            for p in "qkv":
-                names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
-                rows[f"{p}_proj"] = behind(p)
-        if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: one row per neuron
-            ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
-            del ffn["down"]
-        if self.architecture in TURNED:
-            rows["q_proj"] = lambda layer: _unpermuted(layer, layer.attention.num_attention_heads)
-            rows["k_proj"] = lambda layer: _unpermuted(layer, layer.attention.num_key_value_heads)
-        if self.architecture == "phi3":
-            ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
-            rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
-        if "blk.0.attn_norm_2.weight" in tensors:  # attention's norm; attn_norm is the FFN's
-            for k in KINDS:
-                names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"
-                names[f"layers.{{}}.ffn_norm.{k}"] = f"{BLOCK}.attn_norm.{k}"
-        return Naming(names, ffn, rows)
-
     # ------------------------------------------------------------------ tensors and texts
 
     def format_of(self, name: str) -> NumberFormat:
@@ -413,6 +383,41 @@ class GgufCheckpoint:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def naming_of(architecture: str, tensors: Container[str]) -> Naming:
+    """The Naming of a GGUF file.
+
+    tensors  the names of its tensors, which tell the forms of an architecture apart
+    """
+    names = dict(NAMES)
+    rows: dict[str, Callable[[LayerConfig], AnyArray]] = {}
+    parts = ("gate", "up", "down") if "blk.0.ffn_gate.weight" in tensors else ("up", "down")
+    ffn = {part: f"{BLOCK}.ffn_{part}.weight" for part in parts}
+    if "blk.0.ffn_gate_exps.weight" in tensors:
+        for part in ("gate", "up", "down"):
+            ffn[part] = f"{BLOCK}.ffn_{part}_exps.weight"
+            names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
+    if "blk.0.post_attention_norm.weight" in tensors and "blk.0.ffn_norm.weight" not in tensors:
+        names["layers.{}.ffn_norm.weight"] = f"{BLOCK}.post_attention_norm.weight"
+    if "blk.0.attn_qkv.weight" in tensors:
+        for p in "qkv":
+            names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
+            rows[f"{p}_proj"] = behind(p)
+    if f"{BLOCK}.ffn_down_t.weight".format(0) in tensors:  # PowerInfer's: one row per neuron
+        ffn["down_t"] = f"{BLOCK}.ffn_down_t.weight"
+        del ffn["down"]
+    if architecture in TURNED:
+        rows["q_proj"] = lambda layer: _unpermuted(layer, layer.attention.num_attention_heads)
+        rows["k_proj"] = lambda layer: _unpermuted(layer, layer.attention.num_key_value_heads)
+    if architecture == "phi3":
+        ffn = {"gate": ffn["up"], "up": ffn["up"], "down": ffn["down"]}
+        rows.update({part: phi3.ROWS[part] for part in ("gate", "up")})
+    if "blk.0.attn_norm_2.weight" in tensors:  # attention's norm; attn_norm is the FFN's
+        for k in KINDS:
+            names[f"layers.{{}}.attention_norm.{k}"] = f"{BLOCK}.attn_norm_2.{k}"
+            names[f"layers.{{}}.ffn_norm.{k}"] = f"{BLOCK}.attn_norm.{k}"
+    return Naming(names, ffn, rows)
 
 
 def _unpermuted(layer: LayerConfig, heads: int) -> AnyArray:

@@ -63,7 +63,7 @@ class Names:
         if layer is None:
             return None
         described = self.config.layers[layer]
-        rows = (self.packed if described.ffn.router else self.packed_dense).get(_part(template))
+        rows = (self.packed if described.ffn.router else self.packed_dense).get(part_of(template))
         return None if rows is None else rows(described)
 
     def height(self, named: str, layer: int) -> int:
@@ -87,7 +87,7 @@ class Names:
         """
         named = self.naming.NAMES.get(template, template)
         if layer is not None and template.startswith("layers.{}.ffn."):
-            named = self.ffn(layer).get(_part(template), named)
+            named = self.ffn(layer).get(part_of(template), named)
         names = alternatives(named, layer, expert, bare=template not in HEADS)
         name = next((n for n in names if n in self.checkpoint.shapes), None)
         if name is None:
@@ -288,7 +288,7 @@ def alternatives(
     return names + [name.partition(".")[2] for name in names if bare]
 
 
-def _part(template: str) -> str:
+def part_of(template: str) -> str:
     """The key in ROWS: "q_proj" for layers.{}.q_proj.bias, "gate" for layers.{}.ffn.gate."""
     pieces = template.split(".")
     return pieces[-1] if "ffn" in pieces else ".".join(pieces[2:-1])

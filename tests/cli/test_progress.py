@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from flashinfer import Model
+from flashinfer import Model, kernels
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.cli.common import progress_bars
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.bundle.reader import verify
+from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.study.perplexity import evaluate
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import opt_config
@@ -38,7 +39,14 @@ def find_predictors(path, progress):
     calibrate(path / "x.flash", ids, steps=0, threads=1, progress=progress)
 
 
+def make_kit(path, progress):
+    if kernels.in_use != "native":
+        pytest.skip("kits are written with the compiled kernels")
+    write_kit(path / "kit", ["gpt_oss"], progress)
+
+
 WORKS = {
+    "kit": make_kit,
     "write": write,
     "verify": check,
     "load": load,

@@ -12,6 +12,7 @@ from flashinfer.formats import fp8
 from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError
 from flashinfer.formats.number_formats import SOURCES
+from flashinfer.oracle.kits.configs import like
 
 
 def converted(folder, name="x.flash"):
@@ -164,7 +165,7 @@ def fp8_checkpoint(folder, model_type, **options):
     """One of transformers' models in FP8, with blocks of 16 by 8."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from make_checkpoints import like, make
+    from make_checkpoints import make
 
     model = make(like(model_type, hidden_size=32, intermediate_size=48, **options), 3)
     model.save_pretrained(folder)

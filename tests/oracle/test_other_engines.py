@@ -48,9 +48,8 @@ def test_transformers_conforms(name, tmp_path):
 def test_llama_cpp_conforms(name, tmp_path):
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
-    from make_gguf import write_gguf
-
     from flashinfer.oracle.from_llama_cpp import trace_llama_cpp
+    from make_gguf import write_gguf
 
     def in_16_bits(name, values):
         plain = "bias" in name or "gate_inp" in name

@@ -1,0 +1,138 @@
+"""A model of the kit as a GGUF file, as llama.cpp's own conversion packs and names it."""
+
+import string
+from dataclasses import replace
+
+import numpy as np
+
+from flashinfer.formats.architectures import model_config
+from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.attention import Rotary
+from flashinfer.formats.sources.gguf_checkpoint import ARCHITECTURES, BLOCK, naming_of
+from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
+from flashinfer.oracle.kits.configs import KitModel
+from flashinfer.oracle.kits.gguf_file import Metadata, gguf_bytes
+from flashinfer.oracle.kits.golden import TOKENS
+from flashinfer.oracle.kits.weights import Form, Tensors, checkpoint_tensors
+from flashinfer.transformer.positions import frequencies_of
+
+GGUF_NAMES = {model_type: name for name, (model_type, *_) in ARCHITECTURES.items()} | {
+    "mixtral": "llama"
+}
+ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
+# Names of tensors by which a GGUF file tells the forms of an architecture apart.
+PACKED = {"falcon", "phi3"}  # queries, keys and values are one tensor
+
+
+def gguf_of(model: KitModel, format: str) -> bytes:
+    """The bytes of ``model`` as a GGUF file whose matrices are in the number format ``format``."""
+    config = model_config(model.hugging_face_config())
+    name = GGUF_NAMES[model.model_type]
+    naming = naming_of(name, _marks(name, config))
+    form = Form(naming.NAMES, naming.FFN, naming.FFN, naming.ROWS, naming.ROWS)
+    tensors = checkpoint_tensors(model, config, form)
+    gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
+    tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
+    tensors |= _rope_tensors(config.layers[0].attention.rotary)
+    return gguf_bytes(_metadata(name, model, config), tensors, format, exact=(ROUTER,))
+
+
+def _marks(architecture: str, config: ModelConfig) -> set[str]:
+    """The names of tensors by which ``naming_of`` tells the forms of an architecture apart."""
+    layer = config.layers[0]
+    marks = {
+        f"{BLOCK}.ffn_gate_exps.weight": layer.ffn.router is not None,
+        f"{BLOCK}.ffn_gate.weight": layer.ffn.gated and architecture != "phi3",
+        f"{BLOCK}.attn_qkv.weight": architecture in PACKED,
+        f"{BLOCK}.attn_norm_2.weight": layer.parallel and not layer.shared_norm,
+        f"{BLOCK}.post_attention_norm.weight": architecture == "gpt-oss",
+    }
+    return {name.format(0) for name, there in marks.items() if there}
+
+
+def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
+    layer = config.layers[0]
+    attention, ffn = layer.attention, layer.ffn
+    windows = [layer.attention.attention_window for layer in config.layers]
+    norm = "layer_norm_rms_epsilon" if config.norm.kind == "rms" else "layer_norm_epsilon"
+    own: dict[str, bool | int | float | str] = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": ffn.d_ffn,
+        "attention.head_count": attention.num_attention_heads,
+        "attention.head_count_kv": attention.num_key_value_heads,
+        "attention.key_length": attention.head_dim,
+        "attention.value_length": attention.head_dim,
+        f"attention.{norm}": config.norm.epsilon,
+        "vocab_size": config.vocab_size,
+    }
+    if any(windows):
+        own["attention.sliding_window"] = max(window or 0 for window in windows)
+    if attention.rotary is not None:
+        own["rope.freq_base"] = float(attention.rotary.base)
+        own["rope.dimension_count"] = attention.rotary.dim
+        own |= _rope_scaling(attention.rotary)
+    if ffn.router is not None:
+        own["expert_count"] = ffn.experts
+        own["expert_used_count"] = ffn.router.experts_per_token
+        own["expert_feed_forward_length"] = ffn.d_ffn
+    if ffn.shared_d_ffn:
+        own["expert_shared_feed_forward_length"] = ffn.shared_d_ffn
+    if architecture == "granitemoe":
+        own["embedding_scale"] = float(config.embedding_scale)
+        own["attention.scale"] = float(attention.attention_scale or 0)
+        own["residual_scale"] = float(layer.residual_scale)
+        own["logit_scale"] = 1 / config.logit_scale
+    return {
+        "general.architecture": architecture,
+        "general.name": "flashinfer kit",
+        **{f"{architecture}.{key}": value for key, value in own.items()},
+        **_vocabulary(config.vocab_size),
+    }
+
+
+def _rope_scaling(rotary: Rotary) -> dict[str, float | int | str]:
+    """The metadata of rotary positions for long texts; those with factors of each dimension have
+    tensors, too."""
+    found: dict[str, float | int | str] = {}
+    if rotary.kind in ("linear", "yarn"):
+        found["rope.scaling.type"] = rotary.kind
+        found["rope.scaling.factor"] = float(rotary.parameters["factor"])
+    if rotary.kind in ("yarn", "longrope"):
+        original = rotary.parameters["original_max_position_embeddings"]
+        found["rope.scaling.original_context_length"] = original
+    if rotary.kind == "longrope":
+        found["rope.scaling.attn_factor"] = frequencies_of(rotary, TOKENS)[1]
+    return found
+
+
+def _rope_tensors(rotary: Rotary | None) -> Tensors:
+    """{name: the factor of each dimension} of the forms that have such."""
+    if rotary is not None and rotary.kind == "llama3":
+        plain, _ = frequencies_of(replace(rotary, kind="default"), TOKENS)
+        slowed, _ = frequencies_of(rotary, TOKENS)
+        return {"rope_freqs.weight": (plain / slowed).astype(np.float32)}
+    if rotary is not None and rotary.kind == "longrope":
+        return {
+            f"rope_factors_{part}.weight": np.array(rotary.parameters[f"{part}_factor"], np.float32)
+            for part in ("long", "short")
+        }
+    return {}
+
+
+def _vocabulary(size: int) -> Metadata:
+    """A vocabulary of letters, so that engines that want one load the file."""
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", *string.ascii_letters, *string.digits]
+    pieces = (pieces + list(string.punctuation))[:size]
+    kinds = [UNKNOWN, CONTROL, CONTROL] + [NORMAL] * (size - 3)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [-float(i) for i in range(size)],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": True,
+    }

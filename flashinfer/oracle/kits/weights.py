@@ -1,0 +1,145 @@
+"""Random weights of a model, and how a checkpoint names and packs them.
+
+It is the inverse of formats/sources/names.py, which finds our tensors in a checkpoint, and reads
+the same descriptions: an architecture's module, or the ``Naming`` of a GGUF file.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flashinfer.formats.architectures.hugging_face import Rows
+from flashinfer.formats.arrays import AnyArray, Float32Array
+from flashinfer.formats.bundle.layout import layout
+from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.sources.names import part_of
+from flashinfer.formats.tensors import FFN, TensorSpec
+from flashinfer.oracle.kits.configs import KitModel
+from flashinfer.oracle.kits.draws import power_of_two, uniform
+
+Tensors = dict[str, AnyArray]  # {name in a checkpoint: values}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a checkpoint names and packs tensors.
+
+    names       {our tensor: the checkpoint's}, {} is the layer
+    experts     {"gate", "up", "down": the checkpoint's tensor} of layers with experts
+    dense       the same of layers without
+    rows        {our projection: which rows of a packed tensor it is} of layers with experts
+    dense_rows  the same of layers without
+    last        of several names of a tensor, separated by "|", the last one is meant, else the
+                first
+    """
+
+    names: Mapping[str, str]
+    experts: Mapping[str, str]
+    dense: Mapping[str, str]
+    rows: Mapping[str, Rows]
+    dense_rows: Mapping[str, Rows]
+    last: bool = False
+
+    def name(self, template: str, layer: int | None, router: bool) -> str:
+        """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
+
+        router  whether the layer has experts
+        """
+        named = self.names.get(template, template)
+        if template.startswith("layers.{}.ffn."):
+            named = (self.experts if router else self.dense).get(part_of(template), named)
+        named = named.split("|")[-1 if self.last else 0]
+        return named if layer is None else named.replace("{}", str(layer))
+
+
+def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form:
+    """The Form of a model's Hugging Face checkpoint; module: the architecture's."""
+    fused = model.packing == "fused"
+    experts, rows = module.FFN, getattr(module, "ROWS", {})
+    dense, dense_rows = getattr(module, "DENSE_FFN", module.FFN), rows
+    if fused and hasattr(module, "FUSED_FFN"):
+        experts, rows = module.FUSED_FFN, {**rows, **module.FUSED_ROWS}
+    # Falcon's two norms side by side have names of their own.
+    two_norms = any(layer.parallel and not layer.shared_norm for layer in config.layers)
+    return Form(module.NAMES, experts, dense, rows, dense_rows, last=fused or two_norms)
+
+
+def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tensors:
+    """{the checkpoint's name: float32} of a model's random weights.
+
+    Experts that lie in one tensor have the shape (experts, rows, columns), their biases (experts,
+    rows).
+    """
+    found: Tensors = {}
+    for spec in layout(config):
+        for template, values in _parts(spec, config, model.name):
+            router = spec.layer is not None and config.layers[spec.layer].ffn.router is not None
+            name = form.name(template, spec.layer, router)
+            rows = (form.rows if router else form.dense_rows).get(part_of(template))
+            if "{expert}" in name:
+                for expert, matrix in enumerate(values):
+                    found[name.replace("{expert}", str(expert))] = matrix
+            elif rows is None or spec.layer is None:
+                found[name] = values
+            else:
+                axis = 1 if router and template.startswith("layers.{}.ffn.") else 0
+                ids = rows(config.layers[spec.layer])
+                _put(found, name, values, ids, axis)
+    return found
+
+
+def _put(found: Tensors, name: str, values: AnyArray, ids: AnyArray, axis: int) -> None:
+    """Put ``values`` in the places ``ids`` along an axis of the packed tensor ``name``, which grows
+    to hold them."""
+    held, values = found.get(name), np.moveaxis(values, axis, 0)
+    height = int(ids.max()) + 1 if held is None else max(int(ids.max()) + 1, held.shape[axis])
+    whole = np.zeros((height, *values.shape[1:]), dtype=values.dtype)
+    if held is not None:
+        whole[: held.shape[axis]] = np.moveaxis(held, axis, 0)
+    whole[ids] = values
+    found[name] = np.moveaxis(whole, 0, axis)
+
+
+def _parts(spec: TensorSpec, config: ModelConfig, label: str) -> Iterator[tuple[str, Float32Array]]:
+    """Yield (our tensor's name with {} for the layer, its values) of a tensor, or of the matrices
+    that bundles are made of; those of experts have a first dimension for the expert."""
+    template = spec.name
+    if spec.layer is None:
+        yield template, drawn(spec.name, spec.shape, config, label)
+        return
+    template = template.replace(f"layers.{spec.layer}.", "layers.{}.", 1)
+    ffn = config.layers[spec.layer].ffn
+    experts = (ffn.experts,) if ffn.router else ()
+    if spec.role == FFN:
+        d, n = ffn.hidden_size, ffn.d_ffn
+        shapes = {"gate": (n, d), "up": (n, d), "down": (d, n)}
+        for part in ("gate", "up", "down") if ffn.gated else ("up", "down"):
+            name = f"layers.{spec.layer}.ffn.{part}"
+            yield f"layers.{{}}.ffn.{part}", drawn(name, (*experts, *shapes[part]), config, label)
+        return
+    values = drawn(spec.name, spec.shape, config, label)
+    if experts and ".ffn." in template:  # the biases of all experts
+        values = values.reshape(*experts, -1)
+    yield template, values
+
+
+def drawn(name: str, shape: tuple[int, ...], config: ModelConfig, label: str) -> Float32Array:
+    """Random values of our tensor ``name``, such that activations and logits are about 1.
+
+    Norms' weights are about 1, biases small. What a matrix of ``columns`` makes of values of about
+    1 is about 1 again. ``label`` is the model's.
+    """
+    values = uniform(f"{label} {name}", shape)
+    if name.endswith("norm.weight"):
+        return np.float32(1) + values / np.float32(4)
+    if name.endswith("bias"):
+        return values / np.float32(8)
+    if name.endswith("sinks"):
+        return values
+    if name == "embed_tokens.weight":
+        return values * np.float32(power_of_two(1 / config.embedding_scale))
+    if name == "embed_positions.weight":
+        return values / np.float32(2)
+    return values * np.float32(power_of_two((3 / shape[-1]) ** 0.5))
