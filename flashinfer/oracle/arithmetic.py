@@ -12,8 +12,10 @@ from flashinfer.formats.toml import read_toml
 
 UNIT = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}  # half a unit in the last place of 1
 DEVIATION = 3**-0.5  # of what is as likely anywhere between -1 and 1
-Q8_BLOCK = 32
-ROUNDINGS = (*UNIT, "q8_0")
+# GGML's 8-bit activations: elements of a block, and what its scale is stored in.
+# q8_1 keeps a block's sum besides, in float16, for weights that are not centred.
+BLOCKS = {"q8_0": (32, np.float16), "q8_1": (32, np.float16), "q8_k": (256, np.float32)}
+ROUNDINGS = (*UNIT, *BLOCKS)
 SMALLEST = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}  # above 0
 
 
@@ -48,7 +50,7 @@ class Arithmetic:
 
 
 # transformers rounds what each module gives; llama.cpp keeps values in float32, multiplies 16-bit
-# weights with 16-bit and 8- and 4-bit weights with 8-bit activations, and keeps keys in float16.
+# weights with 16-bit and smaller weights with 8-bit activations, and keeps keys in float16.
 KNOWN = {
     "float32": Arithmetic(),
     "float32-f16-cache": Arithmetic("float32-f16-cache", keys="f16"),
@@ -58,7 +60,14 @@ KNOWN = {
     "float16": Arithmetic("float16", values="f16", keys="f16", queries="f16", probabilities="f16"),
     "llama.cpp": Arithmetic(
         "llama.cpp", keys="f16", queries="f16", probabilities="f16", activations="f16",
-        products={"f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0"},
+        products={
+            "f16": "f16", "bf16": "bf16",
+            **dict.fromkeys(
+                ("q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4"), "q8_0"
+            ),
+            **dict.fromkeys(("q4_1", "q5_1"), "q8_1"),
+            **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"), "q8_k"),
+        },
     ),
 }  # fmt: skip
 # Some of llama.cpp's graphs scale the queries, others the scores.
@@ -95,13 +104,13 @@ def arithmetic_of(given: dict[str, Any], name: str) -> Arithmetic:
         raise FormatError(f"{name}: a rounding is not one of {', '.join(ROUNDINGS)}")
     if not isinstance(given.get("scaled_queries", False), bool):
         raise FormatError(f"{name}: scaled_queries is not true or false")
-    if any(given.get(key) == "q8_0" for key in ("sums", "values", "probabilities", "activations")):
-        raise FormatError(f"{name}: only keys, queries and products can be q8_0")
+    if any(given.get(key) in BLOCKS for key in ("sums", "values", "probabilities", "activations")):
+        raise FormatError(f"{name}: only keys, queries and products can be {' or '.join(BLOCKS)}")
     return replace(KNOWN[base], name=Path(name).name, **given)
 
 
 def rounded(x: AnyArray, format: str) -> Float64Array:
-    """x (float64) rounded to the nearest number of a format, ties to even; q8_0: along rows."""
+    """x (float64) rounded to the nearest number of a format, ties to even; blocks lie in rows."""
     if format == "f32":
         return x.astype(np.float32).astype(np.float64)
     if format == "f16":
@@ -109,7 +118,7 @@ def rounded(x: AnyArray, format: str) -> Float64Array:
             return x.astype(np.float16).astype(np.float64)
     if format == "bf16":
         return _bfloat16(x)
-    return _q8_0(x)[0]
+    return _in_blocks(x, format)[0]
 
 
 def _bfloat16(x: AnyArray) -> Float64Array:
@@ -119,22 +128,27 @@ def _bfloat16(x: AnyArray) -> Float64Array:
     return found.view(np.float32).astype(np.float64)
 
 
-def _q8_0(x: AnyArray) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """x (..., n) as GGML's q8_0 rounds it; the step between its numbers; and that step where an
-    element is so near the middle of two that float32 may round it either way, else 0.
+def _in_blocks(x: AnyArray, format: str) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """x (..., n) as GGML rounds it to 8 bits; the step between its numbers; and how far off an
+    element may be: that step where float32 may round it either way, else next to nothing.
 
-    A block of 32 has a scale, its largest magnitude / 127, which is stored in float16 and used for
-    the division before that.
+    A block has a scale, its largest magnitude / 127, by which it is divided before the scale is
+    rounded to what it is stored in.
     """
-    n = x.shape[-1]
-    padded = np.zeros((*x.shape[:-1], -(-n // Q8_BLOCK) * Q8_BLOCK))
+    n, (size, stored_in) = x.shape[-1], BLOCKS[format]
+    padded = np.zeros((*x.shape[:-1], -(-n // size) * size))
     padded[..., :n] = x
-    blocks = padded.reshape(*x.shape[:-1], -1, Q8_BLOCK)
+    blocks = padded.reshape(*x.shape[:-1], -1, size)
     scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127
     steps = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
-    stored = scale.astype(np.float16).astype(np.float64)
+    stored = scale.astype(stored_in).astype(np.float64)
     near = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < 127 * 4 * UNIT["f32"]
-    parts = np.rint(steps) * stored, np.broadcast_to(stored, blocks.shape), near * stored
+    either = near * stored
+    if format == "q8_1":
+        total = np.abs((np.rint(steps) * stored).sum(axis=-1, keepdims=True))
+        # It is multiplied with the weights' minimum, which is about twice as large as they are.
+        either = np.hypot(either, 2 * UNIT["f16"] * total / np.sqrt(size))
+    parts = np.rint(steps) * stored, np.broadcast_to(stored, blocks.shape), either
     values, step, either = (part.reshape(padded.shape)[..., :n] for part in parts)
     return values, step, either
 
@@ -142,8 +156,8 @@ def _q8_0(x: AnyArray) -> tuple[Float64Array, Float64Array, Float64Array]:
 def after_rounding(x: AnyArray, noise: AnyArray, format: str) -> Float64Array:
     """The noise of rounded elements (float64) whose noise was ``noise``: a step of the format where
     noise may round to the next number, or has rounded over several; 0 where it cannot."""
-    if format == "q8_0":
-        _, step, either = _q8_0(x)
+    if format in BLOCKS:
+        _, step, either = _in_blocks(x, format)
     else:
         step, either = 2 * UNIT[format] * np.abs(x) + SMALLEST[format], np.zeros_like(x)
     apart = np.abs(rounded(x + 4 * noise, format) - rounded(x - 4 * noise, format))

@@ -9,6 +9,7 @@ import ctypes
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,12 @@ def _libraries(gguf: Path | str) -> tuple[Any, Any, str]:
     return api, base, llama_cpp.__version__
 
 
+@cache
+def _silent(kind: Any) -> Any:
+    """A callback that discards what llama.cpp logs; it is kept, as llama.cpp goes on using it."""
+    return kind(lambda level, text, data: None)
+
+
 def _run(
     api: Any,
     gguf: str,
@@ -256,8 +263,7 @@ def _run(
     graph: Graph,
 ) -> None:
     """Run ``tokens`` as one batch, all of whose logits are wanted."""
-    silent = api.llama_log_callback(lambda level, text, data: None)
-    api.llama_log_set(silent, ctypes.c_void_p(0))
+    api.llama_log_set(_silent(api.llama_log_callback), ctypes.c_void_p(0))
     callback = api.ggml_backend_sched_eval_callback(graph)
     with ExitStack() as close:
         model = api.llama_model_load_from_file(gguf.encode(), api.llama_model_default_params())
