@@ -23,6 +23,7 @@ from flashinfer.formats.convert import convert
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.tensors import FFN, PREDICTOR
 from flashinfer.kernels import fixed_math
+from flashinfer.oracle.digest import digest as oracle_digest
 
 DATA = Path(__file__).parent / "data"
 COMMITTED = Path(__file__).with_suffix(".json")
@@ -65,6 +66,10 @@ def all_digests():
         "fixed_math": digest(*fixed_math.cos_sin(angles), fixed_math.exp(-np.abs(angles) / 99))
     }
     found["demo"] = of_model(demo_model())
+    for mode in ("predicted", "dense"):
+        with Model.open(demo_model(), neurons=mode) as model:
+            of_layers = oracle_digest(model, list(range(5, 45)))
+        found[f"demo, each layer, {mode}"] = list(of_layers.values())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.flash"
         for name in FORMATS:
