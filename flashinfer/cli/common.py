@@ -25,7 +25,10 @@ MOST_WHOLE = (1 << 31) - 1  # more than any count of tokens, bytes a row, or thr
 MOST_SEED = (1 << 64) - 1
 MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
-INPUTS = ("model", "source", "text", "file", "device", "predictor_from", "trace")
+INPUTS = (
+    "model", "source", "text", "file", "device", "predictor_from", "trace", "file_map",
+    "arithmetic",
+)  # fmt: skip
 OUTPUTS = ("destination", "output", "profile", "json", "html", "junit")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 DELAY = 0.5  # seconds; shorter work shows no bar
@@ -161,7 +164,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if target != getattr(args, "profile", None):  # whose directory is made when it is written
             refuse_target(target)
         # A bundle may be calibrated in place.
-        own = [args.model] if target == getattr(args, "output", None) else []
+        own = [args.model] if args.command == "calibrate" and target == args.output else []
         refuse_loss(target, [path for path in inputs if path is not None and path not in own])
         if any(os.path.realpath(target) == os.path.realpath(other) for other in targets[:number]):
             raise UserError(f"{target}: is named twice as a file to write")
