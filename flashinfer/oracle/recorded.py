@@ -103,10 +103,10 @@ def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value
             f"{weights.config.vocab_size}: a trace of another model?"
         )
     known = {value.name for value in values}
-    shared = known & set(trace.names)
-    # Every model has logits.
-    if not shared - ({"logits"} if len(trace.names) > 1 else set()):
-        some = ", ".join(trace.names[:2]) or "none"
+    strange = [name for name in trace.names if name not in known]
+    # Logits have the same name in every model.
+    if len(strange) == len(trace.names) or (strange and known & set(trace.names) == {"logits"}):
+        some = ", ".join(strange[:2]) or "none"
         raise FormatError(
             f"{trace.path}: has no value of this model (it has {some}; the model "
             f"{values[1].name}): a trace of another model, or one that needs a name map"
