@@ -16,6 +16,8 @@ import lzma
 import math
 import re
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -40,7 +42,8 @@ LARGEST_ITEM = 16  # bytes of a number
 # What reading an .npz or .npy file fails with where it is not sound.
 DAMAGED = (
     ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, OverflowError, RuntimeError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    IndexError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    struct.error,
 )  # fmt: skip
 LAYER = r"(\d+)"
 
@@ -199,7 +202,9 @@ class ArrayFile:
             return read_tensor(self.tensors, name)
         try:
             raw = self._raw(name, most + MOST_HEADER)
-            return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as of a header that Python 2 wrote
+                return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
         except FormatError:
             raise
         except DAMAGED as error:
