@@ -27,7 +27,7 @@ MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = (
     "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
-    "file_map",
+    "file_map", "arithmetic",
 )  # fmt: skip
 OUTPUTS = ("destination", "output", "profile", "json", "html", "junit")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
@@ -171,7 +171,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if target != getattr(args, "profile", None):  # whose directory is made when it is written
             refuse_target(target)
         # A bundle may be calibrated in place.
-        own = [args.model] if target == getattr(args, "output", None) else []
+        own = [args.model] if args.command == "calibrate" and target == args.output else []
         refuse_loss(target, [path for path in inputs if path is not None and path not in own])
         if any(os.path.realpath(target) == os.path.realpath(other) for other in targets[:number]):
             raise UserError(f"{target}: is named twice as a file to write")

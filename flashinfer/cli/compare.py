@@ -47,7 +47,7 @@ def main(args: Namespace) -> None:
         compare_bits(args)
         return
     with ModelWeights(args.model) as weights, Trace(args.trace) as trace:
-        how = arithmetic_named(args.arithmetic or trace.arithmetic)
+        how = arithmetic_named(args.arithmetic) if args.arithmetic else trace.how
         if args.replace:
             replacement(weights, trace, how, args)
             return

@@ -102,6 +102,11 @@ def bring(args: Namespace) -> None:
     from flashinfer.oracle.by_hand import NameMap, import_trace
     from flashinfer.oracle.model_weights import ModelWeights
 
+    if args.only or args.positions or args.summary or args.engine != "flashinfer":
+        raise UserError(
+            "--from takes all that the file holds; leave out --only, --positions, "
+            "--summary and --engine"
+        )
     names = None if args.file_map is None else NameMap(args.file_map)
     with ModelWeights(args.model) as weights:
         left_out = import_trace(args.source, weights, args.output, names, args.tokens)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float64Array
-from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.errors import FormatError, UserError, shown
 from flashinfer.formats.toml import read_toml
 
 UNIT = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}  # half a unit in the last place of 1
@@ -76,15 +76,18 @@ KNOWN["llama.cpp-scaled"] = replace(
 )
 
 
-def arithmetic_named(name: str) -> Arithmetic:
+def arithmetic_named(name: str, where: object = "--arithmetic") -> Arithmetic:
     """One of KNOWN, or what a TOML file says: Arithmetic's fields, and ``base``, one of KNOWN.
 
+    where  the name was given; errors begin with it
     Raises UserError where it is neither, FormatError where the file is not sound.
     """
     if name in KNOWN:
         return KNOWN[name]
     if not name.endswith(".toml"):
-        raise UserError(f"arithmetic {name}: is not one of {', '.join(KNOWN)}, nor a .toml file")
+        raise UserError(
+            f"{where}: {shown(name)} is not one of {', '.join(KNOWN)}, nor a .toml file"
+        )
     return arithmetic_of(read_toml(name), name)
 
 

@@ -7,7 +7,7 @@ in one of MILLION comparisons.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.recorded import Recorded, refuse_strangers
 from flashinfer.oracle.replay import Replay, Unknown
 from flashinfer.oracle.summary import sampled
-from flashinfer.oracle.trace_file import Trace
+from flashinfer.oracle.trace_file import MOMENTS, Trace
 from flashinfer.transformer.values import Value, values_of
 
 MILLION = 1e6
@@ -142,11 +142,15 @@ def compare(
     for number, value in enumerate(values):
         if value.layer is not None:
             run.forget(value.layer)
-        found = _judge(run, trace, recorded, value)
+        with np.errstate(all="ignore"):  # a trace may hold NaN, and any float64
+            found = _judge(run, trace, recorded, value)
         if found is None:
             # What follows a value that is not finite is not finite, either, and proves nothing.
             if all(operation.noise < math.inf for operation in operations):
-                raise UserError(f"{value.name}: the reference gives numbers that are not finite")
+                raise UserError(
+                    f"{weights.path}: {value.name} of the reference is not finite: are all weights "
+                    "and the trace's earlier values?"
+                )
             found = Operation(value.name, value.layer, value.key, "not judged")
         operations.append(found)
         progress("compare", number + 1, len(values))
@@ -172,7 +176,7 @@ def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Opera
             return _judge_choices(run, recorded[place], value)
         expected = run.compute(value.layer, value.key)
     except Unknown:
-        return Operation(*base, "not judged")
+        return _judge_finite(trace, value, recorded[place])
     if not np.isfinite(expected.value).all():
         return None
     if trace.summaries is not None:
@@ -181,13 +185,28 @@ def _judge(run: Replay, trace: Trace, recorded: Recorded, value: Value) -> Opera
     return judged(value, other, _like(expected, other), trace.positions)
 
 
+def _judge_finite(trace: Trace, value: Value, other: AnyArray) -> Operation:
+    """What cannot be computed has to be finite, at least."""
+    if np.isfinite(other).all():
+        return Operation(value.name, value.layer, value.key, "not judged")
+    expected = np.where(np.isfinite(other), other, np.nan).astype(np.float64)
+    units = np.where(np.isfinite(other), 0.0, np.inf)
+    return _operation(value, other, Known(expected), units, trace.positions)
+
+
 def _like(x: Known, array: AnyArray) -> Known:
     return x.reshape(*array.shape)
 
 
 def judged(value: Value, other: Float64Array, expected: Known, positions: Int64Array) -> Operation:
     """What is to be said of ``other`` (T, ...), a value that should be ``expected``."""
-    units, limit = _units(other, expected), limit_of(other.size)
+    return _operation(value, other, expected, _units(other, expected), positions)
+
+
+def _operation(
+    value: Value, other: AnyArray, expected: Known, units: Float64Array, positions: Int64Array
+) -> Operation:
+    limit = limit_of(other.size)
     at = np.unravel_index(int(units.argmax()), units.shape)
     worst, theirs, ours = (float(a[at]) for a in (units, other, expected.value))
     flat = units.reshape(len(units), -1)
@@ -224,15 +243,23 @@ def _judge_sample(trace: Trace, value: Value, expected: Known) -> Operation:
     sample = trace.summary(value.name, "sample")
     taken = Known(expected.value.reshape(-1)[where], expected.spread.reshape(-1)[where])
     rows = where // math.prod(value.shape)
-    return judged(value, sample, taken, trace.positions[rows])
+    found = judged(value, sample, taken, trace.positions[rows])
+    # Elements that are not finite are counted, wherever they are.
+    counted = dict(zip(MOMENTS, trace.summary(value.name, "moments"), strict=True))
+    if found.noise < math.inf and (counted["nan"] or counted["infinite"]):
+        return replace(found, verdict="wrong", noise=math.inf, other=math.nan, ulp=math.inf)
+    return found
 
 
-def _judge_choices(run: Replay, chosen: AnyArray, value: Value) -> Operation:
-    """A choice is wrong where an expert was chosen before one that is better beyond the noise."""
+def _judge_choices(run: Replay, chosen: AnyArray, value: Value) -> Operation | None:
+    """A choice is wrong where an expert was chosen before one that is better beyond the noise;
+    None: the router's logits are not finite."""
     theirs = np.asarray(chosen, dtype=np.int64)
     layer = value.layer or 0
     config, logits = run.config.layers[layer].ffn.router, run.of(layer, "router")
     assert config is not None
+    if not np.isfinite(logits.value).all():
+        return None
     bias = run.weights.get(f"layers.{layer}.router.choice_bias")
     choice = routing.choose(config, logits, bias)
     margins = routing.margins(choice, theirs)

@@ -36,7 +36,8 @@ class Oracle:
         from flashinfer.oracle.trace_file import Trace
 
         with ModelWeights(self.path) as weights, Trace(trace) as other:
-            return compare(weights, other, arithmetic_named(arithmetic or other.arithmetic))
+            how = arithmetic_named(arithmetic) if arithmetic else other.how
+            return compare(weights, other, how)
 
     def write(
         self,

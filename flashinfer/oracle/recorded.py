@@ -24,7 +24,12 @@ class Recorded(Mapping[Place, AnyArray]):
     def __init__(self, trace: Trace, values: Sequence[Value]) -> None:
         self.trace = trace
         held = set(trace.names)
+        self.experts = {v.layer: v.shape[0] for v in values if v.key == "router"}
         self.by_place = {(v.layer, v.key): v for v in values if v.name in held}
+        for layer, key in list(self.by_place):
+            # Whose weights these are is said by the choices alone.
+            if key == "choice_weights" and (layer, "choices") not in self.by_place:
+                del self.by_place[layer, key]
         self.last: tuple[Place, AnyArray] | None = None
 
     def __getitem__(self, place: Place) -> AnyArray:
@@ -33,13 +38,31 @@ class Recorded(Mapping[Place, AnyArray]):
         return self.last[1]
 
     def _read(self, place: Place) -> AnyArray:
-        value, (layer, key) = self.by_place[place], place
-        array = shaped(self.trace.read(value.name), value, self.trace.path)
-        if key not in ("choices", "choice_weights") or (layer, "choices") not in self.by_place:
+        layer, key = place
+        array = self._shaped(place)
+        if key not in ("choices", "choice_weights"):
             return array
         # Engines name a token's experts in orders of their own; here they ascend.
-        order = np.argsort(self.trace.read(self.by_place[layer, "choices"].name), axis=1)
-        return np.take_along_axis(array, order.reshape(array.shape), axis=1)
+        order = np.argsort(self._choices(layer), axis=1)
+        return np.take_along_axis(array, order, axis=1)
+
+    def _shaped(self, place: Place) -> AnyArray:
+        value = self.by_place[place]
+        return shaped(self.trace.read(value.name), value, self.trace.path)
+
+    def _choices(self, layer: int | None) -> AnyArray:
+        """Ids of experts, each of which exists."""
+        name, experts = self.by_place[layer, "choices"].name, self.experts[layer]
+        found = self._shaped((layer, "choices"))
+        if found.dtype.kind not in "iu":
+            raise FormatError(f"{self.trace.path}: tensor {name} holds no whole numbers")
+        strange = found[(found < 0) | (found >= experts)]
+        if strange.size:
+            raise FormatError(
+                f"{self.trace.path}: tensor {name} holds the expert {strange[0]}; there are 0 to "
+                f"{experts - 1}"
+            )
+        return found
 
     def __contains__(self, place: object) -> bool:
         return place in self.by_place
@@ -63,6 +86,17 @@ def shaped(array: AnyArray, value: Value, path: Path | str) -> AnyArray:
 
 def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value]) -> None:
     """Raise FormatError where ``trace`` cannot be one of this model."""
+    if trace.mode == "predicted":
+        raise FormatError(
+            f"{trace.path}: is a trace of predicted neurons only; what is judged is a run of all "
+            "of them, such as one with --neurons dense"
+        )
+    longest = weights.config.max_position_embeddings
+    if len(trace.tokens) > longest:
+        raise FormatError(
+            f"{trace.path}: has {len(trace.tokens):,} tokens, more than the {longest:,} that the "
+            "model has positions for"
+        )
     most = int(trace.tokens.max())
     if most >= weights.config.vocab_size:
         raise FormatError(
@@ -77,8 +111,10 @@ def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value
         if theirs != list(values):
             raise FormatError(f"{trace.path}: its config says that it is a trace of another model")
     known = {value.name for value in values}
-    if not known & set(trace.names):
-        some = ", ".join(trace.names[:2]) or "none"
+    strange = [name for name in trace.names if name not in known]
+    # Logits have the same name in every model.
+    if len(strange) == len(trace.names) or (strange and known & set(trace.names) == {"logits"}):
+        some = ", ".join(strange[:2]) or "none"
         raise FormatError(
             f"{trace.path}: has no value of this model (it has {some}; the model "
             f"{values[1].name}): a trace of another model, or one that needs a name map"

@@ -46,6 +46,8 @@ def replace_values(
     """
     values = values_of(weights.config, weights.naming)
     refuse_strangers(weights, trace, values)
+    if trace.summaries is not None:
+        raise UserError(f"{trace.path}: holds summaries; replacing needs the values themselves")
     recorded = Recorded(trace, values)
     chosen = [
         value
@@ -63,7 +65,9 @@ def replace_values(
     for given in (nothing, taken):
         run = Replay(weights, given, trace.tokens, trace.positions, how, trace.context)
         try:
-            found.append(judged(last, other, run.compute(None, "logits"), trace.positions))
+            with np.errstate(all="ignore"):  # a trace may hold NaN, and any float64
+                logits = run.compute(None, "logits")
+                found.append(judged(last, other, logits, trace.positions))
         except Unknown:
             raise UserError(f"{trace.path}: replacing needs all positions of the text") from None
     return Replacement(tuple(value.name for value in chosen), *found)
@@ -75,9 +79,14 @@ def first_difference(reference: Trace, other: Trace) -> tuple[str, int] | None:
 
     Raises FormatError where they are not of the same tokens, or share no values.
     """
-    if not np.array_equal(reference.tokens[reference.positions], other.tokens[other.positions]):
-        raise FormatError(f"{other.path}: is a trace of other tokens than {reference.path}")
-    shared = [name for name in reference.names if name in set(other.names)]
+    for of_one, of_other, what in (
+        (reference.tokens, other.tokens, "tokens"),
+        (reference.positions, other.positions, "positions"),
+    ):
+        if not np.array_equal(of_one, of_other):
+            raise FormatError(f"{other.path}: is a trace of other {what} than {reference.path}")
+    held = set(other.names)
+    shared = [name for name in reference.names if name in held]
     if not shared:
         raise FormatError(f"{other.path}: shares no value with {reference.path}")
     different = [name for name in shared if reference.digest(name) != other.digest(name)]

@@ -1,6 +1,7 @@
 """A comparison for people: lines of text, a page with a heat map, JUnit's XML."""
 
 import html
+import math
 from collections.abc import Iterator
 from xml.sax.saxutils import quoteattr
 
@@ -42,10 +43,11 @@ def lines(found: Comparison) -> Iterator[str]:
 def where(o: Operation) -> str:
     """The element that is furthest off."""
     index = "".join(f"[{n}]" for n in o.index)
+    expected = f"{o.expected:.9g}" if math.isfinite(o.expected) else "a finite number"
     layer = "" if o.layer is None else f"layer {o.layer}, "
     return (
         f"{layer}position {o.position}, element {index or '[0]'}: {o.other:.9g} instead of "
-        f"{o.expected:.9g}, {o.ulp:.3g} ULP, {o.noise:.3g} units of noise (limit {o.limit:.2f}; "
+        f"{expected}, {o.ulp:.3g} ULP, {o.noise:.3g} units of noise (limit {o.limit:.2f}; "
         f"mean {o.mean:.3g} of {o.mean_limit:.2f}); {100 * o.share:.1f} % of the elements"
     )
 

@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
-from flashinfer.oracle.trace_file import DIGEST, SUMMARIES, TraceWriter
+from flashinfer.oracle.trace_file import DIGEST, MOMENTS, SAMPLE, SUMMARIES, TraceWriter
 from flashinfer.transformer.values import Value
 
-SAMPLE = 16  # elements of each value that are kept
-MOMENTS = ("mean", "rms", "least", "largest", "nan", "infinite")
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 

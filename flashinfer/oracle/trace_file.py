@@ -15,10 +15,11 @@ import numpy as np
 from flashinfer.formats import bounded_json
 from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
 from flashinfer.formats.bounded_json import JsonObject
-from flashinfer.formats.errors import FormatError, shown
+from flashinfer.formats.errors import FormatError, printable, shown
 from flashinfer.formats.files import replacing
 from flashinfer.formats.numbers import is_whole
 from flashinfer.formats.safetensors import ITEM_BYTES, SafetensorsFile
+from flashinfer.oracle.arithmetic import Arithmetic, arithmetic_named
 from flashinfer.transformer.values import Value
 
 VERSION = "1"
@@ -33,6 +34,9 @@ NUMPY = {
     "U32": np.uint32,
 }  # fmt: skip
 DIGEST = 16  # hexadecimal digits of SHA-256
+SAMPLE = 16  # elements of each value that a summary keeps
+MOMENTS = ("mean", "rms", "least", "largest", "nan", "infinite")
+MOST_TOKENS = 1 << 31  # more than any text has, and any vocabulary
 MOST_VALUE = 8 << 30  # bytes of one value that are read at a time
 
 
@@ -109,7 +113,8 @@ class TraceWriter:
 
     def rows(self, value: Value, first: int, rows: AnyArray) -> None:
         """Write ``rows`` (n, ...) of a value, those from the row ``first`` on."""
-        rows = np.ascontiguousarray(rows, dtype=NUMPY[value.dtype])
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 may be beyond float32
+            rows = np.ascontiguousarray(rows, dtype=NUMPY[value.dtype])
         each = prod(value.shape) * rows.itemsize
         self.file.seek(self.begin + self.offsets[value.name] + first * each)
         self.file.write(rows.tobytes())
@@ -118,7 +123,8 @@ class TraceWriter:
 class Trace:
     """A trace to be read. Everything in it is untrusted.
 
-    engine     what computed it; tokens (N,): ids of the whole text
+    engine     what computed it; mode: which neurons were used
+    tokens     (N,): ids of the whole text
     arithmetic  how the engine says that it rounds; context: tokens that it had room for
     positions  (T,) ascending: those of the tokens whose values it holds
     names      of its values, in the order in which they were computed
@@ -141,7 +147,8 @@ class Trace:
             found = metadata.get(MARK)
             what = "is not a trace" if found is None else f"is a trace of version {shown(found)}"
             raise FormatError(f"{self.path}: {what}; {MARK} {VERSION} is read, see docs/traces.md")
-        self.engine = metadata.get(ENGINE, "an unnamed engine")
+        self.engine = printable(metadata.get(ENGINE, "an unnamed engine"))
+        self.mode = metadata.get(MODE, "dense")
         self.tokens = self._numbers(TOKENS)
         self.arithmetic = metadata.get(ARITHMETIC, "float32")
         self.context = self._whole(CONTEXT, len(self.tokens))
@@ -150,8 +157,16 @@ class Trace:
         self.summaries = self._summaries() if SUMMARIES in metadata else None
         held = self.file.tensors.keys() if self.summaries is None else self.summaries.keys()
         order = self._json(ORDER, []) if self.summaries is None else list(self.summaries)
+        if not isinstance(order, list):
+            raise FormatError(f"{self.path}: metadata {ORDER} is not a list of names")
         named = [name for name in order if isinstance(name, str) and name in held]
         self.names = list(dict.fromkeys([*named, *sorted(held - set(named))]))
+
+    @property
+    def how(self) -> Arithmetic:
+        """The Arithmetic that the trace names. Raises UserError where there is none of that name,
+        or its file is not sound."""
+        return arithmetic_named(self.arithmetic, f"{self.path}: metadata {ARITHMETIC}")
 
     def _json(self, key: str, default: Any) -> Any:
         text = self.file.metadata.get(key)
@@ -167,16 +182,19 @@ class Trace:
 
     def _whole(self, key: str, default: int) -> int:
         found = self._json(key, default)
-        if not is_whole(found, default):
-            raise FormatError(f"{self.path}: metadata {key} is {shown(found)}, below {default}")
+        if not is_whole(found, default, MOST_TOKENS):
+            raise FormatError(
+                f"{self.path}: metadata {key} is {shown(found)}, not a whole number from the "
+                f"{default} tokens of the text on"
+            )
         return found
 
     def _numbers(self, key: str) -> Int64Array:
         found = self._json(key, None)
         if not isinstance(found, list) or not found or not all(is_whole(n, 0) for n in found):
             raise FormatError(f"{self.path}: metadata {key} is not a list of whole numbers")
-        if max(found) >= 1 << 31:
-            raise FormatError(f"{self.path}: metadata {key} holds {max(found)}: too large")
+        if max(found) >= MOST_TOKENS:
+            raise FormatError(f"{self.path}: metadata {key} holds {shown(max(found))}: too large")
         return np.array(found, dtype=np.int64)
 
     def _positions(self) -> Int64Array:
@@ -201,29 +219,24 @@ class Trace:
                 raise FormatError(f"{self.path}: metadata {SUMMARIES} has an entry {shown(entry)}")
             found[entry[0]] = entry[2], entry[3]
         self.rows_of = {name: row for row, name in enumerate(found)}
-        for name in ("moments", "sample"):
+        for name, width in (("moments", len(MOMENTS)), ("sample", SAMPLE)):
             info = self.file.tensors.get(name)
-            if info is None or info.dtype != "F64" or info.shape[:1] != (len(found),):
-                raise FormatError(f"{self.path}: its summaries have no sound tensor {name}")
+            if info is None or info.dtype != "F64" or info.shape != (len(found), width):
+                raise FormatError(
+                    f"{self.path}: its {len(found)} summaries have no tensor {name} of the shape "
+                    f"{[len(found), width]} in F64"
+                )
         return found
 
     def read(self, name: str) -> AnyArray:
         """A value (T, ...) of the trace, as it is stored; bfloat16 becomes float32."""
         info = self.file.tensors[name]
-        if info.nbytes > MOST_VALUE:
-            raise FormatError(f"{self.path}: tensor {shown(name)} has {info.nbytes:,} bytes")
         if not info.shape or info.shape[0] != len(self.positions):
             raise FormatError(
                 f"{self.path}: tensor {shown(name)} has the shape {list(info.shape)}, which does "
                 f"not begin with the trace's {len(self.positions)} tokens"
             )
-        if info.dtype == "BF16":
-            rows = self.file.read_rows(name)
-            return rows.reshape(info.shape)
-        if info.dtype not in NUMPY:
-            raise FormatError(f"{self.path}: tensor {shown(name)} is {info.dtype}")
-        raw = self.file.read_bytes(info.offset, info.nbytes)
-        return raw.view(NUMPY[info.dtype]).reshape(info.shape)
+        return read_tensor(self.file, name)
 
     def digest(self, name: str) -> str:
         """The digest of a value's bytes, as its summary has it."""
@@ -237,7 +250,7 @@ class Trace:
     def summary(self, name: str, what: str) -> Float64Array:
         """The "moments" or the "sample" of a value."""
         info, row = self.file.tensors[what], self.rows_of[name]
-        size = info.nbytes // max(1, info.shape[0])
+        size = info.nbytes // info.shape[0]
         return self.file.read_bytes(info.offset + row * size, size).view(np.float64)
 
     def close(self) -> None:
@@ -248,6 +261,18 @@ class Trace:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def read_tensor(file: SafetensorsFile, name: str) -> AnyArray:
+    """A tensor as it is stored; bfloat16 becomes float32. Raises FormatError."""
+    info, what = file.tensors[name], f"{file.path}: tensor {shown(name)}"
+    if info.nbytes > MOST_VALUE:
+        raise FormatError(f"{what} has {info.nbytes:,} bytes, more than {MOST_VALUE:,}")
+    if info.dtype == "BF16":
+        return file.read_rows(name).reshape(info.shape)
+    if info.dtype not in NUMPY:
+        raise FormatError(f"{what} is {info.dtype}; BF16 and {', '.join(NUMPY)} are read")
+    return file.read_bytes(info.offset, info.nbytes).view(NUMPY[info.dtype]).reshape(info.shape)
 
 
 def write_trace(
