@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from conftest import DATA
-from flashinfer import FormatError, Model, UserError
+from flashinfer import Model, UserError
 from flashinfer.formats.convert import convert
 from flashinfer.oracle.arithmetic import KNOWN
-from flashinfer.oracle.by_hand import NameMap, import_trace, read_arrays
+from flashinfer.oracle.by_hand import ArrayFile, NameMap, import_trace
 from flashinfer.oracle.compare import compare
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.trace import trace
@@ -91,13 +91,12 @@ def test_arrays_with_a_map(tmp_path):
 def test_arrays_of_npy_and_safetensors(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.save(tmp_path / "logits.npy", array)
-    assert np.array_equal(read_arrays(tmp_path / "logits.npy")["logits"], array)
+    with ArrayFile(tmp_path / "logits.npy") as arrays:
+        assert np.array_equal(arrays.read("logits", 24), array)
     safetensors = pytest.importorskip("safetensors.numpy")
     safetensors.save_file({"a": array}, tmp_path / "x.safetensors")
-    assert np.array_equal(read_arrays(tmp_path / "x.safetensors")["a"], array)
-    np.save(tmp_path / "bad.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(FormatError, match=r"bad\.npy"):
-        read_arrays(tmp_path / "bad.npy")
+    with ArrayFile(tmp_path / "x.safetensors") as arrays:
+        assert np.array_equal(arrays.read("a", 24), array)
 
 
 def test_tokens_are_needed(tmp_path):
