@@ -50,13 +50,13 @@ def text(vocabulary, seed, n=TOKENS):
 
 
 def verdict(model, trace):
-    """(the first wrong operation or None, its key, size in noise, operations judged)."""
+    """(the first wrong operation or None, its key, how far off it is; how far the worst is)."""
     with ModelWeights(model) as weights, Trace(trace) as other:
         found = compare(weights, other, KNOWN[other.arithmetic])
-    first = found.first
-    return (None, None, 0.0, found.judged) if first is None else (
-        first.name, first.key, first.noise, found.judged
-    )  # fmt: skip
+    first, worst = found.first, max(o.noise for o in found.operations)
+    return (
+        (None, None, 0.0, worst) if first is None else (first.name, first.key, first.noise, worst)
+    )
 
 
 def row(engine, name, model, expected, found):
@@ -216,7 +216,10 @@ def report(rows, clean, different):
     caught, located = sum(r["caught"] for r in rows), counts[True, True]
     print(f"\n{len(rows)} faults: {caught} caught, {located} located at the very operation")
     alarms = [run for run in clean if run[3][0] is not None]
-    print(f"{len(clean)} clean runs: {len(alarms)} false alarms")
+    worst = max((run[3][3] for run in clean), default=0.0)
+    print(
+        f"{len(clean)} clean runs: {len(alarms)} false alarms; at most {worst:.2f} units of noise"
+    )
     for engine, model, format, found in [*alarms, *different]:
         print(f"  {engine}, {model}, {format}: {found[0]}, {found[2]:.3g} units of noise")
 

@@ -1,8 +1,9 @@
 """Judge another engine's run: name its first operation that is wrong.
 
 The exit code is 0 where the engine conforms and 1 where it does not. REFERENCE is a model (a
-bundle, a checkpoint's directory or a GGUF file), by which each operation is recomputed; or a trace,
-whose bits the other has to have.
+bundle, a checkpoint's directory or a GGUF file), by which each operation is recomputed; a golden
+(flashinfer trace --golden), by whose noise samples are judged; or another trace, whose bits OTHER
+has to have.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -14,7 +15,8 @@ from flashinfer.formats.files import replacing
 from flashinfer.formats.safetensors import SafetensorsFile
 from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.oracle.arithmetic import Arithmetic, arithmetic_named
-from flashinfer.oracle.compare import compare
+from flashinfer.oracle.compare import Comparison, compare
+from flashinfer.oracle.golden import compare_with_golden
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.replacement import first_difference, replace_values
 from flashinfer.oracle.report import junit, lines, page
@@ -44,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> None:
     if is_trace(args.model):
-        compare_bits(args)
+        compare_traces(args)
         return
     with ModelWeights(args.model) as weights, Trace(args.trace) as trace:
         how = arithmetic_named(args.arithmetic) if args.arithmetic else trace.how
@@ -53,6 +55,11 @@ def main(args: Namespace) -> None:
             return
         with progress_bars() as progress:
             found = compare(weights, trace, how, not args.run, progress)
+    tell(found, args)
+
+
+def tell(found: Comparison, args: Namespace) -> None:
+    """Print and write what was found. Raises NotConforming."""
     if args.json != "-":
         print("\n".join(lines(found)))
     for path, text in ((args.html, page), (args.junit, junit)):
@@ -72,21 +79,31 @@ def is_trace(path: str) -> bool:
         return MARK in file.metadata
 
 
-def compare_bits(args: Namespace) -> None:
-    """Trace against trace: the same bits or not."""
-    if args.replace or args.arithmetic or args.run or args.html or args.junit:
-        raise FormatError(f"{args.model}: is a trace; these options need a model as the reference")
+def compare_traces(args: Namespace) -> None:
+    """Trace against trace: by the noise that a golden has, or else the same bits or not."""
     with Trace(args.model) as reference, Trace(args.trace) as other:
-        found = first_difference(reference, other)
+        if args.replace or args.arithmetic or args.run:
+            raise FormatError(
+                f"{args.model}: is a trace; --arithmetic, --run and --replace need a model"
+            )
+        if reference.golden:
+            tell(compare_with_golden(reference, other), args)
+            return
+        if args.html or args.junit:
+            raise FormatError(
+                f"{args.model}: is no golden; --html and --junit need one, or a model"
+            )
+        different = first_difference(reference, other)
     if args.json != "-":
         print(
             "the bits are the same"
-            if found is None
-            else f"the bits differ first in {found[0]}, and in {found[1] - 1} more values; with a "
-            "model as the reference it is judged whether that is noise"
+            if different is None
+            else f"the bits differ first in {different[0]}, and in {different[1] - 1} more values; "
+            "with a model or a golden as the reference it is judged whether that is noise"
         )
-    write_json(args.json, {"conforms": found is None, "first_wrong": found and found[0]})
-    if found is not None:
+    first = None if different is None else different[0]
+    write_json(args.json, {"conforms": first is None, "first_wrong": first})
+    if first is not None:
         raise NotConforming
 
 

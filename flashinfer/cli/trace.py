@@ -32,6 +32,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="of each value a digest, moments, extremes and a sample: kilobytes",
     )  # fmt: skip
     parser.add_argument(
+        "--golden", metavar="ARITHMETIC", help="a summary that judges other engines without the "
+        "model: computed in float64, with the noise of one that rounds so (float32, llama.cpp, "
+        "...); takes --tokens",
+    )  # fmt: skip
+    parser.add_argument(
         "--engine", choices=ENGINES, default="flashinfer",
         help="which one runs; llama.cpp needs llama-cpp-python, transformers needs torch",
     )  # fmt: skip
@@ -50,6 +55,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> None:
     if args.source is not None:
         bring(args)
+    elif args.golden is not None:
+        make_golden(args)
     elif args.engine == "flashinfer":
         trace_own(args)
     else:
@@ -81,6 +88,21 @@ def trace_own(args: Namespace) -> None:
         trace(model, ids, args.output, args.only, args.positions, args.summary, progress)
 
 
+def make_golden(args: Namespace) -> None:
+    """--golden ARITHMETIC."""
+    from flashinfer.oracle.arithmetic import arithmetic_named
+    from flashinfer.oracle.golden import write_golden
+    from flashinfer.oracle.model_weights import ModelWeights
+
+    if args.only or args.positions or args.summary or args.file_map or args.engine != ENGINES[0]:
+        raise UserError("--golden goes with --tokens and -o alone")
+    if not args.tokens:
+        raise UserError("--golden takes --tokens IDS")
+    how = arithmetic_named(args.golden)
+    with ModelWeights(args.model) as weights, progress_bars() as progress:
+        write_golden(weights, args.tokens, how, args.output, progress)
+
+
 def trace_other(args: Namespace) -> None:
     """--engine llama.cpp or transformers, which record all values of all tokens."""
     if args.only or args.positions or args.summary or args.file_map:
@@ -102,10 +124,11 @@ def bring(args: Namespace) -> None:
     from flashinfer.oracle.by_hand import NameMap, import_trace
     from flashinfer.oracle.model_weights import ModelWeights
 
-    if args.only or args.positions or args.summary or args.engine != "flashinfer":
+    own = args.engine == ENGINES[0] and args.golden is None
+    if args.only or args.positions or args.summary or not own:
         raise UserError(
             "--from takes all that the file holds; leave out --only, --positions, "
-            "--summary and --engine"
+            "--summary, --golden and --engine"
         )
     names = None if args.file_map is None else NameMap(args.file_map)
     with ModelWeights(args.model) as weights:

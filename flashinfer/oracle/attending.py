@@ -11,6 +11,8 @@ from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, apply, cappe
 from flashinfer.oracle.known import scale as scale_by
 from flashinfer.transformer.positions import alibi_table
 
+TOGETHER = 512  # tokens whose scores are in memory together
+
 
 class Attended(NamedTuple):
     """What attention gives: the largest score of each head (T, heads), and the heads' sums of
@@ -34,32 +36,33 @@ def attend(
     if how.scaled_queries:
         q, scale = scale_by(q, scale, how), 1.0
     q, k, v = round_to(q, how.queries), round_to(k, how.keys), round_to(v, how.keys)
-    seen = visible(n, config.attention_window)
     bias = alibi_table(n_heads, head_dim, n).astype(np.float64) if config.alibi else None
     largest, largest_noise = np.empty((n, n_heads)), np.empty((n, n_heads))
     out, out_noise = np.empty((n, n_heads, head_dim)), np.empty((n, n_heads, head_dim))
     for head in range(n_heads):
         one_k, one_v = _of_head(k, head // group), _of_head(v, head // group)
-        scores = _scores(_of_head(q, head), one_k, scale, how)
-        if bias is not None:
-            scores = Known(scores.value + bias[head, :n], scores.spread + how.unit * bias[head, :n])
-        if config.score_cap is not None:
-            scores = apply(scores, capped(config.score_cap), how)
-        masked = np.where(seen, scores.value, -np.inf)
-        where = masked.argmax(axis=1)[:, None]
-        largest[:, head] = np.take_along_axis(masked, where, axis=1)[:, 0]
-        largest_noise[:, head] = np.where(seen, scores.spread, 0).max(axis=1)
         sink = None if sinks is None else float(sinks[head])
-        p = _softmax(masked, scores.spread, sink, how)
-        y = _weighted(p, one_v, how)
-        out[:, head], out_noise[:, head] = y.value, y.spread
+        for first in range(0, n, TOGETHER):
+            rows = slice(first, min(first + TOGETHER, n))
+            scores = _scores(_rows(_of_head(q, head), rows), one_k, scale, how)
+            if bias is not None:
+                off = how.unit * np.abs(bias[head, :n])
+                scores = Known(scores.value + bias[head, :n], scores.spread + off)
+            if config.score_cap is not None:
+                scores = apply(scores, capped(config.score_cap), how)
+            seen = visible(rows, n, config.attention_window)
+            masked = np.where(seen, scores.value, -np.inf)
+            largest[rows, head] = masked.max(axis=1)
+            largest_noise[rows, head] = np.where(seen, scores.spread, 0).max(axis=1)
+            y = _weighted(_softmax(masked, scores.spread, sink, how), one_v, how)
+            out[rows, head], out_noise[rows, head] = y.value, y.spread
     heads = stored(Known(out.reshape(n, -1), out_noise.reshape(n, -1)), how)
     return Attended(Known(largest, largest_noise), heads)
 
 
-def visible(n: int, window: int | None) -> BoolArray:
-    """Which tokens each of n sees: (n, n)."""
-    behind = np.arange(n)[:, None] - np.arange(n)
+def visible(rows: slice, n: int, window: int | None) -> BoolArray:
+    """Which of n tokens those of ``rows`` see: (rows, n)."""
+    behind = np.arange(n)[rows, None] - np.arange(n)
     return (behind >= 0) & (behind < (n if window is None else window))
 
 
@@ -67,8 +70,12 @@ def _of_head(x: Known, head: int) -> Known:
     return Known(x.value[:, head], None if x.noise is None else x.noise[:, head])
 
 
+def _rows(x: Known, rows: slice) -> Known:
+    return Known(x.value[rows], None if x.noise is None else x.noise[rows])
+
+
 def _scores(q: Known, k: Known, scale: float, how: Arithmetic) -> Known:
-    """q, k (T, head_dim) -> (T, T)."""
+    """q (rows, head_dim), k (T, head_dim) -> (rows, T)."""
     products, n = q.value @ k.value.T, q.value.shape[1]
     noise = how.unit * (np.sqrt(n) + STEPS) * (np.abs(q.value) @ np.abs(k.value).T)
     noise = noise**2 + q.spread**2 @ (k.value**2).T + q.value**2 @ (k.spread**2).T
@@ -78,7 +85,8 @@ def _scores(q: Known, k: Known, scale: float, how: Arithmetic) -> Known:
 def _softmax(
     masked: Float64Array, noise: Float64Array, sink: float | None, how: Arithmetic
 ) -> Known:
-    """masked (T, T): scores, -inf where a token is not seen; sink: one more logit -> (T, T)."""
+    """masked (rows, T): scores, -inf where a token is not seen; sink: one more logit -> the same
+    shape."""
     top = masked.max(axis=1, keepdims=True)
     top = top if sink is None else np.maximum(top, sink)
     e = np.exp(masked - top)
@@ -93,7 +101,7 @@ def _softmax(
 
 
 def _weighted(p: Known, v: Known, how: Arithmetic) -> Known:
-    """p (T, T), v (T, head_dim) -> (T, head_dim)."""
+    """p (rows, T), v (T, head_dim) -> (rows, head_dim)."""
     n = p.value.shape[1]
     noise = how.unit * np.sqrt(n) * (p.value @ np.abs(v.value))
     noise = noise**2 + p.value**2 @ v.spread**2

@@ -35,6 +35,7 @@ def digest(
     The compiled kernels give the same on every machine; the NumPy kernels' sums depend on the
     NumPy that is installed. Raises UserError as ``Model.forward``.
     """
+    model.reset()
     ids = model.checked(token_ids)
     values = [value for value in wanted_values(model) if value.key in KEYS]
     hashes = Hashes(values)

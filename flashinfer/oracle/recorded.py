@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.formats.architectures import architecture, model_config
-from flashinfer.formats.arrays import AnyArray
+from flashinfer.formats.arrays import AnyArray, Int64Array
 from flashinfer.formats.errors import FormatError
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.replay import Place
@@ -91,18 +91,7 @@ def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value
             f"{trace.path}: is a trace of predicted neurons only; what is judged is a run of all "
             "of them, such as one with --neurons dense"
         )
-    longest = weights.config.max_position_embeddings
-    if len(trace.tokens) > longest:
-        raise FormatError(
-            f"{trace.path}: has {len(trace.tokens):,} tokens, more than the {longest:,} that the "
-            "model has positions for"
-        )
-    most = int(trace.tokens.max())
-    if most >= weights.config.vocab_size:
-        raise FormatError(
-            f"{trace.path}: token id {most} is not within the model's vocabulary of "
-            f"{weights.config.vocab_size}: a trace of another model?"
-        )
+    refuse_text(weights, trace.tokens, trace.path)
     if trace.config:
         try:
             theirs = values_of(model_config(trace.config), architecture(trace.config))
@@ -118,4 +107,20 @@ def refuse_strangers(weights: ModelWeights, trace: Trace, values: Sequence[Value
         raise FormatError(
             f"{trace.path}: has no value of this model (it has {some}; the model "
             f"{values[1].name}): a trace of another model, or one that needs a name map"
+        )
+
+
+def refuse_text(weights: ModelWeights, tokens: Int64Array, where: Path | str) -> None:
+    """Raise FormatError, which names ``where``, where the model cannot run these tokens."""
+    longest, vocabulary = weights.config.max_position_embeddings, weights.config.vocab_size
+    if len(tokens) > longest:
+        raise FormatError(
+            f"{where}: has {len(tokens):,} tokens, more than the {longest:,} that the model has "
+            "positions for"
+        )
+    most = int(tokens.max())
+    if most >= vocabulary:
+        raise FormatError(
+            f"{where}: token id {most} is not within the model's vocabulary of {vocabulary}: "
+            "a trace of another model?"
         )

@@ -114,6 +114,7 @@ def trace(
     Raises UserError where nothing is wanted, an id is not in the vocabulary, or the text is longer
     than the context.
     """
+    model.reset()
     ids = model.checked(token_ids)
     values = wanted_values(model, only)
     rows = _checked_positions(positions, len(ids))

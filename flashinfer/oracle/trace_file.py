@@ -35,6 +35,7 @@ NUMPY = {
 }  # fmt: skip
 DIGEST = 16  # hexadecimal digits of SHA-256
 SAMPLE = 16  # elements of each value that a summary keeps
+NOISE = "noise"  # the tensor that makes summaries a golden
 MOMENTS = ("mean", "rms", "least", "largest", "nan", "infinite")
 MOST_TOKENS = 1 << 31  # more than any text has, and any vocabulary
 MOST_VALUE = 8 << 30  # bytes of one value that are read at a time
@@ -168,6 +169,11 @@ class Trace:
         or its file is not sound."""
         return arithmetic_named(self.arithmetic, f"{self.path}: metadata {ARITHMETIC}")
 
+    @property
+    def golden(self) -> bool:
+        """Whether it holds summaries, and the noise that an engine may have: see golden.py."""
+        return SUMMARIES in self.file.metadata and NOISE in self.file.tensors
+
     def _json(self, key: str, default: Any) -> Any:
         text = self.file.metadata.get(key)
         if text is None:
@@ -219,7 +225,10 @@ class Trace:
                 raise FormatError(f"{self.path}: metadata {SUMMARIES} has an entry {shown(entry)}")
             found[entry[0]] = entry[2], entry[3]
         self.rows_of = {name: row for row, name in enumerate(found)}
-        for name, width in (("moments", len(MOMENTS)), ("sample", SAMPLE)):
+        widths = {"moments": len(MOMENTS), "sample": SAMPLE}
+        if self.golden:
+            widths[NOISE] = SAMPLE
+        for name, width in widths.items():
             info = self.file.tensors.get(name)
             if info is None or info.dtype != "F64" or info.shape != (len(found), width):
                 raise FormatError(
@@ -248,7 +257,7 @@ class Trace:
         ]
 
     def summary(self, name: str, what: str) -> Float64Array:
-        """The "moments" or the "sample" of a value."""
+        """The "moments" or the "sample" of a value, or, in a golden, its "noise"."""
         info, row = self.file.tensors[what], self.rows_of[name]
         size = info.nbytes // info.shape[0]
         return self.file.read_bytes(info.offset + row * size, size).view(np.float64)
