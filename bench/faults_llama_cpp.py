@@ -11,7 +11,8 @@ from tests.make_gguf import write_gguf
 
 LAYER = 1
 FORMATS = {
-    "f32": None, "f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "f32": None, "f16": gguf.GGMLQuantizationType.F16, "bf16": gguf.GGMLQuantizationType.BF16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
     "q4_0": gguf.GGMLQuantizationType.Q4_0,
 }  # fmt: skip
 BLOCK_BYTES = {"q8_0": 34, "q4_0": 18}
@@ -389,7 +390,7 @@ CLEAN = [
         "mixtral",
         "granitemoe",
     )
-    for format in ("f32", "f16", "q8_0", "q4_0")
+    for format in ("f32", "f16", "bf16", "q8_0", "q4_0")
 ]
 # Sound files whose models llama.cpp computes otherwise than their authors do.
 DIFFERENT = [("falcon-new", "f16"), ("phi3", "f16"), ("mistral", "f16"), ("gpt-oss", "f16")]

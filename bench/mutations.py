@@ -27,6 +27,7 @@ from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.trace_file import Trace
 
 TOKENS = 24  # of a text
+DTYPES = ("float32", "bfloat16", "float16")  # of transformers' models
 NO_MODEL = ("bamboo", "prosparse")  # whose code comes with their checkpoints
 
 
@@ -49,10 +50,10 @@ def text(vocabulary, seed, n=TOKENS):
     return np.random.default_rng(seed).integers(3, vocabulary, n).tolist()
 
 
-def verdict(model, trace):
+def verdict(model, trace, arithmetic=None):
     """(the first wrong operation or None, its key, how far off it is; how far the worst is)."""
     with ModelWeights(model) as weights, Trace(trace) as other:
-        found = compare(weights, other, KNOWN[other.arithmetic])
+        found = compare(weights, other, KNOWN[arithmetic or other.arithmetic])
     first, worst = found.first, max(o.noise for o in found.operations)
     return (
         (None, None, 0.0, worst) if first is None else (first.name, first.key, first.noise, worst)
@@ -71,14 +72,16 @@ def row(engine, name, model, expected, found):
 # ---------------------------------------------------------------------- transformers
 
 
-def open_transformers(folder):
+def open_transformers(folder, dtype="float32"):
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype)
+    ).eval()
 
 
 def run_transformers(folder, model, ids, trace):
@@ -112,10 +115,13 @@ def clean_of_transformers(data, scratch, runs):
     folders = [p for p in folders if p.name not in NO_MODEL]
     for number in tqdm(range(runs), desc="clean, transformers", leave=False):
         folder = folders[number % len(folders)]
-        model = open_transformers(folder)
+        dtype = DTYPES[number // len(folders) % len(DTYPES)]
+        model = open_transformers(folder, dtype)
         ids = text(90, 100 + number, min(TOKENS, model.config.max_position_embeddings))
         run_transformers(folder, model, ids, scratch / "t.safetensors")
-        yield "transformers", folder.name, "f32", verdict(folder, scratch / "t.safetensors")
+        model.save_pretrained(scratch / "rounded")  # with weights of this dtype
+        found = verdict(scratch / "rounded", scratch / "t.safetensors", dtype)
+        yield "transformers", folder.name, dtype, found
 
 
 # ---------------------------------------------------------------------- llama.cpp
@@ -158,7 +164,7 @@ def runs_of_llama_cpp(data, scratch, models, runs):
         model, format = models[number % len(models)]
         path = scratch / "sound.gguf"
         Gguf.of(data / model, format, number // len(models)).write(path)
-        ids = text(90, 200 + number, 8 + 4 * (number % 12))
+        ids = text(90, 200 + number, 8 + 4 * (number % 10))
         trace_llama_cpp(path, ids, scratch / "t.safetensors")
         yield "llama.cpp", model, format, verdict(path, scratch / "t.safetensors")
 

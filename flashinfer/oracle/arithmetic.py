@@ -48,6 +48,12 @@ class Arithmetic:
         way, equally often."""
         return UNIT[self.sums] * DEVIATION
 
+    @property
+    def step(self) -> float:
+        """The unit roundoff of values within a module, which some engines round once more or less
+        often than others; 0 where they are kept in float32."""
+        return 0.0 if self.values == "f32" else UNIT[self.values]
+
 
 # transformers rounds what each module gives; llama.cpp keeps values in float32, multiplies 16-bit
 # weights with 16-bit and smaller weights with 8-bit activations, and keeps keys in float16.

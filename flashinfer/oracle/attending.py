@@ -44,7 +44,7 @@ def attend(
         sink = None if sinks is None else float(sinks[head])
         for first in range(0, n, TOGETHER):
             rows = slice(first, min(first + TOGETHER, n))
-            scores = _scores(_rows(_of_head(q, head), rows), one_k, scale, how)
+            scores = stored(_scores(_rows(_of_head(q, head), rows), one_k, scale, how), how)
             if bias is not None:
                 off = how.unit * np.abs(bias[head, :n])
                 scores = Known(scores.value + bias[head, :n], scores.spread + off)

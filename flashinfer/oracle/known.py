@@ -8,7 +8,7 @@ rounding. Noise of the inputs adds to it as independent
 errors do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +74,7 @@ def linear(
     if x.noise is not None:
         noise = np.hypot(noise, np.sqrt(x.noise**2 @ (weight**2).T))
     if bias is not None:
+        noise = np.hypot(noise, how.step * np.abs(y))
         y = y + bias
         noise = np.hypot(noise, how.unit * (np.abs(y) + np.abs(bias)))
     return stored(Known(y, noise), how)
@@ -95,7 +96,7 @@ def norm(
     square = (centred**2).mean(axis=-1, keepdims=True) + config.epsilon
     y = centred / np.sqrt(square) * gain
     # A sum of squares is off by u sqrt(n) / 4 of itself, and its root by half of that.
-    noise = np.abs(y) * u * (np.sqrt(n) / 8 + STEPS)
+    noise = np.abs(y) * (u * (np.sqrt(n) / 8 + STEPS) + how.step)
     if config.kind == "layer":
         of_mean = np.sqrt(n) / 4 * np.abs(x.value).mean(axis=-1, keepdims=True)
         noise = noise + u * (np.abs(x.value) + of_mean) / np.sqrt(square) * np.abs(gain)
@@ -123,7 +124,8 @@ def rotate(
     # Engines find angles in float32, some of them by multiplying one frequency after the other.
     off = u * angles * (STEPS + np.arange(n))
     for part, (a, b) in ((slice(0, n), (first, second)), (slice(n, 2 * n), (second, first))):
-        own = STEPS * u * (np.abs(a * cos) + np.abs(b * sin))
+        # Where values are kept in 16 bits, cos and sin and each product are, too.
+        own = (STEPS * u + 2 * how.step) * (np.abs(a * cos) + np.abs(b * sin))
         turned = off * (np.abs(a * sin) + np.abs(b * cos))
         noise[..., part] = np.hypot(own, turned)
     if x.noise is not None:
@@ -136,10 +138,15 @@ def rotate(
 
 def add(x: Known, y: Known, how: Arithmetic, scale: float = 1.0) -> Known:
     """x + scale y."""
-    total = x.value + scale * y.value
-    noise = how.unit * (np.abs(x.value) + np.abs(scale * y.value))
-    noise = np.sqrt(noise**2 + x.spread**2 + (scale * y.spread) ** 2)
-    return stored(Known(total, noise), how)
+    return total([x, Known(scale * y.value, scale * y.spread)], how)
+
+
+def total(parts: Sequence[Known], how: Arithmetic) -> Known:
+    """The sum of values of one shape, in whatever order."""
+    sizes = sum(np.abs(part.value) for part in parts)
+    rounding = how.unit * sizes + (how.step * sizes if len(parts) > 2 else 0)
+    noise = np.sqrt(rounding**2 + sum(part.spread**2 for part in parts))
+    return stored(Known(np.sum([part.value for part in parts], axis=0), noise), how)
 
 
 def scale(x: Known, factor: float, how: Arithmetic) -> Known:
@@ -168,12 +175,14 @@ def apply(
 ) -> Known:
     """function(x), element by element.
 
-    tabulated  it is looked up in a table of ``how.activations``
+    tabulated  some engines look it up in a table of ``how.activations``
     """
     if tabulated and how.activations != "f32":
         x = round_to(x, how.activations)
     y = function(x.value)
     noise = OF_FUNCTION * F32 * (np.abs(y) + np.abs(x.value))
+    if tabulated:  # or computed step by step in values' precision
+        noise = noise + 2 * how.step * np.abs(x.value)
     if x.noise is not None:
         up, down = function(x.value + x.noise), function(x.value - x.noise)
         noise = np.hypot(noise, np.maximum(np.abs(up - y), np.abs(down - y)))

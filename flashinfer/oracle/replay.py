@@ -68,7 +68,7 @@ class Replay:
             "activations": self._activations,
             "ffn": self._ffn,
             "router": lambda i: self._linear(f"layers.{i}.router", self.ffn_input(i)),
-            "choice_weights": lambda i: self.choice(i).weights,
+            "choice_weights": lambda i: known.stored(self.choice(i).weights, self.how),
             "experts": self._experts,
             "shared": self._shared,
             "shared_gate": lambda i: self._linear(f"layers.{i}.shared.weigh", self.ffn_input(i)),
@@ -211,10 +211,13 @@ class Replay:
         q, k = q.reshape(*shape), k.reshape(*shape)
         return attending.attend(config, q, k, v, sinks, self.how)
 
+    def _attention_output(self, i: int) -> Known:
+        after = self.config.layers[i].norm_after
+        return self.of(i, "attention_after_norm" if after else "o")
+
     def _attended(self, i: int) -> Known:
-        layer = self.config.layers[i]
-        y = self.of(i, "attention_after_norm" if layer.norm_after else "o")
-        return known.add(self._input(i), y, self.how, layer.residual_scale)
+        scale = self.config.layers[i].residual_scale
+        return known.add(self._input(i), self._attention_output(i), self.how, scale)
 
     def _ffn_norm(self, i: int) -> Known:
         parallel = self.config.layers[i].parallel
@@ -234,8 +237,12 @@ class Replay:
         if not layer.norm_before:
             both = known.add(self.of(i, "attention_norm"), y, self.how)
             return self._norm_of(f"layers.{i}.ffn_norm", both)
-        h = self._attended(i) if layer.parallel else self.of(i, "attended")
-        return known.add(h, y, self.how, layer.residual_scale)
+        if not layer.parallel:
+            return known.add(self.of(i, "attended"), y, self.how, layer.residual_scale)
+        scale = layer.residual_scale
+        blocks = (known.scale(part, scale, self.how) if scale != 1 else part
+                  for part in (self._attention_output(i), y))  # fmt: skip
+        return known.total([self._input(i), *blocks], self.how)
 
     # ------------------------------------------------------------------ feed-forward
 

@@ -44,6 +44,25 @@ def test_transformers_conforms(name, tmp_path):
     assert found.first is None and found.judged > 10
 
 
+@pytest.mark.parametrize("name", ["llama-silu", "gemma2", "mixtral"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_transformers_in_16_bits_conforms(name, dtype, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from flashinfer.oracle.from_transformers import traced_transformers
+
+    config = json.loads((DATA / name / "config.json").read_text())
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        DATA / name, dtype=getattr(torch, dtype)
+    ).eval()
+    model.save_pretrained(tmp_path / "rounded")
+    with torch.no_grad(), traced_transformers(model, IDS, tmp_path / "t.safetensors", config):
+        model(torch.tensor([IDS]), use_cache=False)
+    with ModelWeights(tmp_path / "rounded") as weights, Trace(tmp_path / "t.safetensors") as found:
+        assert compare(weights, found, KNOWN[dtype]).first is None
+        assert compare(weights, found, KNOWN["float32"]).first is not None
+
+
 @pytest.mark.parametrize("name", OF_GGUF)
 def test_llama_cpp_conforms(name, tmp_path):
     pytest.importorskip("llama_cpp")
