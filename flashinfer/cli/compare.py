@@ -7,20 +7,17 @@ has to have.
 """
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from flashinfer.cli.common import NotConforming, add_json, progress_bars, write_json
-from flashinfer.formats.errors import FormatError
+from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import replacing
-from flashinfer.formats.safetensors import SafetensorsFile
-from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.oracle.arithmetic import Arithmetic, arithmetic_named
 from flashinfer.oracle.compare import Comparison, compare
 from flashinfer.oracle.golden import compare_with_golden
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.oracle.replacement import first_difference, replace_values
 from flashinfer.oracle.report import junit, lines, page
-from flashinfer.oracle.trace_file import MARK, Trace
+from flashinfer.oracle.trace_file import Trace, is_trace
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -71,14 +68,6 @@ def tell(found: Comparison, args: Namespace) -> None:
         raise NotConforming
 
 
-def is_trace(path: str) -> bool:
-    """Whether the file is a trace, and no model."""
-    if Path(path).is_dir() or is_gguf(path):
-        return False
-    with SafetensorsFile(path) as file:
-        return MARK in file.metadata
-
-
 def compare_traces(args: Namespace) -> None:
     """Trace against trace: by the noise that a golden has, or else the same bits or not."""
     with Trace(args.model) as reference, Trace(args.trace) as other:
@@ -109,6 +98,8 @@ def compare_traces(args: Namespace) -> None:
 
 def replacement(weights: ModelWeights, trace: Trace, how: Arithmetic, args: Namespace) -> None:
     """--replace."""
+    if args.html or args.junit or args.run:
+        raise UserError("--replace goes without --html, --junit and --run")
     found = replace_values(weights, trace, how, args.replace)
     if args.json != "-":
         print(f"with {', '.join(found.names)} of the other engine in place of ours")
@@ -116,7 +107,10 @@ def replacement(weights: ModelWeights, trace: Trace, how: Arithmetic, args: Name
             print(
                 f"  {label}: its logits are {o.noise:.3g} units of noise off (limit {o.limit:.2f})"
             )
-        print("this alone explains it" if found.explains else "this alone does not explain it")
+        if found.before.verdict == "right":
+            print("its logits conform: there is nothing to explain")
+        else:
+            print("this alone explains it" if found.explains else "this alone does not explain it")
     write_json(
         args.json,
         {

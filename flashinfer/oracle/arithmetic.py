@@ -25,7 +25,7 @@ class Arithmetic:
 
     sums           of products, and each step between values
     values         that are stored, which every module gives
-    keys           keys and values in the key/value cache; queries: before they meet the keys
+    keys, cached_values  in the key/value cache; queries: before they meet the keys
     probabilities  of attention, before they meet the values
     activations    what the FFN's activation function is tabulated in; "f32": it is computed
     scaled_queries  queries are multiplied with the scores' scale before they are rounded
@@ -36,6 +36,7 @@ class Arithmetic:
     sums: str = "f32"
     values: str = "f32"
     keys: str = "f32"
+    cached_values: str = "f32"
     queries: str = "f32"
     probabilities: str = "f32"
     activations: str = "f32"
@@ -55,22 +56,27 @@ class Arithmetic:
         return 0.0 if self.values == "f32" else UNIT[self.values]
 
 
+def _modules_in(name: str, format: str) -> Arithmetic:
+    """Modules whose inputs and outputs have one format, keys and probabilities too."""
+    return Arithmetic(
+        name, values=format, keys=format, cached_values=format, queries=format,
+        probabilities=format,
+    )  # fmt: skip
+
+
 # transformers rounds what each module gives; llama.cpp keeps values in float32, multiplies 16-bit
 # weights with 16-bit and smaller weights with 8-bit activations, and keeps keys in float16.
 KNOWN = {
     "float32": Arithmetic(),
-    "float32-f16-cache": Arithmetic("float32-f16-cache", keys="f16"),
-    "bfloat16": Arithmetic(
-        "bfloat16", values="bf16", keys="bf16", queries="bf16", probabilities="bf16"
-    ),
-    "float16": Arithmetic("float16", values="f16", keys="f16", queries="f16", probabilities="f16"),
+    "float32-f16-cache": Arithmetic("float32-f16-cache", keys="f16", cached_values="f16"),
+    "bfloat16": _modules_in("bfloat16", "bf16"),
+    "float16": _modules_in("float16", "f16"),
     "llama.cpp": Arithmetic(
-        "llama.cpp", keys="f16", queries="f16", probabilities="f16", activations="f16",
+        "llama.cpp", keys="f16", cached_values="f16", queries="f16", probabilities="f16",
+        activations="f16",
         products={
             "f16": "f16", "bf16": "bf16",
-            **dict.fromkeys(
-                ("q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4"), "q8_0"
-            ),
+            **dict.fromkeys(("q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4"), "q8_0"),
             **dict.fromkeys(("q4_1", "q5_1"), "q8_1"),
             **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"), "q8_k"),
         },

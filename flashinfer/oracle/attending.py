@@ -7,7 +7,7 @@ import numpy as np
 from flashinfer.formats.arrays import BoolArray, Float64Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.oracle.arithmetic import Arithmetic
-from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, apply, capped, round_to, stored
+from flashinfer.oracle.known import F32, OF_FUNCTION, STEPS, Known, capped, round_to, stored
 from flashinfer.oracle.known import scale as scale_by
 from flashinfer.transformer.positions import alibi_table
 
@@ -35,7 +35,7 @@ def attend(
     group, scale = n_heads // k.value.shape[1], config.attention_scale or head_dim**-0.5
     if how.scaled_queries:
         q, scale = scale_by(q, scale, how), 1.0
-    q, k, v = round_to(q, how.queries), round_to(k, how.keys), round_to(v, how.keys)
+    q, k, v = round_to(q, how.queries), round_to(k, how.keys), round_to(v, how.cached_values)
     bias = alibi_table(n_heads, head_dim, n).astype(np.float64) if config.alibi else None
     largest, largest_noise = np.empty((n, n_heads)), np.empty((n, n_heads))
     out, out_noise = np.empty((n, n_heads, head_dim)), np.empty((n, n_heads, head_dim))
@@ -49,7 +49,7 @@ def attend(
                 off = how.unit * np.abs(bias[head, :n])
                 scores = Known(scores.value + bias[head, :n], scores.spread + off)
             if config.score_cap is not None:
-                scores = apply(scores, capped(config.score_cap), how)
+                scores = capped(scores, config.score_cap, how)
             seen = visible(rows, n, config.attention_window)
             masked = np.where(seen, scores.value, -np.inf)
             largest[rows, head] = masked.max(axis=1)

@@ -57,7 +57,7 @@ BY_NAME = {
 }
 PRODUCTS = ("MUL_MAT", "MUL", "ADD", "RMS_NORM", "NORM")
 NUMBERS = {0: np.float32, 1: np.float16, 26: np.int32}  # GGML's types, by their numbers
-KEYS = {"f32": 0, "f16": 1, "q8_0": 8}  # likewise
+CACHES = {"f32": 0, "f16": 1, "q8_0": 8}  # likewise
 CELLS = 256  # llama.cpp rounds a context up to so many tokens
 
 
@@ -155,14 +155,14 @@ class Graph:
         for key in self.keys.get(bare, ()):
             if layer is not None and key in ("gate", "up", "ffn") and self.layers[layer].ffn.router:
                 continue
+            if key == "logits" and (None, "head") in self.by_place:
+                key = "head"  # the logits come after scale and cap
             if operation != "MUL_MAT_ID":
                 self._keep(layer, key, tensor.array())
             if key in INPUTS and operation == "MUL_MAT":
                 self._keep(layer, INPUTS[key], sources[1].array())
 
     def _keep(self, layer: int | None, key: str, array: AnyArray) -> None:
-        if key == "logits" and (None, "head") in self.by_place:
-            key = "logits" if (None, "head") not in self.by_place else key
         value = self.by_place.get((layer, key))
         if value is None:
             return
@@ -211,7 +211,8 @@ def trace_llama_cpp(
 ) -> dict[str, AnyArray]:
     """Run ``tokens`` with llama.cpp and write the trace to ``path``; returns {name: (T, ...)}.
 
-    keys  what keys are kept in: one of KEYS
+    keys  what keys are kept in: one of CACHES; the trace says float16 whatever it is, and
+          ``compare`` has to be told of another
     Attention is computed without its fused form, so that its steps can be seen; values
     are kept in float16, as llama.cpp does by itself. Raises UserError where llama-cpp-python is
     missing or cannot run the file.
@@ -221,7 +222,7 @@ def trace_llama_cpp(
         graph = Graph(checkpoint, base)
         context = -(-len(tokens) // CELLS) * CELLS
         ids = np.asarray(tokens, dtype=np.int64)
-        _run(api, str(gguf), ids, context, threads, KEYS[keys], graph)
+        _run(api, str(gguf), ids, context, threads, CACHES[keys], graph)
         if graph.failure:
             raise UserError(f"{gguf}: llama.cpp cannot be traced: {graph.failure}")
         order: list[Value] = [v for v in graph.values if v.name in graph.found]

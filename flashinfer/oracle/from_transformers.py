@@ -50,7 +50,9 @@ def traced_transformers(
     if rows != {len(tokens)}:
         raise UserError(f"{path}: the model was not called once with the {len(tokens)} tokens")
     order = [v for v in values_of(described, naming) if v.name in found]
-    write_trace(path, order, found, _engine(), hf_config, tokens)
+    dtype = str(getattr(model, "dtype", "")).removeprefix("torch.")
+    how = dtype if dtype in ("bfloat16", "float16") else "float32"
+    write_trace(path, order, found, _engine(), hf_config, tokens, arithmetic=how)
 
 
 def _engine() -> str:

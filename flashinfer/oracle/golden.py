@@ -8,6 +8,7 @@ machine that the model does not fit.
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from flashinfer.oracle.recorded import refuse_text
 from flashinfer.oracle.replay import Replay
 from flashinfer.oracle.summary import sampled, summary_of
 from flashinfer.oracle.trace_file import (
+    MOMENTS,
     NOISE,
     SUMMARIES,
     Trace,
@@ -87,6 +89,10 @@ def compare_with_golden(golden: Trace, other: Trace) -> Comparison:
         golden.tokens
     ):
         raise FormatError(f"{other.path}: is not a trace of all tokens of {golden.path}")
+    if other.mode == "predicted":
+        raise FormatError(
+            f"{other.path}: is a trace of predicted neurons only; see --neurons dense"
+        )
     held = set(other.names)
     operations: list[Operation] = []
     for name in golden.names:
@@ -107,11 +113,15 @@ def _judge(golden: Trace, other: Trace, name: str) -> Operation:
     shape, _ = (golden.summaries or {})[name]
     size, each = math.prod(shape), math.prod(shape[1:])
     where = sampled(name, size)
+    finite = True
     if other.summaries is not None:
+        counts = dict(zip(MOMENTS, other.summary(name, "moments"), strict=True))
+        finite = not (counts["nan"] or counts["infinite"])
         theirs = other.summary(name, "sample")
         their_size = math.prod(other.summaries[name][0])
     else:
         array = other.read(name)
+        finite = bool(np.isfinite(array).all())
         their_size = array.size
         theirs = array.reshape(-1)[where].astype(np.float64) if their_size == size else array
     if their_size != size:
@@ -120,4 +130,7 @@ def _judge(golden: Trace, other: Trace, name: str) -> Operation:
         )
     expected = Known(golden.summary(name, "sample"), golden.summary(name, NOISE))
     value = Value(name, None, name, tuple(shape[1:]))
-    return judged(value, theirs, expected, golden.positions[where // each])
+    found = judged(value, theirs, expected, golden.positions[where // each])
+    if finite:
+        return found
+    return replace(found, verdict="wrong", noise=math.inf, other=math.nan, ulp=math.inf)

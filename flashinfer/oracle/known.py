@@ -1,13 +1,14 @@
 """The operations of a transformer in float64, each with the noise that an honest engine may add.
 
-The noise of a result is a standard deviation, or above it. Of a sum of n products in an arithmetic
-with unit roundoff u it is u sqrt(n) times the sum of their magnitudes: the probabilistic bound of
-Higham and Mary (2019, "A new approach to probabilistic rounding error analysis", theorem 3.1) for
-lambda = 1, which holds for every order of summation; here u is the standard deviation of one
-rounding. Noise of the inputs adds to it as independent
-errors do.
+The noise of a result is a standard deviation, or above it. Of a sum of n products it is u sqrt(n)
+times the largest that partial sums become: those in the products' order, from either end, and the
+root of the sum of squares, which is what sums in other orders become. It follows the probabilistic bounds of
+Higham and Mary (2019, "A new approach to probabilistic rounding error analysis"), with partial sums
+in place of the sum of magnitudes; u is the standard deviation of one rounding. Noise of the inputs
+adds to it as independent errors do.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from flashinfer.oracle.arithmetic import (
     rounded,
 )
 
+PARTS = 32  # of a sum, at whose ends partial sums are looked at
 STEPS = 4  # roundings of a short computation, such as a division after a root
 F32 = UNIT["f32"] * DEVIATION
 OF_FUNCTION = 4  # units in the last place that exp, tanh and their like are off by
@@ -69,8 +71,9 @@ def linear(
 ) -> Known:
     """x (T, n), weight (m, n) in the number format ``format`` -> (T, m)."""
     x = round_to(x, how.products.get(format, "f32"))
-    y, n = x.value @ weight.T, weight.shape[1]
-    noise = how.unit * np.sqrt(n) * (np.abs(x.value) @ np.abs(weight).T)
+    y, partial = _product(x.value, weight)
+    size = partial + np.sqrt(x.value**2 @ (weight**2).T)
+    noise = how.unit * np.sqrt(weight.shape[1]) * size
     if x.noise is not None:
         noise = np.hypot(noise, np.sqrt(x.noise**2 @ (weight**2).T))
     if bias is not None:
@@ -78,6 +81,30 @@ def linear(
         y = y + bias
         noise = np.hypot(noise, how.unit * (np.abs(y) + np.abs(bias)))
     return stored(Known(y, noise), how)
+
+
+def _product(x: Float64Array, weight: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """x weight^T, and how large its partial sums become, from the front or from the back."""
+    edges = np.linspace(0, weight.shape[1], min(PARTS, weight.shape[1]) + 1).astype(int)
+    parts = [x[:, a:b] @ weight[:, a:b].T for a, b in itertools.pairwise(edges)]
+    y = np.sum(parts, axis=0)
+    partial, largest = np.zeros_like(y), np.abs(y)
+    for part in parts:
+        partial = partial + part
+        largest = np.maximum(largest, np.maximum(np.abs(partial), np.abs(y - partial)))
+    return y, largest
+
+
+def _off_in_order(x: Float64Array) -> Float64Array:
+    """How far off float32 sums of x (..., n), all positive, are when they go from one element to
+    the next, of the sums themselves (..., 1): the worse of both directions."""
+    exact = x.sum(axis=-1, keepdims=True)
+    sums = [
+        np.cumsum(side, axis=-1, dtype=np.float32)[..., -1:].astype(np.float64)
+        for side in (x, x[..., ::-1])
+    ]
+    off = np.maximum(*(np.abs(found - exact) for found in sums))
+    return off / np.maximum(exact, SMALLEST["f32"])
 
 
 def norm(
@@ -95,8 +122,10 @@ def norm(
     centred = x.value - mean
     square = (centred**2).mean(axis=-1, keepdims=True) + config.epsilon
     y = centred / np.sqrt(square) * gain
-    # A sum of squares is off by u sqrt(n) / 4 of itself, and its root by half of that.
-    noise = np.abs(y) * (u * (np.sqrt(n) / 8 + STEPS) + how.step)
+    # A sum of squares is off by u sqrt(n) / 4 of itself, and its root by half of that; or by more
+    # where one element after the other is added, and large ones swallow what follows.
+    in_order = _off_in_order(centred**2) / 2
+    noise = np.abs(y) * (u * (np.sqrt(n) / 8 + STEPS) + in_order + how.step)
     if config.kind == "layer":
         of_mean = np.sqrt(n) / 4 * np.abs(x.value).mean(axis=-1, keepdims=True)
         noise = noise + u * (np.abs(x.value) + of_mean) / np.sqrt(square) * np.abs(gain)
@@ -155,9 +184,13 @@ def scale(x: Known, factor: float, how: Arithmetic) -> Known:
     return stored(Known(y, np.hypot(x.spread * factor, 2 * how.unit * np.abs(y))), how)
 
 
-def capped(cap: float) -> Callable[[Float64Array], Float64Array]:
-    """The function c tanh(x / c)."""
-    return lambda x: cap * np.tanh(x / cap)
+def capped(x: Known, cap: float, how: Arithmetic) -> Known:
+    """c tanh(x / c), of which each step may be rounded to what values are stored in."""
+    y = apply(x, lambda v: cap * np.tanh(v / cap), how)
+    if not how.step:
+        return y
+    steps = 2 * how.step * np.abs(y.value) + 2 * cap * SMALLEST[how.values]
+    return Known(y.value, np.hypot(y.spread, steps))
 
 
 def times(x: Known, y: Known, how: Arithmetic) -> Known:

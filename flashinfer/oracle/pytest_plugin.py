@@ -19,6 +19,7 @@ class Oracle:
     def __init__(self, path: Path | str, folder: Path) -> None:
         self.path, self.folder = path, folder
         self.bundle: Path | None = None
+        self.written = 0
 
     def values(self, tokens: Sequence[int], only: Sequence[str] = ()) -> dict[str, Any]:
         """{name: (T, ...)}: every intermediate value of a run of ``tokens``, of all neurons."""
@@ -29,12 +30,16 @@ class Oracle:
             return trace(model, tokens, only=only)
 
     def conforms(self, trace: Path | str, arithmetic: str | None = None) -> Any:
-        """The Comparison of another engine's trace with this model."""
+        """The Comparison of another engine's trace with this model, or with a golden."""
         from flashinfer.oracle.arithmetic import arithmetic_named
         from flashinfer.oracle.compare import compare
+        from flashinfer.oracle.golden import compare_with_golden
         from flashinfer.oracle.model_weights import ModelWeights
-        from flashinfer.oracle.trace_file import Trace
+        from flashinfer.oracle.trace_file import Trace, is_trace
 
+        if is_trace(self.path):
+            with Trace(self.path) as golden, Trace(trace) as other:
+                return compare_with_golden(golden, other)
         with ModelWeights(self.path) as weights, Trace(trace) as other:
             how = arithmetic_named(arithmetic) if arithmetic else other.how
             return compare(weights, other, how)
@@ -51,7 +56,8 @@ class Oracle:
         from flashinfer.oracle.trace_file import write_trace
         from flashinfer.transformer.values import values_of
 
-        path = self.folder / "other.safetensors"
+        self.written += 1
+        path = self.folder / f"other{self.written}.safetensors"
         with ModelWeights(self.path) as weights:
             order = [v for v in values_of(weights.config, weights.naming) if v.name in values]
             strangers = values.keys() - {v.name for v in order}

@@ -145,7 +145,7 @@ class Replay:
         logits = self.of(None, "head")
         if scale != 1:
             logits = known.scale(logits, scale, self.how)
-        return logits if cap is None else known.apply(logits, known.capped(cap), self.how)
+        return logits if cap is None else known.capped(logits, cap, self.how)
 
     # ------------------------------------------------------------------ a layer
 

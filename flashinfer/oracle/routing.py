@@ -15,12 +15,15 @@ class Choice(NamedTuple):
     """What a router chooses.
 
     experts  (T, k) ascending; weights: Known (T, k)
-    values   (T, experts): what experts are chosen by, -inf where they cannot be, with its noise
+    values   (T, experts): what experts are chosen by, with its noise
+    worth    (T, groups): what groups are chosen by, with its noise
     """
 
+    config: RouterConfig
     experts: Int64Array
     weights: Known
     values: Known
+    worth: Known
 
 
 def choose(
@@ -35,30 +38,67 @@ def choose(
     """
     scores = _scores(config, logits)
     biased = scores.value + (0.0 if choice_bias is None else choice_bias)
-    noise = scores.spread + FEW * F32 * np.abs(biased)
-    if config.groups_kept < config.groups:
-        biased = np.where(_kept(config, biased), biased, -np.inf)
-    best = np.argsort(-biased, axis=1, kind="stable")[:, : config.experts_per_token]
-    experts = np.sort(best if chosen is None else chosen, axis=1).astype(np.int64)
-    return Choice(experts, _weights(config, scores, experts), Known(biased, noise))
+    values = Known(biased, scores.spread + FEW * F32 * np.abs(biased))
+    worth = _worth(config, values)
+    best = np.argsort(-worth.value, axis=1, kind="stable")[:, : config.groups_kept]
+    experts = np.array([_best(config, *row) for row in zip(biased, best, strict=True)])
+    if chosen is not None:
+        experts = np.sort(chosen, axis=1).astype(np.int64)
+    return Choice(config, experts, _weights(config, scores, experts), values, worth)
 
 
 def margins(choice: Choice, chosen: Int64Array) -> Float64Array:
     """How far below those that should have been chosen the worst of ``chosen`` (T, k) is, in units
-    of the noise of the two values (T,); 0 where the choice is right."""
-    values, noise = choice.values.value, choice.values.spread
-    found = np.zeros(len(chosen))
+    of the noise of the two (T,); 0 where the choice is right. Groups are judged first, and then the
+    experts within the groups that were chosen."""
+    config, found = choice.config, np.zeros(len(chosen))
+    size = config.experts // config.groups
     for row, theirs in enumerate(chosen):
-        strange = np.setdiff1d(theirs, choice.experts[row])
-        missing = np.setdiff1d(choice.experts[row], theirs)
-        if strange.size and missing.size:
-            worst = strange[values[row, strange].argmin()]
-            best = missing[values[row, missing].argmax()]
-            unit = np.hypot(noise[row, worst], noise[row, best])
-            found[row] = (values[row, best] - values[row, worst]) / max(unit, 1e-300)
-        elif strange.size or missing.size:
-            found[row] = np.inf  # too few, or one twice
+        best = np.argsort(-choice.worth.value[row], kind="stable")[: config.groups_kept]
+        groups = np.unique(theirs // size)
+        found[row] = _margin(_at(choice.worth, row), best, groups, fewer=True)
+        others = best[~np.isin(best, groups)][: max(0, config.groups_kept - len(groups))]
+        kept = np.concatenate([groups, others])
+        ours = _best(config, choice.values.value[row], kept)
+        found[row] = max(found[row], _margin(_at(choice.values, row), ours, theirs))
     return found
+
+
+def _at(x: Known, row: int) -> Known:
+    return Known(x.value[row], x.spread[row])
+
+
+def _margin(of: Known, ours: Int64Array, theirs: Int64Array, fewer: bool = False) -> float:
+    """How far the worst of ``theirs`` is below the best of ``ours`` that they lack, in units of
+    noise; infinite where they are too few, unless there may be ``fewer``."""
+    strange, missing = np.setdiff1d(theirs, ours), np.setdiff1d(ours, theirs)
+    if not strange.size:
+        return np.inf if missing.size and not fewer else 0.0
+    if not missing.size:
+        return np.inf
+    worst = strange[of.value[strange].argmin()]
+    best = missing[of.value[missing].argmax()]
+    unit = np.hypot(of.spread[worst], of.spread[best])
+    return float((of.value[best] - of.value[worst]) / max(unit, 1e-300))
+
+
+def _best(config: RouterConfig, values: Float64Array, groups: Int64Array) -> Int64Array:
+    """The experts of the largest values (experts,) in these groups, ascending."""
+    size = config.experts // config.groups
+    kept = np.where(np.isin(np.arange(config.experts) // size, groups), values, -np.inf)
+    return np.sort(np.argsort(-kept, kind="stable")[: config.experts_per_token])
+
+
+def _worth(config: RouterConfig, values: Known) -> Known:
+    """What groups are chosen by (T, groups): their best expert, or their best two together."""
+    shape = (len(values.value), config.groups, -1)
+    counted = 2 if config.group_by == "top2" and config.groups < config.experts else 1
+    order = np.argsort(values.value.reshape(shape), axis=2)[:, :, -counted:]
+    best, noise = (
+        np.take_along_axis(part.reshape(shape), order, axis=2)
+        for part in (values.value, values.spread)
+    )
+    return Known(best.sum(axis=2), np.sqrt((noise**2).sum(axis=2)))
 
 
 def _scores(config: RouterConfig, logits: Known) -> Known:
@@ -82,14 +122,3 @@ def _weights(config: RouterConfig, scores: Known, experts: Int64Array) -> Known:
         weights, noise = weights / total, np.hypot(noise / total, weights / total * of_total)
     weights, noise = weights * config.scale, noise * abs(config.scale)
     return Known(weights, noise + FEW * F32 * np.abs(weights))
-
-
-def _kept(config: RouterConfig, values: Float64Array) -> Float64Array:
-    """Whether an expert's group is one of the best (T, experts) bool."""
-    n = len(values)
-    groups = np.sort(values.reshape(n, config.groups, -1), axis=2)
-    worth = groups[:, :, -2 if config.group_by == "top2" else -1 :].sum(axis=2)
-    best = np.argsort(-worth, axis=1, kind="stable")[:, : config.groups_kept]
-    kept = np.zeros((n, config.groups), dtype=bool)
-    np.put_along_axis(kept, best, True, axis=1)
-    return np.repeat(kept, config.experts // config.groups, axis=1)

@@ -19,7 +19,6 @@ from flashinfer.paper.interfaces import Columns
 from flashinfer.plan.sizes import kv_dtype
 from flashinfer.transformer.values import Value, values_of
 
-GATHERED = ("gate", "up", "activations")  # come some neurons at a time
 NOT_TOLD = ("experts",)  # our engine adds experts to what the shared expert gave
 
 

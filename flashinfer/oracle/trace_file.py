@@ -19,6 +19,7 @@ from flashinfer.formats.errors import FormatError, printable, shown
 from flashinfer.formats.files import replacing
 from flashinfer.formats.numbers import is_whole
 from flashinfer.formats.safetensors import ITEM_BYTES, SafetensorsFile
+from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.oracle.arithmetic import Arithmetic, arithmetic_named
 from flashinfer.transformer.values import Value
 
@@ -306,3 +307,11 @@ def write_trace(
     with TraceWriter(path, values, len(rows), metadata) as writer:
         for value in values:
             writer.rows(value, 0, arrays[value.name])
+
+
+def is_trace(path: Path | str) -> bool:
+    """Whether the file is a trace, and no model."""
+    if Path(path).is_dir() or is_gguf(path):
+        return False
+    with SafetensorsFile(path) as file:
+        return MARK in file.metadata

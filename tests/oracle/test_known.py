@@ -117,6 +117,42 @@ def test_choices_by_their_margin():
     assert margins(choice, np.array([[0, 0]]))[0] == np.inf
 
 
+def test_groups_that_tie_may_be_kept_either_way():
+    config = RouterConfig(
+        experts=6, experts_per_token=2, groups=3, groups_kept=1, group_by="max", scoring="sigmoid"
+    )
+    logits = np.array([[2.0, 1.0, 2.0 - 1e-9, 1.5, 0.0, -1.0]])
+    choice = choose(config, Known(logits), None)
+    assert choice.experts.tolist() == [[0, 1]]
+    assert margins(choice, np.array([[0, 1]]))[0] == 0
+    assert margins(choice, np.array([[2, 3]]))[0] < 1
+    assert margins(choice, np.array([[4, 5]]))[0] > 1e4
+    assert margins(choice, np.array([[0, 2]]))[0] > 1e4
+
+
+@pytest.mark.parametrize("data", ["outlier", "constant", "normal"])
+def test_a_norm_that_adds_one_square_after_the_other(data):
+    random = np.random.default_rng(4)
+    x = random.standard_normal((64, 2048)).astype(np.float32)
+    if data == "outlier":
+        x[:, 7] = 300
+    elif data == "constant":
+        x = np.sign(x) * np.float32(0.7)
+    total = np.cumsum(x * x, axis=1, dtype=np.float32)[:, -1:]
+    found = x / np.sqrt(total / np.float32(2048) + np.float32(1e-6))
+    expected = known.norm(Known(x.astype(float)), NormConfig("rms", 1e-6), None, None, PLAIN)
+    worst, mean = deviations(expected, found.astype(float))
+    assert worst < 4 and mean < 1.1
+
+
+def test_half_precision_in_a_wide_kernel_is_found():
+    """x rounded to 16 bits in a product of 4096, which is declared to be float32."""
+    random = np.random.default_rng(5)
+    x, w = (random.standard_normal((m, 4096)) for m in (16, 32))
+    expected = known.linear(Known(x), w, None, "f32", PLAIN)
+    assert deviations(expected, rounded(x, "f16") @ w.T)[1] > 10
+
+
 def test_arithmetic_of_files(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('base = "llama.cpp"\nkeys = "q8_0"\nproducts = { f16 = "f32" }\n')

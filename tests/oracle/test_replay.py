@@ -17,7 +17,7 @@ from flashinfer.oracle.trace import trace
 from flashinfer.oracle.trace_file import Trace, write_trace
 from flashinfer.transformer.values import values_of
 
-CHECKPOINTS = [p for p in sorted(DATA.iterdir()) if (p / "config.json").exists()]
+CHECKPOINTS = [p for p in sorted(DATA.iterdir()) if (p / "model.safetensors").exists()]
 SOME = ["opt-plain", "llama-silu", "gemma2", "qwen2-moe-dense", "phi"]
 IDS = [(i * 37 + 11) % 90 + 3 for i in range(20)]
 
