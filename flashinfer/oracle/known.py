@@ -4,8 +4,8 @@ The noise of a result is a standard deviation, or above it. Of a sum of n produc
 times the largest that partial sums become: those in the products' order, from either end, and the
 root of the sum of squares, which is what sums in other orders become. It follows the probabilistic
 bounds of Higham and Mary (2019, "A new approach to probabilistic rounding error analysis"), with
-partial sums in place of the sum of magnitudes; u is the standard deviation of one rounding. Noise of
-the inputs adds to it as independent errors do.
+partial sums in place of the sum of magnitudes; u is the standard deviation of one rounding. Noise
+of the inputs adds to it as independent errors do.
 """
 
 import itertools
