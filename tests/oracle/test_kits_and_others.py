@@ -32,6 +32,8 @@ def kit(tmp_path_factory):
 def test_transformers_gives_the_logits(kit, model):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
+    if "quantization_config" in model.config or model.name.endswith("mxfp4"):
+        pytest.importorskip("accelerate")  # transformers loads such checkpoints with it
     golden = goldens_of(model)[0]
     tokens, logits = right(kit, golden)
     found = by_transformers(kit / golden.source, tokens)
