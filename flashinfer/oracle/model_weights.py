@@ -72,12 +72,6 @@ class ModelWeights:
             self.kept.popitem(last=False)
         return values
 
-    @staticmethod
-    def layer_of(name: str) -> int | None:
-        """The layer that a tensor belongs to; None: the whole model."""
-        first, _, rest = name.partition(".")
-        return int(rest.partition(".")[0]) if first == "layers" else None
-
     def _read(self, name: str) -> np.ndarray:
         spec = self.specs[name]
         if self.bundle is not None:

@@ -157,20 +157,19 @@ class Replay:
         format = self.weights.format(weight)
         return known.linear(x, self.weights[weight], bias, format, self.how)
 
-    def _norm_of(self, name: str, x: Known) -> Known:
-        layer = self.weights.layer_of(name)
+    def _norm_of(self, name: str, x: Known, layer: int | None = None) -> Known:
         config = self.config.norm if layer is None else self.config.layers[layer].norm
         weight, bias = (self.weights.get(f"{name}.{part}") for part in ("weight", "bias"))
         return known.norm(x, config, weight, bias, self.how)
 
     def _norm(self, kind: str, i: int, key: str) -> Known:
-        return self._norm_of(f"layers.{i}.{kind}", self.of(i, key))
+        return self._norm_of(f"layers.{i}.{kind}", self.of(i, key), i)
 
     def _attention_norm(self, i: int) -> Known:
         if self.config.layers[i].norm_before:
-            return self._norm_of(f"layers.{i}.attention_norm", self._input(i))
+            return self._norm_of(f"layers.{i}.attention_norm", self._input(i), i)
         both = known.add(self._input(i), self.of(i, "o"), self.how)
-        return self._norm_of(f"layers.{i}.attention_norm", both)
+        return self._norm_of(f"layers.{i}.attention_norm", both, i)
 
     def _project(self, p: str, i: int) -> Known:
         before = self.config.layers[i].norm_before
@@ -222,7 +221,7 @@ class Replay:
     def _ffn_norm(self, i: int) -> Known:
         parallel = self.config.layers[i].parallel
         x = self._input(i) if parallel else self.of(i, "attended")
-        return self._norm_of(f"layers.{i}.ffn_norm", x)
+        return self._norm_of(f"layers.{i}.ffn_norm", x, i)
 
     def ffn_input(self, i: int) -> Known:
         """What a layer's FFN reads (T, d_model)."""
@@ -236,7 +235,7 @@ class Replay:
         y = self.of(i, "ffn_after_norm" if layer.norm_after else "ffn")
         if not layer.norm_before:
             both = known.add(self.of(i, "attention_norm"), y, self.how)
-            return self._norm_of(f"layers.{i}.ffn_norm", both)
+            return self._norm_of(f"layers.{i}.ffn_norm", both, i)
         if not layer.parallel:
             return known.add(self.of(i, "attended"), y, self.how, layer.residual_scale)
         scale = layer.residual_scale

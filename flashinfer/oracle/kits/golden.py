@@ -16,9 +16,8 @@ from flashinfer.transformer.values import Value
 
 TOKENS = 40  # of each text; more than the windows and the original contexts of long positions
 FIRST_TOKEN = 3  # those before are special
-# A library computes the largest scores of a trace for people to read. Its last bits differ from
-# machine to machine, and reach no other value.
-NOT_PORTABLE = ("scores_max",)
+# No other engine records the largest scores, and no other value is computed from them.
+LEFT_OUT = ("scores_max",)
 
 
 class LogitsAndSummaries:
@@ -51,7 +50,7 @@ def write_golden(source: Path, name: str, logits: Path, trace: Path, scratch: Pa
     try:
         with Model.open(bundle, context=TOKENS, threads=1) as model:
             ids = tokens_of(name, model.config.vocab_size)
-            values = [v for v in wanted_values(model) if v.key not in NOT_PORTABLE]
+            values = [v for v in wanted_values(model) if v.key not in LEFT_OUT]
             sink = LogitsAndSummaries(Summaries(values, TOKENS), TOKENS, model.config.vocab_size)
             model.trace(ids, Recorder(values, np.arange(TOKENS), sink))
             engine = f"flashinfer kit {VERSION}"
