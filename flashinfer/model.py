@@ -1,8 +1,8 @@
 """The transformer: embed -> layers -> logits. The first file to read."""
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,14 @@ from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.progress import Progress, no_progress
+from flashinfer.generation.drafts import Drafter, NGrams
+from flashinfer.generation.pace import Pace
 from flashinfer.generation.sampling import Sampler
+from flashinfer.generation.speculation import Drafting, drawn
 from flashinfer.loading import load_weights
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.paper.interfaces import Tap
+from flashinfer.paper.selection import Tokens
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.stats import Stats, measured
@@ -71,6 +75,8 @@ class Model:
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
+        self.pace = Pace(setup.pass_seconds, self.plan.drafts)
+        self.drafter = NGrams(self.plan.context) if self.plan.drafts else None
         self._lock = threading.RLock()  # held by the thread that computes
         self._computing = False
         self._text: object | None = None  # what is generated into the key/value cache
@@ -185,14 +191,18 @@ class Model:
             )
         return ids.astype(np.int64)
 
-    def _hidden(self, ids: Int64Array, begun: float = 0.0, share: float = 1.0) -> Float32Array:
+    def _hidden(
+        self, ids: Int64Array, begun: float = 0.0, share: float = 1.0, sure: int | None = None
+    ) -> Float32Array:
         """ids (T,) -> hidden states after the last layer (T, d_model).
 
-        They are ``share`` of a prompt of which the share ``begun`` is done.
+        They are ``share`` of a prompt of which the share ``begun`` is done; or the first ``sure``
+        of them belong to the text and the others are drafts, until ``_settle``.
         """
         self._recall()
+        tokens = Tokens(self.token, len(ids) if sure is None else sure)
         try:
-            h = self._through_layers(self.embed(ids), begun, share)
+            h = self._through_layers(self.embed(ids), tokens, begun, share)
         except BaseException:
             self.flash.settle()
             for layer in self.layers:
@@ -216,16 +226,27 @@ class Model:
             self.ids, self._incomplete = ids, True
             raise
 
-    def _through_layers(self, h: Float32Array, begun: float, share: float) -> Float32Array:
+    def _settle(self, drafted: int, accepted: int) -> None:
+        """Forget those of the last pass's drafted tokens that were wrong: all but the first
+        ``accepted``. The neuron caches learn what the others used."""
+        kept, wrong = 1 + accepted, drafted - accepted
+        for layer in self.layers:
+            layer.feed_forward.settle(kept)
+        del self.ids[len(self.ids) - wrong :]
+        self.token -= wrong
+
+    def _through_layers(
+        self, h: Float32Array, tokens: Tokens, begun: float, share: float
+    ) -> Float32Array:
         """h (T, d_model), embedded -> (T, d_model)."""
         if self.tap:
             self.tap(embedded=h)
         for number, layer in enumerate(self.layers):
             h, x, residual = layer.attend(h, self.position)
             prefetch = partial(self._prefetch, number + 1, h)
-            y = layer.feed_forward(x, self.token, residual, meanwhile=prefetch)
+            y = layer.feed_forward(x, tokens, residual, meanwhile=prefetch)
             h = layer.add(h, y)
-            if len(h) > 1:
+            if tokens.sure > 1:
                 self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
         return h
 
@@ -339,8 +360,13 @@ class Model:
         seed: int | None = None,
         stop_at_eos: bool = True,
         reuse: bool = False,
+        drafter: Drafter | None = None,
     ) -> Generator[int, None, None]:
         """Yield up to ``max_new_tokens`` token ids that continue ``token_ids``.
+
+        Tokens are drafted, and several checked in one pass, where that is faster (the option
+        ``draft``): the same tokens, sooner. drafter: where drafts come from; None: what the option
+        says.
 
         Starts from an empty context or, with ``reuse``, from what of ``token_ids`` is in the
         key/value cache already: the same tokens, sooner. The end-of-text token is yielded, and
@@ -349,21 +375,58 @@ class Model:
         """
         sampler = Sampler(temperature, top_k, top_p, seed)
         ids = self._checked_prompt(token_ids, max_new_tokens)
+        ends = self.config.eos_token_ids if stop_at_eos else frozenset()
         with self._alone():
             del self.ids[_in_common(self.ids, ids[:-1]) if reuse else 0 :]
-            ids = ids[self.position :]
+            first, ids = len(ids), ids[self.position :]
             self.stats = self._new_stats()
             with measured(self.stats.prompt, len(ids), self.counters):
                 logits = self._forward(ids)
             self._text = text = object()
-        for number in range(max_new_tokens):
-            token = sampler(logits)
-            self.stats.token_ids.append(token)
-            yield token
-            if number + 1 == max_new_tokens or (stop_at_eos and token in self.config.eos_token_ids):
-                return
-            with self._alone(text), measured(self.stats.generation, 1, self.counters):
-                logits = self._forward([token])
+        drafting = Drafting(drafter or self.drafter, self.pace, self.stats.drafts)
+        told = self.stats.token_ids
+        try:
+            tokens = [sampler(logits)] if max_new_tokens else []
+            while tokens:
+                for token in tokens:
+                    told.append(token)
+                    yield token
+                left = max_new_tokens - len(told)
+                if not left or token in ends:
+                    return
+                with self._alone(text):
+                    tokens = self._next_tokens(token, sampler, drafting, left, ends)
+        finally:
+            self._forget_untold(text, first + max(0, len(told) - 1))
+
+    def _next_tokens(
+        self, token: int, sampler: Sampler, drafting: Drafting, most: int, ends: Collection[int]
+    ) -> list[int]:
+        """Process a token, the last of the text, and drafts -> the next tokens, at most ``most``;
+        one of ``ends`` ends them."""
+        draft = drafting.draft([*self.ids, token], min(most - 1, self.plan.drafts))
+        phase = self.stats.generation
+        before = phase.seconds
+        with measured(phase, 1, self.counters):
+            if draft:
+                ids = self.checked([token, *draft])
+                with np.errstate(over="ignore", invalid="ignore"):
+                    rows = self._logits(self._hidden(ids, sure=1))
+            else:
+                rows = self._forward([token])[None]
+        tokens = drawn(sampler, rows, draft, ends)
+        if draft:
+            self._settle(len(draft), len(tokens) - 1)
+        drafting.learn(len(draft), len(tokens), phase.seconds - before)
+        phase.tokens += len(tokens) - 1
+        phase.seconds += drafting.seconds
+        return tokens
+
+    def _forget_untold(self, text: object, told: int) -> None:
+        """Where a generation ends in the middle of what one pass gave, the key/value cache keeps
+        the first ``told`` tokens alone, as if they had come one by one."""
+        with suppress(UserError), self._alone(text):
+            del self.ids[told:]
 
     def _new_stats(self) -> Stats:
         in_force = self.plan.mode == "predicted" and self.bundle.calibration

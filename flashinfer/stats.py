@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flashinfer.formats.bundle.calibration import Sparsity
+from flashinfer.generation.speculation import Drafted
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import peak_rss
 from flashinfer.plan.plan import Plan
@@ -73,14 +74,15 @@ def measured(
 class Stats:
     """Of one generation; ``expected``: what the cost model says of a token.
 
-    ``generation`` counts the tokens that were processed to yield others: one fewer than were
-    generated, since the last is not processed.
+    ``generation`` counts the tokens that were processed to yield others, drafts that were wrong
+    left out: one fewer than were generated, since the last is not processed.
     """
 
     plan: Plan
     expected: Cost | None = None
     prompt: Phase = field(default_factory=Phase)
     generation: Phase = field(default_factory=Phase)
+    drafts: Drafted = field(default_factory=Drafted)
     token_ids: list[int] = field(default_factory=list)
     sparsity: Sparsity | None = None  # of thresholds that are in force
 
@@ -95,6 +97,9 @@ class Stats:
             "streamed_bytes_per_token": self.generation.streamed_bytes
             / max(1, self.generation.tokens),
             "reads_per_token": self.generation.reads / max(1, self.generation.tokens),
+            "passes": self.drafts.passes,
+            "drafted_tokens": self.drafts.drafted,
+            "accepted_tokens": self.drafts.accepted,
             "prompt_flash_bytes_per_token": self.prompt.bytes_per_token,
             "cache_hit_rate": self.generation.hit_rate,
             "peak_rss_bytes": peak_rss(),

@@ -13,6 +13,7 @@ from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.neurons import working_bytes
 from flashinfer.paper.router import SURE, Router
+from flashinfer.paper.selection import Tokens
 
 LEAST_PIECE = 64  # tokens; each piece may read all of a layer's experts again
 
@@ -35,7 +36,9 @@ def in_pieces(
     twelfth of the budget -> (N, d_model)."""
     n = max(LEAST_PIECE, budget // 12 // working_bytes(ffn.neurons.config))
     pieces = [slice(first, first + n) for first in range(0, len(x), n)]
-    return np.concatenate([ffn(x[p], 0, None if residual is None else residual[p]) for p in pieces])
+    return np.concatenate(
+        [ffn(x[p], Tokens(0, len(x[p])), None if residual is None else residual[p]) for p in pieces]
+    )
 
 
 def routing(

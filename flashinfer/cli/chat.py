@@ -9,7 +9,12 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from flashinfer.cli.common import open_bundle, positive, progress_bars
-from flashinfer.cli.model_options import add_model_arguments, add_sampling_arguments, open_model
+from flashinfer.cli.model_options import (
+    add_draft_argument,
+    add_model_arguments,
+    add_sampling_arguments,
+    open_model,
+)
 from flashinfer.formats.errors import UserError
 from flashinfer.text.chat import Conversation, chat_tokenizer
 from flashinfer.text.tokenizer import utf8
@@ -26,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
                         help=f"tokens of the whole conversation (up to {CONTEXT})")  # fmt: skip
     add_sampling_arguments(parser)
+    add_draft_argument(parser)
     add_model_arguments(parser)
 
 

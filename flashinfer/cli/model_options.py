@@ -9,7 +9,7 @@ from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
 from flashinfer.paper.flash import IO
 from flashinfer.paper.neuron_cache import POLICIES
-from flashinfer.plan.options import MODES, Options
+from flashinfer.plan.options import DRAFTS, MODES, Options
 from flashinfer.plan.profile import boards
 
 
@@ -50,6 +50,15 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
 
 
+def add_draft_argument(parser: ArgumentParser) -> None:
+    """What tokens are drafted."""
+    parser.add_argument(
+        "--draft", choices=DRAFTS, default="auto", help="tokens are guessed from the text itself "
+        "(ngram), and several checked in one pass, which gives the same text: auto and ngram do so "
+        "where it is faster; off: never",
+    )  # fmt: skip
+
+
 def add_sampling_arguments(parser: ArgumentParser) -> None:
     """How the next token is chosen."""
     parser.add_argument(
@@ -64,7 +73,8 @@ def options_of(args: Namespace, **changes: Any) -> Options:
     """The Options that the arguments of ``add_model_arguments`` ask for, and these fields."""
     return Options(
         memory=args.memory, window=args.window, neurons=args.neurons, threads=args.threads,
-        io=args.io, cache=args.cache, device=args.device, warm=args.warm, **changes,
+        io=args.io, cache=args.cache, device=args.device, warm=args.warm,
+        draft=getattr(args, "draft", "off"), **changes,
     )  # fmt: skip
 
 

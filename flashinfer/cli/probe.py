@@ -14,7 +14,7 @@ from flashinfer.cli.common import add_json, positive, progress_bars, write_json
 from flashinfer.formats.errors import printable
 from flashinfer.formats.files import refuse_loss
 from flashinfer.paper.flash import IO
-from flashinfer.plan.profile import Profile, cache_path, prepare, save
+from flashinfer.plan.profile import MANY, Profile, cache_path, prepare, save
 from flashinfer.probe.probing import probe
 
 
@@ -56,6 +56,9 @@ def print_profile(profile: Profile) -> None:
     print("products, GB/s of weights  " + "".join(f"{name:>8}" for name in profile.linear))
     for what, speeds in (("all rows", profile.linear), ("some rows", profile.sparse)):
         print(f"  {what:<25}" + "".join(f"{speed / 1e9:8.1f}" for speed in speeds.values()))
+    print(
+        f"  {f'{MANY} tokens, of one':<25}" + "".join(f"{v:7.1f}x" for v in profile.many.values())
+    )
     submits = [1e6 * seconds for seconds in profile.submit.values()]
     print(
         f"\na layer besides these  {1e6 * profile.layer:.0f} us a token, with a neuron cache "

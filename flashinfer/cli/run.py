@@ -19,7 +19,12 @@ from flashinfer.cli.common import (
     progress_bars,
     write_json,
 )
-from flashinfer.cli.model_options import add_model_arguments, add_sampling_arguments, open_model
+from flashinfer.cli.model_options import (
+    add_draft_argument,
+    add_model_arguments,
+    add_sampling_arguments,
+    open_model,
+)
 from flashinfer.cli.prompt import prompt_ids
 from flashinfer.formats.errors import UserError
 from flashinfer.model import Model
@@ -43,6 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="tokens to have room for; default: prompt and -n")  # fmt: skip
     add_sampling_arguments(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
+    add_draft_argument(parser)
     add_model_arguments(parser)
     add_json(parser)
 
@@ -120,6 +126,13 @@ def print_account(model: Model, out: TextIO) -> None:
         f"{kernels.describe()}, reads: {model.flash.io}",
         file=out,
     )
+    drafts = stats.drafts
+    if drafts.drafted:
+        print(
+            f"drafts      {drafts.drafted} tokens in {drafts.passes} passes, of which "
+            f"{drafts.accepted} were right",
+            file=out,
+        )
     if stats.sparsity:
         share = 100 * stats.sparsity.target
         print(

@@ -7,19 +7,29 @@ its rows and columns (3.2); and what the window has left makes room.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.paper.interfaces import Chooser, Shared, Stream, Tap
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.prefetch import Prefetch
-from flashinfer.paper.selection import Selection
+from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.streamed import Streamed
 from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.paper.waves import Waves
 from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, Residence, way_to_run
 from flashinfer.paper.whole import Whole
+
+
+class Drafted(NamedTuple):
+    """What tokens use some of which are drafts; before: which token used each unit last, before
+    these (n,) int64."""
+
+    selection: Selection
+    tokens: Tokens
+    before: Int64Array
 
 
 class FeedForward:
@@ -41,6 +51,7 @@ class FeedForward:
     ) -> None:
         self.neurons, self.store, self.predictor = neurons, store, predictor
         self.prefetch, self.shared = prefetch, shared
+        self.drafted: Drafted | None = None  # what the last call's drafts use
         self.whole = Whole(store, neurons)
         self.streamed = Streamed(store, neurons)
         self.others: dict[str, Whole | Streamed | Waves] = {
@@ -52,50 +63,69 @@ class FeedForward:
     def __call__(
         self,
         x: Float32Array,
-        token: int,
+        tokens: Tokens,
         residual: Float32Array | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Float32Array:
         """x (T, d_model) float32, normalised, and ``residual``, before that -> (T, d_model).
 
-        token      number of the first of them; neuron caches count by these
+        tokens     their numbers; what becomes of those that are drafts ``settle`` is told
         meanwhile  called once, when this layer's own reads are on their way
         """
         self.store.begin()
         y = np.zeros_like(x) if self.shared is None else self.shared(x)  # (T, d_model)
-        selection = self.predict(x, residual, token)
+        selection = self.predict(x, residual, tokens)
         way = self.way(selection, len(x))
         if way == CACHED:
-            self.compute(x, selection, token, y, meanwhile)
+            self.compute(x, selection, tokens, y, meanwhile)
         else:
             meanwhile()
-            self.others[way](x, selection, token, y)
+            self.others[way](x, selection, tokens, y)
         self.neurons.add_bias(selection, y)
         self.store.settled = True
         return y
 
-    def predict(self, x: Float32Array, residual: Float32Array, token: int) -> Selection:
+    def predict(self, x: Float32Array, residual: Float32Array, tokens: Tokens) -> Selection:
         """3.1: the units that these tokens need, before any of their weights is read."""
         if self.predictor is None:
             return Selection.everything(self.store.units.rows, len(x))
         selection = self.predictor.select(x, residual)  # units (n,) ascending, and who uses which
         if self.whole.offsets is None:
-            self.store.cache.priority.note(selection, token)
+            cache, counted = self.store.cache, selection
+            self.drafted = None
+            if tokens.sure < len(x):
+                self.drafted = Drafted(selection, tokens, cache.last_uses(selection.units))
+                counted = selection.between(0, tokens.sure)
+            cache.priority.note(counted, tokens.first)
             self.prefetch.before_placing(self.store, selection.units)
         return selection
+
+    def settle(self, kept: int) -> None:
+        """Of the last call's tokens, some of which were drafts, the first ``kept`` belong to the
+        text: what these used counts, and what only the others used leaves first."""
+        if self.drafted is None:
+            return
+        selection, (first, sure), before = self.drafted
+        self.drafted, cache = None, self.store.cache
+        if kept > sure:
+            cache.priority.note(selection.between(sure, kept), first)
+        if cache.window is not None:
+            used = selection.between(0, kept)
+            before[np.isin(selection.units, used.units)] = first + used.last
+            cache.restore_uses(selection.units, before)
 
     def compute(
         self,
         x: Float32Array,
         selection: Selection,
-        token: int,
+        tokens: Tokens,
         y: Float32Array,
         meanwhile: Callable[[], None],
     ) -> None:
         """3.1 to 3.3 for units that all have slots: y (T, d_model) += their outputs."""
         cache, store, units = self.store.cache, self.store, selection.units  # (n,)
         # 3.3: each unit has a slot of the cache; what left the window has made room.
-        slots, misses, early = cache.place(units, token + len(x) - 1)  # (n,), (m,), (n,) bool
+        slots, misses, early = cache.place(units, tokens.now)  # (n,), (m,), (n,) bool
         offsets = store.offsets(units, slots)  # (n, neurons of each)
         # 3.2: one read for each bundle that is missing, many in flight.
         late = store.submit(units[misses], slots[misses])
@@ -115,11 +145,12 @@ class FeedForward:
         down = offsets.ravel() + self.neurons.down_at  # (neurons,)
         self.neurons.add_down(cache.memory, down, a, selection, y)
         # 3.1: with a window of k tokens a unit is forgotten when the last k did not use it.
-        cache.used_at(slots, token, selection.last)
+        cache.used_at(slots, tokens.first, selection.last)
 
     def abandon(self) -> None:
         """After a failure, once no read is in flight: forgets what may not have been read."""
         self.prefetch.taken()
+        self.drafted = None
         self.store.abandon()
 
     def way(self, selection: Selection, tokens: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import BoolArray, Float64Array, Int32Array, UInt8Array
+from flashinfer.formats.arrays import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 from flashinfer.paper.selection import Selection
 
 NEVER = -(1 << 60)  # used by no token: left every window
@@ -149,6 +149,17 @@ class NeuronCache:
             return np.ones(len(neurons), dtype=bool)
         chosen = np.argpartition(-worth, self.capacity - 1)[: self.capacity]
         return np.isin(np.arange(len(neurons)), chosen)
+
+    def last_uses(self, neurons: Int32Array) -> Int64Array:
+        """Which token used each of these last, as the window counts it (n,); NEVER where it is not
+        in the cache."""
+        slots = self.slot_of[neurons]
+        return np.where(slots >= 0, self.last_used[slots], NEVER)
+
+    def restore_uses(self, neurons: Int32Array, tokens: Int64Array) -> None:
+        """Let these tokens (n,) be the last ones that used the neurons, where they are held."""
+        slots = self.slot_of[neurons]
+        self.last_used[slots[slots >= 0]] = tokens[slots >= 0]
 
     def used_at(self, slots: Int32Array, token: int, last: Int32Array) -> None:
         """Which token used these slots last, counted from ``token`` on: (n,) each."""

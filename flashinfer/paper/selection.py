@@ -1,11 +1,28 @@
 """Which units tokens use: what a predictor or a router answers, and what a layer computes."""
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
+
+
+class Tokens(NamedTuple):
+    """Which tokens a layer computes together.
+
+    first  number of the first of them; neuron caches count by these
+    sure   how many of them, the first ones, belong to the text; the others are drafts
+    """
+
+    first: int
+    sure: int
+
+    @property
+    def now(self) -> int:
+        """The last that belongs to the text."""
+        return self.first + self.sure - 1
 
 
 class Selection:
@@ -73,6 +90,14 @@ class Selection:
     def pairs(self) -> list[slice]:
         """Of each unit, which of ``tokens`` (and of ``weights``) are its: slices."""
         return [slice(*ends) for ends in itertools.pairwise(self.indptr)]
+
+    def between(self, first: int, stop: int) -> "Selection":
+        """What the tokens first:stop use, which keep their numbers; without weights."""
+        if self.indptr is None or not len(self.units):
+            return self
+        used = (self.tokens >= first) & (self.tokens < stop)
+        counts = np.add.reduceat(used.astype(np.int32), self.indptr[:-1])
+        return Selection.of_counts(self.units[counts > 0], counts[counts > 0], self.tokens[used])
 
     def part(self, first: int, stop: int) -> "Selection":
         """The units numbered first:stop of these."""

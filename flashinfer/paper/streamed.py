@@ -6,7 +6,7 @@ from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.paper.neurons import Neurons
-from flashinfer.paper.selection import Selection
+from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.unit_store import UnitStore
 
 
@@ -22,10 +22,12 @@ class Streamed:
         self.tensor = store.bundles
         self.following: StoredTensor | None = None
 
-    def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
+    def __call__(
+        self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array
+    ) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store = self.store
-        kept, slots = self._keep(selection, token + len(x) - 1, token)
+        kept, slots = self._keep(selection, tokens)
         for first, stop, memory, starts in store.flash.stream(
             self.tensor, store.buffer, self.following
         ):
@@ -34,9 +36,9 @@ class Streamed:
             self.neurons.add(memory, starts[part.units - first, None], x, part, y)
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
-    def _keep(self, selection: Selection, now: int, token: int) -> tuple[Int32Array, Int32Array]:
+    def _keep(self, selection: Selection, tokens: Tokens) -> tuple[Int32Array, Int32Array]:
         """(neurons, their slots) that the cache would hold, had the tokens come one by one."""
-        cache = self.store.cache
+        cache, (token, _), now = self.store.cache, tokens, tokens.now
         kept = np.ones(len(selection.units), dtype=bool)
         if cache.window is not None:
             kept = token + selection.last.astype(np.int64) > now - cache.window

@@ -8,7 +8,7 @@ from flashinfer.formats.arrays import Float32Array, Int32Array
 from flashinfer.paper.flash import Submitted
 from flashinfer.paper.neuron_cache import NONE
 from flashinfer.paper.neurons import Neurons
-from flashinfer.paper.selection import Selection
+from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.ways import wave_size
 
@@ -19,9 +19,11 @@ class Waves:
     def __init__(self, store: UnitStore, neurons: Neurons) -> None:
         self.store, self.neurons = store, neurons
 
-    def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
+    def __call__(
+        self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array
+    ) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
-        store, cache, now = self.store, self.store.cache, token + len(x) - 1
+        store, cache, now = self.store, self.store.cache, tokens.now
         size, overlap = wave_size(cache.capacity, len(store.inside), cache.slot_bytes)
         waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
         _, coming, reads = self._begin(waves[0], NONE, now)
@@ -31,7 +33,7 @@ class Waves:
             if following is not None and overlap:
                 slots, coming, reads = self._begin(following, wave.units, now)
             self.neurons.add(cache.memory, store.offsets(wave.units, slots), x, wave, y)
-            cache.used_at(slots, token, wave.last)
+            cache.used_at(slots, tokens.first, wave.last)
             if following is not None and not overlap:
                 _, coming, reads = self._begin(following, NONE, now)
 

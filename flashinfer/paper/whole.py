@@ -7,7 +7,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.paper.neurons import Neurons
-from flashinfer.paper.selection import Selection
+from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.unit_store import UnitStore
 
 
@@ -45,7 +45,9 @@ class Whole:
             progress((stop - first) * bundles.row_bytes)
         self.offsets = (np.arange(n, dtype=np.int64) * width).reshape(store.units.rows, -1)
 
-    def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
+    def __call__(
+        self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array
+    ) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         cache, apart = self.store.cache, self.neurons.width * self.store.bundles.rows
         cache.hits += len(selection.units)

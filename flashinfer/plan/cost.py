@@ -1,4 +1,4 @@
-"""What a token will cost: bytes and seconds by part, from a plan and a device's profile."""
+"""What a pass will cost: bytes and seconds by part, from a plan and a device's profile."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ GUESSED = 0.8  # of what a layer uses is guessed one layer early, where calibrat
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one token.
+    """Of one pass, which is that of one token unless ``predict`` is asked for more.
 
     read      {part: bytes from flash}; requests: reads of neurons or experts
     seconds   {part: seconds}: computing, and what reads take beyond it
@@ -55,23 +55,31 @@ class Cost:
         return 1 / self.total
 
 
-def predict(bundle: Bundle, plan: Plan, profile: Profile, gap_bytes: int, block: int = 512) -> Cost:
-    """The Cost of a token in the middle of the context.
+def predict(
+    bundle: Bundle,
+    plan: Plan,
+    profile: Profile,
+    gap_bytes: int,
+    block: int = 512,
+    tokens: int = 1,
+) -> Cost:
+    """The Cost of a pass of ``tokens`` tokens in the middle of the context, all of which give
+    logits.
 
     gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
     """
-    token = _Token(bundle, plan, profile, gap_bytes, block)
+    work = _Pass(bundle, plan, profile, gap_bytes, block, tokens)
     early = None
     for number in range(bundle.config.num_hidden_layers):
-        token.attention(number)
-        early = token.feed_forward(number, early)
-    token.multiply(HEAD)
-    return Cost(token.read, token.requests, dict(token.line.seconds))
+        work.attention(number)
+        early = work.feed_forward(number, early)
+    work.multiply(HEAD)
+    return Cost(work.read, work.requests, dict(work.line.seconds))
 
 
 @dataclass
 class _Units:
-    """What a layer's FFN does for a token.
+    """What a layer's FFN does in a pass.
 
     layer     its number; residence: what of it is in DRAM; way: that it runs, see ways.py
     used      units, of which some are missing in the cache; seconds: of computing them
@@ -88,14 +96,20 @@ class _Units:
     wrong: float = 0.0
 
 
-class _Token:
-    """Goes the way of ``Model.forward``, on a Timeline."""
+class _Pass:
+    """Goes the way of ``Model.forward`` with some tokens, on a Timeline."""
 
     def __init__(
-        self, bundle: Bundle, plan: Plan, profile: Profile, gap_bytes: int, block: int
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        profile: Profile,
+        gap_bytes: int,
+        block: int,
+        tokens: int,
     ) -> None:
         self.bundle, self.plan, self.profile = bundle, plan, profile
-        self.gap_bytes, self.block = gap_bytes, block
+        self.gap_bytes, self.block, self.tokens = gap_bytes, block, tokens
         self.layers = bundle.config.num_hidden_layers
         self.line = Timeline(profile)
         for part in ("attention", "feed-forward", *PARTS.values(), "the rest"):
@@ -134,7 +148,9 @@ class _Token:
         self.line.stream(part, nbytes, self.plan.buffers / 2, seconds)
 
     def _linear(self, tensor: StoredTensor) -> float:
-        return tensor.nbytes / self.profile.linear[tensor.format.name]
+        format = tensor.format.name
+        one = tensor.nbytes / self.profile.linear[format]
+        return one * self.profile.times_of_one(format, self.tokens)
 
     def attention(self, number: int) -> None:
         """With half of the context's keys and values."""
@@ -142,7 +158,7 @@ class _Token:
         config, seen = self.bundle.config.layers[number].attention, self.plan.context // 2
         seen = min(seen, config.attention_window or seen)
         cached = 2 * seen * token_bytes(config, kv_dtype(self.bundle).itemsize)
-        self.line.compute("attention", cached / self.profile.dram)
+        self.line.compute("attention", self.tokens * cached / self.profile.dram)
 
     def prefetch(self, number: int) -> float | None:
         """Begin the reads that a layer's guess asks for; when they are done, or None."""
@@ -186,7 +202,10 @@ class _Token:
         parts = self.bundle.config.layers[units.layer].ffn.parts
         used = max(units.used, units.missing, 1e-9)
         before = units.seconds * (1 - 1 / parts) / used
-        self.line.multiply("feed-forward", before * (used - units.missing))
+        if self.tokens > 1:  # all come together: see UnitStore.arrivals
+            reads = ((max(done or 0.0 for done, _ in reads), used),)
+        else:
+            self.line.multiply("feed-forward", before * (used - units.missing))
         for done, n in reads:
             self.line.wait(done or 0.0)
             self.line.multiply("feed-forward", before * n)
@@ -223,23 +242,43 @@ class _Token:
         residence, tensor = plan.residence(number, ffn), bundle.bundles(number)
         chosen, slots = residence.chosen, plan.slots[number]
         record = bundle.record(number) if chosen else None
-        used: float = (ffn.routed_units if chosen else 0) or ffn.units
+        one: float = (ffn.routed_units if chosen else 0) or ffn.units  # units of one token
         if record:
-            used = ffn.units * record.predicted
+            one = ffn.units * record.predicted
+        used = union(one, ffn.units, self.tokens, record)
         missing = used * (1 - slots / ffn.units)
         if record:
             missing = misses(record, plan, slots, ffn.units)
-        way = way_to_run(residence, 1, used, lambda: missing)
-        seconds = used * bundle.unit_bytes(number) / self.profile.sparse[tensor.format.name]
+            if self.tokens > 1:  # what several tokens miss is read once
+                missing = min(self.tokens * missing, used)
+        way = way_to_run(residence, self.tokens, used, lambda: missing)
+        format, share = tensor.format.name, self.tokens * one / max(used, 1e-9)
+        seconds = used * bundle.unit_bytes(number) / self.profile.sparse[format]
+        seconds *= self.profile.times_of_one(format, share)
         if way == WHOLE and not chosen:
             seconds = self._linear(tensor)
         units = _Units(number, residence, way, used, seconds, missing)
         in_dram = ffn.reads_experts or plan.predictor > 0
-        guesses = number > 0 and way == CACHED and may_prefetch(residence, in_dram, plan.prefetch)
+        guesses = number > 0 and self.tokens == 1 and way == CACHED
+        guesses = guesses and may_prefetch(residence, in_dram, plan.prefetch)
         if guesses and prefetch_fits(used, ffn.routed_units, slots):
             named, right = missing * plan.prefetch, _right(record, plan.prefetch)
             units.right, units.wrong = named * right, named * (1 - right)
         return units
+
+
+def union(one: float, units: int, tokens: int, record: LayerCalibration | None) -> float:
+    """Units of a layer that several tokens in a row use together, where one uses ``one``."""
+    if tokens == 1:
+        return one
+    if record is None:  # each token's are drawn independently
+        return units * (1 - (1 - one / units) ** tokens)
+    rows = record.window_rows
+    within, beyond = min(tokens, len(rows)), max(0, tokens - len(rows))
+    more = rows[-1] - rows[-2]
+    # What the last token added goes on shrinking, as fewer units are left that none has used.
+    left = max(1e-9, units - rows[-1])
+    return rows[within - 1] + left * (1 - (1 - min(1.0, more / left)) ** beyond)
 
 
 def _right(calibrated: LayerCalibration | None, share: float) -> float:

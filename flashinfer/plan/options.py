@@ -16,6 +16,7 @@ from flashinfer.plan.threads import threads_to_use
 
 Mode = Literal["predicted", "dense", "routed"]
 MODES: tuple[Mode, ...] = ("predicted", "dense")  # to ask for; a mixture of experts is routed
+DRAFTS = ("auto", "off", "ngram")
 USUAL_CONTEXT = 1024  # tokens, where none is asked for and the model has as many
 
 
@@ -38,6 +39,8 @@ class Options:
     warm     begin with the experts in the cache that calibration found used most; None: where
              nine tenths of them will probably be used soon
     logit_rows  tokens whose logits the budget has room for at a time
+    draft    where the tokens come from that are drafted, and several checked in one pass, where
+             that is faster: "ngram": from the text itself, which is what "auto" does; "off": none
     """
 
     memory: int | str | None = None
@@ -50,6 +53,7 @@ class Options:
     device: Profile | Path | str | None = None
     warm: bool | None = None
     logit_rows: int = 1
+    draft: str = "auto"
 
     def decided(self, bundle: Bundle) -> "Decided":
         """What a bundle is run with. Raises UserError where an option is not one for it."""
@@ -66,6 +70,7 @@ class Options:
             policy=self.cache or default_policy(self.window),
             window=self.window,
             logit_rows=self.logit_rows,
+            drafting=self.draft != "off",
         )
 
     def _check(self, bundle: Bundle) -> None:
@@ -90,6 +95,8 @@ class Options:
             raise UserError(f"window {self.window} is not 1 token or more")
         if self.context is not None and not 1 <= self.context <= most:
             raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
+        if self.draft not in DRAFTS:
+            raise UserError(f"draft {self.draft!r} is not one of {', '.join(DRAFTS)}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise UserError(f"threads {self.threads} is not within 1 to {MOST_THREADS}")
 
@@ -103,6 +110,7 @@ class Decided:
     policy   which unit makes room, see neuron_cache.POLICIES
     window   tokens that a unit stays unused; None: as many as the plan affords
     logit_rows  tokens whose logits are there at a time
+    drafting  tokens are drafted where that is faster
     """
 
     budget: int
@@ -112,6 +120,7 @@ class Decided:
     policy: Policy
     window: int | None
     logit_rows: int = 1
+    drafting: bool = False
 
     def chooses(self, ffn: FFNConfig) -> bool:
         """Whether a predictor or a router chooses a layer's units; else all of them are used."""

@@ -27,6 +27,7 @@ from flashinfer.plan.slot_shares import CachedLayer, Shares, nbytes, share_slots
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
 LEAST_CHUNK = 8
+MOST_DRAFTS = 31
 STAGED = STAGINGS * STAGING_BYTES
 
 
@@ -53,6 +54,7 @@ class Plan(Decided):
     slot_bytes        of each layer's slots
     window            tokens that a unit stays unused; None: until its slot is needed
     affords           the largest calibrated window, in tokens, that the slots hold; None: unknown
+    drafts            tokens that may be drafted, and checked in one pass
     prefetch          share of what the next layer's early guess names, the surest first, that is
                       read before its turn
     """
@@ -73,6 +75,7 @@ class Plan(Decided):
     slot_bytes: tuple[int, ...]
     cache: int
     affords: int | None
+    drafts: int = 0
     prefetch: float = 1.0
 
     @property
@@ -144,7 +147,9 @@ def make_plan(
         predictor = 0
     spare = budget - least.nbytes - predictor
     chunk, one_token, buffers = _for_speed(sizes, least, spare)
+    drafts = _drafts(sizes, chunk, spare)
     working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED + sizes.fixed
+    working += drafts * sizes.per_draft
     least_cache = least.cache + one_token
     left = budget - base - small - sizes.kv_cache - predictor - buffers - working - least_cache
     attention_layers = _first_that_fit(sizes.attention, left)
@@ -182,7 +187,15 @@ def make_plan(
         slot_bytes=tuple(slot_bytes),
         cache=cache,
         affords=shares.affords,
+        drafts=drafts,
     )
+
+
+def _drafts(sizes: Sizes, chunk: int, spare: int) -> int:
+    """How many tokens may be drafted, for whose logits some of ``spare`` bytes are set aside."""
+    if not sizes.wanted.drafting:
+        return 0
+    return max(0, min(MOST_DRAFTS, chunk - 1, spare // 32 // sizes.per_draft))
 
 
 def _first_that_fit(sizes: Sequence[int], room: int) -> int:

@@ -22,7 +22,10 @@ LEAST, MOST = 1e-12, 1e15
 MOST_BLOCK, MOST_SIZES, MOST_THREADS, MOST_FILE = 1 << 40, 256, 1024, 1 << 20
 SIZE = re.compile("[0-9]{1,13}")
 TABLES = ("alone", "reads", "streams", "submit")
+SPEEDS = ("linear", "sparse", "many")
 NUMBERS = ("dram", "layer", "cached", "wake")
+MANY = 16  # tokens, of the products that share their weights
+UNKNOWN_MANY = 4.0  # how many times as long these take, where a profile does not say
 WORTH_JOINING = 1.7  # a read of two rows and their gap may take so many times that of one row
 
 
@@ -38,6 +41,7 @@ class Profile:
                 is multiplied}
     dram        bytes/s of a plain sum over memory
     linear, sparse  {number format: bytes/s of weights} of the products with one token
+    many        {number format: how many times as long a product takes with MANY tokens}
     layer       what a layer costs a token besides reads and products, where it stays in DRAM
     cached      and where it has a neuron cache
     wake        what the first product takes longer where its threads sleep, as they do after a wait
@@ -58,6 +62,7 @@ class Profile:
     cached: float
     wake: float
     submit: dict[int, float]
+    many: dict[str, float]
     most_bytes: float = 0.0
     most_reads: float = 0.0
 
@@ -78,6 +83,10 @@ class Profile:
         """What one read of this size takes of the CPU's time."""
         sizes, times = zip(*sorted(self.submit.items()), strict=True)
         return float(np.interp(nbytes, sizes, times))
+
+    def times_of_one(self, format: str, tokens: float) -> float:
+        """How many times as long a product with so many tokens takes as with one."""
+        return 1 + (self.many[format] - 1) * (tokens - 1) / (MANY - 1)
 
     def stream_speed(self, tile_bytes: float) -> float:
         """Bytes/s of a stream in tiles of this size."""
@@ -135,7 +144,8 @@ def load(path: Path | str) -> Profile:
     try:
         raw: Any = bounded_json.parse(text, path, finite=True)
         tables: dict[str, Any] = {name: _table(raw[name]) for name in TABLES}
-        speeds: dict[str, Any] = {name: _speeds(raw[name]) for name in ("linear", "sparse")}
+        raw.setdefault("many", dict.fromkeys(FORMATS, UNKNOWN_MANY))
+        speeds: dict[str, Any] = {name: _speeds(raw[name]) for name in SPEEDS}
         texts: dict[str, Any] = {name: raw[name] for name in ("name", "note")}
         numbers: dict[str, Any] = {name: raw[name] for name in NUMBERS}
         limits: dict[str, Any] = {name: raw.get(name, 0.0) for name in ("most_bytes", "most_reads")}

@@ -1,6 +1,8 @@
 """What is asked for -> how it will run: the checks, the open file, the plan, what to expect."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ class Setup:
 
     flash     open
     profile   of the device, and expected, of a token; None where nothing is known of the device
+    pass_seconds  a function tokens -> seconds of a pass of so many; None as ``expected``
     uses      of each layer how often its units are used, or None of a layer that uses all of
               them, where the hottest are to be read at once; else None
     """
@@ -32,6 +35,7 @@ class Setup:
     plan: Plan
     profile: Profile | None
     expected: Cost | None
+    pass_seconds: Callable[[int], float] | None
     uses: list[tuple[float, ...] | None] | None
 
 
@@ -55,16 +59,17 @@ def prepare(bundle: Bundle, options: Options) -> Setup:
     flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
     try:
         plan = make_plan(bundle, wanted, [flash.slot_bytes(nbytes) for nbytes in unit_bytes])
-        expected = None
+        expected = pass_seconds = None
         if known:
             plan, expected = _with_prefetch(bundle, plan, known, flash)
+            pass_seconds = partial(_pass_seconds, bundle, plan, known, flash)
         elif bundle.config.reads_experts:
             plan = replace(plan, prefetch=SURE)
         uses = _uses(bundle, plan, options.warm)
     except BaseException:
         flash.close()
         raise
-    return Setup(flash, plan, known, expected, uses)
+    return Setup(flash, plan, known, expected, pass_seconds, uses)
 
 
 def _gap_bytes(
@@ -84,6 +89,10 @@ def _with_prefetch(bundle: Bundle, plan: Plan, known: Profile, flash: Flash) -> 
     plans = [replace(plan, prefetch=share) for share in shares]
     costs = [predict(bundle, p, known, flash.gap_bytes, flash.alignment) for p in plans]
     return min(zip(plans, costs, strict=True), key=lambda pair: pair[1].total)
+
+
+def _pass_seconds(bundle: Bundle, plan: Plan, known: Profile, flash: Flash, tokens: int) -> float:
+    return predict(bundle, plan, known, flash.gap_bytes, flash.alignment, tokens).total
 
 
 def _uses(bundle: Bundle, plan: Plan, warm: bool | None) -> list[tuple[float, ...] | None] | None:

@@ -19,6 +19,7 @@ THREAD = 128 << 10  # of each thread that computes: its stack, here and in the k
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
 FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
+SELECTED = 24  # of each unit that a drafted token uses
 LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
 
 
@@ -65,6 +66,9 @@ class Sizes:
         self.fixed += BOOKKEEPING * sum(layer.ffn.units for layer in config.layers)
         # And what sampling sorts, or sums.
         self.logits = 24 * config.vocab_size * wanted.logit_rows
+        # The logits after a drafted token, and which units it uses, until it is accepted.
+        self.per_draft = 4 * config.vocab_size
+        self.per_draft += SELECTED * sum(layer.needs[0] for layer in self.cached.values())
 
 
 def _kv_cache(bundle: Bundle, context: int) -> int:

@@ -14,6 +14,7 @@ from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 from flashinfer.paper.flash import Flash, aligned_bytes
+from flashinfer.plan.profile import MANY
 from flashinfer.plan.threads import default_threads
 
 Submit = Callable[[], Any]  # starts reads; Flash.wait waits for what it returns
@@ -28,6 +29,7 @@ WEIGHT_BYTES = 32 << 20  # of weights of each number format: together more than 
 MATRIX_BYTES = 4 << 20  # of weights multiplied at once, as in a layer's matrices
 ACTIVE = 0.08  # share of the rows that a sparse product uses
 STIR_SECONDS = 0.02  # until the scheduler has given each thread a core of its own
+MANY_MATRICES = 2  # of those multiplied with one token, as they take longer
 WAKES = 40  # products after a pause, and as many without one
 
 
@@ -141,7 +143,7 @@ def dram_bandwidth(threads: int | None = None, nbytes: int = 1 << 28, repeats: i
 
 
 class Products:
-    """The products of one number format with one token.
+    """The products of one number format, with one token and with ``profile.MANY``.
 
     They are sampled several times during a probe, because the memory's speed on a shared machine
     changes from second to second.
@@ -157,6 +159,7 @@ class Products:
         ]
         # Seconds per byte, of each sample.
         self.linears: list[float] = []
+        self.several: list[float] = []
         self.sparses: list[float] = []
 
     def sample(self) -> None:
@@ -168,6 +171,11 @@ class Products:
             kernels.linear(self.x, matrix)
         multiplied = rows * width - self.matrices[0].data.nbytes
         self.linears.append((time.perf_counter() - begun) / multiplied)
+        begun = time.perf_counter()
+        for matrix in self.matrices[1 : 1 + MANY_MATRICES]:
+            kernels.linear(np.repeat(self.x, MANY, axis=0), matrix)
+        multiplied = sum(matrix.data.nbytes for matrix in self.matrices[1 : 1 + MANY_MATRICES])
+        self.several.append((time.perf_counter() - begun) / multiplied)
         # Some per cent of bundles of two rows, as a token uses those of a layer.
         bundles = np.sort(self.random.choice(rows // 2, int(ACTIVE * rows / 2), replace=False))
         starts, y = bundles * np.int64(2 * width), np.zeros_like(self.x)
@@ -200,6 +208,11 @@ class Products:
     def linear(self) -> float:
         """Bytes/s of ``kernels.linear``."""
         return 1 / statistics.fmean(self.linears)
+
+    @property
+    def many(self) -> float:
+        """How many times as long ``kernels.linear`` takes with ``profile.MANY`` tokens."""
+        return statistics.fmean(self.several) / statistics.fmean(self.linears)
 
     @property
     def sparse(self) -> float:

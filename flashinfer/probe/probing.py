@@ -117,6 +117,7 @@ def _measure(
     tables["wake"] = statistics.fmean(product.wake() for product in products.values())
     tables["linear"] = {name: product.linear for name, product in products.items()}
     tables["sparse"] = {name: product.sparse for name, product in products.items()}
+    tables["many"] = {name: product.many for name, product in products.items()}
     return tables, flash.io
 
 
