@@ -1,7 +1,7 @@
 # Causal attention over the key/value cache; see flashinfer/kernels/.
 
 cdef extern from "kernels.h" nogil:
-    int F32, F16
+    int F32, F16, Q8_0
 
     ctypedef struct attention_task:
         const float *q
@@ -16,20 +16,30 @@ cdef extern from "kernels.h" nogil:
 
     int run_attention(const attention_task *task, int threads)
     void remember_rows(const float *x, int64_t n_tokens, int64_t n_groups, int64_t width,
-                       uint8_t *cache, int64_t context, int64_t row, int64_t start, int format)
+                       uint8_t *cache, int64_t context, int64_t row_bytes, int64_t start,
+                       int format)
     void rotate_row(float *x, const float *cos, const float *sin, int64_t half)
 
 
 cdef int format_of(array) except -1:
-    """The number format of a key/value cache."""
-    if not isinstance(array, ndarray) or array.dtype not in (FLOAT32, FLOAT16):
+    """The number format of a key/value cache; bytes are blocks of q8_0."""
+    if not isinstance(array, ndarray) or array.dtype not in (FLOAT32, FLOAT16, UINT8):
         raise Refused()
     check_array(array, array.dtype, 3)
+    if array.dtype == UINT8:
+        if array.shape[2] % 34:
+            raise Refused()
+        return Q8_0
     return F32 if array.dtype == FLOAT32 else F16
 
 
+cdef int64_t width_of(array, int format) except -1:
+    """Values of a row of a key/value cache."""
+    return array.shape[2] // 34 * 32 if format == Q8_0 else array.shape[2]
+
+
 def remember(cache, x, start):
-    """cache (G, context, >= w) f32 or f16 [:, start : start + T, :w] = x (T, G, w)."""
+    """cache (G, context, >= w) f32, f16 or q8_0 [:, start : start + T, :w] = x (T, G, w)."""
     try:
         _remember(cache, x, start)
     except REFUSALS:
@@ -42,8 +52,8 @@ cdef _remember(cache, x_array, start):
     cdef const float[:, :, ::1] x = floats_3d(x_array)
     cdef uint8_t[:, :, ::1] view
     cdef Extent[2] arrays
-    cdef int64_t row = cache.shape[2], context = cache.shape[1]
-    if cache.shape[0] != x.shape[1] or row < x.shape[2]:
+    cdef int64_t row_bytes = cache.shape[2] * cache.itemsize, context = cache.shape[1]
+    if cache.shape[0] != x.shape[1] or width_of(cache, format) < x.shape[2]:
         raise Refused()
     cdef int64_t first = whole(start, 0, context - x.shape[0])
     if not cache.flags.writeable or not cache.flags.c_contiguous:
@@ -55,11 +65,11 @@ cdef _remember(cache, x_array, start):
         check_apart(arrays, 1, 2)
         with nogil:
             remember_rows(&x[0, 0, 0], x.shape[0], x.shape[1], x.shape[2], &view[0, 0, 0],
-                          context, row, first, format)
+                          context, row_bytes, first, format)
 
 
 def attention(q, keys, values, start, window=None, bias=None, cap=0.0, sinks=None):
-    """q (T, H, w) scaled; keys, values (G, context, w) f32 or f16 -> (T, H, w) float32."""
+    """q (T, H, w) scaled; keys, values (G, context, w) f32, f16 or q8_0 -> (T, H, w) float32."""
     try:
         return _attention(q, keys, values, start, window, bias, cap, sinks)
     except REFUSALS:
@@ -81,7 +91,9 @@ cdef _attention(q_array, keys, values, start, window, bias, cap, sinks):
         raise Refused()
     task.n_tokens, task.n_heads, task.width = q.shape[0], q.shape[1], q.shape[2]
     task.n_groups, task.context = keys.shape[0], keys.shape[1]
-    if not task.n_groups or task.n_heads % task.n_groups or task.width % 32 or keys.shape[2] != task.width:
+    if not task.n_groups or task.n_heads % task.n_groups or task.width % 32:
+        raise Refused()
+    if width_of(keys, task.format) != task.width:
         raise Refused()
     task.start = whole(start, 0, task.context - task.n_tokens)
     task.window = 0 if window is None else whole(window, 1, MOST)

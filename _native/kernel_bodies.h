@@ -280,22 +280,24 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
 }
 
 static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end, float *scores) {
-    int64_t size = bytes_of_32(task->format) / 32;
+    int64_t row_bytes = bytes_of_row(task->format, task->width);
     for (int64_t item = begin; item < end; item++) {
         int64_t token = item / task->n_heads, head = item % task->n_heads;
         int64_t n = task->start + token + 1;
         int64_t first = task->window && n > task->window ? n - task->window : 0;
         int64_t group = head / (task->n_heads / task->n_groups);
-        int64_t offset = (group * task->context + first) * task->width * size;
+        int64_t offset = (group * task->context + first) * row_bytes;
         const uint8_t *keys = task->keys + offset, *values = task->values + offset;
         const float *bias = task->bias ? task->bias + head * task->context + first : NULL;
         const float *sink = task->sinks ? task->sinks + head : NULL;
         const float *q = task->q + item * task->width;
         float *out = task->out + item * task->width;
-        if (task->format == F32)
-            NAME(attend_format)(task, F32, q, keys, values, bias, sink, n - first, scores, out);
-        else
-            NAME(attend_format)(task, F16, q, keys, values, bias, sink, n - first, scores, out);
+#define ATTEND(format) \
+    NAME(attend_format)(task, format, q, keys, values, bias, sink, n - first, scores, out)
+        if (task->format == F32) ATTEND(F32);
+        else if (task->format == F16) ATTEND(F16);
+        else ATTEND(Q8_0);
+#undef ATTEND
     }
 }
 

@@ -252,19 +252,45 @@ static void rms_norm_row(const float *x, const float *weight, float epsilon, int
     for (int64_t j = 0; weight && j < n; j++) y[j] *= weight[j];
 }
 
-/* x (n_tokens, n_groups, width) into a key/value cache (n_groups, context, row), from `start` on. */
+/* 32 values as a block of q8_0: whole numbers, halves away from zero, of the largest magnitude /
+ * 127. A NaN makes the whole block one; what is not finite beside an infinity becomes 0. */
+static void to_q8_0(const float *x, uint8_t *block) {
+    uint32_t bits[BLOCK], most = 0; /* of magnitudes, whose order they have: NaNs are largest */
+    memcpy(bits, x, sizeof bits);
+    for (int i = 0; i < BLOCK; i++) {
+        uint32_t magnitude = bits[i] & 0x7fffffff;
+        most = magnitude > most ? magnitude : most;
+    }
+    float scale = float_of_bits(most) / 127.0f, inverse = scale == 0 ? 0.0f : 1.0f / scale;
+    uint16_t half = f32_to_f16(scale);
+    memcpy(block, &half, 2);
+    for (int i = 0; i < BLOCK; i++) {
+        float scaled = x[i] * inverse;
+        scaled = fabsf(scaled) <= 128.0f ? scaled + copysignf(0.5f, scaled) : 0.0f;
+        block[2 + i] = (uint8_t)(int8_t)scaled;
+    }
+}
+
+/* x (n_tokens, n_groups, width) into a key/value cache (n_groups, context, row_bytes), from `start`
+ * on. */
 static void remember_rows(const float *x, int64_t n_tokens, int64_t n_groups, int64_t width,
-                          uint8_t *cache, int64_t context, int64_t row, int64_t start, int format) {
+                          uint8_t *cache, int64_t context, int64_t row_bytes, int64_t start,
+                          int format) {
     for (int64_t t = 0; t < n_tokens; t++)
         for (int64_t g = 0; g < n_groups; g++) {
             const float *from = x + (t * n_groups + g) * width;
-            int64_t at = (g * context + start + t) * row;
+            uint8_t *to = cache + (g * context + start + t) * row_bytes;
             if (format == F32) {
-                memcpy((float *)cache + at, from, width * sizeof(float));
-                continue;
+                memcpy(to, from, width * sizeof(float));
+            } else if (format == F16) {
+                for (int64_t i = 0; i < width; i++) ((uint16_t *)to)[i] = f32_to_f16(from[i]);
+            } else {
+                int64_t j = 0;
+                for (; j + BLOCK <= width; j += BLOCK, to += bytes_of_32(Q8_0)) to_q8_0(from + j, to);
+                float padded[BLOCK] = {0};
+                memcpy(padded, from + j, (width - j) * sizeof(float));
+                if (j < width) to_q8_0(padded, to);
             }
-            uint16_t *to = (uint16_t *)cache + at;
-            for (int64_t i = 0; i < width; i++) to[i] = f32_to_f16(from[i]);
         }
 }
 

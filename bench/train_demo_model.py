@@ -19,7 +19,6 @@ import argparse
 import math
 import os
 import platform
-import sysconfig
 import time
 from pathlib import Path
 
@@ -29,25 +28,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import OPTConfig, OPTForCausalLM
 
+from bench.python_text import stdlib_files
 from flashinfer.cli.common import write_json
 
 END_OF_TEXT, PAD = "</s>", "<pad>"
-TABLES = {"encodings", "pydoc_data", "site-packages", "__pycache__"}  # data, hardly code
 MAX_STEP_SECONDS = 20.0  # a suspended process does not use up its minutes
-
-
-def stdlib_files():
-    """Return (train, held_out) lists of source texts; every 50th file is held out."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    train, held_out = [], []
-    paths = [p for p in root.rglob("*.py") if not TABLES & set(p.relative_to(root).parts)]
-    for index, path in enumerate(sorted(paths)):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        (held_out if index % 50 == 25 else train).append(text)
-    return train, held_out
 
 
 def train_tokenizer(texts, vocab_size):

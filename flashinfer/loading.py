@@ -9,8 +9,8 @@ from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.plan.plan import Plan
-from flashinfer.plan.sizes import kv_dtype, pages
-from flashinfer.transformer.kv_cache import KeyValueCache, kept_tokens, padded_width, token_bytes
+from flashinfer.plan.sizes import pages
+from flashinfer.transformer.kv_cache import ELEMENTS, KeyValueCache, kept_tokens, token_bytes
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
@@ -64,17 +64,17 @@ def load_weights(
 
 def allocate_kv_caches(bundle: Bundle, plan: Plan) -> list[KeyValueCache]:
     """The KeyValueCache of each layer."""
-    item, at, caches = kv_dtype(bundle), 0, []
+    at, caches = 0, []
     layers = [layer.attention for layer in bundle.config.layers]
     tokens = [kept_tokens(config, plan.context) for config in layers]
     sizes = [
-        n * token_bytes(config, item.itemsize) for config, n in zip(layers, tokens, strict=True)
+        n * token_bytes(config, plan.kv_dtype) for config, n in zip(layers, tokens, strict=True)
     ]
     block = aligned_bytes(2 * sum(pages(size) for size in sizes))
     for config, n, size in zip(layers, tokens, sizes, strict=True):
         halves = block[at : at + 2 * pages(size)].reshape(2, -1)[:, :size]
-        shape = config.num_key_value_heads, n, padded_width(config.head_dim)
-        keys, values = (half.view(item).reshape(shape) for half in halves)
+        shape = config.num_key_value_heads, n, -1
+        keys, values = (half.view(ELEMENTS[plan.kv_dtype]).reshape(shape) for half in halves)
         caches.append(KeyValueCache(keys, values, config.attention_window, plan.context))
         at += 2 * pages(size)
     return caches

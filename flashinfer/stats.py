@@ -108,6 +108,7 @@ class Stats:
             "window": self.plan.window or self.plan.affords,
             "cache": self.plan.policy,
             "context": self.plan.context,
+            "kv_dtype": self.plan.kv_dtype,
             "neurons": self.plan.mode,
             "sparsity": self.sparsity and asdict(self.sparsity),
             "expected_tokens_per_second": self.expected and self.expected.tokens_per_second,

@@ -125,11 +125,16 @@ class Q8_0(BlockFormat):
         return scales, quants.view(np.int8)
 
     def encode(self, values: Float32Array) -> UInt8Array:
+        scales, quants = self.rounded(values)
+        return _pack(scales, quants.view(np.uint8), values)
+
+    def rounded(self, values: Float32Array) -> tuple[Float32Array, Int8Array]:
+        """values (..., columns) -> scales (..., blocks, 1) float32, (..., blocks, 32) int8."""
         x = _in_blocks(values, self)
         scales = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
         scaled = x * _inverse(scales)
         quants = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))  # half away from zero
-        return _pack(scales, quants.astype(np.int8).view(np.uint8), values)
+        return scales, np.where(np.isfinite(quants), quants, 0).astype(np.int8)
 
 
 class Q4_0(BlockFormat):

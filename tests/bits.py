@@ -24,6 +24,7 @@ from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.tensors import FFN, PREDICTOR
 from flashinfer.kernels import fixed_math
 from flashinfer.oracle.digest import digest as oracle_digest
+from flashinfer.transformer.kv_cache import KV_DTYPES
 
 DATA = Path(__file__).parent / "data"
 COMMITTED = Path(__file__).with_suffix(".json")
@@ -70,6 +71,8 @@ def all_digests():
         with Model.open(demo_model(), neurons=mode) as model:
             of_layers = oracle_digest(model, list(range(5, 45)))
         found[f"demo, each layer, {mode}"] = list(of_layers.values())
+    for dtype in KV_DTYPES:
+        found[f"demo, {dtype} keys"] = of_model(demo_model(), kv_dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.flash"
         for name in FORMATS:

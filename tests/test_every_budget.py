@@ -22,6 +22,7 @@ COMMANDS = {
     "run, a long text": ["run", DEMO, "-f", "LONG", "-n", "8"],
     "run, many threads": ["run", DEMO, "-p", "import os", "-n", "8", "-t", "1024"],
     "run, all neurons": ["run", DEMO, "-p", "import os", "-n", "8", "--neurons", "dense"],
+    "run, keys of 8 bits": ["run", DEMO, "-p", "import", "-n", "8", "--kv-dtype", "q8_0"],
     "chat": ["chat", "CHAT", "-n", "20"],
     "evaluate": ["evaluate", DEMO, *LONG],
     "calibrate": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5"],

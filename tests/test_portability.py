@@ -21,8 +21,9 @@ BUILDS = {  # compiler, flags of its own, what runs its programs
     "aarch64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64-static"]),
 }
 # A change of this is a change of every logit: the order of sums, or exp, is another.
-# Of what OPT needs; with what other models need; with routers that have biases and groups.
-HASHES = ("2dcb447d6b55df60", "bf5671446b3e2f73", "ab591fe4e10beed2")
+# Of what OPT needs; with what other models need; with routers that have biases and groups; with
+# keys and values in f16 and q8_0.
+HASHES = ("2dcb447d6b55df60", "bf5671446b3e2f73", "ab591fe4e10beed2", "ee3beffd41ee837d")
 
 
 def environments():

@@ -115,6 +115,25 @@ static void routers(void) {
     free(logits), free(bias);
 }
 
+/* Keys and values in 16 bits and in blocks: remembered, and attended to. */
+static void small_keys(int format) {
+    int64_t row_bytes = bytes_of_row(format, WIDTH), size = CONTEXT * row_bytes;
+    float *q = uniforms(TOKENS * HEADS * WIDTH), *out = uniforms(TOKENS * HEADS * WIDTH);
+    float *x = uniforms(2 * CONTEXT * WIDTH);
+    uint8_t *cache = calloc(2, size);
+    remember_rows(x, CONTEXT, 1, WIDTH, cache, CONTEXT, row_bytes, 0, format);
+    remember_rows(x + CONTEXT * WIDTH, CONTEXT, 1, WIDTH - 9, cache + size, CONTEXT, row_bytes, 0,
+                  format);
+    attention_task task = {
+        .q = q, .keys = cache, .values = cache + size, .n_tokens = TOKENS, .n_heads = HEADS,
+        .n_groups = 1, .width = WIDTH, .context = CONTEXT, .start = START, .window = 9,
+        .format = format, .out = out};
+    if (run_attention(&task, 2)) exit(1);
+    add_to_hash(cache, 2 * size);
+    add_to_hash(out, 4 * TOKENS * HEADS * WIDTH);
+    free(q), free(out), free(x), free(cache);
+}
+
 int main(void) {
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) products(format, d);
@@ -126,7 +145,10 @@ int main(void) {
     options();
     uint64_t second = hash;
     routers();
-    printf("%s %016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n", best_unit()->name, first, second,
-           hash);
+    uint64_t third = hash;
+    small_keys(F16);
+    small_keys(Q8_0);
+    printf("%s %016" PRIx64 " %016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n", best_unit()->name,
+           first, second, third, hash);
     return 0;
 }

@@ -11,6 +11,7 @@ from flashinfer.paper.flash import IO
 from flashinfer.paper.neuron_cache import POLICIES
 from flashinfer.plan.options import DRAFTS, MODES, Options
 from flashinfer.plan.profile import boards
+from flashinfer.transformer.kv_cache import KV_DTYPES
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -32,6 +33,11 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         "--neurons", choices=MODES, help="which neurons to use: those predicted to fire, or all "
         "(exact, and slow); default: predicted where the model is calibrated, and was trained to "
         "have silent neurons",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-dtype", choices=KV_DTYPES, help="the number format of keys and values: q8_0 takes "
+        "about half of f16's memory, f32 twice as much, and each moves logits by its own rounding; "
+        "default: f32 where the attention's weights are f32, else f16",
     )  # fmt: skip
     parser.add_argument(
         "--warm", action=BooleanOptionalAction, help="begin with those experts of a mixture in the "
@@ -73,7 +79,7 @@ def options_of(args: Namespace, **changes: Any) -> Options:
     """The Options that the arguments of ``add_model_arguments`` ask for, and these fields."""
     return Options(
         memory=args.memory, window=args.window, neurons=args.neurons, threads=args.threads,
-        io=args.io, cache=args.cache, device=args.device, warm=args.warm,
+        io=args.io, cache=args.cache, device=args.device, warm=args.warm, kv_dtype=args.kv_dtype,
         draft=getattr(args, "draft", "off"), **changes,
     )  # fmt: skip
 

@@ -82,7 +82,10 @@ def print_memory(plan: Plan, sizes: dict[Role, int]) -> None:
     for name, (kept, size) in stays.items():
         if size:
             print(f"  {name:<24}{format_size(kept):>14} {format_size(size):>14}")
-    print(f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens")
+    print(
+        f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens, "
+        f"{plan.kv_dtype}"
+    )
     print(f"  {'buffers, activations':<24}{format_size(plan.buffers + plan.working):>14}")
     print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
 

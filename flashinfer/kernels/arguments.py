@@ -16,7 +16,7 @@ Dtypes = tuple[np.dtype[Any], ...]
 MOST = 1 << 62
 LARGEST = float(np.finfo(np.float32).max)
 FLOATS: Dtypes = (np.dtype(np.float32),)
-HALVES: Dtypes = (np.dtype(np.float32), np.dtype(np.float16))
+KEYS: Dtypes = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint8))  # and values
 DOUBLES: Dtypes = (np.dtype(np.float64),)
 BYTES: Dtypes = (np.dtype(np.uint8),)
 INT32: Dtypes = (np.dtype(np.int32),)
@@ -84,6 +84,17 @@ def row_bytes(format: Any, columns: int) -> int:
     if not isinstance(format, NumberFormat) or format is not FORMATS.get(format.name):
         raise ValueError(f"format is {format!r:.40}, not one of {', '.join(FORMATS)}")
     return format.row_bytes(columns)
+
+
+def cached_width(cache: AnyArray) -> int:
+    """Values of a row of a key/value cache; of a cache of bytes, which has rows of q8_0's blocks,
+    a multiple of 32."""
+    if cache.dtype != np.uint8:
+        return cache.shape[2]
+    blocks, rest = divmod(cache.shape[2], FORMATS["q8_0"].block_bytes)
+    if rest:
+        raise ValueError(f"rows of {cache.shape[2]} bytes are no blocks of q8_0")
+    return blocks * FORMATS["q8_0"].block
 
 
 def rows_inside(memory: Any, rows: Any, format: Any, columns: int) -> None:

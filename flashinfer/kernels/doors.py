@@ -16,13 +16,14 @@ from flashinfer.kernels.arguments import (
     BYTES,
     DOUBLES,
     FLOATS,
-    HALVES,
     INT32,
     INT64,
+    KEYS,
     LARGEST,
     MOST,
     apart,
     array,
+    cached_width,
     csr_pairs,
     inside,
     number,
@@ -149,15 +150,15 @@ def attention(
     sinks: Any = None,
 ) -> None:
     array("q", q, FLOATS, 3)
-    array("keys", keys, HALVES, 3)
-    array("values", values, HALVES, 3)
+    array("keys", keys, KEYS, 3)
+    array("values", values, KEYS, 3)
     if keys.shape != values.shape or keys.dtype != values.dtype:
         raise ValueError(
             f"keys are {keys.dtype} {keys.shape}, values {values.dtype} {values.shape}"
         )
     tokens, heads, width = q.shape
     groups, context, _ = keys.shape
-    if not groups or heads % groups or keys.shape[2] != width or width % 32:
+    if not groups or heads % groups or cached_width(keys) != width or width % 32:
         raise ValueError(
             f"q is {q.shape}, keys {keys.shape}: heads of a multiple of 32 values, of which "
             "equally many share each key, are needed"
@@ -176,9 +177,9 @@ def attention(
 
 
 def remember(cache: Any, x: Any, start: Any) -> None:
-    array("cache", cache, HALVES, 3, writable=True)
+    array("cache", cache, KEYS, 3, writable=True)
     array("x", x, FLOATS, 3)
-    if cache.shape[0] != x.shape[1] or cache.shape[2] < x.shape[2]:
+    if cache.shape[0] != x.shape[1] or cached_width(cache) < x.shape[2]:
         raise ValueError(f"x is {x.shape}, the cache {cache.shape}")
     whole("start", start, 0, cache.shape[1] - len(x))
     apart("cache", cache, x=x)

@@ -69,6 +69,7 @@ def _modules_in(name: str, format: str) -> Arithmetic:
 KNOWN = {
     "float32": Arithmetic(),
     "float32-f16-cache": Arithmetic("float32-f16-cache", keys="f16", cached_values="f16"),
+    "float32-q8_0-cache": Arithmetic("float32-q8_0-cache", keys="q8_0", cached_values="q8_0"),
     "bfloat16": _modules_in("bfloat16", "bf16"),
     "float16": _modules_in("float16", "f16"),
     "llama.cpp": Arithmetic(

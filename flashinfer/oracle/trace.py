@@ -16,7 +16,6 @@ from flashinfer.model import Model
 from flashinfer.oracle.summary import Summaries
 from flashinfer.oracle.trace_file import TraceWriter, trace_metadata
 from flashinfer.paper.interfaces import Columns
-from flashinfer.plan.sizes import kv_dtype
 from flashinfer.transformer.values import Value, values_of
 
 NOT_TOLD = ("experts",)  # our engine adds experts to what the shared expert gave
@@ -119,7 +118,7 @@ def trace(
     rows = _checked_positions(positions, len(ids))
     metadata = trace_metadata(
         f"flashinfer {__version__}", model.bundle.hf_config, ids, rows, model.plan.mode,
-        "float32" if kv_dtype(model.bundle) == np.float32 else "float32-f16-cache",
+        "float32" if model.plan.kv_dtype == "f32" else f"float32-{model.plan.kv_dtype}-cache",
         model.plan.context,
     )  # fmt: skip
     if path is None:

@@ -22,7 +22,6 @@ from flashinfer.paper.ways import (
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.plan import Plan
 from flashinfer.plan.profile import Profile
-from flashinfer.plan.sizes import kv_dtype
 from flashinfer.plan.timeline import Timeline
 from flashinfer.transformer.kv_cache import token_bytes
 
@@ -157,7 +156,7 @@ class _Pass:
         self.multiply(ATTENTION, number)
         config, seen = self.bundle.config.layers[number].attention, self.plan.context // 2
         seen = min(seen, config.attention_window or seen)
-        cached = 2 * seen * token_bytes(config, kv_dtype(self.bundle).itemsize)
+        cached = 2 * seen * token_bytes(config, self.plan.kv_dtype)
         self.line.compute("attention", self.tokens * cached / self.profile.dram)
 
     def prefetch(self, number: int) -> float | None:

@@ -13,6 +13,7 @@ from flashinfer.paper.neuron_cache import POLICIES, Policy, default_policy
 from flashinfer.plan import memory
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.threads import threads_to_use
+from flashinfer.transformer.kv_cache import KV_DTYPES, KVDtype
 
 Mode = Literal["predicted", "dense", "routed"]
 MODES: tuple[Mode, ...] = ("predicted", "dense")  # to ask for; a mixture of experts is routed
@@ -29,6 +30,8 @@ class Options:
     neurons  the mode: "predicted" or "dense"; None: predicted where the bundle has predictors. Of a
              mixture only the experts that its router chooses, always
     context  tokens that the key/value cache holds; None: the model's most, up to USUAL_CONTEXT
+    kv_dtype the number format of keys and values: "f32", "f16" or "q8_0"; None: f32 where the
+             attention's weights are, else f16
     threads  to compute with, at most a few for each CPU; None: one for each core this process
              may use
     io       how to read: "auto", "io_uring", "threads" or "buffered", see flash.Flash
@@ -47,6 +50,7 @@ class Options:
     window: int | None = None
     neurons: Mode | None = None
     context: int | None = None
+    kv_dtype: KVDtype | None = None
     threads: int | None = None
     io: Engine = "auto"
     cache: Policy | None = None
@@ -66,6 +70,7 @@ class Options:
             budget=memory.default_budget() if budget is None else memory.parse_size(budget),
             mode="routed" if config.reads_experts else mode,
             context=self.context or min(config.max_position_embeddings, USUAL_CONTEXT),
+            kv_dtype=self.kv_dtype or usual_kv_dtype(bundle),
             threads=threads_to_use(self.threads),
             policy=self.cache or default_policy(self.window),
             window=self.window,
@@ -81,6 +86,8 @@ class Options:
             raise UserError(f"io {self.io!r} is not one of {', '.join(IO)}")
         if self.cache not in (None, *POLICIES):
             raise UserError(f"cache {self.cache!r} is not one of {', '.join(POLICIES)}")
+        if self.kv_dtype not in (None, *KV_DTYPES):
+            raise UserError(f"kv_dtype {self.kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
         if self.neurons == "predicted" and bundle.config.mixture and not sparse:
             raise UserError(
                 f"{bundle.path}: the router of a mixture of experts knows what to use, nothing is "
@@ -101,12 +108,19 @@ class Options:
             raise UserError(f"threads {self.threads} is not within 1 to {MOST_THREADS}")
 
 
+def usual_kv_dtype(bundle: Bundle) -> KVDtype:
+    """The number format of keys and values where none is asked for: exact where the attention's
+    weights are."""
+    return "f32" if bundle.tensors["layers.0.q_proj.weight"].format.name == "f32" else "f16"
+
+
 @dataclass(frozen=True)
 class Decided:
     """What a plan is made for: Options of which nothing is left to choose.
 
     budget   bytes of the whole process; mode: "predicted", "dense" or "routed"
-    context  tokens that the key/value cache holds; threads: that compute
+    context  tokens that the key/value cache holds, in the number format ``kv_dtype``
+    threads  that compute
     policy   which unit makes room, see neuron_cache.POLICIES
     window   tokens that a unit stays unused; None: as many as the plan affords
     logit_rows  tokens whose logits are there at a time
@@ -116,6 +130,7 @@ class Decided:
     budget: int
     mode: Mode
     context: int
+    kv_dtype: KVDtype
     threads: int
     policy: Policy
     window: int | None

@@ -1,9 +1,6 @@
 """What the parts of a model take in DRAM, before a budget is divided among them."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.tensors import ATTENTION, PREDICTOR, ROLES, SMALL
@@ -52,7 +49,7 @@ class Sizes:
             else:
                 self.whole[i] = layer.ffn.units * slot_bytes[i]
         self.experts = config.reads_experts
-        self.kv_cache = _kv_cache(bundle, wanted.context)
+        self.kv_cache = _kv_cache(bundle, wanted)
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
@@ -71,21 +68,15 @@ class Sizes:
         self.per_draft += SELECTED * sum(layer.needs[0] for layer in self.cached.values())
 
 
-def _kv_cache(bundle: Bundle, context: int) -> int:
+def _kv_cache(bundle: Bundle, wanted: Decided) -> int:
     """Bytes of all layers' keys and values, and of alibi's table, which they share."""
-    item, total, table = kv_dtype(bundle).itemsize, 0, 0
+    total, table = 0, 0
     for layer in bundle.config.layers:
-        tokens = kept_tokens(layer.attention, context)
-        total += 2 * pages(tokens * token_bytes(layer.attention, item))
+        tokens = kept_tokens(layer.attention, wanted.context)
+        total += 2 * pages(tokens * token_bytes(layer.attention, wanted.kv_dtype))
         if layer.attention.alibi:
-            table = pages(context * layer.attention.num_attention_heads * 4)
+            table = pages(wanted.context * layer.attention.num_attention_heads * 4)
     return total + table
-
-
-def kv_dtype(bundle: Bundle) -> np.dtype[Any]:
-    """Keys and values are kept in float32 where the attention's weights are, else in float16."""
-    exact = bundle.tensors["layers.0.q_proj.weight"].format.name == "f32"
-    return np.dtype(np.float32 if exact else np.float16)
 
 
 def pages(nbytes: int) -> int:

@@ -14,8 +14,6 @@ from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions
 from flashinfer.transformer.weights import Linear
 
-BY_DTYPE = {np.dtype(np.float32): FORMATS["f32"], np.dtype(np.float16): FORMATS["f16"]}
-
 
 def working_bytes(config: AttentionConfig) -> int:
     """Bytes that a token takes on its way through a layer's attention, beside its keys and
@@ -65,7 +63,7 @@ class Attention:
         if self.tap:
             self.tap(q_turned=q, k_turned=k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
-        width = self.cache.keys.shape[2]
+        width = self.cache.width
         if head_dim < width:
             padded = np.zeros((*q.shape[:2], width), dtype=np.float32)
             padded[:, :, :head_dim] = q
@@ -97,9 +95,10 @@ class Attention:
             seen &= np.arange(place + n) > place + np.arange(n)[:, None] - self.cache.window
         largest = np.empty((n, heads), dtype=np.float32)
         for head in range(heads):
-            keys = self.cache.keys[head // group, : place + n]
-            # By kernels, whose sums have one order everywhere.
-            matrix = kernels.Matrix(keys.view(np.uint8), keys.shape[1], BY_DTYPE[keys.dtype])
+            raw = self.cache.keys[head // group, : place + n].view(np.uint8)
+            # By kernels, whose sums have one order everywhere, and in float32, as attention is.
+            keys = FORMATS["f32"].encode(self.cache.format.decode(raw))
+            matrix = kernels.Matrix(keys, self.cache.width, FORMATS["f32"])
             scores = kernels.linear(np.ascontiguousarray(q[:, head]), matrix)  # (T, place + T)
             if self.score_bias is not None:
                 scores += self.score_bias[head, : place + n]

@@ -1,12 +1,19 @@
 """Keys and values of the tokens that a layer's attention still sees."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.number_formats import FORMATS, NumberFormat
 
+KVDtype = Literal["f32", "f16", "q8_0"]
+KV_DTYPES: tuple[KVDtype, ...] = ("f32", "f16", "q8_0")
+# What an array of each has for its elements; rows of q8_0 are bytes.
+ELEMENTS = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "q8_0": np.dtype(np.uint8)}
+BY_ELEMENT = {element: FORMATS[name] for name, element in ELEMENTS.items()}
 LANES = 32  # a head's width in the key/value cache is padded to whole vectors
 # Of a layer with an attention window, beyond the window: tokens that may be taken back without
 # computing them again, and tokens that find room before the older ones are moved to the front.
@@ -26,9 +33,9 @@ def kept_tokens(config: AttentionConfig, context: int) -> int:
     return min(context, window + TAKEN_BACK + FRESH)
 
 
-def token_bytes(config: AttentionConfig, item: int) -> int:
-    """Bytes of a token's keys, or of its values, in one layer, ``item`` bytes a number."""
-    return config.num_key_value_heads * padded_width(config.head_dim) * item
+def token_bytes(config: AttentionConfig, dtype: KVDtype) -> int:
+    """Bytes of a token's keys, or of its values, in one layer, in this number format."""
+    return config.num_key_value_heads * FORMATS[dtype].row_bytes(padded_width(config.head_dim))
 
 
 class KeyValueCache:
@@ -37,7 +44,8 @@ class KeyValueCache:
     A window slides through a longer memory: when the memory is full, what the window still holds
     moves to its front.
 
-    keys, values  (key/value heads, tokens, padded head_dim), float16 or float32
+    keys, values  (key/value heads, tokens, padded head_dim), float32 or float16; or uint8, rows of
+            q8_0's blocks
     window  tokens that each sees, itself included; None: all
     first   position in the text of the first token in memory
     """
@@ -47,6 +55,16 @@ class KeyValueCache:
     ) -> None:
         self.keys, self.values, self.window, self.first = keys, values, window, 0
         self.slides = keys.shape[1] < context
+
+    @property
+    def format(self) -> NumberFormat:
+        """The number format of keys and values."""
+        return BY_ELEMENT[self.keys.dtype]
+
+    @property
+    def width(self) -> int:
+        """Values of a row: a padded head_dim."""
+        return self.keys[0, 0].nbytes // self.format.block_bytes * self.format.block
 
     def holds(self, position: int) -> bool:
         """Whether a token at ``position`` finds all that it sees; a text may always begin."""

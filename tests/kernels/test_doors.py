@@ -15,6 +15,7 @@ from flashinfer import kernels
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.doors import GROUP_SCORES, SCORINGS
+from flashinfer.transformer.kv_cache import ELEMENTS, KV_DTYPES
 
 if "native" not in kernels.TWINS:
     pytest.skip("the compiled kernels are not here", allow_module_level=True)
@@ -90,8 +91,11 @@ def sparse_down(draw, random):
 def attention(draw, random):
     groups, each, t, start = draw(st.integers(1, 3)), draw(SIZES), draw(SIZES), draw(SIZES)
     context, width = start + t + draw(SIZES), 32 * draw(st.integers(0, 2))
-    dtype = draw(st.sampled_from([np.float16, np.float32]))
-    keys, values = (floats(random, groups, context, width).astype(dtype) for _ in range(2))
+    name = draw(st.sampled_from(KV_DTYPES))
+    keys, values = (
+        FORMATS[name].encode(floats(random, groups, context, width)).view(ELEMENTS[name])
+        for _ in range(2)
+    )
     heads = groups * each
     return [floats(random, t, heads, width), keys, values, start, maybe(draw, draw(SIZES) + 1),
             maybe(draw, floats(random, heads, context)), draw(st.sampled_from([0.0, 3.0])),
@@ -100,8 +104,9 @@ def attention(draw, random):
 
 def remember(draw, random):
     t, groups, width, start = (draw(SIZES) for _ in range(4))
-    dtype = draw(st.sampled_from([np.float16, np.float32]))
-    cache = np.zeros((groups, start + t + draw(SIZES), width + draw(SIZES)), dtype=dtype)
+    name = draw(st.sampled_from(KV_DTYPES))
+    row = 34 * (-(-width // 32) + draw(SIZES)) if name == "q8_0" else width + draw(SIZES)
+    cache = np.zeros((groups, start + t + draw(SIZES), row), dtype=ELEMENTS[name])
     return [cache, floats(random, t, groups, width), start]
 
 

@@ -15,6 +15,8 @@ from flashinfer import kernels
 from flashinfer.formats.layers import ffn
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.kernels.activations import ACTIVATIONS
+from flashinfer.kernels.attention import widened
+from flashinfer.transformer.kv_cache import ELEMENTS, KV_DTYPES
 
 RANDOM = np.random.default_rng(3)
 WIDTHS = [
@@ -76,14 +78,15 @@ def test_linear(twin, name, columns):
 
 def test_activations_of_8_bits():
     """Each block's largest is exact, the others within half a step; zeros and NaN do no harm."""
-    x = RANDOM.standard_normal((5, 96)).astype(np.float32)
+    random = np.random.default_rng(3)
+    x = random.standard_normal((5, 96)).astype(np.float32)
     x[2, 32:64] = 0
     scales, q = kernels.quantise(x)
     blocks = x.reshape(5, 3, 32)
     assert scales.shape == (5, 3, 1) and q.dtype == np.int8
     assert np.abs(scales * q - blocks).max() <= 0.5001 * scales.max()
     assert (np.abs(q).max(axis=-1) == 127).sum() == 14 and not q[2, 1].any()
-    matrix, values = weights(9, 96, "q8_0")
+    matrix, values = weights(9, 96, "q8_0", random)
     exact, found = x @ values.T, kernels.linear(x, matrix)
     assert np.abs(found - exact).max() < 0.01 * np.abs(exact).max()
 
@@ -169,17 +172,23 @@ def test_no_split_changes_a_bit(twin, name):
         kernels.set_threads(1)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def in_cache(values, name):
+    """values (G, n, w) -> (them in a cache of this number format, what they are there)."""
+    raw = FORMATS[name].encode(values.astype(np.float32))
+    return raw.view(ELEMENTS[name]), FORMATS[name].decode(raw).astype(float)
+
+
+@pytest.mark.parametrize("name", KV_DTYPES)
 @pytest.mark.parametrize(
     "groups, window, biased, cap, sinking",
     [(6, None, False, 0, False), (2, None, True, 0, True), (1, 5, True, 0, False),
      (3, None, True, 2, False),
      (2, 5, False, 0, True)],
 )  # fmt: skip
-def test_attention(twin, dtype, groups, window, biased, cap, sinking):
+def test_attention(twin, name, groups, window, biased, cap, sinking):
     heads, context, width, start, n = 6, 50, 64, 9, 12
-    keys = RANDOM.standard_normal((groups, context, width)).astype(dtype)
-    values = RANDOM.standard_normal((groups, context, width)).astype(dtype)
+    keys, exact_keys = in_cache(RANDOM.standard_normal((groups, context, width)), name)
+    values, exact_values = in_cache(RANDOM.standard_normal((groups, context, width)), name)
     q = RANDOM.standard_normal((n, heads, width)).astype(np.float32)
     bias = RANDOM.standard_normal((heads, context)).astype(np.float32) if biased else None
     sinks = np.linspace(-20, 60, heads, dtype=np.float32) if sinking else None
@@ -188,15 +197,36 @@ def test_attention(twin, dtype, groups, window, biased, cap, sinking):
         seen = slice(max(0, start + t + 1 - window) if window else 0, start + t + 1)
         for head in range(heads):
             group = head // (heads // groups)
-            scores = keys[group, seen].astype(float) @ q[t, head].astype(float)
+            scores = exact_keys[group, seen] @ q[t, head].astype(float)
             scores = cap * np.tanh(scores / cap) if cap else scores
             scores += bias[head, seen] if biased else 0
             sink = [sinks[head]] if sinking else []  # one more score, and no value
             weights = np.exp([*scores, *sink] - np.max([*scores, *sink]))
-            expected = (weights / weights.sum())[: len(scores)] @ values[group, seen].astype(float)
+            expected = (weights / weights.sum())[: len(scores)] @ exact_values[group, seen]
             np.testing.assert_allclose(found[t, head], expected, atol=1e-5)
         alone = kernels.attention(q[t : t + 1], keys, values, start + t, window, bias, cap, sinks)
         assert np.array_equal(alone[0], found[t])
+
+
+@pytest.mark.parametrize("unit", ["", "plain", "avx2", "avx512", "avx512vnni"])
+def test_scores_of_blocks_are_those_of_their_values(unit):
+    """Attention over q8_0 has the bits of attention over what it decodes to: one order of sums,
+    and no query of 8 bits."""
+    if "native" not in kernels.TWINS:
+        pytest.skip("the compiled kernels are not here")
+    code = """if True:
+        import numpy as np
+        from flashinfer import kernels
+        from flashinfer.formats.number_formats import FORMATS
+        random = np.random.default_rng(5)
+        q = random.standard_normal((9, 6, 96)).astype(np.float32)
+        x = random.standard_normal((2, 3, 40, 96)).astype(np.float32)
+        raw = FORMATS["q8_0"].encode(x)
+        found = kernels.attention(q, *raw, 31)
+        assert np.array_equal(found, kernels.attention(q, *FORMATS["q8_0"].decode(raw), 31))
+    """
+    environment = {**os.environ, "FLASHINFER_VECTOR_UNIT": unit, "FLASHINFER_KERNELS": "native"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_attention_with_large_scores(twin):
@@ -301,6 +331,43 @@ def test_remember(twin, dtype):
     for wrong in ((cache, x, 6), (cache, x, -1), (cache[:1], x, 0), (cache[..., :9], x, 0)):
         with pytest.raises(ValueError):
             kernels.remember(*wrong)
+
+
+@pytest.mark.parametrize("width", [15, 32, 64, 80])
+def test_remember_in_blocks(twin, width):
+    """As q8_0 encodes weights; the rest of the last block is zeros, and no other block written."""
+    x = (RANDOM.standard_normal((9, 3, width)) * 10.0 ** RANDOM.integers(-9, 7, (9, 3, 1))).astype(
+        np.float32
+    )
+    x[2, 1] = 0
+    cache = np.full((3, 20, 34 * 4), 7, dtype=np.uint8)
+    kernels.remember(cache, x, 5)
+    padded = np.pad(x, ((0, 0), (0, 0), (0, -width % 32))).transpose(1, 0, 2)
+    expected = FORMATS["q8_0"].encode(padded)
+    assert np.array_equal(cache[:, 5:14, : expected.shape[2]], expected)
+    cache[:, 5:14, : expected.shape[2]] = 7
+    assert (cache == 7).all()
+    for wrong in ((cache, x, 12), (cache[:, :, :-1].copy(), x, 0), (cache[..., :34].copy(), x, 0)):
+        if wrong[0].shape[2] == 34 and width <= 32:
+            continue
+        with pytest.raises(ValueError):
+            kernels.remember(*wrong)
+
+
+def test_blocks_of_what_q8_0_cannot_hold(twin):
+    """A NaN is one of all its block, what is beyond the scale's range becomes infinite, and what
+    is too small becomes 0; nothing else changes."""
+    x = RANDOM.standard_normal((1, 1, 160)).astype(np.float32)
+    x[0, 0, [3, 40, 70]] = np.nan, np.inf, 1e30
+    x[0, 0, 96:128] = 1e-44, *np.full(31, -1e-40)
+    cache = np.zeros((1, 1, 34 * 5), dtype=np.uint8)
+    kernels.remember(cache, x, 0)
+    found = widened(cache)[0, 0]
+    assert np.isnan(found[:32]).all()
+    assert np.isnan(found[32:64]).all()  # whose scale is infinite, and whose numbers are 0
+    assert found[70] == np.inf and not np.isfinite(found[64:96]).any()
+    assert np.array_equal(found[96:128], np.zeros(32))
+    np.testing.assert_allclose(found[128:], x[0, 0, 128:], atol=0.02)
 
 
 def values_around_halves():

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer import Model, kernels
+from conftest import DATA
+from flashinfer import Model, UserError, kernels
+from flashinfer.formats.convert import convert
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like
-from flashinfer.transformer.kv_cache import FRESH, TAKEN_BACK, KeyValueCache
+from flashinfer.transformer.kv_cache import FRESH, KV_DTYPES, TAKEN_BACK, KeyValueCache
 
 WINDOW, CONTEXT, VOCABULARY = 9, 700, 700
 IDS = np.random.default_rng(3).integers(3, VOCABULARY, 650)
@@ -64,18 +66,19 @@ def windowed(tmp_path_factory):
     return path
 
 
-def whole(monkeypatch, path):
+def whole(monkeypatch, path, **options):
     """Logits of IDS where every layer keeps all tokens."""
     with monkeypatch.context() as patch:
         patch.setattr("flashinfer.loading.kept_tokens", lambda config, context: context)
-        with Model.open(path, context=CONTEXT) as model:
+        with Model.open(path, context=CONTEXT, **options) as model:
             assert not any(layer.attention.cache.slides for layer in model.layers)
             return model.logits(IDS)
 
 
-def test_a_window_changes_no_bit(windowed, twin, monkeypatch):
-    expected = whole(monkeypatch, windowed)
-    with Model.open(windowed, context=CONTEXT) as model:
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_a_window_changes_no_bit(windowed, twin, monkeypatch, dtype):
+    expected = whole(monkeypatch, windowed, kv_dtype=dtype)
+    with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
         slides = [layer.attention.cache.slides for layer in model.layers]
         assert slides == [False, True, True]
         assert np.array_equal(model.logits(IDS), expected)
@@ -115,9 +118,34 @@ def test_an_interrupted_prompt_leaves_the_tokens_before_it(windowed, monkeypatch
         assert np.array_equal(found, expected[50:90])
 
 
-def test_the_plan_counts_what_is_kept(windowed):
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_number_formats_of_keys_are_near(windowed, dtype):
+    """q8_0 is off by a hundredth or so of a logit, and by more than f16; f32 by nothing."""
+    with Model.open(windowed, context=CONTEXT, kv_dtype="f32") as model:
+        expected = model.logits(IDS[:60])
+    with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
+        assert all(layer.attention.cache.format.name == dtype for layer in model.layers)
+        assert model.stats.as_dict()["kv_dtype"] == dtype
+        off = np.abs(model.logits(IDS[:60]) - expected).max() / np.abs(expected).max()
+    low, high = {"f32": (0, 0), "f16": (1e-7, 1e-3), "q8_0": (1e-5, 3e-2)}[dtype]
+    assert low <= off <= high
+
+
+def test_the_usual_number_format_of_keys(windowed, tmp_path):
+    """f32 where the attention's weights are, which an opened model's plan says; else f16."""
+    with Model.open(windowed) as model:
+        assert model.plan.kv_dtype == "f16"
+    convert(DATA / "opt-plain", tmp_path / "x.flash", "f16", dense_dtype="f32")
+    with Model.open(tmp_path / "x.flash") as model:
+        assert model.plan.kv_dtype == "f32"
+    with pytest.raises(UserError, match="kv_dtype 'f64' is not one of f32, f16, q8_0"):
+        Model.open(windowed, kv_dtype="f64")
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_the_plan_counts_what_is_kept(windowed, dtype):
     """Of the memory for keys and values, and of the time to read them."""
-    with Model.open(windowed, context=CONTEXT) as model:
+    with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
         cached = [layer.attention.cache for layer in model.layers]
         assert cached[1].keys.shape[1] == WINDOW + TAKEN_BACK + FRESH < CONTEXT
         held = sum(cache.keys.nbytes + cache.values.nbytes for cache in cached)
