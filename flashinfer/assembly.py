@@ -1,4 +1,4 @@
-"""A model's layers, put together from its weights by their configs."""
+"""A model, put together from its weights by the configs of its layers."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from flashinfer.formats.layers.attention import AttentionConfig, Rotary
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.formats.progress import Progress
-from flashinfer.loading import allocate_kv_caches
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.paper.interfaces import Chooser
@@ -23,7 +22,7 @@ from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.plan.plan import Plan
 from flashinfer.transformer.attention import Attention
-from flashinfer.transformer.kv_cache import KeyValueCache
+from flashinfer.transformer.decoder import Decoder
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
@@ -31,22 +30,41 @@ from flashinfer.transformer.shared_expert import SharedExpert
 from flashinfer.transformer.weights import Linear, Weights
 
 
+def make_decoder(
+    bundle: Bundle, plan: Plan, flash: Flash, weights: dict[str, Any], buffer: UInt8Array
+) -> Decoder:
+    """The Decoder of a Bundle; the arguments are those of ``make_layers``."""
+    config = bundle.config
+    decoder = Decoder(
+        config,
+        make_layers(bundle, plan, flash, weights, buffer),
+        embed_tokens=weights["embed_tokens.weight"],
+        embed_positions=weights.get("embed_positions.weight"),
+        project_in=weights.get("project_in.weight"),
+        project_out=weights.get("project_out.weight"),
+        final_norm=make_norm(config.norm, weights, "final_norm") if config.final_norm else None,
+        head=weights[config.head_name],
+        head_bias=weights.get("lm_head.bias"),
+    )
+    chain_streams(decoder.layers, decoder.head)
+    return decoder
+
+
 def make_layers(
     bundle: Bundle, plan: Plan, flash: Flash, weights: dict[str, Any], buffer: UInt8Array
 ) -> list[Layer]:
-    """The Layers of a Bundle, with their caches and a key/value cache.
+    """The Layers of a Bundle, with their neuron caches.
 
     weights  {name: what loading.load_weights gives}; buffer: memory that tiles are streamed through
     """
     config, positions = bundle.config, _Positions(bundle.config, plan.context)
-    caches = zip(allocate_kv_caches(bundle, plan), _neuron_caches(bundle, plan), strict=True)
     layers = []
-    for i, (kv_cache, neuron_cache) in enumerate(caches):
+    for i, neuron_cache in enumerate(_neuron_caches(bundle, plan)):
         described = config.layers[i]
         layers.append(
             Layer(
                 described,
-                attention=_attention(described.attention, weights, i, kv_cache, positions),
+                attention=_attention(described.attention, weights, i, positions),
                 feed_forward=_feed_forward(bundle, plan, flash, weights, i, neuron_cache, buffer),
                 **{
                     name: make_norm(described.norm, weights, f"layers.{i}.{name}")
@@ -108,7 +126,6 @@ def _attention(
     config: AttentionConfig,
     weights: dict[str, Any],
     i: int,
-    cache: KeyValueCache,
     positions: _Positions,
 ) -> Attention:
     name = f"layers.{i}"
@@ -126,7 +143,6 @@ def _attention(
         k,
         v,
         o,
-        cache,
         q_norm,
         k_norm,
         rotary=positions.rotary_of(config),

@@ -11,6 +11,7 @@ from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.plan.plan import Plan
 from flashinfer.plan.sizes import pages
 from flashinfer.transformer.kv_cache import ELEMENTS, KeyValueCache, kept_tokens, token_bytes
+from flashinfer.transformer.text import Text
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
@@ -62,8 +63,13 @@ def load_weights(
     return weights
 
 
-def allocate_kv_caches(bundle: Bundle, plan: Plan) -> list[KeyValueCache]:
-    """The KeyValueCache of each layer."""
+def allocate_texts(bundle: Bundle, plan: Plan) -> list[Text]:
+    """The texts that there is room for, ``plan.texts`` of them, all empty."""
+    return [Text(_kv_caches(bundle, plan)) for _ in range(plan.texts)]
+
+
+def _kv_caches(bundle: Bundle, plan: Plan) -> list[KeyValueCache]:
+    """A text's KeyValueCache of each layer."""
     at, caches = 0, []
     layers = [layer.attention for layer in bundle.config.layers]
     tokens = [kept_tokens(config, plan.context) for config in layers]

@@ -1,10 +1,9 @@
-"""The transformer: embed -> layers -> logits. The first file to read."""
+"""A model opened for use: what it may be asked, who may ask it, and when its weights are read."""
 
 import threading
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flashinfer import kernels
-from flashinfer.assembly import chain_streams, fill_caches, make_layers, make_norm
+from flashinfer.assembly import fill_caches, make_decoder
 from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
@@ -21,13 +20,14 @@ from flashinfer.generation.drafts import Drafter, NGrams
 from flashinfer.generation.pace import Pace
 from flashinfer.generation.sampling import Sampler
 from flashinfer.generation.speculation import Drafting, drawn
-from flashinfer.loading import load_weights
+from flashinfer.loading import allocate_texts, load_weights
 from flashinfer.paper.flash import aligned_bytes
-from flashinfer.paper.interfaces import Tap
 from flashinfer.paper.selection import Tokens
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.stats import Stats, measured
+from flashinfer.transformer.layer import Layer
+from flashinfer.transformer.text import Part, Text
 from flashinfer.transformer.values import TraceTap, widest
 
 TRACED_BYTES = 2 << 20  # of a value that a trace may have to gather
@@ -79,7 +79,7 @@ class Model:
         self.drafter = NGrams(self.plan.context) if self.plan.drafts else None
         self._lock = threading.RLock()  # held by the thread that computes
         self._computing = False
-        self._text: object | None = None  # what is generated into the key/value cache
+        self._begun: object | None = None  # the generation that the key/value cache belongs to
         try:
             kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()
@@ -87,26 +87,15 @@ class Model:
         except BaseException:
             self.close()
             raise
-        self.tap: Tap | None = None  # is told intermediate values, see ``trace``
-        self.ids: list[int] = []  # the tokens in the key/value cache
-        self._incomplete = False  # whether the cache lacks some of them
         self.token = 0  # tokens ever processed; the neuron cache counts by these
 
     def _load(self, uses: Sequence[Any] | None) -> None:
-        config, buffer = self.config, aligned_bytes(self.plan.buffers)
+        buffer = aligned_bytes(self.plan.buffers)
         weights = load_weights(self.bundle, self.plan, self.flash, buffer, self.progress)
-        self.layers = make_layers(self.bundle, self.plan, self.flash, weights, buffer)
+        self.texts = allocate_texts(self.bundle, self.plan)
+        self.text = self.texts[0]  # that all but ``generate_many`` goes on with
+        self.decoder = make_decoder(self.bundle, self.plan, self.flash, weights, buffer)
         fill_caches(self.layers, uses, self.progress)
-        self.embed_tokens = weights["embed_tokens.weight"]
-        self.embed_positions = weights.get("embed_positions.weight")
-        self.project_in = weights.get("project_in.weight")
-        self.project_out = weights.get("project_out.weight")
-        self.final_norm = (
-            make_norm(config.norm, weights, "final_norm") if config.final_norm else None
-        )
-        self.head = weights[config.head_name]
-        self.head_bias = weights.get("lm_head.bias")
-        chain_streams(self.layers, self.head)
 
     # ------------------------------------------------------------------ computing
 
@@ -134,9 +123,9 @@ class Model:
             self._refuse_within()
             if self.closed:
                 raise UserError("the model is closed")
-            if text is not None and text is not self._text:
+            if text is not None and text is not self._begun:
                 raise UserError("another text was begun with this model; this one cannot go on")
-            self._text = text
+            self._begun = text
             try:
                 self._computing = True
                 yield
@@ -159,9 +148,9 @@ class Model:
                 chunk = ids[first : first + self.plan.chunk]
                 h = self._hidden(chunk, first / len(ids), len(chunk) / len(ids))
                 if every:
-                    rows.append(self._logits(h))
+                    rows.append(self.decoder.logits(h))
                 elif first + len(chunk) == len(ids):
-                    rows.append(self._logits(h[-1:]))
+                    rows.append(self.decoder.logits(h[-1:]))
         return np.concatenate(rows) if every else rows[0][0]
 
     def forward_in_pieces(self, token_ids: ArrayLike) -> Iterator[Float32Array]:
@@ -174,7 +163,7 @@ class Model:
             )
         for first in range(0, len(h), self.plan.logit_rows):
             with self._alone(), np.errstate(over="ignore", invalid="ignore"):
-                logits = self._logits(h[first : first + self.plan.logit_rows])
+                logits = self.decoder.logits(h[first : first + self.plan.logit_rows])
             yield logits
 
     def checked(self, token_ids: ArrayLike) -> Int64Array:
@@ -194,110 +183,79 @@ class Model:
     def _hidden(
         self, ids: Int64Array, begun: float = 0.0, share: float = 1.0, sure: int | None = None
     ) -> Float32Array:
-        """ids (T,) -> hidden states after the last layer (T, d_model).
+        """The next tokens of the text, ids (T,) -> hidden states after the last layer (T, d_model).
 
         They are ``share`` of a prompt of which the share ``begun`` is done; or the first ``sure``
         of them belong to the text and the others are drafts, until ``_settle``.
         """
-        self._recall()
-        tokens = Tokens(self.token, len(ids) if sure is None else sure)
+        return self._pass([Part(self.text, ids)], begun, share, sure)
+
+    def _pass(
+        self,
+        parts: Sequence[Part],
+        begun: float = 0.0,
+        share: float = 1.0,
+        sure: int | None = None,
+    ) -> Float32Array:
+        """The next tokens of some texts, T in all -> hidden states (T, d_model): see
+        ``_hidden``."""
+        for part in parts:
+            self._recall(part.text)
+        total = sum(len(part.ids) for part in parts)
+
+        def progress(done: float) -> None:
+            if sure is None and total > 1:
+                self.progress("prompt", begun + share * done, 1.0)
+
         try:
-            h = self._through_layers(self.embed(ids), tokens, begun, share)
+            tokens = Tokens(self.token, total if sure is None else sure)
+            h = self.decoder(parts, tokens, progress)
         except BaseException:
             self.flash.settle()
-            for layer in self.layers:
-                layer.feed_forward.abandon()
+            self.decoder.abandon()
             raise
-        self.ids += ids.tolist()
-        self.token += len(ids)
+        for part in parts:
+            part.text.ids += part.ids.tolist()
+        self.token += total
         return h
 
-    def _recall(self) -> None:
-        """Process the tokens in the key/value cache again where layers have moved past what the
-        next one sees: after a failure, or where many tokens were forgotten."""
-        held = all(layer.attention.cache.holds(self.position) for layer in self.layers)
-        if held and not self._incomplete:
+    def _recall(self, text: Text) -> None:
+        """Process a text's tokens again where layers have moved past what the next one sees: after
+        a failure, or where many tokens were forgotten."""
+        if text.holds:
             return
-        ids, self.ids, self._incomplete = self.ids, [], False
+        ids, text.ids, text.incomplete = text.ids, [], False
         try:
             for first in range(0, len(ids), self.plan.chunk):
-                self._hidden(np.array(ids[first : first + self.plan.chunk]))
+                self._pass([Part(text, np.array(ids[first : first + self.plan.chunk]))])
         except BaseException:
-            self.ids, self._incomplete = ids, True
+            text.ids, text.incomplete = ids, True
             raise
 
     def _settle(self, drafted: int, accepted: int) -> None:
         """Forget those of the last pass's drafted tokens that were wrong: all but the first
         ``accepted``. The neuron caches learn what the others used."""
-        kept, wrong = 1 + accepted, drafted - accepted
-        for layer in self.layers:
-            layer.feed_forward.settle(kept)
+        wrong = drafted - accepted
+        self.decoder.settle(1 + accepted)
         del self.ids[len(self.ids) - wrong :]
         self.token -= wrong
-
-    def _through_layers(
-        self, h: Float32Array, tokens: Tokens, begun: float, share: float
-    ) -> Float32Array:
-        """h (T, d_model), embedded -> (T, d_model)."""
-        if self.tap:
-            self.tap(embedded=h)
-        for number, layer in enumerate(self.layers):
-            h, x, residual = layer.attend(h, self.position)
-            prefetch = partial(self._prefetch, number + 1, h)
-            y = layer.feed_forward(x, tokens, residual, meanwhile=prefetch)
-            h = layer.add(h, y)
-            if tokens.sure > 1:
-                self.progress("prompt", begun + share * (number + 1) / len(self.layers), 1.0)
-        return h
-
-    def embed(self, ids: Int64Array) -> Float32Array:
-        """ids (T,), at the positions that come next -> (T, d_model)."""
-        h = self.embed_tokens.rows(ids)  # (T, embedding_size)
-        if self.config.embedding_scale != 1:
-            h = h * np.float32(self.config.embedding_scale)
-        if self.project_in is not None:
-            h = self.project_in.linear(h)
-        if self.embed_positions is None:
-            return h
-        positions = self.position + np.arange(len(ids)) + self.config.position_offset
-        return h + self.embed_positions.rows(positions)
-
-    def _prefetch(self, number: int, h: Float32Array) -> None:
-        """Guess from h, the layer before it unfinished, what a layer's FFN will use, and begin to
-        read it; of a prompt nothing is guessed."""
-        if len(h) > 1 or number == len(self.layers):
-            return
-        layer = self.layers[number]
-        ffn, (x, residual) = layer.feed_forward, layer.early_input(h)
-        ffn.prefetch.begin(ffn, x, self.token, residual)
-
-    def _logits(self, h: Float32Array) -> Float32Array:
-        """h (T, d_model) -> (T, vocab_size)."""
-        if self.final_norm is not None:
-            h = self.final_norm(h)
-            if self.tap:
-                self.tap(final_norm=h)
-        if self.project_out is not None:
-            h = self.project_out.linear(h)
-            if self.tap:
-                self.tap(projected=h)
-        logits = self.head.linear(h, self.head_bias)
-        if self.tap:
-            self.tap(head=logits)
-        if self.config.logit_scale != 1:
-            logits *= np.float32(self.config.logit_scale)
-        if self.config.logit_cap is not None:
-            kernels.activate(logits, "cap", self.config.logit_cap)
-        if self.tap:
-            self.tap(logits=logits)
-        return logits
 
     # ------------------------------------------------------------------ using
 
     @property
+    def layers(self) -> list[Layer]:
+        """The model's layers."""
+        return self.decoder.layers
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens in the key/value cache."""
+        return self.text.ids
+
+    @property
     def position(self) -> int:
         """How many tokens are in the key/value cache."""
-        return len(self.ids)
+        return self.text.position
 
     def reset(self, kept: int = 0) -> None:
         """Forget the tokens but for the first ``kept``. The neuron cache stays as it is: it
@@ -334,21 +292,17 @@ class Model:
                     h = self._hidden(ids[first : first + at_once])
                 for row in range(0, len(h), self.plan.logit_rows):
                     with self._tapped(tap, first + row):
-                        self._logits(h[row : row + self.plan.logit_rows])
+                        self.decoder.logits(h[row : row + self.plan.logit_rows])
                 progress("trace", first + len(h), len(ids))
 
     @contextmanager
     def _tapped(self, tap: TraceTap, first: int) -> Iterator[None]:
         """``tap`` is told what is computed, of tokens from ``first`` on, while the block runs."""
         try:
-            self.tap = partial(tap, None, first)
-            for number, layer in enumerate(self.layers):
-                layer.set_tap(partial(tap, number, first))
+            self.decoder.set_tap(tap, first)
             yield
         finally:
-            self.tap = None
-            for layer in self.layers:
-                layer.set_tap(None)
+            self.decoder.set_tap(None)
 
     def generate(
         self,
@@ -377,12 +331,12 @@ class Model:
         ids = self._checked_prompt(token_ids, max_new_tokens)
         ends = self.config.eos_token_ids if stop_at_eos else frozenset()
         with self._alone():
-            del self.ids[_in_common(self.ids, ids[:-1]) if reuse else 0 :]
+            del self.ids[self.text.in_common(ids[:-1]) if reuse else 0 :]
             first, ids = len(ids), ids[self.position :]
             self.stats = self._new_stats()
             with measured(self.stats.prompt, len(ids), self.counters):
                 logits = self._forward(ids)
-            self._text = text = object()
+            self._begun = text = object()
         drafting = Drafting(drafter or self.drafter, self.pace, self.stats.drafts)
         told = self.stats.token_ids
         try:
@@ -411,7 +365,7 @@ class Model:
             if draft:
                 ids = self.checked([token, *draft])
                 with np.errstate(over="ignore", invalid="ignore"):
-                    rows = self._logits(self._hidden(ids, sure=1))
+                    rows = self.decoder.logits(self._hidden(ids, sure=1))
             else:
                 rows = self._forward([token])[None]
         tokens = drawn(sampler, rows, draft, ends)
@@ -473,9 +427,3 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _in_common(a: list[int], b: list[int]) -> int:
-    """How many of their first items two lists share."""
-    pairs = zip(a, b)  # noqa: B905 - the shorter one ends it
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

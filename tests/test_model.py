@@ -65,7 +65,7 @@ def test_budget_changes_no_bit(synthetic, twin, constant_rss):
         budget = int(caught.value.least + extra * MIB)
         with Model.open(synthetic, memory=budget, context=64, neurons=neurons) as model:
             plan = model.plan
-            head = type(model.head).__name__
+            head = type(model.decoder.head).__name__
             streamed.add((plan.attention_layers, head))
             whole = model.logits(LONG)
             model.reset()

@@ -9,6 +9,7 @@ import numpy as np
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int64Array
 from flashinfer.model import Model
 from flashinfer.transformer.layer import Layer
+from flashinfer.transformer.text import Rows
 
 
 class TextStates:
@@ -22,7 +23,9 @@ class TextStates:
         self.model = model
         self.starts: Int64Array = np.arange(0, len(ids), sequence)
         self.spans = [slice(start, start + sequence) for start in self.starts]
-        self.h: Float32Array = np.concatenate([model.embed(ids[span]) for span in self.spans])
+        self.h: Float32Array = np.concatenate(
+            [model.decoder.embed(ids[span], np.arange(len(ids[span]))) for span in self.spans]
+        )
 
     def attend(
         self, layer: Layer, residual: bool = True
@@ -31,8 +34,11 @@ class TextStates:
         asked for, before it, else None: (N, d_model) each."""
         x = np.empty_like(self.h)
         before = np.empty_like(self.h) if residual else None
+        number = next(i for i, other in enumerate(self.model.layers) if other is layer)
+        cache = self.model.text.caches[number]
         for span in self.spans:
-            self.h[span], x[span], its_residual = layer.attend(self.h[span], 0)
+            rows = Rows(cache, 0, len(self.h[span]), 0)
+            self.h[span], x[span], its_residual = layer.attend(self.h[span], [rows])
             if before is not None:
                 before[span] = its_residual
         return x, before

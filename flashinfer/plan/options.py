@@ -18,6 +18,7 @@ from flashinfer.transformer.kv_cache import KV_DTYPES, KVDtype
 Mode = Literal["predicted", "dense", "routed"]
 MODES: tuple[Mode, ...] = ("predicted", "dense")  # to ask for; a mixture of experts is routed
 DRAFTS = ("auto", "off", "ngram")
+MOST_TEXTS = 1024
 USUAL_CONTEXT = 1024  # tokens, where none is asked for and the model has as many
 
 
@@ -44,6 +45,7 @@ class Options:
     logit_rows  tokens whose logits the budget has room for at a time
     draft    where the tokens come from that are drafted, and several checked in one pass, where
              that is faster: "ngram": from the text itself, which is what "auto" does; "off": none
+    texts    that can share a pass, each with a context of its own: see ``Model.generate_many``
     """
 
     memory: int | str | None = None
@@ -58,6 +60,7 @@ class Options:
     warm: bool | None = None
     logit_rows: int = 1
     draft: str = "auto"
+    texts: int = 1
 
     def decided(self, bundle: Bundle) -> "Decided":
         """What a bundle is run with. Raises UserError where an option is not one for it."""
@@ -76,6 +79,7 @@ class Options:
             window=self.window,
             logit_rows=self.logit_rows,
             drafting=self.draft != "off",
+            texts=self.texts,
         )
 
     def _check(self, bundle: Bundle) -> None:
@@ -104,6 +108,8 @@ class Options:
             raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
         if self.draft not in DRAFTS:
             raise UserError(f"draft {self.draft!r} is not one of {', '.join(DRAFTS)}")
+        if not 1 <= self.texts <= MOST_TEXTS:
+            raise UserError(f"texts {self.texts} is not within 1 to {MOST_TEXTS}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise UserError(f"threads {self.threads} is not within 1 to {MOST_THREADS}")
 
@@ -125,6 +131,7 @@ class Decided:
     window   tokens that a unit stays unused; None: as many as the plan affords
     logit_rows  tokens whose logits are there at a time
     drafting  tokens are drafted where that is faster
+    texts    that share a pass, each with a context of its own
     """
 
     budget: int
@@ -136,6 +143,7 @@ class Decided:
     window: int | None
     logit_rows: int = 1
     drafting: bool = False
+    texts: int = 1
 
     def chooses(self, ffn: FFNConfig) -> bool:
         """Whether a predictor or a router chooses a layer's units; else all of them are used."""

@@ -26,7 +26,6 @@ from flashinfer.plan.slot_shares import CachedLayer, Shares, nbytes, share_slots
 
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
-LEAST_CHUNK = 8
 MOST_DRAFTS = 31
 STAGED = STAGINGS * STAGING_BYTES
 
@@ -148,7 +147,7 @@ def make_plan(
     spare = budget - least.nbytes - predictor
     chunk, one_token, buffers = _for_speed(sizes, least, spare)
     drafts = _drafts(sizes, chunk, spare)
-    working = sizes.per_token * max(LEAST_CHUNK, chunk) + sizes.logits + STAGED + sizes.fixed
+    working = sizes.per_token * max(sizes.least_chunk, chunk) + sizes.logits + STAGED + sizes.fixed
     working += drafts * sizes.per_draft
     least_cache = least.cache + one_token
     left = budget - base - small - sizes.kv_cache - predictor - buffers - working - least_cache
@@ -226,7 +225,7 @@ def _least(sizes: Sizes, base: int, budget: int) -> _Least:
     cached = list(sizes.cached.values())
     cache = pages(nbytes(cached, [layer.least for layer in cached]))
     least = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
-    least += sizes.per_token * LEAST_CHUNK + sizes.logits + sizes.fixed
+    least += sizes.per_token * sizes.least_chunk + sizes.logits + sizes.fixed
     if budget < least + cache and sizes.experts:
         none = {i: replace(layer, least=0) for i, layer in sizes.cached.items()}
         one = max(layer.slot_bytes for layer in cached)
@@ -249,5 +248,5 @@ def _for_speed(sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
     chunk_bytes = chunk_bytes or spare // 16
-    most = min(MAX_CHUNK, sizes.wanted.context)
-    return min(most, LEAST_CHUNK + chunk_bytes // sizes.per_token), one_token, buffers
+    most = max(sizes.wanted.texts, min(MAX_CHUNK, sizes.wanted.context))
+    return min(most, sizes.least_chunk + chunk_bytes // sizes.per_token), one_token, buffers

@@ -15,6 +15,7 @@ PAGE = 4096
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
 FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
+LEAST_CHUNK = 8  # tokens that go through a layer together
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 SELECTED = 24  # of each unit that a drafted token uses
 LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
@@ -49,6 +50,7 @@ class Sizes:
             else:
                 self.whole[i] = layer.ffn.units * slot_bytes[i]
         self.experts = config.reads_experts
+        self.least_chunk = max(LEAST_CHUNK, wanted.texts)
         self.kv_cache = _kv_cache(bundle, wanted)
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
@@ -61,8 +63,9 @@ class Sizes:
         # Each thread has scores of its own.
         self.fixed = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
         self.fixed += BOOKKEEPING * sum(layer.ffn.units for layer in config.layers)
-        # And what sampling sorts, or sums.
+        # And what sampling sorts, or sums; and the logits of texts that share a pass.
         self.logits = 24 * config.vocab_size * wanted.logit_rows
+        self.logits += 4 * config.vocab_size * (wanted.texts - 1)
         # The logits after a drafted token, and which units it uses, until it is accepted.
         self.per_draft = 4 * config.vocab_size
         self.per_draft += SELECTED * sum(layer.needs[0] for layer in self.cached.values())
@@ -73,7 +76,8 @@ def _kv_cache(bundle: Bundle, wanted: Decided) -> int:
     total, table = 0, 0
     for layer in bundle.config.layers:
         tokens = kept_tokens(layer.attention, wanted.context)
-        total += 2 * pages(tokens * token_bytes(layer.attention, wanted.kv_dtype))
+        size = 2 * pages(tokens * token_bytes(layer.attention, wanted.kv_dtype))
+        total += wanted.texts * size
         if layer.attention.alibi:
             table = pages(wanted.context * layer.attention.num_attention_heads * 4)
     return total + table

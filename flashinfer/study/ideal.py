@@ -125,7 +125,7 @@ def predict_ideally(model: Model) -> None:
     """Let each layer of a model in predicted mode use exactly the neurons that fire."""
     for layer in model.layers:
         layer.feed_forward.predictor = Ideal(layer.feed_forward)
-    chain_streams(model.layers, model.head)
+    chain_streams(model.layers, model.decoder.head)
 
 
 def watch(model: Model) -> list[Watched]:
@@ -136,5 +136,5 @@ def watch(model: Model) -> list[Watched]:
         assert ffn.predictor is not None  # in predicted mode each layer has one
         ffn.predictor = counting = Watched(ffn, ffn.predictor)
         watched.append(counting)
-    chain_streams(model.layers, model.head)
+    chain_streams(model.layers, model.decoder.head)
     return watched

@@ -1,5 +1,6 @@
 """Causal self-attention with a key/value cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.kv_cache import KeyValueCache, padded_width
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions
+from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import Linear
 
 
@@ -37,7 +39,6 @@ class Attention:
     k: Linear
     v: Linear
     o: Linear
-    cache: KeyValueCache
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     rotary: RotaryPositions | None = None
@@ -45,8 +46,9 @@ class Attention:
     sinks: Float32Array | None = None
     tap: Tap | None = field(default=None, init=False)
 
-    def __call__(self, x: Float32Array, start: int) -> Float32Array:
-        """x (T, d_model), the tokens at positions start.. -> (T, d_model)."""
+    def __call__(self, x: Float32Array, texts: Sequence[Rows]) -> Float32Array:
+        """x (T, d_model), the next tokens of some texts, each of which attends to its own ->
+        (T, d_model)."""
         n, head_dim = len(x), self.config.head_dim
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.tap:
@@ -57,27 +59,29 @@ class Attention:
         if self.tap:
             self.tap(q_norm=q, k_norm=k)
         if self.rotary is not None:
-            turns = self.rotary(start, n)
+            turns = self.rotary([(text.start, text.end - text.begin) for text in texts])
             kernels.rotate(q, *turns)
             kernels.rotate(k, *turns)
         if self.tap:
             self.tap(q_turned=q, k_turned=k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
-        width = self.cache.width
+        width = texts[0].cache.width
         if head_dim < width:
             padded = np.zeros((*q.shape[:2], width), dtype=np.float32)
             padded[:, :, :head_dim] = q
             q = padded
         parts, largest = [], []  # of out (T, heads, width), nearly always one
-        for begin, end in self.cache.pieces(start, n):
-            place = self.cache.remember(k[begin:end], v[begin:end], start + begin)
-            part = kernels.attention(
-                q[begin:end], self.cache.keys, self.cache.values, place, self.cache.window,
-                self.score_bias, self.config.score_cap or 0.0, self.sinks,
-            )  # fmt: skip
-            parts.append(part)
-            if self.tap:
-                largest.append(self._scores_max(q[begin:end], place))
+        for cache, first, stop, start in texts:
+            for piece in cache.pieces(start, stop - first):
+                rows = slice(first + piece[0], first + piece[1])
+                place = cache.remember(k[rows], v[rows], start + piece[0])
+                part = kernels.attention(
+                    q[rows], cache.keys, cache.values, place, cache.window,
+                    self.score_bias, self.config.score_cap or 0.0, self.sinks,
+                )  # fmt: skip
+                parts.append(part)
+                if self.tap:
+                    largest.append(self._scores_max(q[rows], cache, place))
         out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         heads = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         y = self.o(heads)
@@ -85,20 +89,20 @@ class Attention:
             self.tap(scores_max=np.concatenate(largest), heads=heads, o=y)
         return y
 
-    def _scores_max(self, q: Float32Array, place: int) -> Float32Array:
-        """q (T, heads, width), scaled, of the tokens at ``place`` of the cache and after -> their
+    def _scores_max(self, q: Float32Array, cache: KeyValueCache, place: int) -> Float32Array:
+        """q (T, heads, width), scaled, of the tokens at ``place`` of a cache and after -> their
         largest scores before the softmax, of each head (T, heads)."""
         n, heads, _ = q.shape
-        group = heads // len(self.cache.keys)
+        group = heads // len(cache.keys)
         seen = np.arange(place + n) <= place + np.arange(n)[:, None]  # (T, place + T)
-        if self.cache.window is not None:
-            seen &= np.arange(place + n) > place + np.arange(n)[:, None] - self.cache.window
+        if cache.window is not None:
+            seen &= np.arange(place + n) > place + np.arange(n)[:, None] - cache.window
         largest = np.empty((n, heads), dtype=np.float32)
         for head in range(heads):
-            raw = self.cache.keys[head // group, : place + n].view(np.uint8)
+            raw = cache.keys[head // group, : place + n].view(np.uint8)
             # By kernels, whose sums have one order everywhere, and in float32, as attention is.
-            keys = FORMATS["f32"].encode(self.cache.format.decode(raw))
-            matrix = kernels.Matrix(keys, self.cache.width, FORMATS["f32"])
+            keys = FORMATS["f32"].encode(cache.format.decode(raw))
+            matrix = kernels.Matrix(keys, cache.width, FORMATS["f32"])
             scores = kernels.linear(np.ascontiguousarray(q[:, head]), matrix)  # (T, place + T)
             if self.score_bias is not None:
                 scores += self.score_bias[head, : place + n]

@@ -1,5 +1,6 @@
 """One layer: attention and feed-forward, and the norms and sums around them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.norm import Norm
+from flashinfer.transformer.text import Rows
 
 
 @dataclass
@@ -30,19 +32,19 @@ class Layer:
     tap: Tap | None = field(default=None, init=False)
 
     def attend(
-        self, h: Float32Array, position: int
+        self, h: Float32Array, texts: Sequence[Rows]
     ) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """h (T, d_model), tokens at ``position`` and after -> (h after attention, the FFN's input,
+        """h (T, d_model), the next tokens of some texts -> (h after attention, the FFN's input,
         that before its norm), each (T, d_model)."""
         if not self.config.norm_before:
-            h = self.attention_norm(h + self.attention(h, position))
+            h = self.attention_norm(h + self.attention(h, texts))
             if self.tap:
                 self.tap(attention_norm=h)
             return h, h, h
         x = self.attention_norm(h)
         if self.tap:
             self.tap(attention_norm=x)
-        y = self.attention(x, position)
+        y = self.attention(x, texts)
         if self.attention_after_norm:
             y = self.attention_after_norm(y)
             if self.tap:

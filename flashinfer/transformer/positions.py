@@ -28,9 +28,21 @@ class RotaryPositions:
             raise FormatError(f"config: rotary positions of kind {rotary.kind} are no angles")
         self.frequencies = frequencies
         self.begin, self.turns = 0, self._turns(0, 1)  # every layer asks for the same
+        self.spans: list[tuple[int, int]] = []
+        self.of_spans = self.turns
 
-    def __call__(self, start: int, n: int) -> tuple[Float32Array, Float32Array]:
-        """Positions start.. -> cos, sin (n, dim / 2) float32."""
+    def __call__(self, spans: list[tuple[int, int]]) -> tuple[Float32Array, Float32Array]:
+        """Of some spans (start, n) of positions, one after the other -> cos, sin (positions,
+        dim / 2) float32."""
+        if len(spans) == 1:
+            return self._of_span(*spans[0])
+        if spans != self.spans:
+            cosines, sines = zip(*(self._turns(*span) for span in spans), strict=True)
+            self.spans, self.of_spans = spans, (np.concatenate(cosines), np.concatenate(sines))
+        return self.of_spans
+
+    def _of_span(self, start: int, n: int) -> tuple[Float32Array, Float32Array]:
+        """The n positions from ``start`` on -> cos, sin (n, dim / 2) float32."""
         first = start - self.begin
         if not 0 <= first <= first + n <= len(self.turns[0]):
             self.begin, self.turns, first = start, self._turns(start, max(n, TOGETHER)), 0

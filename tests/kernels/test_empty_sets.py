@@ -93,7 +93,7 @@ def test_a_tied_head_partly_in_dram(dtype, tmp_path, cli):
     for kept in (1, 40, 2900):
         with Model.open(path) as model:
             tensor = model.bundle.tensors["embed_tokens.weight"]
-            data = model.head.matrix.data[:kept]
-            model.head = PartlyStreamed(tensor, data, model.flash, aligned_bytes(1 << 20))
-            model.embed_tokens = model.head
+            data = model.decoder.head.matrix.data[:kept]
+            model.decoder.head = PartlyStreamed(tensor, data, model.flash, aligned_bytes(1 << 20))
+            model.decoder.embed_tokens = model.decoder.head
             assert np.array_equal(model.logits([2999, 2998]), whole)

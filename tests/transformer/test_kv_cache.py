@@ -71,7 +71,7 @@ def whole(monkeypatch, path, **options):
     with monkeypatch.context() as patch:
         patch.setattr("flashinfer.loading.kept_tokens", lambda config, context: context)
         with Model.open(path, context=CONTEXT, **options) as model:
-            assert not any(layer.attention.cache.slides for layer in model.layers)
+            assert not any(cache.slides for cache in model.text.caches)
             return model.logits(IDS)
 
 
@@ -79,7 +79,7 @@ def whole(monkeypatch, path, **options):
 def test_a_window_changes_no_bit(windowed, twin, monkeypatch, dtype):
     expected = whole(monkeypatch, windowed, kv_dtype=dtype)
     with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
-        slides = [layer.attention.cache.slides for layer in model.layers]
+        slides = [cache.slides for cache in model.text.caches]
         assert slides == [False, True, True]
         assert np.array_equal(model.logits(IDS), expected)
         random = np.random.default_rng(4)
@@ -124,7 +124,7 @@ def test_number_formats_of_keys_are_near(windowed, dtype):
     with Model.open(windowed, context=CONTEXT, kv_dtype="f32") as model:
         expected = model.logits(IDS[:60])
     with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
-        assert all(layer.attention.cache.format.name == dtype for layer in model.layers)
+        assert all(cache.format.name == dtype for cache in model.text.caches)
         assert model.stats.as_dict()["kv_dtype"] == dtype
         off = np.abs(model.logits(IDS[:60]) - expected).max() / np.abs(expected).max()
     low, high = {"f32": (0, 0), "f16": (1e-7, 1e-3), "q8_0": (1e-5, 3e-2)}[dtype]
@@ -146,7 +146,7 @@ def test_the_usual_number_format_of_keys(windowed, tmp_path):
 def test_the_plan_counts_what_is_kept(windowed, dtype):
     """Of the memory for keys and values, and of the time to read them."""
     with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
-        cached = [layer.attention.cache for layer in model.layers]
+        cached = [cache for cache in model.text.caches]
         assert cached[1].keys.shape[1] == WINDOW + TAKEN_BACK + FRESH < CONTEXT
         held = sum(cache.keys.nbytes + cache.values.nbytes for cache in cached)
         assert held <= model.plan.kv_cache <= held + 2 * 3 * 4096

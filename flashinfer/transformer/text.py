@@ -1,0 +1,64 @@
+"""A text on its way through the model: its tokens, and what attention keeps of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flashinfer.formats.arrays import Int64Array
+from flashinfer.transformer.kv_cache import KeyValueCache
+
+
+class Text:
+    """The tokens processed, and each layer's keys and values of them.
+
+    caches      the KeyValueCache of each layer
+    ids         the tokens; incomplete: whether the caches lack some of them
+    """
+
+    def __init__(self, caches: Sequence[KeyValueCache]) -> None:
+        self.caches = caches
+        self.ids: list[int] = []
+        self.incomplete = False
+
+    @property
+    def position(self) -> int:
+        """How many tokens there are."""
+        return len(self.ids)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the next token finds all that it sees; where it does not, the tokens must be
+        processed again."""
+        return not self.incomplete and all(c.holds(self.position) for c in self.caches)
+
+    def in_common(self, ids: Sequence[int]) -> int:
+        """How many of its first tokens are those of ``ids``."""
+        pairs = zip(self.ids, ids)  # noqa: B905 - the shorter one ends it
+        least = min(self.position, len(ids))
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), least)
+
+
+class Part(NamedTuple):
+    """A text's share of a pass: the next tokens of it, ``ids`` (n,)."""
+
+    text: Text
+    ids: Int64Array
+
+
+class Rows(NamedTuple):
+    """Rows begin:end of a pass, which are a text's tokens at ``start`` and after, and the layer's
+    keys and values of that text."""
+
+    cache: KeyValueCache
+    begin: int
+    end: int
+    start: int
+
+
+def rows_of(parts: Sequence[Part], layer: int) -> list[Rows]:
+    """The Rows of a pass in a layer; the texts do not count its tokens yet."""
+    rows, begin = [], 0
+    for text, ids in parts:
+        end = begin + len(ids)
+        rows.append(Rows(text.caches[layer], begin, end, text.position))
+        begin = end
+    return rows
