@@ -1,7 +1,7 @@
 """A model opened for use: what it may be asked, who may ask it, and when its weights are read."""
 
 import threading
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.progress import Progress, no_progress
+from flashinfer.generation.batch import Batch, Request, Writing
 from flashinfer.generation.drafts import Drafter, NGrams
 from flashinfer.generation.pace import Pace
 from flashinfer.generation.sampling import Sampler
@@ -167,17 +168,22 @@ class Model:
             yield logits
 
     def checked(self, token_ids: ArrayLike) -> Int64Array:
-        ids = np.asarray(token_ids)
-        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-            raise UserError("token ids must be a list of one or more whole numbers")
-        vocabulary, context = self.config.vocab_size, self.plan.context
-        strange = ids[(ids < 0) | (ids >= vocabulary)]
-        if strange.size:
-            raise UserError(f"token id {strange[0]} is not within 0 to {vocabulary - 1}")
+        """Token ids (T,) that can be processed next. Raises UserError where they cannot."""
+        ids, context = self._checked_ids(token_ids), self.plan.context
         if self.position + len(ids) > context:
             raise UserError(
                 f"{self.position + len(ids)} tokens do not fit the context of {context}"
             )
+        return ids
+
+    def _checked_ids(self, token_ids: ArrayLike) -> Int64Array:
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError("token ids must be a list of one or more whole numbers")
+        vocabulary = self.config.vocab_size
+        strange = ids[(ids < 0) | (ids >= vocabulary)]
+        if strange.size:
+            raise UserError(f"token id {strange[0]} is not within 0 to {vocabulary - 1}")
         return ids.astype(np.int64)
 
     def _hidden(
@@ -188,25 +194,24 @@ class Model:
         They are ``share`` of a prompt of which the share ``begun`` is done; or the first ``sure``
         of them belong to the text and the others are drafts, until ``_settle``.
         """
-        return self._pass([Part(self.text, ids)], begun, share, sure)
+
+        def progress(done: float) -> None:
+            if sure is None and len(ids) > 1:
+                self.progress("prompt", begun + share * done, 1.0)
+
+        return self._pass([Part(self.text, ids)], sure, progress)
 
     def _pass(
         self,
         parts: Sequence[Part],
-        begun: float = 0.0,
-        share: float = 1.0,
         sure: int | None = None,
+        progress: Callable[[float], None] = lambda done: None,
     ) -> Float32Array:
         """The next tokens of some texts, T in all -> hidden states (T, d_model): see
         ``_hidden``."""
         for part in parts:
             self._recall(part.text)
         total = sum(len(part.ids) for part in parts)
-
-        def progress(done: float) -> None:
-            if sure is None and total > 1:
-                self.progress("prompt", begun + share * done, 1.0)
-
         try:
             tokens = Tokens(self.token, total if sure is None else sure)
             h = self.decoder(parts, tokens, progress)
@@ -381,6 +386,69 @@ class Model:
         the first ``told`` tokens alone, as if they had come one by one."""
         with suppress(UserError), self._alone(text):
             del self.ids[told:]
+
+    def generate_many(
+        self,
+        prompts: Iterable[Iterable[int]],
+        max_new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+    ) -> Iterator[Writing]:
+        """Continue many texts, given as token ids; see ``write``.
+
+        Each has the tokens that ``generate`` gives for the same prompt and settings, the same seed
+        included.
+        """
+        ends = self.config.eos_token_ids if stop_at_eos else frozenset()
+        return self.write(
+            Request(
+                number, list(ids), max_new_tokens, Sampler(temperature, top_k, top_p, seed), ends
+            )
+            for number, ids in enumerate(prompts)
+        )
+
+    def write(self, requests: Iterable[Request]) -> Generator[Writing, None, None]:
+        """Write texts, as many at a time as the option ``texts`` says, which share each pass.
+
+        Yields each when it is done, with its ``request`` and its ``token_ids``: the same, whatever
+        the others are. A request is taken when there is room for it. Raises UserError as
+        ``generate`` does.
+        """
+        batch = Batch(self.texts, map(self.checked_request, requests), self.plan.chunk)
+        self.stats, text = self._new_stats(), object()
+        with self._alone():
+            self._begun = text
+        while True:
+            with self._alone(text), measured(self.stats.generation, 0, self.counters):
+                parts = batch.parts()
+                if not parts:
+                    return
+                done = self._write(batch, parts)
+            yield from done
+
+    def _write(self, batch: Batch, parts: list[Part]) -> list[Writing]:
+        """A pass of a Batch; the texts that are done."""
+        done: list[Writing] = []
+        with np.errstate(over="ignore", invalid="ignore"):
+            h = self._pass(parts)
+            rows = batch.rows(parts)
+            if rows:
+                done = list(batch.draw(self.decoder.logits(h[rows])))
+        self.stats.generation.tokens += len(rows)
+        self.stats.prompt.tokens += len(h) - len(rows)
+        self.stats.drafts.passes += 1
+        return done
+
+    def checked_request(self, request: Request) -> Request:
+        """The request. Raises UserError where this model cannot meet it."""
+        if request.most < 1:
+            raise UserError(f"{request.most} new tokens cannot be generated")
+        self._checked_prompt(request.prompt, request.most)
+        self._checked_ids(request.prompt)
+        return request
 
     def _new_stats(self) -> Stats:
         in_force = self.plan.mode == "predicted" and self.bundle.calibration

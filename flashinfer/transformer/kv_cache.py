@@ -92,6 +92,13 @@ class KeyValueCache:
         kernels.remember(self.values, v, place)
         return place
 
+    def copy(self, other: "KeyValueCache", position: int) -> None:
+        """Hold what another text's cache of the same layer holds before ``position``."""
+        n = position - other.first
+        self.first = MOVING  # an interrupt leaves some tokens copied and others not
+        self.keys[:, :n], self.values[:, :n] = other.keys[:, :n], other.values[:, :n]
+        self.first = other.first
+
     def _move(self, position: int) -> None:
         """Make room for a token at ``position``."""
         first = position - self.window - TAKEN_BACK

@@ -32,9 +32,21 @@ class Text:
 
     def in_common(self, ids: Sequence[int]) -> int:
         """How many of its first tokens are those of ``ids``."""
-        pairs = zip(self.ids, ids)  # noqa: B905 - the shorter one ends it
-        least = min(self.position, len(ids))
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), least)
+        return in_common(self.ids, ids)
+
+    def copy(self, other: "Text", n: int) -> None:
+        """Become the first n tokens of another text, where its layers still hold what the next
+        token sees; else stay as it is."""
+        if not other.incomplete and all(cache.holds(n) for cache in other.caches):
+            for own, theirs in zip(self.caches, other.caches, strict=True):
+                own.copy(theirs, n)
+            self.ids[:], self.incomplete = other.ids[:n], False
+
+
+def in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of their first tokens two texts share."""
+    pairs = zip(a, b)  # noqa: B905 - the shorter one ends it
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
 class Part(NamedTuple):
