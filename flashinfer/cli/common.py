@@ -27,7 +27,7 @@ MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = (
     "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
-    "file_map", "arithmetic",
+    "file_map", "arithmetic", "prompts",
 )  # fmt: skip
 OUTPUTS = ("destination", "output", "profile", "json", "html", "junit")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
@@ -47,6 +47,7 @@ BARS: dict[str, dict[str, Any]] = {
     "ideal": {"unit": "token"},
     "tokenize": {"unit": "question"},
     "choices": {"unit": "question"},
+    "batch": {"unit": "text"},
     "trace": {"unit": "token"},
     "compare": {"unit": "operation"},
     "kit": {"unit": "model"},

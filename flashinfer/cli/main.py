@@ -13,6 +13,7 @@ from flashinfer.formats.errors import UserError, printable
 COMMANDS = (
     "run",
     "chat",
+    "batch",
     "convert",
     "calibrate",
     "evaluate",

@@ -46,6 +46,8 @@ class Options:
     draft    where the tokens come from that are drafted, and several checked in one pass, where
              that is faster: "ngram": from the text itself, which is what "auto" does; "off": none
     texts    that can share a pass, each with a context of its own: see ``Model.generate_many``
+    fewer    texts may share a pass where the memory has no room for all, or the keys and values of
+             all would cost more tokens a second than they bring
     """
 
     memory: int | str | None = None
@@ -61,6 +63,7 @@ class Options:
     logit_rows: int = 1
     draft: str = "auto"
     texts: int = 1
+    fewer: bool = False
 
     def decided(self, bundle: Bundle) -> "Decided":
         """What a bundle is run with. Raises UserError where an option is not one for it."""
@@ -78,8 +81,8 @@ class Options:
             policy=self.cache or default_policy(self.window),
             window=self.window,
             logit_rows=self.logit_rows,
-            drafting=self.draft != "off",
-            texts=self.texts,
+            drafting=self.draft != "off" and self.texts == 1,
+            texts=1 if self.fewer else self.texts,
         )
 
     def _check(self, bundle: Bundle) -> None:

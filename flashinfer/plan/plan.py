@@ -131,7 +131,7 @@ def make_plan(
     Raises BudgetError, naming the least that works, before anything is read.
     """
     budget, sizes = wanted.budget, Sizes(bundle, wanted, slot_bytes)
-    base = (memory.rss() if base is None else base) + RESERVE + budget // 512  # page tables
+    base = (memory.rss() if base is None else base) + reserve(budget)
     least = _least(sizes, base, budget)
     if budget < least.nbytes:
         # The next process may be a little larger than this one, and its page tables too.
@@ -195,6 +195,11 @@ def _drafts(sizes: Sizes, chunk: int, spare: int) -> int:
     if not sizes.wanted.drafting:
         return 0
     return max(0, min(MOST_DRAFTS, chunk - 1, spare // 32 // sizes.per_draft))
+
+
+def reserve(budget: int) -> int:
+    """Bytes that are set aside for what is not planned, and for page tables."""
+    return RESERVE + budget // 512
 
 
 def _first_that_fit(sizes: Sequence[int], room: int) -> int:

@@ -1,5 +1,6 @@
 """What is asked for -> how it will run: the checks, the open file, the plan, what to expect."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,15 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.errors import UserError
+from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.paper.flash import GAP_BYTES, Flash
 from flashinfer.paper.router import SURE
 from flashinfer.plan import memory, profile
 from flashinfer.plan.cost import Cost, predict
 from flashinfer.plan.options import Decided, Options
-from flashinfer.plan.plan import Plan, make_plan
+from flashinfer.plan.plan import Plan, make_plan, reserve
 from flashinfer.plan.profile import Profile
 
+TEXTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # to write at a time
+USUAL_TEXTS = 16  # where nothing is known of the device
+LEAST_GAIN = 0.03  # of a token's seconds, for which more texts are worth their memory
 SOON = 64  # tokens within which what is read at once should be used
 
 
@@ -58,7 +62,11 @@ def prepare(bundle: Bundle, options: Options) -> Setup:
     unit_bytes = [bundle.unit_bytes(layer) for layer in range(bundle.config.num_hidden_layers)]
     flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
     try:
-        plan = make_plan(bundle, wanted, [flash.slot_bytes(nbytes) for nbytes in unit_bytes])
+        slot_bytes = [flash.slot_bytes(nbytes) for nbytes in unit_bytes]
+        plan = make_plan(bundle, wanted, slot_bytes)
+        if options.fewer:
+            wanted = replace(wanted, texts=options.texts)
+            plan = _for_throughput(bundle, plan, wanted, slot_bytes, known, flash)
         expected = pass_seconds = None
         if known:
             plan, expected = _with_prefetch(bundle, plan, known, flash)
@@ -70,6 +78,41 @@ def prepare(bundle: Bundle, options: Options) -> Setup:
         flash.close()
         raise
     return Setup(flash, plan, known, expected, pass_seconds, uses)
+
+
+def _for_throughput(
+    bundle: Bundle,
+    plan: Plan,
+    wanted: Decided,
+    slot_bytes: list[int],
+    known: Profile | None,
+    flash: Flash,
+) -> Plan:
+    """The plan for as many texts, up to ``wanted.texts``, as give the most tokens a second; where
+    nothing is known of the device, for as many as take an eighth of the budget for their keys and
+    values.
+
+    plan  for one text
+    """
+    best, seconds = plan, math.inf
+    if known is not None:
+        seconds = _pass_seconds(bundle, plan, known, flash, 1)
+    for texts in sorted({min(texts, wanted.texts) for texts in TEXTS}):
+        try:
+            other = make_plan(
+                bundle, replace(wanted, texts=texts), slot_bytes, plan.base - reserve(plan.budget)
+            )
+        except BudgetError:
+            break
+        if known is None:
+            if other.kv_cache > other.budget // 8 or texts > USUAL_TEXTS:
+                break
+            best = other
+        else:
+            each = _pass_seconds(bundle, other, known, flash, texts) / texts
+            if each < (1 - LEAST_GAIN) * seconds:
+                best, seconds = other, each
+    return best
 
 
 def _gap_bytes(

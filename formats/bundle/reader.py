@@ -7,9 +7,11 @@ where the model came from, and what calibration found. ``layout.py`` lists the t
 ``writer.py`` makes such a file.
 """
 
+import hashlib
 import re
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,6 +238,16 @@ class Bundle:
         named = self.hf_config.get("special_tokens_map")
         named = named if isinstance(named, dict) else {}
         return {role: token for role, token in named.items() if isinstance(token, str)}
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this model from every other: the SHA-256 of the header, which has a checksum
+        of each tensor, the config, and what calibration found."""
+        found = hashlib.sha256()
+        for start in range(0, self.file.header_bytes, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, self.file.header_bytes - start)
+            found.update(self.file.read_bytes(8 + start, length).data)
+        return found.hexdigest()
 
     def where(self, name: str) -> Span | None:
         """The Span of the tokenizer's file or of the chat template, or None where it is missing."""
