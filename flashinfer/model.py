@@ -1,6 +1,5 @@
 """A model opened for use: what it may be asked, who may ask it, and when its weights are read."""
 
-import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,16 +19,18 @@ from flashinfer.generation.batch import Batch, Request, Writing
 from flashinfer.generation.drafts import Drafter, NGrams
 from flashinfer.generation.pace import Pace
 from flashinfer.generation.sampling import Sampler
+from flashinfer.generation.session import Message, Session, SessionFile, Setting, save
 from flashinfer.generation.speculation import Drafting, drawn
 from flashinfer.loading import allocate_texts, load_weights
 from flashinfer.paper.flash import aligned_bytes
-from flashinfer.paper.selection import Tokens
+from flashinfer.passes import Passes
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.stats import Stats, measured
 from flashinfer.transformer.layer import Layer
-from flashinfer.transformer.text import Part, Text
+from flashinfer.transformer.text import Part
 from flashinfer.transformer.values import TraceTap, widest
+from flashinfer.turns import Turns
 
 TRACED_BYTES = 2 << 20  # of a value that a trace may have to gather
 
@@ -78,9 +79,7 @@ class Model:
         self.profile, self.expected = setup.profile, setup.expected
         self.pace = Pace(setup.pass_seconds, self.plan.drafts)
         self.drafter = NGrams(self.plan.context) if self.plan.drafts else None
-        self._lock = threading.RLock()  # held by the thread that computes
-        self._computing = False
-        self._begun: object | None = None  # the generation that the key/value cache belongs to
+        self.turns = Turns(lambda: self.closed)
         try:
             kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()
@@ -88,7 +87,6 @@ class Model:
         except BaseException:
             self.close()
             raise
-        self.token = 0  # tokens ever processed; the neuron cache counts by these
 
     def _load(self, uses: Sequence[Any] | None) -> None:
         buffer = aligned_bytes(self.plan.buffers)
@@ -96,6 +94,7 @@ class Model:
         self.texts = allocate_texts(self.bundle, self.plan)
         self.text = self.texts[0]  # that all but ``generate_many`` goes on with
         self.decoder = make_decoder(self.bundle, self.plan, self.flash, weights, buffer)
+        self.passes = Passes(self.decoder, self.flash, self.plan.chunk)
         fill_caches(self.layers, uses, self.progress)
 
     # ------------------------------------------------------------------ computing
@@ -108,37 +107,8 @@ class Model:
         Raises UserError where an id is not in the vocabulary or the context is full, and where
         another thread uses the model.
         """
-        with self._alone():
+        with self.turns.alone():
             return self._forward(token_ids, every)
-
-    @contextmanager
-    def _alone(self, text: object | None = None) -> Iterator[None]:
-        """The model for this thread, which begins something new or goes on with ``text``.
-
-        Raises UserError where another thread computes, or this one in what called this, the model
-        is closed, or another text has been begun meanwhile.
-        """
-        if not self._lock.acquire(blocking=False):
-            raise UserError("the model is in use by another thread; it serves one at a time")
-        try:
-            self._refuse_within()
-            if self.closed:
-                raise UserError("the model is closed")
-            if text is not None and text is not self._begun:
-                raise UserError("another text was begun with this model; this one cannot go on")
-            self._begun = text
-            try:
-                self._computing = True
-                yield
-            finally:
-                self._computing = False
-        finally:
-            self._lock.release()
-
-    def _refuse_within(self) -> None:
-        """Raise UserError where a callback of the model's own calls the model."""
-        if self._computing:
-            raise UserError("the model is computing; what it calls meanwhile cannot use it")
 
     def _forward(self, token_ids: ArrayLike, every: bool = False) -> Float32Array:
         ids = self.checked(token_ids)
@@ -157,13 +127,13 @@ class Model:
     def forward_in_pieces(self, token_ids: ArrayLike) -> Iterator[Float32Array]:
         """As ``forward`` with ``every``, in pieces of ``plan.logit_rows`` tokens, for which the
         budget has room: yields logits (rows, vocab_size) float32."""
-        with self._alone(), np.errstate(over="ignore", invalid="ignore"):
+        with self.turns.alone(), np.errstate(over="ignore", invalid="ignore"):
             ids, chunk = self.checked(token_ids), self.plan.chunk
             h = np.concatenate(
                 [self._hidden(ids[i : i + chunk]) for i in range(0, len(ids), chunk)]
             )
         for first in range(0, len(h), self.plan.logit_rows):
-            with self._alone(), np.errstate(over="ignore", invalid="ignore"):
+            with self.turns.alone(), np.errstate(over="ignore", invalid="ignore"):
                 logits = self.decoder.logits(h[first : first + self.plan.logit_rows])
             yield logits
 
@@ -192,58 +162,14 @@ class Model:
         """The next tokens of the text, ids (T,) -> hidden states after the last layer (T, d_model).
 
         They are ``share`` of a prompt of which the share ``begun`` is done; or the first ``sure``
-        of them belong to the text and the others are drafts, until ``_settle``.
+        of them belong to the text and the others are drafts, until ``Passes.settle``.
         """
 
         def progress(done: float) -> None:
             if sure is None and len(ids) > 1:
                 self.progress("prompt", begun + share * done, 1.0)
 
-        return self._pass([Part(self.text, ids)], sure, progress)
-
-    def _pass(
-        self,
-        parts: Sequence[Part],
-        sure: int | None = None,
-        progress: Callable[[float], None] = lambda done: None,
-    ) -> Float32Array:
-        """The next tokens of some texts, T in all -> hidden states (T, d_model): see
-        ``_hidden``."""
-        for part in parts:
-            self._recall(part.text)
-        total = sum(len(part.ids) for part in parts)
-        try:
-            tokens = Tokens(self.token, total if sure is None else sure)
-            h = self.decoder(parts, tokens, progress)
-        except BaseException:
-            self.flash.settle()
-            self.decoder.abandon()
-            raise
-        for part in parts:
-            part.text.ids += part.ids.tolist()
-        self.token += total
-        return h
-
-    def _recall(self, text: Text) -> None:
-        """Process a text's tokens again where layers have moved past what the next one sees: after
-        a failure, or where many tokens were forgotten."""
-        if text.holds:
-            return
-        ids, text.ids, text.incomplete = text.ids, [], False
-        try:
-            for first in range(0, len(ids), self.plan.chunk):
-                self._pass([Part(text, np.array(ids[first : first + self.plan.chunk]))])
-        except BaseException:
-            text.ids, text.incomplete = ids, True
-            raise
-
-    def _settle(self, drafted: int, accepted: int) -> None:
-        """Forget those of the last pass's drafted tokens that were wrong: all but the first
-        ``accepted``. The neuron caches learn what the others used."""
-        wrong = drafted - accepted
-        self.decoder.settle(1 + accepted)
-        del self.ids[len(self.ids) - wrong :]
-        self.token -= wrong
+        return self.passes([Part(self.text, ids)], sure, progress)
 
     # ------------------------------------------------------------------ using
 
@@ -258,6 +184,11 @@ class Model:
         return self.text.ids
 
     @property
+    def token(self) -> int:
+        """How many tokens were ever processed; the neuron caches count by these."""
+        return self.passes.token
+
+    @property
     def position(self) -> int:
         """How many tokens are in the key/value cache."""
         return self.text.position
@@ -265,17 +196,67 @@ class Model:
     def reset(self, kept: int = 0) -> None:
         """Forget the tokens but for the first ``kept``. The neuron cache stays as it is: it
         changes no result. Raises UserError where there are not so many."""
-        with self._alone():
+        with self.turns.alone():
             if not 0 <= kept <= self.position:
                 raise UserError(f"{kept} of {self.position} tokens cannot be kept")
             del self.ids[kept:]
+
+    def save_session(
+        self,
+        path: Path | str,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Message] = (),
+    ) -> None:
+        """Write a text, with its keys and values as far as they are in the key/value cache, to
+        ``path``, which is replaced when all of it is on the disk; see generation/session.py.
+
+        token_ids  the text, whose last tokens need not have been processed; None: those in the
+                   cache
+        messages   of a conversation, to be found again
+        Raises UserError where the file cannot be written; what stood there stays.
+        """
+        with self.turns.alone(self.turns.begun):
+            ids = list(self.ids if token_ids is None else token_ids)
+            if ids:
+                self._checked_ids(ids)
+            if len(ids) > self.config.max_position_embeddings + 1:
+                raise UserError(f"{len(ids)} tokens are more than the model's positions")
+            kept = self.text.in_common(ids)
+            # Layers whose window has moved past this text compute it again when it goes on.
+            kept = kept if self.text.holds(kept) else 0
+            save(path, self._setting(), self.text.caches, Session(ids, kept, list(messages)))
+
+    def load_session(self, path: Path | str) -> Session:
+        """Read a session into the key/value cache, in place of what it holds; returns it.
+
+        ``generate(session.token_ids, reuse=True)`` goes on with it, with the bits that it would
+        have had without the stop. Raises UserError where another option would be right, and
+        FormatError where the file is of another model, cut or changed: the context is empty then,
+        or as it was.
+        """
+        with self.turns.alone(), SessionFile(path) as file:
+            file.check_model(self.bundle)
+            file.check(self._setting(), self.config)
+            session = file.session(self.config)
+            file.check_layers(self.text.caches)
+            del self.ids[:]
+            file.fill(self.text.caches)
+            self.text.ids += session.token_ids[: session.kept]
+            self.text.incomplete = False
+        return session
+
+    def _setting(self) -> Setting:
+        plan, bundle = self.plan, self.bundle
+        return Setting(
+            bundle.digest, bundle.path.name, plan.mode, plan.kv_dtype, kernels.in_use, plan.context
+        )
 
     def logits(self, token_ids: ArrayLike) -> Float32Array:
         """token_ids (T,) from an empty context -> (T, vocab_size) float32, one row a token.
 
         The array returned is yours, and not part of the memory budget.
         """
-        with self._alone():
+        with self.turns.alone():
             del self.ids[:]
             return self._forward(token_ids, every=True)
 
@@ -288,7 +269,7 @@ class Model:
              during the call
         progress  is told the tokens done, as "trace"
         """
-        with self._alone(), np.errstate(over="ignore", invalid="ignore"):
+        with self.turns.alone(), np.errstate(over="ignore", invalid="ignore"):
             del self.ids[:]
             ids = self.checked(token_ids)
             at_once = max(1, min(self.plan.chunk, TRACED_BYTES // (4 * widest(self.config))))
@@ -335,13 +316,13 @@ class Model:
         sampler = Sampler(temperature, top_k, top_p, seed)
         ids = self._checked_prompt(token_ids, max_new_tokens)
         ends = self.config.eos_token_ids if stop_at_eos else frozenset()
-        with self._alone():
+        with self.turns.alone():
             del self.ids[self.text.in_common(ids[:-1]) if reuse else 0 :]
             first, ids = len(ids), ids[self.position :]
             self.stats = self._new_stats()
-            with measured(self.stats.prompt, len(ids), self.counters):
+            with measured(self.stats.prompt, len(ids), self.passes.counters):
                 logits = self._forward(ids)
-            self._begun = text = object()
+            self.turns.begun = text = object()
         drafting = Drafting(drafter or self.drafter, self.pace, self.stats.drafts)
         told = self.stats.token_ids
         try:
@@ -353,7 +334,7 @@ class Model:
                 left = max_new_tokens - len(told)
                 if not left or token in ends:
                     return
-                with self._alone(text):
+                with self.turns.alone(text):
                     tokens = self._next_tokens(token, sampler, drafting, left, ends)
         finally:
             self._forget_untold(text, first + max(0, len(told) - 1))
@@ -366,7 +347,7 @@ class Model:
         draft = drafting.draft([*self.ids, token], min(most - 1, self.plan.drafts))
         phase = self.stats.generation
         before = phase.seconds
-        with measured(phase, 1, self.counters):
+        with measured(phase, 1, self.passes.counters):
             if draft:
                 ids = self.checked([token, *draft])
                 with np.errstate(over="ignore", invalid="ignore"):
@@ -375,7 +356,7 @@ class Model:
                 rows = self._forward([token])[None]
         tokens = drawn(sampler, rows, draft, ends)
         if draft:
-            self._settle(len(draft), len(tokens) - 1)
+            self.passes.settle(self.text, len(draft), len(tokens) - 1)
         drafting.learn(len(draft), len(tokens), phase.seconds - before)
         phase.tokens += len(tokens) - 1
         phase.seconds += drafting.seconds
@@ -384,7 +365,7 @@ class Model:
     def _forget_untold(self, text: object, told: int) -> None:
         """Where a generation ends in the middle of what one pass gave, the key/value cache keeps
         the first ``told`` tokens alone, as if they had come one by one."""
-        with suppress(UserError), self._alone(text):
+        with suppress(UserError), self.turns.alone(text):
             del self.ids[told:]
 
     def generate_many(
@@ -419,10 +400,10 @@ class Model:
         """
         batch = Batch(self.texts, map(self.checked_request, requests), self.plan.chunk)
         self.stats, text = self._new_stats(), object()
-        with self._alone():
-            self._begun = text
+        with self.turns.alone():
+            self.turns.begun = text
         while True:
-            with self._alone(text), measured(self.stats.generation, 0, self.counters):
+            with self.turns.alone(text), measured(self.stats.generation, 0, self.passes.counters):
                 parts = batch.parts()
                 if not parts:
                     return
@@ -433,7 +414,7 @@ class Model:
         """A pass of a Batch; the texts that are done."""
         done: list[Writing] = []
         with np.errstate(over="ignore", invalid="ignore"):
-            h = self._pass(parts)
+            h = self.passes(parts)
             rows = batch.rows(parts)
             if rows:
                 done = list(batch.draw(self.decoder.logits(h[rows])))
@@ -468,25 +449,14 @@ class Model:
             )
         return ids
 
-    def counters(self) -> tuple[int, int, int, int, int]:
-        """(bytes read, of them streamed, reads of the others, hits, misses) since the opening."""
-        caches = [layer.feed_forward.store.cache for layer in self.layers]
-        return (
-            self.flash.bytes_read,
-            self.flash.bytes_streamed,
-            self.flash.reads,
-            sum(cache.hits for cache in caches),
-            sum(cache.misses for cache in caches),
-        )
-
     @property
     def closed(self) -> bool:
         return self.flash.fd < 0
 
     def close(self) -> None:
         """Close the file, once no other thread computes. The model cannot be used any more."""
-        with self._lock:
-            self._refuse_within()
+        with self.turns.lock:
+            self.turns.refuse_within()
             self.bundle.close()
             self.flash.close()
 

@@ -6,6 +6,8 @@ N bytes of JSON mapping names to dtype, shape and data_offsets, with an optional
 """
 
 import os
+import re
+import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +21,8 @@ from .number_formats import SOURCES
 from .numbers import is_whole
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+NO_CRC = "0" * 8  # stands in a header for its own CRC-32 while that is computed
+HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2,
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -90,6 +94,16 @@ class SafetensorsFile:
     def read_bytes(self, offset: int, length: int) -> UInt8Array:
         """``length`` bytes from ``offset`` of the file."""
         return read_at(self.file, offset, length, self.path)
+
+    def check_header(self) -> None:
+        """Raise FormatError where the header is not what its own CRC-32 was made of."""
+        header = bytes(self.read_bytes(8, self.header_bytes))
+        stored = self.metadata.get("flashinfer.header_crc32", "")
+        if not re.fullmatch("[0-9a-f]{8}", stored):
+            raise FormatError(f"{self.path}: the header has no checksum")
+        blank = header.replace((HEADER_CRC % stored).encode(), (HEADER_CRC % NO_CRC).encode(), 1)
+        if f"{zlib.crc32(blank):08x}" != stored:
+            raise FormatError(f"{self.path}: the header does not match its checksum")
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         """Rows ``start:stop`` of a tensor, (rows, columns) float32.

@@ -11,6 +11,7 @@ from flashinfer.cli.main import COMMANDS, make_parser
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.architectures import ARCHITECTURES
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.generation import session
 from flashinfer.oracle import trace_file
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def anchors(page):
 @on_every_page
 def test_every_name_is_in_the_code_or_in_a_bundle(page):
     with Bundle(demo_model()) as bundle:
-        keys = {*bundle.file.metadata, *trace_file.KEYS}
+        keys = {*bundle.file.metadata, *trace_file.KEYS, *session.KEYS}
     names = set(re.findall(r"`(flashinfer(?:\.\w+)+)`", page.read_text()))
     assert [name for name in sorted(names - keys) if not exists(name)] == []
 

@@ -23,6 +23,8 @@ COMMANDS = {
     "run, many threads": ["run", DEMO, "-p", "import os", "-n", "8", "-t", "1024"],
     "run, all neurons": ["run", DEMO, "-p", "import os", "-n", "8", "--neurons", "dense"],
     "run, keys of 8 bits": ["run", DEMO, "-p", "import", "-n", "8", "--kv-dtype", "q8_0"],
+    "run, a session": ["run", DEMO, "-f", "SHORT", "-n", "8", "--session", "SESSION"],
+    "chat, a session": ["chat", "CHAT", "-n", "20", "--session", "CHATTED"],
     "chat": ["chat", "CHAT", "-n", "20"],
     "evaluate": ["evaluate", DEMO, *LONG],
     "calibrate": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5"],
@@ -35,10 +37,13 @@ COMMANDS = {
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("budgets")
     (folder / "long.txt").write_text("def f(x): return x\n" * 160_000)
+    (folder / "short.txt").write_text("def f(x): return x\n" * 40)
     convert(checkpoint(folder / "hf", context=2000), folder / "chat.flash")
     (folder / "lines").write_text("Hello\n" + "x" * 1_000_000 + "\nBye\n" + "y " * 5000 + "\n")
     return {"LONG": str(folder / "long.txt"), "CHAT": str(folder / "chat.flash"),
-            "OUT": str(folder / "out.flash"), "lines": folder / "lines"}  # fmt: skip
+            "SHORT": str(folder / "short.txt"), "SESSION": str(folder / "x.session"),
+            "CHATTED": str(folder / "y.session"), "OUT": str(folder / "out.flash"),
+            "lines": folder / "lines"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -15,7 +15,9 @@ from flashinfer.cli.model_options import (
     add_sampling_arguments,
     open_model,
 )
+from flashinfer.cli.session import Kept, add_session_argument
 from flashinfer.formats.errors import UserError
+from flashinfer.model import Model
 from flashinfer.text.chat import Conversation, chat_tokenizer
 from flashinfer.text.tokenizer import utf8
 
@@ -30,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="tokens of a reply, at most (512)")  # fmt: skip
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
                         help=f"tokens of the whole conversation (up to {CONTEXT})")  # fmt: skip
+    add_session_argument(parser, "the conversation")
     add_sampling_arguments(parser)
     add_draft_argument(parser)
     add_model_arguments(parser)
@@ -39,9 +42,11 @@ def main(args: Namespace) -> None:
     utf8(args.system or "", "--system")
     with open_bundle(args.model, args.memory) as bundle:
         context = args.ctx_size or min(bundle.config.max_position_embeddings, CONTEXT)
+        kept = Kept(args.session, bundle)
         tokenizer = chat_tokenizer(bundle, context, args.memory)
     with progress_bars() as progress, open_model(args, args.model, context, progress) as model:
         conversation = Conversation(model, args.system, tokenizer)
+        resume(model, conversation, kept, args.system)
         print(f"{args.model}; {HELP}", file=sys.stderr)
         if isinstance(sys.stdin, io.TextIOWrapper):
             # A line that is not UTF-8 is reported and left out, and the conversation goes on.
@@ -53,6 +58,26 @@ def main(args: Namespace) -> None:
                 command(conversation, line)
             elif line:
                 reply(conversation, line, args)
+            if line:
+                kept.try_to_save(model, conversation.messages)
+
+
+def resume(model: Model, conversation: Conversation, kept: Kept, system: str | None) -> None:
+    """Go on with the conversation that the session holds. Raises UserError where another system
+    message is asked for than it has."""
+    if kept.messages:
+        conversation.restore(kept.messages)
+        if system not in (None, conversation.system):
+            raise UserError(
+                f"{kept.path}: its conversation has another system message; leave --system away, "
+                "or name another file"
+            )
+    kept.load(model)
+    if kept.stored:
+        print(
+            f"({kept.path}: {len(kept.messages)} messages, {kept.stored.kept} tokens read back)",
+            file=sys.stderr,
+        )
 
 
 def read_line(most: int) -> str | None:

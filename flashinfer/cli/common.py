@@ -29,7 +29,7 @@ INPUTS = (
     "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
     "file_map", "arithmetic", "prompts",
 )  # fmt: skip
-OUTPUTS = ("destination", "output", "profile", "json", "html", "junit")
+OUTPUTS = ("destination", "output", "profile", "json", "html", "junit", "session")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 DELAY = 0.5  # seconds; shorter work shows no bar
 BYTES = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}

@@ -26,6 +26,8 @@ from flashinfer.cli.model_options import (
     open_model,
 )
 from flashinfer.cli.prompt import prompt_ids
+from flashinfer.cli.session import Kept, add_session_argument
+from flashinfer.formats.bundle.layout import TOKENIZER
 from flashinfer.formats.errors import UserError
 from flashinfer.model import Model
 from flashinfer.plan.memory import format_size
@@ -46,6 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="tokens to write (64)")  # fmt: skip
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
                         help="tokens to have room for; default: prompt and -n")  # fmt: skip
+    add_session_argument(parser, "the text")
     add_sampling_arguments(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
     add_draft_argument(parser)
@@ -69,24 +72,41 @@ def main(args: Namespace) -> None:
         )
     path = demo_model() if args.model is None else args.model
     with open_bundle(path, args.memory) as bundle:
-        tokenizer = None if args.tokens else Tokenizer(bundle, args.memory)
-        config = bundle.config
-    ids = args.tokens if tokenizer is None else prompt_ids(args, tokenizer, config)
-    context = args.ctx_size or min(len(ids) + args.predict, config.max_position_embeddings)
+        kept, config = Kept(args.session, bundle), bundle.config
+        goes_on = kept.token_ids and not (args.prompt or args.file or args.tokens)
+        # Without a tokenizer a text that was given as ids goes on as ids.
+        as_ids = args.tokens or (goes_on and bundle.where(TOKENIZER) is None)
+        tokenizer = None if as_ids else Tokenizer(bundle, args.memory)
+    ids = args.tokens or kept.token_ids
+    if tokenizer is not None:
+        ids = ids if goes_on else prompt_ids(args, tokenizer, config)
+        tokenizer.close()
+    stored = kept.stored.kept if kept.stored else 0
+    context = min(max(len(ids) + args.predict, stored), config.max_position_embeddings)
+    context = args.ctx_size or context
     with progress_bars() as progress, open_model(args, path, context, progress) as model:
+        kept.load(model)
         # Fewer tokens than asked for are written where the context ends before.
         room = context - len(ids) + 1
         tokens = model.generate(
             ids, min(args.predict, room) if room > 0 else args.predict, args.temp, args.top_k,
-            args.top_p, args.seed, stop_at_eos=not args.ignore_eos,
+            args.top_p, args.seed, stop_at_eos=not args.ignore_eos, reuse=True,
         )  # fmt: skip
         try:
             # The text must not mix with the figures where those go to stdout.
             write_text(tokens, ids, tokenizer, sys.stderr if args.json == "-" else sys.stdout)
+        except UserError:
+            kept.leave()
+            raise
         finally:
-            if model.stats.token_ids:
+            stats = model.stats
+            if stats.token_ids:
                 print_account(model, sys.stderr)
-                write_json(args.json, model.stats.as_dict())
+            kept.save(model, ids + stats.token_ids)
+            if stats.token_ids:
+                resumed = len(ids) - stats.prompt.tokens
+                kept.print_account(resumed, len(ids), sys.stderr)
+                write_json(args.json, {**stats.as_dict(), "session": kept.as_dict(resumed)})
         if room < args.predict:
             print(f"(stopped: the context of {context} tokens is full)", file=sys.stderr)
 

@@ -89,6 +89,12 @@ class Conversation:
         """Forget all messages but the system's."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
+    def restore(self, messages: Sequence[dict[str, str]]) -> None:
+        """Go on with these messages; the first one may be the system's."""
+        self.messages = [dict(message) for message in messages]
+        systems = [one["content"] for one in self.messages[:1] if one["role"] == "system"]
+        self.system = systems[0] if systems else None
+
     def ids(self) -> list[int]:
         """The conversation as token ids, up to where the reply begins.
 

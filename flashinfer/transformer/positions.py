@@ -55,6 +55,13 @@ class RotaryPositions:
         return (cosines * self.scale).astype(np.float32), (sines * self.scale).astype(np.float32)
 
 
+def same_turns(rotary: Rotary, context: int, other: int) -> bool:
+    """Whether the angles of positions are the same in two contexts."""
+    with np.errstate(all="ignore"):
+        (a, scale), (b, other_scale) = (frequencies_of(rotary, n) for n in (context, other))
+    return np.array_equal(a, b) and scale == other_scale
+
+
 def frequencies_of(rotary: Rotary, context: int) -> tuple[Float64Array, float]:
     """Angles per position (dim / 2,) float64, and what cos and sin are multiplied with."""
     p, plain = rotary.parameters, _powers(rotary.base, rotary.dim)

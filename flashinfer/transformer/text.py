@@ -24,11 +24,10 @@ class Text:
         """How many tokens there are."""
         return len(self.ids)
 
-    @property
-    def holds(self) -> bool:
-        """Whether the next token finds all that it sees; where it does not, the tokens must be
-        processed again."""
-        return not self.incomplete and all(c.holds(self.position) for c in self.caches)
+    def holds(self, position: int) -> bool:
+        """Whether a token at ``position`` finds the keys and values of all that it sees; where it
+        does not, those before it must be processed again."""
+        return not self.incomplete and all(cache.holds(position) for cache in self.caches)
 
     def in_common(self, ids: Sequence[int]) -> int:
         """How many of its first tokens are those of ``ids``."""
@@ -37,7 +36,7 @@ class Text:
     def copy(self, other: "Text", n: int) -> None:
         """Become the first n tokens of another text, where its layers still hold what the next
         token sees; else stay as it is."""
-        if not other.incomplete and all(cache.holds(n) for cache in other.caches):
+        if other.holds(n):
             for own, theirs in zip(self.caches, other.caches, strict=True):
                 own.copy(theirs, n)
             self.ids[:], self.incomplete = other.ids[:n], False

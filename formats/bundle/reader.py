@@ -8,7 +8,6 @@ where the model came from, and what calibration found. ``layout.py`` lists the t
 """
 
 import hashlib
-import re
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +38,6 @@ from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
 VERSION = "1"
 PAGE = 4096
 CHUNK_BYTES = 8 << 20
-NO_CRC = "0" * 8  # stands in the header for its own CRC-32 while that is computed
-HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 
 
 @dataclass(frozen=True)
@@ -187,6 +184,16 @@ class Bundle:
             raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
         return format
 
+    @cached_property
+    def digest(self) -> str:
+        """What tells this model from every other: the SHA-256 of the header, which has a checksum
+        of each tensor, the config, and what calibration found."""
+        found = hashlib.sha256()
+        for start in range(0, self.file.header_bytes, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, self.file.header_bytes - start)
+            found.update(self.file.read_bytes(8 + start, length).data)
+        return found.hexdigest()
+
     @property
     def predictor_form(self) -> PredictorForm:
         """The form of this bundle's predictors."""
@@ -239,16 +246,6 @@ class Bundle:
         named = named if isinstance(named, dict) else {}
         return {role: token for role, token in named.items() if isinstance(token, str)}
 
-    @cached_property
-    def digest(self) -> str:
-        """What tells this model from every other: the SHA-256 of the header, which has a checksum
-        of each tensor, the config, and what calibration found."""
-        found = hashlib.sha256()
-        for start in range(0, self.file.header_bytes, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, self.file.header_bytes - start)
-            found.update(self.file.read_bytes(8 + start, length).data)
-        return found.hexdigest()
-
     def where(self, name: str) -> Span | None:
         """The Span of the tokenizer's file or of the chat template, or None where it is missing."""
         info = self.file.tensors.get(name)
@@ -293,13 +290,7 @@ def verify(path: Path | str, progress: Progress = no_progress) -> int:
     """
     with Bundle(path) as bundle:
         file = bundle.file
-        header = bytes(file.read_bytes(8, file.header_bytes))
-        stored = file.metadata.get("flashinfer.header_crc32", "")
-        if not re.fullmatch("[0-9a-f]{8}", stored):
-            raise FormatError(f"{path}: the header has no checksum")
-        blank = header.replace((HEADER_CRC % stored).encode(), (HEADER_CRC % NO_CRC).encode(), 1)
-        if f"{zlib.crc32(blank):08x}" != stored:
-            raise FormatError(f"{path}: the header does not match its checksum")
+        file.check_header()
         checksums = bundle._json("flashinfer.checksums")
         for info in sorted(file.tensors.values(), key=lambda info: info.offset):
             crc = 0

@@ -16,9 +16,9 @@ from ..errors import UserError
 from ..files import replacing
 from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
-from ..safetensors import MAX_HEADER_BYTES, TensorInfo
+from ..safetensors import HEADER_CRC, MAX_HEADER_BYTES, NO_CRC, TensorInfo
 from .calibration import Calibration
-from .reader import CHUNK_BYTES, HEADER_CRC, NO_CRC, PAGE, VERSION, Bundle
+from .reader import CHUNK_BYTES, PAGE, VERSION, Bundle
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,18 @@ def write_bundle(
             None if calibration is None else calibration.as_json()
         ),
     }
+    return write_tensors(path, tensors, metadata, progress, order)
+
+
+def write_tensors(
+    path: Path | str,
+    tensors: list[NewTensor],
+    metadata: dict[str, str],
+    progress: Progress = no_progress,
+    order: Iterable[str] = (),
+) -> int:
+    """Write a safetensors file whose data begins on a page boundary, with a CRC-32 of each tensor
+    and of the header in its metadata; arguments and errors are those of ``write_bundle``."""
     header = _header(tensors, metadata, {t.name: NO_CRC for t in tensors}, None)
     if len(header) > MAX_HEADER_BYTES or parsed_bytes(header) > MOST:
         raise UserError(f"{path}: a header of {len(header):,} bytes is more than can be read again")
