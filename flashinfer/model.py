@@ -1,6 +1,6 @@
 """A model opened for use: what it may be asked, who may ask it, and when its weights are read."""
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 
 from flashinfer import kernels
 from flashinfer.assembly import fill_caches, make_decoder
+from flashinfer.drafters import OpenedDraft, opened_draft
 from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.generation.batch import Batch, Request, Writing
-from flashinfer.generation.drafts import Drafter, NGrams
+from flashinfer.generation.drafts import Drafter
 from flashinfer.generation.pace import Pace
 from flashinfer.generation.sampling import Sampler
 from flashinfer.generation.session import Message, Session, SessionFile, Setting, save
@@ -65,20 +66,25 @@ class Model:
         UserError where an option is wrong.
         """
         options = replace(options or Options(), **changes)
-        bundle = opened(path, options)
+        bundle, drafts = opened(path, options), OpenedDraft()
         try:
-            setup = prepare(bundle, options)
+            drafts = opened_draft(options, bundle, cls.open)
+            setup = prepare(bundle, options, drafts.base)
         except BaseException:
             bundle.close()
+            drafts.close()
             raise
-        return cls(bundle, setup, progress)
+        return cls(bundle, setup, progress, drafts)
 
-    def __init__(self, bundle: Bundle, setup: Setup, progress: Progress) -> None:
+    def __init__(
+        self, bundle: Bundle, setup: Setup, progress: Progress, drafts: OpenedDraft | None = None
+    ) -> None:
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
         self.pace = Pace(setup.pass_seconds, self.plan.drafts)
-        self.drafter = NGrams(self.plan.context) if self.plan.drafts else None
+        self.drafts = drafts or OpenedDraft()
+        self.drafter = self.drafts.with_text(self.plan.context) if self.plan.drafts else None
         self.turns = Turns(lambda: self.closed)
         try:
             kernels.set_threads(self.plan.threads)
@@ -323,7 +329,8 @@ class Model:
             with measured(self.stats.prompt, len(ids), self.passes.counters):
                 logits = self._forward(ids)
             self.turns.begun = text = object()
-        drafting = Drafting(drafter or self.drafter, self.pace, self.stats.drafts)
+        drafting = Drafting(drafter or self.drafter, sampler, self.pace, self.stats.drafts)
+        self.pace.begin(max_new_tokens)
         told = self.stats.token_ids
         try:
             tokens = [sampler(logits)] if max_new_tokens else []
@@ -459,6 +466,7 @@ class Model:
             self.turns.refuse_within()
             self.bundle.close()
             self.flash.close()
+            self.drafts.close()
 
     def __enter__(self) -> "Model":
         return self

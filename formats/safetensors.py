@@ -22,6 +22,8 @@ from .numbers import is_whole
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
 NO_CRC = "0" * 8  # stands in a header for its own CRC-32 while that is computed
+CHECKSUMS = "flashinfer.checksums"  # of the metadata: {tensor: its CRC-32}, as JSON
+CHUNK_BYTES = 8 << 20  # read at a time
 HEADER_CRC = '"flashinfer.header_crc32":"%s"'
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2,
@@ -104,6 +106,16 @@ class SafetensorsFile:
         blank = header.replace((HEADER_CRC % stored).encode(), (HEADER_CRC % NO_CRC).encode(), 1)
         if f"{zlib.crc32(blank):08x}" != stored:
             raise FormatError(f"{self.path}: the header does not match its checksum")
+
+    def check_tensor(self, name: str) -> None:
+        """Raise FormatError where a tensor is not what its CRC-32 in the metadata was made of."""
+        info, found = self.tensors[name], 0
+        stored = bounded_json.parse(self.metadata.get(CHECKSUMS, "{}"), self.path)
+        for start in range(0, info.nbytes, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, info.nbytes - start)
+            found = zlib.crc32(self.read_bytes(info.offset + start, length).data, found)
+        if not isinstance(stored, dict) or stored.get(name) != f"{found:08x}":
+            raise FormatError(f"{self.path}: tensor {shown(name)} does not match its checksum")
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         """Rows ``start:stop`` of a tensor, (rows, columns) float32.

@@ -43,8 +43,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-n", "--predict", type=positive, default=64, metavar="N",
                         help="tokens to write for each (64)")  # fmt: skip
-    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N",
-                        help="tokens of the longest text; default: what the prompts need")  # fmt: skip
+    parser.add_argument(
+        "-c", "--ctx-size", type=positive, metavar="N",
+        help="tokens of the longest text; default: what the prompts need",
+    )  # fmt: skip
     parser.add_argument(
         "--texts", type=whole(1, MOST_TEXTS), metavar="N",
         help="texts to write at a time; default: as many as give the most tokens a second",

@@ -27,7 +27,7 @@ MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = (
     "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
-    "file_map", "arithmetic", "prompts",
+    "file_map", "arithmetic", "prompts", "draft",
 )  # fmt: skip
 OUTPUTS = ("destination", "output", "profile", "json", "html", "junit", "session")
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows

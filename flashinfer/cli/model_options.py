@@ -9,7 +9,7 @@ from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
 from flashinfer.paper.flash import IO
 from flashinfer.paper.neuron_cache import POLICIES
-from flashinfer.plan.options import DRAFTS, MODES, Options
+from flashinfer.plan.options import MODES, Options
 from flashinfer.plan.profile import boards
 from flashinfer.transformer.kv_cache import KV_DTYPES
 
@@ -59,9 +59,10 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 def add_draft_argument(parser: ArgumentParser) -> None:
     """What tokens are drafted."""
     parser.add_argument(
-        "--draft", choices=DRAFTS, default="auto", help="tokens are guessed from the text itself "
-        "(ngram), and several checked in one pass, which gives the same text: auto and ngram do so "
-        "where it is faster; off: never",
+        "--draft", default="auto", metavar="auto|off|ngram|FILE", help="tokens are drafted, and "
+        "several checked in one pass, where that is faster; the text stays the same. Drafts come "
+        "from the text itself (auto, ngram), from a store that flashinfer surrogate made, or from "
+        "a smaller model with the same tokenizer (FILE); off: none",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from flashinfer.formats.arrays import Int32Array
+from flashinfer.generation.sampling import Sampler
 
 LONGEST = 8  # tokens of the text's end that are looked for
 # How often a drafted token is right, before it is known, by how many tokens of the text's end
@@ -35,8 +36,11 @@ class Drafter(Protocol):
 
     name: str
 
-    def draft(self, ids: Sequence[int], most: int) -> Draft | None:
-        """The Draft of up to ``most`` tokens that follow the text ``ids``; None: there is none."""
+    def draft(self, ids: Sequence[int], most: int, sampler: Sampler) -> Draft | None:
+        """The Draft of up to ``most`` tokens that follow the text ``ids``; None: there is none.
+
+        sampler  that the tokens will be drawn with; it is left as it is
+        """
 
     def seconds(self, tokens: int) -> float:
         """What drafting so many tokens takes."""
@@ -55,7 +59,7 @@ class NGrams:
         """Nothing worth counting."""
         return 0.0
 
-    def draft(self, ids: Sequence[int], most: int) -> Draft | None:
+    def draft(self, ids: Sequence[int], most: int, sampler: Sampler) -> Draft | None:
         """The Draft of up to ``most`` tokens; see Drafter."""
         text, n = self._as_array(ids), len(ids)
         found = np.flatnonzero(text[: n - 1] == text[n - 1])

@@ -13,6 +13,7 @@ SAMPLES = 7  # of the seconds of passes of one size, of which the median counts
 UNKNOWN = 0.02  # of a pass's seconds that each further token takes, where nothing is known
 LEAST_GAIN = 1.01  # less is not worth a draft
 MOST_LOST = 0.02  # of all seconds may be lost by drafts that are wrong
+AHEAD = 100  # tokens that a text is trusted to have still, where it may
 CHECKED = 48  # passes after which one without drafts is timed again, where the gain is below
 CLEAR = 1.5
 FADING = 0.97  # of what was found of drafts, a step later
@@ -91,6 +92,11 @@ class Pace:
         self.kinds: dict[str, Acceptance] = {}
         self.seconds = self.lost = 0.0  # in all, and more than the same tokens one by one
         self.since = 0  # passes since one without drafts
+        self.left = 0  # tokens still to come of this text
+
+    def begin(self, tokens: int) -> None:
+        """A text of at most so many tokens begins."""
+        self.left = tokens
 
     def drafted(self, draft: Draft, cost: Callable[[int], float]) -> int:
         """How many tokens of a draft to check; cost: a function tokens -> seconds of drafting."""
@@ -117,8 +123,9 @@ class Pace:
 
     @property
     def _may_lose(self) -> float:
-        """Seconds that drafts may still lose."""
-        return MOST_LOST * self.seconds - self.lost
+        """Seconds that drafts may still lose: a share of what texts took, and will take soon."""
+        soon = min(self.left, AHEAD) * self.times(1)
+        return MOST_LOST * (self.seconds + soon) - self.lost
 
     def _sizes(self, most: int) -> list[int]:
         """The sizes of passes to choose from, where at most so many tokens are drafted."""
@@ -131,6 +138,7 @@ class Pace:
     def took(self, tokens: int, yielded: int, seconds: float, drafting: float) -> None:
         """A pass of so many tokens took so long, drafting them besides, and gave ``yielded``."""
         self.times.took(tokens, seconds)
+        self.left -= yielded
         self.seconds += seconds + drafting
         self.lost += drafting
         if tokens > 1:

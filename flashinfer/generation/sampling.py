@@ -59,6 +59,12 @@ class Sampler:
             weights = exp((likely[kept] - likely[0]) / self.temperature)
         return ids[kept], weights / weights.sum()
 
+    def copy(self) -> "Sampler":
+        """A sampler that will draw with the same random numbers."""
+        other = Sampler(self.temperature, self.top_k, self.top_p, 0)
+        other.random.state = self.random.state
+        return other
+
     def uniform(self) -> float:
         """The next random number, at least 0 and below 1: the upper 53 bits of 64."""
         return (int(self.random.random_raw()) >> 11) * 2.0**-53

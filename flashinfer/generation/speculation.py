@@ -45,12 +45,14 @@ class Drafted:
 class Drafting:
     """The drafts of one generation: what is drafted, and what came of it.
 
-    drafter  where drafts come from, or None; pace: a Pace, which chooses how much is drafted
-    counts   a Drafted, which is added to
+    drafter  where drafts come from, or None; sampler: draws the tokens
+    pace     a Pace, which chooses how much is drafted; counts: a Drafted, which is added to
     """
 
-    def __init__(self, drafter: Drafter | None, pace: Pace, counts: Drafted) -> None:
-        self.drafter, self.pace, self.counts = drafter, pace, counts
+    def __init__(
+        self, drafter: Drafter | None, sampler: Sampler, pace: Pace, counts: Drafted
+    ) -> None:
+        self.drafter, self.sampler, self.pace, self.counts = drafter, sampler, pace, counts
         self.found: Draft | None = None
         self.seconds = 0.0  # of the last draft
 
@@ -60,7 +62,7 @@ class Drafting:
         if self.drafter is None or most < 1 or not self.pace.may_draft:
             return []
         begun = time.perf_counter()
-        self.found = self.drafter.draft(ids, most)
+        self.found = self.drafter.draft(ids, most, self.sampler)
         n = self.pace.drafted(self.found, self.drafter.seconds) if self.found else 0
         tokens = self.found.tokens(n) if self.found and n else []
         self.seconds = time.perf_counter() - begun

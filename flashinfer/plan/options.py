@@ -44,7 +44,9 @@ class Options:
              nine tenths of them will probably be used soon
     logit_rows  tokens whose logits the budget has room for at a time
     draft    where the tokens come from that are drafted, and several checked in one pass, where
-             that is faster: "ngram": from the text itself, which is what "auto" does; "off": none
+             that is faster: "ngram": from the text itself, which is what "auto" does; "off": none;
+             or a file: a store that ``flashinfer surrogate`` made, or a smaller model with the same
+             tokenizer, which shares the budget
     texts    that can share a pass, each with a context of its own: see ``Model.generate_many``
     fewer    texts may share a pass where the memory has no room for all, or the keys and values of
              all would cost more tokens a second than they bring
@@ -61,9 +63,14 @@ class Options:
     device: Profile | Path | str | None = None
     warm: bool | None = None
     logit_rows: int = 1
-    draft: str = "auto"
+    draft: Path | str = "auto"
     texts: int = 1
     fewer: bool = False
+
+    @property
+    def draft_file(self) -> Path | None:
+        """The file that drafts come from, or None."""
+        return None if self.draft in DRAFTS else Path(self.draft)
 
     def decided(self, bundle: Bundle) -> "Decided":
         """What a bundle is run with. Raises UserError where an option is not one for it."""
@@ -109,8 +116,10 @@ class Options:
             raise UserError(f"window {self.window} is not 1 token or more")
         if self.context is not None and not 1 <= self.context <= most:
             raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
-        if self.draft not in DRAFTS:
-            raise UserError(f"draft {self.draft!r} is not one of {', '.join(DRAFTS)}")
+        if self.draft_file is not None and not self.draft_file.exists():
+            raise UserError(
+                f"draft {str(self.draft)!r} is no file and not one of {', '.join(DRAFTS)}"
+            )
         if not 1 <= self.texts <= MOST_TEXTS:
             raise UserError(f"texts {self.texts} is not within 1 to {MOST_TEXTS}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

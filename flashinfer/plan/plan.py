@@ -81,6 +81,11 @@ class Plan(Decided):
     def resident(self) -> int:
         return self.small + self.predictor + self.attention + self.head + self.embeddings
 
+    @property
+    def own(self) -> int:
+        """All that is the model's: what the process takes beyond ``base``."""
+        return self.resident + self.kv_cache + self.buffers + self.working + self.cache
+
     def residence(self, layer: int, ffn: FFNConfig) -> Residence:
         """What of a layer is in DRAM once the model is open."""
         chosen, slots = self.chooses(ffn), self.slots[layer]

@@ -54,8 +54,9 @@ def opened(path: Path | str | Bundle, options: Options) -> Bundle:
     return bundle
 
 
-def prepare(bundle: Bundle, options: Options) -> Setup:
-    """The Setup of a bundle. Raises UserError where an option cannot be had for it, BudgetError
+def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
+    """The Setup of a bundle; base: bytes that the process takes besides, None: what it takes now.
+    Raises UserError where an option cannot be had for it, BudgetError
     where the budget is too small, FormatError where the file cannot be read."""
     wanted = options.decided(bundle)
     known = profile.find(options.device, bundle.path)
@@ -63,7 +64,7 @@ def prepare(bundle: Bundle, options: Options) -> Setup:
     flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
     try:
         slot_bytes = [flash.slot_bytes(nbytes) for nbytes in unit_bytes]
-        plan = make_plan(bundle, wanted, slot_bytes)
+        plan = make_plan(bundle, wanted, slot_bytes, base)
         if options.fewer:
             wanted = replace(wanted, texts=options.texts)
             plan = _for_throughput(bundle, plan, wanted, slot_bytes, known, flash)

@@ -246,6 +246,19 @@ class Bundle:
         named = named if isinstance(named, dict) else {}
         return {role: token for role, token in named.items() if isinstance(token, str)}
 
+    @cached_property
+    def vocabulary(self) -> str:
+        """What its token ids mean: the SHA-256 of the tokenizer's file or, where it has none, how
+        many ids there are."""
+        place = self.where(TOKENIZER)
+        if place is None:
+            return f"{self.config.vocab_size} ids"
+        found = hashlib.sha256()
+        for start in range(0, place.nbytes, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, place.nbytes - start)
+            found.update(self.file.read_bytes(place.offset + start, length).data)
+        return found.hexdigest()
+
     def where(self, name: str) -> Span | None:
         """The Span of the tokenizer's file or of the chat template, or None where it is missing."""
         info = self.file.tensors.get(name)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import replacing
 from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
-from ..safetensors import HEADER_CRC, MAX_HEADER_BYTES, NO_CRC, TensorInfo
+from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC, TensorInfo
 from .calibration import Calibration
 from .reader import CHUNK_BYTES, PAGE, VERSION, Bundle
 
@@ -191,7 +191,7 @@ def _header(
     entries: JsonObject = {
         "__metadata__": {
             **metadata,
-            "flashinfer.checksums": json.dumps(checksums),
+            CHECKSUMS: json.dumps(checksums),
             "flashinfer.header_crc32": NO_CRC,
         }
     }

@@ -320,17 +320,17 @@ def test_run_goes_on(cli, tmp_path):
     _, expected, _ = cli(*whole, "--json", figures)
     assert json.loads(figures.read_text())["session"] is None
     part = ("--temp", 0, "--ignore-eos", "--session", file, "--json", figures)
-    code, out, err = cli("run", DEMO, "--tokens", ids, "-n", 10, *part)
+    code, _, err = cli("run", DEMO, "--tokens", ids, "-n", 10, *part)
     assert code == 0 and "0 of 50 tokens of the prompt were read back" in err
     first = json.loads(figures.read_text())
     assert first["session"]["stored_tokens"] == 0 and first["session"]["saved_tokens"] == 60
-    code, out, err = cli("run", DEMO, "-n", 14, *part)
+    code, _, err = cli("run", DEMO, "-n", 14, *part)
     assert code == 0 and "59 of 60 tokens of the prompt were read back" in err
     again = json.loads(figures.read_text())
     assert again["session"]["resumed_tokens"] == again["session"]["stored_tokens"] == 59
     tokens = first["token_ids"] + again["token_ids"]
     assert " ".join(map(str, tokens)) == expected.strip()
-    code, out, err = cli("run", DEMO, "--tokens", ids + ",9", "-n", 2, *part)
+    code, _, err = cli("run", DEMO, "--tokens", ids + ",9", "-n", 2, *part)
     assert code == 0 and "50 of 51 tokens of the prompt" in err
     # What is refused leaves the session as it was.
     before = file.read_bytes()
