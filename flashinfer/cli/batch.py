@@ -8,8 +8,9 @@ the same command is run again.
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Protocol
 
 from flashinfer.cli.batch_lines import Line, Settings, Written, WrongLine, lines_of
 from flashinfer.cli.common import add_json, open_bundle, positive, progress_bars, whole, write_json
@@ -41,6 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-o", "--output", required=True, metavar="FILE", help="one JSON object a text, as it is "
         "done; a file that is there already is added to",
     )  # fmt: skip
+    add_batch_arguments(parser)
+    add_json(parser)
+
+
+def add_batch_arguments(parser: ArgumentParser) -> None:
+    """How the texts are written: what ``Work`` and ``open_for`` take."""
     parser.add_argument("-n", "--predict", type=positive, default=64, metavar="N",
                         help="tokens to write for each (64)")  # fmt: skip
     parser.add_argument(
@@ -54,7 +61,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_sampling_arguments(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
     add_model_arguments(parser)
-    add_json(parser)
 
 
 def main(args: Namespace) -> None:
@@ -65,12 +71,7 @@ def main(args: Namespace) -> None:
         work = Work(args, config, digest, tokenizer, written)
         count, context = work.survey()
         if count:
-            if tokenizer is not None:
-                tokenizer.stay(context)
-            texts = args.texts or min(count, MOST_TEXTS)
-            fewer = args.texts is None
-            options = options_of(args, context=context, texts=texts, fewer=fewer)
-            with Model.open(args.model, options, progress) as model:
+            with open_for(args, work, count, context, progress) as model:
                 try:
                     work.write(model, count, progress)
                 finally:
@@ -79,6 +80,26 @@ def main(args: Namespace) -> None:
         print(f"{args.output}: {work.skipped + work.done} texts", file=sys.stderr)
     if work.wrong:
         raise UserError(f"{args.prompts}: {work.wrong} lines are wrong, and have no text")
+
+
+def open_for(args: Namespace, work: "Work", count: int, context: int, progress: Progress) -> Model:
+    """The Model for ``count`` texts, of which the longest has ``context`` tokens."""
+    if work.tokenizer is not None:
+        work.tokenizer.stay(context)
+    texts, fewer = args.texts or min(count, MOST_TEXTS), args.texts is None
+    return Model.open(
+        args.model, options_of(args, context=context, texts=texts, fewer=fewer), progress
+    )
+
+
+class Sink(Protocol):
+    """Where texts go when they are done."""
+
+    def check(self, line: Line, key: str) -> bool:
+        """Whether a line's text is there already."""
+
+    def write(self, entry: JsonObject, prompt: Sequence[int]) -> None:
+        """Take a text: what is written of it, and the token ids of its prompt."""
 
 
 class Work:
@@ -94,7 +115,7 @@ class Work:
         config: ModelConfig,
         digest: str,
         tokenizer: Tokenizer | None,
-        written: Written,
+        written: Sink,
     ) -> None:
         self.args, self.config, self.tokenizer, self.written = args, config, tokenizer, written
         self.model = [digest, args.neurons, args.kv_dtype, args.ignore_eos]
@@ -114,7 +135,8 @@ class Work:
         lines: dict[int, Line] = {}
         for writing in model.write(self._requests(lines)):
             request = writing.request
-            self.written.write(self._entry(lines.pop(request.number), writing))
+            entry = self._entry(lines.pop(request.number), writing)
+            self.written.write(entry, request.prompt)
             self.done += 1
             progress("batch", self.done, count)
 

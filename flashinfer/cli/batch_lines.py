@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -173,11 +173,11 @@ class Written:
             )
         return line.number in self.done
 
-    def write(self, value: JsonObject) -> None:
+    def write(self, entry: JsonObject, prompt: Sequence[int]) -> None:
         """Add a line, whole or not at all. Raises UserError."""
         end = self.file.seek(0, os.SEEK_END)
         try:
-            self.file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+            self.file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
         except OSError as error:
             self.file.truncate(end)

@@ -14,6 +14,7 @@ COMMANDS = (
     "run",
     "chat",
     "batch",
+    "surrogate",
     "convert",
     "calibrate",
     "evaluate",

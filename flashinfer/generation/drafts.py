@@ -9,8 +9,8 @@ import numpy as np
 
 from flashinfer.formats.arrays import Int32Array
 from flashinfer.generation.sampling import Sampler
+from flashinfer.generation.suffixes import LONGEST
 
-LONGEST = 8  # tokens of the text's end that are looked for
 # How often a drafted token is right, before it is known, by how many tokens of the text's end
 # stood where it was found: of 1, 2, ... tokens.
 EXPECTED = (0.25, 0.45, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
