@@ -73,7 +73,7 @@ def opened_draft(
     open_model  opens a Bundle as a Model
     Raises UserError where its vocabulary is another, FormatError where the file is not sound.
     """
-    path = options.draft_file
+    path, context = options.draft_file, options.decided(bundle).context
     if path is None:
         return OpenedDraft()
     if is_store(path):
@@ -83,7 +83,7 @@ def opened_draft(
     small = Bundle(path, memory=memory.header_room(options.memory))
     try:
         _refuse_other_vocabulary(path, small.vocabulary, bundle)
-        return _opened_model(options, bundle, small, open_model)
+        return _opened_model(options, context, bundle, small, open_model)
     except BaseException:
         small.close()
         raise
@@ -98,10 +98,14 @@ def _refuse_other_vocabulary(path: Path | str, vocabulary: str, bundle: Bundle) 
 
 
 def _opened_model(
-    options: Options, bundle: Bundle, small: Bundle, open_model: Callable[[Bundle, Options], Any]
+    options: Options,
+    context: int,
+    bundle: Bundle,
+    small: Bundle,
+    open_model: Callable[[Bundle, Options], Any],
 ) -> OpenedDraft:
     """The small model, opened with the part of the budget with which both together are fastest."""
-    before, context = memory.rss(), options.decided(bundle).context
+    before = memory.rss()
     own = Options(
         memory=options.memory, context=min(context, small.config.max_position_embeddings),
         threads=options.threads, io=options.io, device=options.device, draft="off",
