@@ -1,20 +1,27 @@
 """A layer that needs more units than it has slots, or large ones: a wave of them at a time."""
 
-import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from flashinfer.formats.arrays import Float32Array, Int32Array
-from flashinfer.paper.flash import Submitted
-from flashinfer.paper.neuron_cache import NONE
+from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.selection import Selection
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.ways import wave_size
 
+Reads = TypeVar("Reads")
+
 
 class Waves:
-    """Computes a wave of units while the next one is read, where there are slots for two."""
+    """Computes a wave of units while the next ones are read, where there are slots for them.
+
+    Units are added in ascending order, so they are computed in that order, too, whichever of them
+    are in DRAM.
+    """
 
     def __init__(self, store: UnitStore, neurons: Neurons) -> None:
         self.store, self.neurons = store, neurons
@@ -22,25 +29,44 @@ class Waves:
     def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store, cache, now = self.store, self.store.cache, token + len(x) - 1
-        size, overlap = wave_size(cache.capacity, len(store.inside), cache.slot_bytes)
-        waves = [selection.part(i, i + size) for i in range(0, len(selection.units), size)]
-        _, coming, reads = self._begin(waves[0], NONE, now)
-        for wave, following in itertools.zip_longest(waves, waves[1:]):
+        waves = in_waves(cache, selection.units, now, len(store.inside), store.submit)
+        for first, stop, slots, reads in waves:
             store.wait(reads)
-            slots = coming
-            if following is not None and overlap:
-                slots, coming, reads = self._begin(following, wave.units, now)
-            self.neurons.add(cache.memory, store.offsets(wave.units, slots), x, wave, y)
-            cache.used_at(slots, token, wave.last)
-            if following is not None and not overlap:
-                _, coming, reads = self._begin(following, NONE, now)
+            part = selection.part(first, stop)
+            self.neurons.add(cache.memory, store.offsets(part.units, slots), x, part, y)
+        slots = cache.slot_of[selection.units]
+        stay = slots >= 0
+        cache.used_at(slots[stay], token, selection.last[stay])
 
-    def _begin(
-        self, wave: Selection, held: Int32Array, now: int
-    ) -> tuple[Int32Array, Int32Array, Submitted | None]:
-        """(slots of the units ``held``, slots of the wave's, the reads begun for those)"""
-        units, cache = np.concatenate([held, wave.units]), self.store.cache
-        slots, misses, _ = cache.place(units, now)
-        cache.hits -= len(held)
-        reads = self.store.submit(units[misses], slots[misses])
-        return slots[: len(held)], slots[len(held) :], reads
+
+def in_waves(
+    cache: NeuronCache,
+    units: Int32Array,
+    now: int,
+    unit_neurons: int,
+    submit: Callable[[Int32Array, Int32Array], Reads],
+) -> Iterator[tuple[int, int, Int32Array, Reads]]:
+    """Give the units (n,) slots, wave after wave.
+
+    submit  is called as submit(units, slots) with those to read: of a wave, and before it is
+            yielded of those after it that ``wave_size`` says. To begin more of them would be too
+            soon: what has been computed by then may make room for what is worth more.
+    Yields (first, stop, slots of units[first:stop], what ``submit`` returned): to be computed until
+    the next is asked for, which may then have the slots in transit.
+    """
+    size, ahead = wave_size(cache.capacity, cache.transit, unit_neurons, cache.slot_bytes)
+    cache.begin_waves(units, now)
+    free = list(range(cache.capacity, cache.capacity + cache.transit))
+    begun: deque[tuple[int, int, Int32Array, Reads]] = deque()
+    for first in range(0, len(units), size):
+        last = min(first + ahead * size, len(units) - 1)
+        for begin in range(first + len(begun) * size, last + 1, size):
+            stop = min(begin + size, len(units))
+            wave = units[begin:stop]
+            slots, misses = cache.place_wave(wave, units[first:begin], units[stop:], now)
+            for i in np.flatnonzero(slots < 0):
+                slots[i] = free.pop()
+            begun.append((begin, stop, slots, submit(wave[misses], slots[misses])))
+        yield begun[0]
+        _, _, slots, _ = begun.popleft()
+        free += slots[slots >= cache.capacity].tolist()
