@@ -218,14 +218,17 @@ def _for_speed(sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     """Of ``spare`` bytes what comes before attention: (tokens of a prompt that go through a layer
     together, bytes of slots that one token needs, of buffers)."""
     # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
-    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
+    chunk_bytes = min(spare // 8, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
     spare -= chunk_bytes
-    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched.
+    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched. Of
+    # experts nearly all of it, since few slots hold few of those that the next token uses again.
     cached = list(sizes.cached.values())
     one_token = pages(nbytes(cached, [layer.slots_for(1) for layer in cached]))
-    one_token = min(max(0, one_token - least.cache), spare * 3 // 4)
+    most = spare * 15 // 16 if sizes.experts else spare * 3 // 4
+    one_token = min(max(0, one_token - least.cache), most)
     spare -= one_token
-    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
+    buffers = spare // (4 if sizes.experts else 8) // PAGE * PAGE
+    buffers = min(MAX_BUFFER, sizes.least_buffer + buffers)
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
     chunk_bytes = chunk_bytes or spare // 16
