@@ -29,9 +29,8 @@ class Waves:
     def __call__(self, x: Float32Array, selection: Selection, token: int, y: Float32Array) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store, cache, now = self.store, self.store.cache, token + len(x) - 1
-        waves = in_waves(cache, selection.units, now, len(store.inside), store.submit)
-        for first, stop, slots, reads in waves:
-            store.wait(reads)
+        cuts = in_waves(cache, selection.units, now, len(store.inside), store.submit, store.wait)
+        for first, stop, slots in cuts:
             part = selection.part(first, stop)
             self.neurons.add(cache.memory, store.offsets(part.units, slots), x, part, y)
         slots = cache.slot_of[selection.units]
@@ -45,28 +44,39 @@ def in_waves(
     now: int,
     unit_neurons: int,
     submit: Callable[[Int32Array, Int32Array], Reads],
-) -> Iterator[tuple[int, int, Int32Array, Reads]]:
+    wait: Callable[[Reads], None] = lambda reads: None,
+) -> Iterator[tuple[int, int, Int32Array]]:
     """Give the units (n,) slots, wave after wave.
 
     submit  is called as submit(units, slots) with those to read: of a wave, and before it is
             yielded of those after it that ``wave_size`` says. To begin more of them would be too
             soon: what has been computed by then may make room for what is worth more.
-    Yields (first, stop, slots of units[first:stop], what ``submit`` returned): to be computed until
-    the next is asked for, which may then have the slots in transit.
+    wait    is called with what ``submit`` returned, before a wave is yielded
+    Yields (first, stop, slots of units[first:stop]): to be computed until the next is asked for,
+    which may then have the slots in transit.
     """
     size, ahead = wave_size(cache.capacity, cache.transit, unit_neurons, cache.slot_bytes)
     cache.begin_waves(units, now)
     free = list(range(cache.capacity, cache.capacity + cache.transit))
-    begun: deque[tuple[int, int, Int32Array, Reads]] = deque()
+    begun: deque[tuple[int, Int32Array, Reads]] = deque()
+
+    def begin(start: int, first: int) -> None:
+        """Begin the wave at ``start``, while units from ``first`` on are in use."""
+        stop = min(start + size, len(units))
+        wave = units[start:stop]
+        slots, misses = cache.place_wave(wave, units[first:start], units[stop:], now)
+        for i in np.flatnonzero(slots < 0):
+            slots[i] = free.pop()
+        begun.append((stop, slots, submit(wave[misses], slots[misses])))
+
     for first in range(0, len(units), size):
+        if not begun:
+            begin(first, first)
+        stop, slots, reads = begun.popleft()
+        # The next reads begin only now, so that they take nothing of the flash from these.
+        wait(reads)
         last = min(first + ahead * size, len(units) - 1)
-        for begin in range(first + len(begun) * size, last + 1, size):
-            stop = min(begin + size, len(units))
-            wave = units[begin:stop]
-            slots, misses = cache.place_wave(wave, units[first:begin], units[stop:], now)
-            for i in np.flatnonzero(slots < 0):
-                slots[i] = free.pop()
-            begun.append((begin, stop, slots, submit(wave[misses], slots[misses])))
-        yield begun[0]
-        _, _, slots, _ = begun.popleft()
+        for start in range(stop + len(begun) * size, last + 1, size):
+            begin(start, first)
+        yield first, stop, slots
         free += slots[slots >= cache.capacity].tolist()

@@ -203,9 +203,11 @@ class _Token:
         coming: deque[float] = deque()
         for number in range(waves):
             self.line.compute("the rest", self.profile.cached / 2)  # nothing is prefetched
-            while len(coming) <= ahead and number + len(coming) < waves:
+            if not coming:
                 coming.append(self._submit(units, units.missing / waves, among))
             self.line.wait(coming.popleft())
+            while len(coming) < min(ahead, waves - 1 - number):
+                coming.append(self._submit(units, units.missing / waves, among))
             self.line.multiply("feed-forward", units.seconds / waves)
 
     def _submit(self, units: _Units, missing: float, among: float | None = None) -> float:

@@ -119,7 +119,7 @@ def test_any_sequence_of_passes(data):
         selection = selection_of(draw, tokens, experts)
         cache.priority.note(selection, token)
         units, now, before = selection.units, token + tokens - 1, cache.hits + cache.misses
-        for first, stop, slots, _ in in_waves(cache, units, now, 2, filled.fill):
+        for first, stop, slots in in_waves(cache, units, now, 2, filled.fill):
             filled.check(units[first:stop], slots)
         assert cache.hits + cache.misses - before == len(units)
         slots = cache.slot_of[units]
