@@ -80,17 +80,17 @@ def make_norm(config: NormConfig, weights: dict[str, Any], name: str) -> Norm:
 
 
 def _neuron_caches(bundle: Bundle, plan: Plan) -> list[NeuronCache]:
-    """The NeuronCache of each layer, all in one memory; those without slots take turns with the
-    slots that are shared."""
+    """The NeuronCache of each layer, all in one memory: their own slots, and then the transit
+    slots, which they use in turn."""
     memory, at, caches = aligned_bytes(plan.cache), 0, []
-    own = [n * size for n, size in zip(plan.slots, plan.slot_bytes, strict=True)]
-    shared = memory[sum(own) :]
+    passing = sum(n * size for n, size in zip(plan.slots, plan.slot_bytes, strict=True))
     for i, layer in enumerate(bundle.config.layers):
         there, size = plan.residence(i, layer.ffn), plan.slot_bytes[i]
-        slots = shared if there.borrowed else memory[at : at + own[i]]
+        own = slice(at, at + plan.slots[i] * size)
+        transit = slice(passing, passing + there.transit * size)
         window = plan.window if there.chosen else None
-        caches.append(NeuronCache(there.units, slots, size, plan.policy, window, there.borrowed))
-        at += own[i]
+        caches.append(NeuronCache(there.units, memory, size, plan.policy, window, own, transit))
+        at = own.stop
     return caches
 
 
@@ -203,7 +203,7 @@ def fill_caches(layers: list[Layer], uses: Sequence[Any] | None, progress: Progr
     warm = [
         (ffn.store, used)
         for ffn, used in zip(ffns, uses or (), strict=bool(uses))
-        if used is not None and not (ffn.whole.fits or ffn.store.cache.borrowed)
+        if used is not None and not ffn.whole.fits
     ]
     total, done = sum(ffn.store.bundles.nbytes for ffn in whole), 0
     total += sum(len(store.hottest(used)) * store.units.row_bytes for store, used in warm)

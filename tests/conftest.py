@@ -129,6 +129,5 @@ def keep_rows(ffn, n, window):
     """Give a layer's cache n rows, and nothing in them."""
     old = ffn.store.cache
     ffn.whole.offsets = None
-    ffn.store.cache = NeuronCache(
-        len(old.slot_of), old.memory[: n * old.slot_bytes], old.slot_bytes, "lru", window
-    )
+    own = slice(old.starts[0], old.starts[0] + n * old.slot_bytes)
+    ffn.store.cache = NeuronCache(len(old.slot_of), old.memory, old.slot_bytes, "lru", window, own)

@@ -106,11 +106,11 @@ def test_no_budget_changes_a_bit_or_is_exceeded(glm, constant_rss):
             assert taken + plan.cache <= budget
             ways = [layer.feed_forward.whole.fits for layer in model.layers]
             assert all(plan.slots[i] in (0, 2048) for i in (0, 1))
-            seen.add((sum(ways[:2]), plan.shared_slots, max(plan.slots[2:])))
+            seen.add((sum(ways[:2]), plan.transit > 0, max(plan.slots[2:])))
         found = logits_of(glm, ids, memory=budget, context=64)
         assert np.array_equal(found[0], whole) and np.array_equal(found[1], single)
-    dense, shared, slots = (set(values) for values in zip(*seen, strict=True))
-    assert dense == {0, 1, 2} and shared > {0} and max(slots) == 8
+    dense, transit, slots = (set(values) for values in zip(*seen, strict=True))
+    assert dense == {0, 1, 2} and transit == {True, False} and max(slots) == 8
 
 
 def test_dense_layers_that_stay_are_not_read_again(glm):

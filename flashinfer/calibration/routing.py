@@ -21,7 +21,7 @@ LEAST_PIECE = 64  # tokens; each piece may read all of a layer's experts again
 def tokens_that_fit(config: ModelConfig, budget: int) -> int:
     """Tokens whose states and choices fit a quarter of the budget."""
     experts = max(layer.ffn.experts for layer in config.layers)
-    return max(0, budget // 4 // (6 * config.hidden_size * 4 + 9 * experts))
+    return max(0, budget // 4 // (6 * config.hidden_size * 4 + 13 * experts))
 
 
 def router_of(ffn: FeedForward) -> Router | None:
@@ -56,7 +56,7 @@ def routing(
         x, residual = states.attend(layer)
         router, record = router_of(layer.feed_forward), None
         if router:
-            record = routing_record(router.named(x), *named)
+            record = routing_record(router.named(x), router.weights(x), *named)
         following, named = states.early_input(number + 1), []
         if following and (router := router_of(layers[number + 1].feed_forward)):
             named = [router.named(following[0], share) for share in (1.0, SURE)]

@@ -5,20 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from flashinfer.formats.arrays import BoolArray, Int64Array
+from flashinfer.formats.arrays import BoolArray, Float32Array, Int64Array
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
 from flashinfer.paper.neuron_cache import Policy, Priority
 from flashinfer.paper.selection import Selection
 
 
 def miss_curve(
-    trace: Iterable[Selection], units: int, policy: Policy = "frecency"
+    trace: Iterable[Selection], units: int, policy: Policy = "frecency", passing: bool = False
 ) -> tuple[float, ...]:
     """Units to read per token, for caches that hold each of the CAPACITIES of a layer.
 
     trace   the Selection of each token; the first half of the text only warms the cache up
     units   of the layer
     policy  one of neuron_cache.POLICIES
+    passing units need no slot to be computed, so that of a token's units a cache may hold some
     A cache holds the units that the last token used, and of the others those of highest priority.
     Since priorities do not depend on the cache, a smaller cache holds a part of what a larger one
     holds, and one pass gives the figures of all sizes (Mattson's stack, 1970).
@@ -29,7 +30,12 @@ def miss_curve(
         worth[last] = np.inf
         own = worth[selection.units]
         rank = units - np.sort(worth).searchsorted(own, side="right")  # the units worth more
-        rank[np.isposinf(own)] = len(last) - 1  # the last token's units are cached together
+        held = np.isposinf(own)
+        rank[held] = len(last) - 1  # the last token's units are cached together
+        if passing and held.any():
+            within = np.empty(units, dtype=np.int64)
+            within[last[np.argsort(-priority.worth()[last], kind="stable")]] = np.arange(len(last))
+            rank[held] = within[selection.units[held]]
         rank[own == 0] = units - 1  # a unit never used is cached only if the whole layer is
         ranks.append(rank)
         priority.note(selection, token)
@@ -53,14 +59,20 @@ def window_counts(uses: Iterable[tuple[BoolArray, bool]]) -> Int64Array:
     return np.array(counts)
 
 
-def record_of_uses(uses: BoolArray, active: float, rank: int) -> LayerCalibration:
+def record_of_uses(
+    uses: BoolArray, active: float, rank: int, weights: Float32Array | None = None
+) -> LayerCalibration:
     """The calibration of a layer from the units that each token used: uses (T, units).
 
-    active  share of the units that are active
-    rank    of the predictor that named the units, of which it missed none
+    active   share of the units that are active
+    rank     of the predictor that named the units, of which it missed none
+    weights  (T, units) that a router gave them, where it is a mixture's experts that were used
     """
     counts = window_counts((row, False) for row in uses)[WINDOWS:]
-    trace = (Selection.of_scores(row[None]) for row in uses)
+    trace = [Selection.of_scores(row[None]) for row in uses]
+    if weights is not None:
+        for selection, row in zip(trace, weights, strict=True):
+            selection.weights = row[selection.units]
     return LayerCalibration(
         active=active,
         predicted=float(uses.mean()),
@@ -68,21 +80,24 @@ def record_of_uses(uses: BoolArray, active: float, rank: int) -> LayerCalibratio
         rank=rank,
         window_rows=tuple(counts.mean(axis=0).tolist()),
         window_rows_most=tuple(counts.max(axis=0).tolist()),
-        misses=miss_curve(trace, uses.shape[1]),
+        misses=miss_curve(trace, uses.shape[1], passing=weights is not None),
     )
 
 
 def routing_record(
-    uses: BoolArray, named: BoolArray | None = None, surest: BoolArray | None = None
+    uses: BoolArray,
+    weights: Float32Array,
+    named: BoolArray | None = None,
+    surest: BoolArray | None = None,
 ) -> LayerCalibration:
     """The calibration of a mixture's layer, whose router never errs.
 
-    uses           (T, experts): the experts that each token used
+    uses, weights  (T, experts): the experts that each token used, and how much they counted
     named, surest  (T, experts): those that the router named when it was asked one layer early, all
                    of them and the surest share; None: it was not asked
     """
     return replace(
-        record_of_uses(uses, active=float(uses.mean()), rank=0),
+        record_of_uses(uses, active=float(uses.mean()), rank=0, weights=weights),
         uses=tuple(uses.mean(axis=0).tolist()),
         guessed=0.0 if named is None else float((uses & named).sum() / named.sum()),
         surest=0.0 if surest is None else float((uses & surest).sum() / surest.sum()),

@@ -168,7 +168,7 @@ class FeedForward:
         cache, store = self.store.cache, self.store
         return Residence(
             self.predictor is not None, store.units.rows, len(store.inside), cache.capacity,
-            self.whole.offsets is not None, cache.borrowed,
+            self.whole.offsets is not None, cache.transit,
         )  # fmt: skip
 
     def set_tap(self, tap: Tap | None) -> None:

@@ -20,6 +20,8 @@ NEVER = -(1 << 60)  # used by no token: left every window
 Policy = Literal["frecency", "lru", "window"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 HALF_LIFE = 16.0
+# Where not all that a token uses can stay, a use by the last token counts so many times as much.
+LAST_USE = 8.0
 NONE = np.empty(0, dtype=np.int32)
 MOST_DOUBLINGS = 512  # a float64 has room for 1023: for a prompt and for sums of uses, too
 
@@ -35,11 +37,14 @@ def default_policy(window: int | None) -> Policy:
 class NeuronCache:
     """One layer's slots, which hold bundles exactly as they lie on flash.
 
-    memory    uint8, flat, from ``aligned_bytes``: capacity slots of ``slot_bytes`` bytes
-    capacity  slots, allocated once
+    memory    uint8, flat, from ``aligned_bytes``, which other layers use, too
+    own       the slice of memory where the layer's slots lie, of ``slot_bytes`` bytes each
+    passing   the slice of memory that all layers use in turn: slots for units that are computed and
+              not kept
     policy    one of POLICIES
     window    a neuron is kept while one of the last ``window`` tokens used it; None: no limit
-    borrowed  other layers use the same memory: ``empty`` it before each use
+    capacity  slots of its own; transit: those behind them, for what passes through
+    starts    (capacity + transit,) int64: where in memory each slot begins
     used      slots that hold neurons: the first ``used``
     hits, misses, guesses, right_guesses  counts of neurons, since the cache was made; a neuron
               prefetched and then used is a miss, and a right guess
@@ -52,12 +57,19 @@ class NeuronCache:
         slot_bytes: int,
         policy: Policy,
         window: int | None = None,
-        borrowed: bool = False,
+        own: slice = slice(None),
+        passing: slice = slice(0),
     ) -> None:
-        self.borrowed = borrowed
         self.memory, self.slot_bytes, self.window = memory, slot_bytes, window
-        self.capacity = min(neurons, len(memory) // slot_bytes)
-        self.slots = memory[: self.capacity * slot_bytes].reshape(self.capacity, slot_bytes)
+        begin, end, _ = own.indices(len(memory))
+        first, stop, _ = passing.indices(len(memory))
+        self.capacity = min(neurons, (end - begin) // slot_bytes)
+        self.transit = (stop - first) // slot_bytes
+        starts = [begin + slot_bytes * np.arange(self.capacity, dtype=np.int64)]
+        starts += [first + slot_bytes * np.arange(self.transit, dtype=np.int64)]
+        self.starts = np.concatenate(starts)
+        held = memory[begin : begin + self.capacity * slot_bytes]
+        self.slots = held.reshape(self.capacity, slot_bytes)
         self.used = 0
         self.slot_of = np.full(neurons, -1, dtype=np.int32)
         self.neuron_at = np.full(self.capacity, -1, dtype=np.int32)
@@ -79,26 +91,83 @@ class NeuronCache:
         misses, early (n,) bool): the indices into ``neurons`` whose slots the caller must fill, and
         which of the others are being prefetched.
         """
+        early, wrong = self._judge_guesses(neurons)
+        values = self.priority.values
+        if len(wrong):  # their slots may still be being filled: nobody else's yet
+            values = values.copy()
+            values[wrong] = np.inf
+        slots, misses = self._place(neurons, token, values)
+        self._forget(wrong)
+        self.hits += len(neurons) - len(misses)
+        self.misses += len(misses)
+        return slots, misses, early
+
+    def begin_waves(self, neurons: Int32Array, token: int) -> None:
+        """Before these neurons are placed by ``place_wave``, and once no read is in flight: drops
+        what left the window, so that afterwards no slot moves."""
+        _, wrong = self._judge_guesses(neurons)
+        self._forget(wrong)
+        self._place(NONE, token, self.priority.values)
+
+    def place_wave(
+        self, wave: Int32Array, busy: Int32Array, coming: Int32Array, token: int
+    ) -> tuple[Int32Array, Int32Array]:
+        """As ``place``, for some of the neurons that a token uses, which need not fit together.
+
+        wave          (n,) int32 ascending
+        busy, coming  others that the token uses: being read or computed, and those to be placed
+                      after this wave. None of either is evicted; without transit slots, of those
+                      coming, as far as the capacity allows.
+        Returns (slots (n,), misses). Where there are transit slots, a neuron is admitted only if it
+        is worth more than what it would push out; else its slot is -1: the caller gives it one in
+        transit. Without any all are admitted, and must fit beside the ``busy``.
+        """
+        here = self.slot_of[wave] >= 0
+        worth, missing = self.priority.worth(), wave[~here]
+        kept = self._held(np.concatenate([busy, coming]))
+        if not self.transit and len(kept) + len(wave) > self.capacity:
+            kept = self._held(busy)
+        kept = np.concatenate([kept, wave[here]])
+        admitted = self._worth_more(missing, kept, worth) if self.transit else missing
+        self._place(np.sort(np.concatenate([kept, admitted])), token, worth)
+        self.hits += len(wave) - len(missing)
+        self.misses += len(missing)
+        return self.slot_of[wave], np.flatnonzero(~here).astype(np.int32)
+
+    def _held(self, neurons: Int32Array) -> Int32Array:
+        """Those of these neurons that have slots."""
+        return neurons[self.slot_of[neurons] >= 0]
+
+    def _worth_more(self, missing: Int32Array, kept: Int32Array, worth: Float64Array) -> Int32Array:
+        """Of these neurons those that take unused slots, the worthiest first, and then those that
+        are worth more than what they push out, which is none of ``kept``."""
+        missing = missing[np.argsort(-worth[missing], kind="stable")]
+        unused = self.capacity - self.used
+        others = np.setdiff1d(self.neuron_at[: self.used], kept, assume_unique=True)
+        falling, rising = worth[missing[unused:]], np.sort(worth[others])
+        n = min(len(falling), len(rising))
+        return missing[: unused + np.count_nonzero(falling[:n] > rising[:n])]
+
+    def _judge_guesses(self, neurons: Int32Array) -> tuple[BoolArray, Int32Array]:
+        """(which of these neurons were prefetched (n,) bool, those that were and are not needed);
+        counts both."""
         guessed, self.guessed = self.guessed, NONE
         self.marked[guessed] = True
         early = self.marked[neurons]
         self.marked[neurons] = False
         wrong = guessed[self.marked[guessed]]
         self.marked[wrong] = False
-        values = self.priority.values
-        if len(wrong):  # their slots may still be being filled: nobody else's yet
-            values = values.copy()
-            values[wrong] = np.inf
-        slots, misses = self._place(neurons, token, values)
-        if self.window is not None:  # no token uses the wrong: with the next one they leave
-            theirs = self.slot_of[wrong]
-            self.last_used[theirs[theirs >= 0]] = NEVER
         right = len(guessed) - len(wrong)
         self.guesses += len(guessed)
         self.right_guesses += right
-        self.hits += len(neurons) - len(misses) - right
-        self.misses += len(misses) + right
-        return slots, misses, early
+        self.hits -= right  # they have slots, and yet had to be read
+        self.misses += right
+        return early, wrong
+
+    def _forget(self, wrong: Int32Array) -> None:
+        """Of a window: no token uses these, with the next one they leave."""
+        if self.window is not None:
+            self.last_used[self.slot_of[self._held(wrong)]] = NEVER
 
     def leaves_guesses(self, neurons: Int32Array) -> bool:
         """Whether ``place`` of these would leave the slots alone that are being prefetched into."""
@@ -177,8 +246,10 @@ class Priority:
 
     def __init__(self, neurons: int, policy: Policy) -> None:
         self.half_life = HALF_LIFE if policy == "frecency" else 0.0
+        self.last_use = LAST_USE
         self.values = np.zeros(neurons)
         self.begin = 0  # the token whose use counts 1
+        self.noted: tuple[Selection, int] | None = None  # what ``note`` was given last
 
     def expect(self, uses: ArrayLike) -> None:
         """Before the first token: units are used at these shares of the tokens (units,)."""
@@ -187,7 +258,7 @@ class Priority:
 
     def note(self, selection: Selection, token: int) -> None:
         """The neurons of a Selection were used, by tokens numbered from ``token`` on."""
-        neurons = selection.units
+        neurons, self.noted = selection.units, (selection, token)
         if not self.half_life:
             self.values[neurons] = token + selection.last + 1
             return
@@ -197,6 +268,28 @@ class Priority:
         elif len(neurons):
             later = np.exp2(selection.tokens / self.half_life)
             self.values[neurons] += count * np.add.reduceat(later, selection.indptr[:-1])
+
+    def worth(self) -> Float64Array:
+        """``values`` to compare neurons by where the last token's do not all fit (neurons,).
+
+        Of what the last token used the next uses more than of anything else, and first of all what
+        a router gave much weight. So such a use counts LAST_USE times as much again, shared among
+        the last token's neurons by their weights. Without weighing: ``values``.
+        """
+        if self.noted is None or not self.half_life:
+            return self.values
+        (selection, token), worth = self.noted, self.values.copy()
+        if len(selection.units):
+            t = int(selection.last.max())
+            lasting = np.flatnonzero(selection.last == t)
+            shares = np.ones(len(lasting))
+            if selection.weights is not None:
+                pairs = lasting if selection.indptr is None else selection.indptr[lasting + 1] - 1
+                weights = selection.weights[pairs].astype(np.float64)
+                if 0 < (total := weights.sum()) < np.inf:
+                    shares = weights * (len(weights) / total)
+            worth[selection.units[lasting]] += self.last_use * self._count(token + t) * shares
+        return worth
 
     def _count(self, token: int) -> float:
         """What a use by this token adds."""

@@ -70,6 +70,6 @@ class Streamed:
         _, _, skips = store.spans(neurons)
         kernels.copy_rows(
             memory, starts[neurons - first], store.cache.memory,
-            slots[begin:end] * np.int64(store.cache.slot_bytes) + skips,
+            store.cache.starts[slots[begin:end]] + skips,
             np.full(len(neurons), self.tensor.row_bytes),
         )  # fmt: skip

@@ -47,8 +47,6 @@ class UnitStore:
     def begin(self) -> None:
         """A layer begins: until it sets ``settled`` again, slots may be given but not filled."""
         self.settled = False
-        if self.cache.borrowed:  # other layers have used the memory since
-            self.cache.empty()
 
     def abandon(self) -> None:
         """After a failure, once no read is in flight: forgets what may not have been read."""
@@ -82,8 +80,7 @@ class UnitStore:
         if not len(units):
             return None
         offsets, lengths, _ = self.spans(units)
-        places = slots * np.int64(self.cache.slot_bytes)
-        return self.flash.submit(offsets, lengths, self.cache.memory, places)
+        return self.flash.submit(offsets, lengths, self.cache.memory, self.cache.starts[slots])
 
     def wait(self, reads: Submitted | None) -> None:
         """Returns when the reads are done; None stands for no reads."""
@@ -93,7 +90,7 @@ class UnitStore:
     def offsets(self, units: Int32Array, slots: Int32Array) -> Int64Array:
         """Where in ``cache.memory`` each neuron of these units begins: (units, neurons) int64."""
         _, _, skips = self.spans(units)
-        return (slots * np.int64(self.cache.slot_bytes) + skips)[:, None] + self.inside
+        return (self.cache.starts[slots] + skips)[:, None] + self.inside
 
     def spans(self, units: Int32Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """(offsets, lengths, skips) of the aligned reads that cover these units, int64 each."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 # faster than reading most of it in small ones.
 STREAM_SHARE = 0.3
 WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
+MOST_WAVES = 3  # one that is computed, and those that are read meanwhile
 
 WHOLE, STREAMED, CACHED, WAVES = "whole", "streamed", "cached", "waves"
 
@@ -16,8 +17,9 @@ class Residence(NamedTuple):
 
     chosen        a predictor or a router chooses units; else all of them are used
     units         of the layer; unit_neurons: of each unit
-    slots         of its neuron cache, which are other layers' as well where they are ``borrowed``
+    slots         of its neuron cache
     whole         every unit is in DRAM and stays there
+    transit       slots that all layers use in turn, for units that are not kept
     """
 
     chosen: bool
@@ -25,7 +27,7 @@ class Residence(NamedTuple):
     unit_neurons: int
     slots: int
     whole: bool = False
-    borrowed: bool = False
+    transit: int = 0
 
 
 def way_to_run(layer: Residence, tokens: int, used: float, missing: Callable[[], float]) -> str:
@@ -45,15 +47,22 @@ def way_to_run(layer: Residence, tokens: int, used: float, missing: Callable[[],
     return CACHED if used <= layer.slots and not one_by_one else WAVES
 
 
-def wave_size(slots: int, unit_neurons: int, slot_bytes: int) -> tuple[int, bool]:
-    """(units of a wave, whether one wave is read while the one before it is computed).
+def wave_size(slots: int, transit: int, unit_neurons: int, slot_bytes: int) -> tuple[int, int]:
+    """(units of a wave, how many waves are read while the one before them is computed).
 
-    slot_bytes  bytes of a slot
+    slots, transit, unit_neurons  as a Residence's; slot_bytes: bytes of a slot
     """
-    size = max(1, slots // 2)
+    room = transit or slots
+    size = max(1, room // 2)
     if unit_neurons > 1:
         size = min(size, max(1, WAVE_BYTES // slot_bytes))
-    return size, 2 * size <= slots
+    return size, min(room // size, MOST_WAVES) - 1
+
+
+def transit_slots(per_token: int, slot_bytes: int) -> int:
+    """How many slots in transit are worth having, where a token uses so many units of a layer: for
+    a wave that is computed, and one that is read."""
+    return min(per_token, 2 * max(1, WAVE_BYTES // slot_bytes))
 
 
 def may_prefetch(layer: Residence, in_dram: bool, share: float) -> bool:
@@ -62,7 +71,7 @@ def may_prefetch(layer: Residence, in_dram: bool, share: float) -> bool:
     in_dram  what guesses is in DRAM; else it would be streamed twice
     share    of what is guessed, that the plan has read before its turn
     """
-    return layer.chosen and in_dram and share > 0 and not layer.whole and not layer.borrowed
+    return layer.chosen and in_dram and share > 0 and not layer.whole
 
 
 def prefetch_fits(guessed: float, routed: int, slots: int) -> bool:

@@ -28,22 +28,22 @@ class Whole:
     def fits(self) -> bool:
         """Whether every unit has a slot, and keeps it."""
         cache = self.store.cache
-        every = cache.capacity == self.store.units.rows and cache.window is None
-        return every and not cache.borrowed
+        return cache.capacity == self.store.units.rows and cache.window is None
 
     def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Read the layer into the cache's memory. Call it only where it ``fits``."""
         store, bundles = self.store, self.store.bundles
         n, width, parts = bundles.rows, self.neurons.width, self.neurons.config.parts
-        part = np.arange(parts)[:, None]
+        part, begin = np.arange(parts)[:, None], store.cache.starts[0]
         for first, stop, memory, starts in store.flash.stream(bundles, store.buffer):
-            places = part * n * width + np.arange(first, stop) * width  # (parts, neurons)
+            places = begin + part * n * width + np.arange(first, stop) * width  # (parts, neurons)
             kernels.copy_rows(
                 memory, (starts + part * width).ravel(), store.cache.memory, places.ravel(),
                 np.full(places.size, width),
             )  # fmt: skip
             progress((stop - first) * bundles.row_bytes)
-        self.offsets = (np.arange(n, dtype=np.int64) * width).reshape(store.units.rows, -1)
+        offsets = begin + np.arange(n, dtype=np.int64) * width
+        self.offsets = offsets.reshape(store.units.rows, -1)
 
     def __call__(
         self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array

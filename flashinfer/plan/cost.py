@@ -1,6 +1,7 @@
 """What a pass will cost: bytes and seconds by part, from a plan and a device's profile."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,19 +213,19 @@ class _Pass:
 
     def _in_waves(self, units: _Units) -> None:
         layer = units.residence
-        size, overlap = wave_size(
-            layer.slots, layer.unit_neurons, self.plan.slot_bytes[units.layer]
+        size, ahead = wave_size(
+            layer.slots, layer.transit, layer.unit_neurons, self.plan.slot_bytes[units.layer]
         )
         waves = max(1, math.ceil(units.used / size))
         among = layer.units / waves  # a wave's lie close together
-        coming = None
+        coming: deque[float] = deque()
         for number in range(waves):
             self.line.compute("the rest", self.profile.cached / 2)  # nothing is prefetched
-            done = self._submit(units, units.missing / waves, among) if coming is None else coming
-            coming = None
-            if overlap and number + 1 < waves:
-                coming = self._submit(units, units.missing / waves, among)
-            self.line.wait(done)
+            if not coming:
+                coming.append(self._submit(units, units.missing / waves, among))
+            self.line.wait(coming.popleft())
+            while len(coming) < min(ahead, waves - 1 - number):
+                coming.append(self._submit(units, units.missing / waves, among))
             self.line.multiply("feed-forward", units.seconds / waves)
 
     def _submit(self, units: _Units, missing: float, among: float | None = None) -> float:

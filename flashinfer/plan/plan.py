@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.errors import BudgetError
@@ -17,12 +18,12 @@ from flashinfer.formats.tensors import (
     TensorSpec,
 )
 from flashinfer.paper.flash import HUGE_PAGE, STAGING_BYTES, STAGINGS
-from flashinfer.paper.ways import Residence
+from flashinfer.paper.ways import Residence, transit_slots
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
 from flashinfer.plan.options import Decided
 from flashinfer.plan.sizes import MAX_CHUNK, PAGE, Sizes, pages
-from flashinfer.plan.slot_shares import CachedLayer, Shares, nbytes, share_slots
+from flashinfer.plan.slot_shares import Shares, nbytes, share_slots
 
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
@@ -48,9 +49,10 @@ class Plan(Decided):
                       stacks, and where merged reads are staged
     chunk             tokens of a prompt that go through a layer together
     slots             of each layer's neuron cache: of a layer whose units are all used always,
-                      all of them or 0; shared_slots: those that the others take turns with where
-                      they have none; cache: bytes of both
+                      all of them or 0; cache: bytes of these and of transit
     slot_bytes        of each layer's slots
+    transit           for units that are computed and not kept, which all layers use in turn; 0
+                      where every layer's slots hold what a token uses
     window            tokens that a unit stays unused; None: until its slot is needed
     affords           the largest calibrated window, in tokens, that the slots hold; None: unknown
     drafts            tokens that may be drafted, and checked in one pass
@@ -70,8 +72,8 @@ class Plan(Decided):
     buffers: int
     working: int
     slots: tuple[int, ...]
-    shared_slots: int
     slot_bytes: tuple[int, ...]
+    transit: int
     cache: int
     affords: int | None
     drafts: int = 0
@@ -90,9 +92,11 @@ class Plan(Decided):
         """What of a layer is in DRAM once the model is open."""
         chosen, slots = self.chooses(ffn), self.slots[layer]
         whole = slots == ffn.units and (self.window is None or not chosen)
-        borrowed = chosen and slots == 0 and self.shared_slots > 0
-        slots = self.shared_slots if borrowed else slots
-        return Residence(chosen, ffn.units, ffn.unit_neurons, slots, whole, borrowed)
+        transit = 0
+        if chosen and not whole and self.transit:
+            each = self.slot_bytes[layer]
+            transit = min(transit_slots(ffn.routed_units, each), self.transit // each)
+        return Residence(chosen, ffn.units, ffn.unit_neurons, slots, whole, transit)
 
     def rows_kept(self, spec: TensorSpec, tensor: StoredTensor) -> int:
         """How many rows of a tensor, the first ones, stay in DRAM."""
@@ -109,19 +113,11 @@ class Plan(Decided):
         return spec.role == SMALL or (spec.role == EMBEDDING and self.embeddings > 0)
 
 
-@dataclass
-class _Least:
-    """What a plan takes at least, in bytes: all together, and its neuron caches.
-
-    layers        {layer: CachedLayer}, with the slots that it gets at least
-    shared_slots  for these in turn, of ``shared_bytes`` each; 0: each has slots of its own
-    """
+class _Least(NamedTuple):
+    """What a plan takes at least, in bytes: all together, and its neuron caches."""
 
     nbytes: int
     cache: int
-    layers: dict[int, CachedLayer]
-    shared_slots: int = 0
-    shared_bytes: int = 0
 
 
 def make_plan(
@@ -137,7 +133,7 @@ def make_plan(
     """
     budget, sizes = wanted.budget, Sizes(bundle, wanted, slot_bytes)
     base = (memory.rss() if base is None else base) + reserve(budget)
-    least = _least(sizes, base, budget)
+    least = _least(sizes, base)
     if budget < least.nbytes:
         # The next process may be a little larger than this one, and its page tables too.
         named = math.ceil(least.nbytes * 512 / 511 / MIB) + 2
@@ -163,13 +159,8 @@ def make_plan(
     if attention_layers == len(sizes.attention):
         head = min(sizes.by_role[HEAD], left // PAGE * PAGE)
     left -= head
-    # Where one is read while the other is computed there are two.
-    shared = 2 if least.shared_slots and left >= least.shared_bytes else least.shared_slots
-    more = (shared - least.shared_slots) * least.shared_bytes
-    least_own = least_cache - least.shared_slots * least.shared_bytes
-    shares = _share(sizes, least, left - more, left - more + least_own)
-    cache = sum(n * size for n, size in zip(shares.slots, slot_bytes, strict=True))
-    cache += shared * least.shared_bytes
+    shares, transit = _share(sizes, left, left + least_cache)
+    cache = sum(n * size for n, size in zip(shares.slots, slot_bytes, strict=True)) + transit
     embeddings = sizes.by_role[EMBEDDING]
     if embeddings > left + least_cache - cache:
         embeddings = 0
@@ -187,8 +178,8 @@ def make_plan(
         buffers=buffers,
         working=working,
         slots=tuple(shares.slots),
-        shared_slots=shared,
         slot_bytes=tuple(slot_bytes),
+        transit=transit,
         cache=cache,
         affords=shares.affords,
         drafts=drafts,
@@ -212,10 +203,10 @@ def _first_that_fit(sizes: Sequence[int], room: int) -> int:
     return sum(total <= room for total in itertools.accumulate(sizes))
 
 
-def _share(sizes: Sizes, least: _Least, left: int, room: int) -> Shares:
-    """The Shares of all layers.
+def _share(sizes: Sizes, left: int, room: int) -> tuple[Shares, int]:
+    """(the Shares of all layers, bytes of transit slots).
 
-    left  bytes that nothing needs yet; room: the same and what layers' own slots have already
+    left  bytes that nothing needs yet; room: the same and what neuron caches have already
     """
     slots = [0] * len(sizes.slot_bytes)
     # Of a layer whose units are all used every byte in DRAM saves one: so whole ones come first.
@@ -223,38 +214,43 @@ def _share(sizes: Sizes, least: _Least, left: int, room: int) -> Shares:
         if size <= left:
             slots[layer] = size // sizes.slot_bytes[layer]
             left, room = left - size, room - size
-    wanted = sizes.wanted
-    shares = share_slots(list(least.layers.values()), room, wanted.policy, wanted.window)
-    for layer, n in zip(least.layers, shares.slots, strict=True):
+    wanted, cached, transit = sizes.wanted, list(sizes.cached.values()), 0
+    shares = share_slots(cached, room, wanted.policy, wanted.window)
+    short = any(n < layer.needs[0] for n, layer in zip(shares.slots, cached, strict=True))
+    if short and sizes.transit:
+        transit = min(sizes.transit, room)
+        shares = share_slots(cached, room - transit, wanted.policy, wanted.window, passing=True)
+    for layer, n in zip(sizes.cached, shares.slots, strict=True):
         slots[layer] = n
-    return shares._replace(slots=slots)
+    return shares._replace(slots=slots), transit
 
 
-def _least(sizes: Sizes, base: int, budget: int) -> _Least:
-    """The _Least of a model: slots for each layer where ``budget`` has them."""
+def _least(sizes: Sizes, base: int) -> _Least:
+    """The _Least of a model: of experts one slot in transit."""
     cached = list(sizes.cached.values())
     cache = pages(nbytes(cached, [layer.least for layer in cached]))
+    if sizes.transit:
+        cache = pages(max(layer.slot_bytes for layer in cached))
     least = base + sizes.by_role[SMALL] + sizes.kv_cache + sizes.least_buffer + STAGED
     least += sizes.per_token * sizes.least_chunk + sizes.logits + sizes.fixed
-    if budget < least + cache and sizes.experts:
-        none = {i: replace(layer, least=0) for i, layer in sizes.cached.items()}
-        one = max(layer.slot_bytes for layer in cached)
-        return _Least(least + pages(one), pages(one), none, 1, one)
-    return _Least(least + cache, cache, sizes.cached)
+    return _Least(least + cache, cache)
 
 
 def _for_speed(sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     """Of ``spare`` bytes what comes before attention: (tokens of a prompt that go through a layer
     together, bytes of slots that one token needs, of buffers)."""
     # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
-    chunk_bytes = min(spare // 6, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
+    chunk_bytes = min(spare // 8, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
     spare -= chunk_bytes
-    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched.
+    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched. Of
+    # experts nearly all of it, since few slots hold few of those that the next token uses again.
     cached = list(sizes.cached.values())
     one_token = pages(nbytes(cached, [layer.slots_for(1) for layer in cached]))
-    one_token = min(max(0, one_token - least.cache), spare * 3 // 4)
+    most = spare * 15 // 16 if sizes.experts else spare * 3 // 4
+    one_token = min(max(0, one_token - least.cache), most)
     spare -= one_token
-    buffers = min(MAX_BUFFER, sizes.least_buffer + spare // 8 // PAGE * PAGE)
+    buffers = spare // (4 if sizes.experts else 8) // PAGE * PAGE
+    buffers = min(MAX_BUFFER, sizes.least_buffer + buffers)
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
     chunk_bytes = chunk_bytes or spare // 16

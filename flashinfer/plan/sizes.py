@@ -6,6 +6,7 @@ from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.tensors import ATTENTION, PREDICTOR, ROLES, SMALL
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
+from flashinfer.paper.ways import transit_slots
 from flashinfer.plan.options import Decided
 from flashinfer.plan.slot_shares import CachedLayer, cached_layer
 from flashinfer.transformer import attention
@@ -26,6 +27,7 @@ class Sizes:
 
     cached      {layer: CachedLayer} of the layers whose units are chosen
     whole       {layer: bytes} of the others' FFNs, all units together
+    transit     of the slots in transit that are worth having
     attention   (layers,): of each layer's, and of what else streams with it
     """
 
@@ -41,12 +43,16 @@ class Sizes:
             self.by_role[SMALL if len(spec.shape) == 1 else spec.role] += size
             if spec.role == ATTENTION and spec.layer is not None:
                 self.attention[spec.layer] += size
+        self.transit = 0
         self.cached: dict[int, CachedLayer] = {}
         self.whole: dict[int, int] = {}
         for i, layer in enumerate(config.layers):
             if wanted.chooses(layer.ffn):
-                least = 1 if layer.ffn.reads_experts else LEAST_SLOTS  # an expert is large enough
+                # Experts that have no slot of their own pass through those in transit.
+                least = 0 if layer.ffn.reads_experts else LEAST_SLOTS
                 self.cached[i] = cached_layer(bundle, i, slot_bytes[i], least)
+                passing = transit_slots(layer.ffn.routed_units, slot_bytes[i]) * slot_bytes[i]
+                self.transit = max(self.transit, passing if layer.ffn.reads_experts else 0)
             else:
                 self.whole[i] = layer.ffn.units * slot_bytes[i]
         self.experts = config.reads_experts

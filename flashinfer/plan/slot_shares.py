@@ -62,9 +62,16 @@ class Shares(NamedTuple):
 
 
 def share_slots(
-    layers: Sequence[CachedLayer], room: int, policy: str, window: int | None
+    layers: Sequence[CachedLayer],
+    room: int,
+    policy: str,
+    window: int | None,
+    passing: bool = False,
 ) -> Shares:
-    """Share ``room`` bytes among layers."""
+    """Share ``room`` bytes among layers.
+
+    passing  units need no slot to be computed: a layer may have less than a token uses, or none
+    """
     if not layers:
         return Shares([], None, None)
     windows = range(1, max(len(layer.needs) for layer in layers) + 1)
@@ -78,9 +85,9 @@ def share_slots(
         shape = _for_window(layers, window)
         slots = _in_proportion(layers, shape, min(room, nbytes(layers, shape)))
     elif all(layer.record is None for layer in layers):
-        slots = _in_proportion(layers, [1] * len(layers), room)
+        slots = _evenly(layers, room)
     else:
-        slots = fewest_misses(layers, room)
+        slots = fewest_misses(layers, room, passing)
     holds = [
         k
         for k in windows
@@ -96,12 +103,13 @@ def _for_window(layers: Sequence[CachedLayer], window: int) -> list[int]:
     return [layer.slots_for(window) for layer in layers]
 
 
-def fewest_misses(layers: Sequence[CachedLayer], room: int) -> list[int]:
+def fewest_misses(layers: Sequence[CachedLayer], room: int, passing: bool = False) -> list[int]:
     """The split of ``room`` bytes for which the layers' miss curves promise the fewest reads.
 
-    First every layer gets what a single token needs, as far as it goes.
+    Unless units are ``passing``, every layer first gets what a single token needs, as far as it
+    goes.
     """
-    shape = _for_window(layers, 1)
+    shape = [0 if passing else n for n in _for_window(layers, 1)]
     slots = _in_proportion(layers, shape, min(room, nbytes(layers, shape)))
     left = room - nbytes(layers, slots)
     pieces = []  # (bytes of reads saved per byte of slots, layer, slots)
@@ -135,6 +143,17 @@ def _lower_hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
             hull.pop()
         hull.append((x, y))
     return hull
+
+
+def _evenly(layers: Sequence[CachedLayer], room: int) -> list[int]:
+    """As many slots for each layer, and what is left for the first ones."""
+    slots = _in_proportion(layers, [1] * len(layers), room)
+    left = room - nbytes(layers, slots)
+    for number, layer in enumerate(layers):
+        if slots[number] < layer.units and layer.slot_bytes <= left:
+            slots[number] += 1
+            left -= layer.slot_bytes
+    return slots
 
 
 def _in_proportion(layers: Sequence[CachedLayer], shape: Sequence[int], room: int) -> list[int]:

@@ -98,11 +98,12 @@ class ExpertMaker(Maker):
         random = np.random.default_rng([self.seed, 3, layer])
         unseen = random.standard_normal((SIMULATED_TOKENS, self.experts), dtype=np.float32)
         router = self._layer_router(layer)
-        uses = self._chosen(self.code, *router, UNSEEN * unseen)
-        if layer == 0:
-            return routing_record(uses)
         seen, sure = self._seen(self.code, *router), math.ceil(SURE * self.per_token)
-        return routing_record(uses, largest(seen, self.per_token), largest(seen, sure))
+        scores = seen + UNSEEN * unseen
+        uses, weights = largest(scores, self.per_token), np.exp(scores)
+        if layer == 0:
+            return routing_record(uses, weights)
+        return routing_record(uses, weights, largest(seen, self.per_token), largest(seen, sure))
 
     def own_chunks(
         self, name: str, layer: int, shape: tuple[int, ...], random: np.random.Generator

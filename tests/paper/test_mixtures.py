@@ -18,7 +18,7 @@ from flashinfer.formats import mxfp4
 from flashinfer.formats.bundle.reader import verify
 from flashinfer.formats.convert import convert
 from flashinfer.paper.prefetch import NoPrefetch
-from flashinfer.plan import setup
+from flashinfer.plan import profile, setup
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like
 
@@ -202,22 +202,48 @@ def test_fewer_rows_than_layers(olmoe_like, tmp_path):
     assert least["peak_rss_bytes"] <= least["memory_budget_bytes"]
 
 
-def test_borrowed_rows_change_no_bit(olmoe_like, twin, monkeypatch):
+@pytest.mark.parametrize("transit", [1, 2, 3, 5])
+def test_slots_in_transit_change_no_bit(olmoe_like, twin, monkeypatch, transit):
+    """Layers with slots for a token's experts, for some of them, and for none; prompts and single
+    tokens."""
     ids = np.arange(300, 330)
     whole, single = logits_of(olmoe_like, ids)
     make_plan = setup.make_plan
-    for shared in (1, 2):
-        monkeypatch.setattr(
-            setup, "make_plan",
-            lambda *args, n=shared: replace(
-                make_plan(*args), slots=(8, 0, 0, 3), shared_slots=n, cache=(11 + n) * args[2][0]
-            ),
-        )  # fmt: skip
-        with Model.open(olmoe_like, context=64) as model:
-            borrowed = [layer.feed_forward.store.cache.borrowed for layer in model.layers]
-            assert borrowed == [False, True, True, False]
-        found = logits_of(olmoe_like, ids, context=64)
+
+    def planned(bundle, wanted, slot_bytes):
+        plan = make_plan(bundle, wanted, slot_bytes)
+        each = slot_bytes[0]
+        return replace(
+            plan, slots=(8, 0, 1, 3), transit=transit * each, cache=(12 + transit) * each
+        )
+
+    monkeypatch.setattr(setup, "make_plan", planned)
+    with Model.open(olmoe_like, context=64) as model:
+        caches = [layer.feed_forward.store.cache for layer in model.layers]
+        assert [cache.capacity for cache in caches] == [8, 0, 1, 3]
+        assert all(cache.transit == min(transit, 4) for cache in caches)
+    for options in ({}, {"window": 2}, {"cache": "lru"}):
+        found = logits_of(olmoe_like, ids, context=64, **options)
         assert np.array_equal(found[0], whole) and np.array_equal(found[1], single)
+
+
+@pytest.mark.parametrize("slots", [3, 9, 40])
+def test_the_bytes_expected_of_a_small_cache_are_those_read(olmoe_like, slots, constant_rss):
+    """With less than one token's experts in each layer, and with more; budgets hold."""
+    device = profile.find("laptop-nvme", olmoe_like)
+    with pytest.raises(BudgetError) as caught:
+        Model.open(olmoe_like, memory=1, context=256)
+    budget = caught.value.least + slots * (900 << 10)
+    with Model.open(olmoe_like, memory=budget, context=256, device=device) as model:
+        plan = model.plan
+        held = [n * size for n, size in zip(plan.slots, plan.slot_bytes, strict=True)]
+        assert plan.cache == sum(held) + plan.transit
+        taken = plan.base + plan.resident + plan.kv_cache + plan.buffers + plan.working
+        assert taken + plan.cache <= budget
+        assert (min(plan.slots) < 4) == (plan.transit > 0) == (slots < 40)
+        list(model.generate(range(300, 340), 100, temperature=0, stop_at_eos=False))
+        found = model.stats.generation.bytes_per_token
+        assert found == pytest.approx(model.expected.bytes, rel=0.06)
 
 
 def test_what_a_mixture_says(tmp_path, cli):
