@@ -73,7 +73,7 @@ def opened_draft(
     open_model  opens a Bundle as a Model
     Raises UserError where its vocabulary is another, FormatError where the file is not sound.
     """
-    path, context = options.draft_file, options.decided(bundle).context
+    path, context = options.draft_file, options.tokens_of(bundle)
     if path is None:
         return OpenedDraft()
     if is_store(path):

@@ -256,7 +256,7 @@ def test_generate_stops_at_the_end_of_text(calibrated):
 
 
 def test_stats_count_what_was_read(synthetic):
-    with Model.open(synthetic, window=1) as model:
+    with Model.open(synthetic, window=1, draft="off") as model:
         model.flash.gap_bytes = 0
         tokens = list(model.generate([5], 20, temperature=0, stop_at_eos=False))
         figures = model.stats.as_dict()

@@ -127,7 +127,8 @@ def test_the_cost_model_knows_which_layers_stream(glm, more, constant_rss):
     device = profile.find("laptop-nvme", glm)
     with pytest.raises(BudgetError) as caught:
         Model.open(glm, memory=1, context=256)
-    with Model.open(glm, memory=caught.value.least + more, context=256, device=device) as model:
+    options = {"memory": caught.value.least + more, "device": device, "draft": "off"}
+    with Model.open(glm, context=256, **options) as model:
         tokens = list(model.generate([5], max_new_tokens=200, temperature=0))
         assert len(tokens) == 200
         found = model.stats.generation.bytes_per_token

@@ -69,8 +69,18 @@ class Options:
 
     @property
     def draft_file(self) -> Path | None:
-        """The file that drafts come from, or None."""
-        return None if self.draft in DRAFTS else Path(self.draft)
+        """The file that drafts come from, or None. Raises UserError where it is missing."""
+        if self.draft in DRAFTS:
+            return None
+        if not Path(self.draft).exists():
+            raise UserError(
+                f"draft {str(self.draft)!r} is no file and not one of {', '.join(DRAFTS)}"
+            )
+        return Path(self.draft)
+
+    def tokens_of(self, bundle: Bundle) -> int:
+        """Tokens that a text has room for."""
+        return self.context or min(bundle.config.max_position_embeddings, USUAL_CONTEXT)
 
     def decided(self, bundle: Bundle) -> "Decided":
         """What a bundle is run with. Raises UserError where an option is not one for it."""
@@ -82,7 +92,7 @@ class Options:
         return Decided(
             budget=memory.default_budget() if budget is None else memory.parse_size(budget),
             mode="routed" if config.reads_experts else mode,
-            context=self.context or min(config.max_position_embeddings, USUAL_CONTEXT),
+            context=self.tokens_of(bundle),
             kv_dtype=self.kv_dtype or usual_kv_dtype(bundle),
             threads=threads_to_use(self.threads),
             policy=self.cache or default_policy(self.window),
@@ -116,10 +126,6 @@ class Options:
             raise UserError(f"window {self.window} is not 1 token or more")
         if self.context is not None and not 1 <= self.context <= most:
             raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
-        if self.draft_file is not None and not self.draft_file.exists():
-            raise UserError(
-                f"draft {str(self.draft)!r} is no file and not one of {', '.join(DRAFTS)}"
-            )
         if not 1 <= self.texts <= MOST_TEXTS:
             raise UserError(f"texts {self.texts} is not within 1 to {MOST_TEXTS}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

@@ -126,7 +126,8 @@ def test_a_warm_start_changes_no_token_and_saves_reads(olmoe_like, tmp_path, cac
         figures = tmp_path / f"{warm}.json"
         command = [
             sys.executable, "-m", "flashinfer", "run", olmoe_like, "--tokens", "300", "-n", "30",
-            "--temp", "0", "--memory", "150M", "--cache", cache, warm, "--json", figures,
+            "--temp", "0", "--memory", "150M", "--cache", cache, warm, "--draft", "off",
+            "--json", figures,
         ]  # fmt: skip
         run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
@@ -210,8 +211,8 @@ def test_slots_in_transit_change_no_bit(olmoe_like, twin, monkeypatch, transit):
     whole, single = logits_of(olmoe_like, ids)
     make_plan = setup.make_plan
 
-    def planned(bundle, wanted, slot_bytes):
-        plan = make_plan(bundle, wanted, slot_bytes)
+    def planned(bundle, wanted, slot_bytes, base):
+        plan = make_plan(bundle, wanted, slot_bytes, base)
         each = slot_bytes[0]
         return replace(
             plan, slots=(8, 0, 1, 3), transit=transit * each, cache=(12 + transit) * each
@@ -234,7 +235,8 @@ def test_the_bytes_expected_of_a_small_cache_are_those_read(olmoe_like, slots, c
     with pytest.raises(BudgetError) as caught:
         Model.open(olmoe_like, memory=1, context=256)
     budget = caught.value.least + slots * (900 << 10)
-    with Model.open(olmoe_like, memory=budget, context=256, device=device) as model:
+    options = {"context": 256, "device": device, "draft": "off"}
+    with Model.open(olmoe_like, memory=budget, **options) as model:
         plan = model.plan
         held = [n * size for n, size in zip(plan.slots, plan.slot_bytes, strict=True)]
         assert plan.cache == sum(held) + plan.transit

@@ -216,7 +216,8 @@ def test_the_bytes_expected_are_those_read(synthetic, monkeypatch, extra, option
     with pytest.raises(BudgetError) as caught:
         Model.open(synthetic, memory=1, context=256)
     budget = caught.value.least + (extra << 20)
-    with Model.open(synthetic, memory=budget, context=256, device=device, **options) as model:
+    options = {"context": 256, "device": device, "draft": "off", **options}
+    with Model.open(synthetic, memory=budget, **options) as model:
         prompt = [5 + 7 * i % 2900 for i in range(120)]
         list(model.generate(prompt, 100, temperature=0, stop_at_eos=False))
         figures = model.stats.as_dict()
