@@ -129,5 +129,6 @@ def keep_rows(ffn, n, window):
     """Give a layer's cache n rows, and nothing in them."""
     old = ffn.store.cache
     ffn.whole.offsets = None
+    n = min(n, old.capacity)  # behind its slots lie those of other layers
     own = slice(old.starts[0], old.starts[0] + n * old.slot_bytes)
     ffn.store.cache = NeuronCache(len(old.slot_of), old.memory, old.slot_bytes, "lru", window, own)
