@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.tensors import ATTENTION, PREDICTOR, ROLES, SMALL
+from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
 from flashinfer.plan.options import Decided
@@ -17,6 +17,8 @@ from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
 PAGE = 4096
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
+TILE_ROWS = 24  # of weights that each decodes to float32 at a time: kernels.h, PANEL_ROWS
+TILE_SUMS = 768  # of each of them: kernels.h, MOST_TILE_TOKENS
 FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
@@ -60,8 +62,14 @@ class Sizes:
             neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
             for layer in config.layers
         )
-        # Each thread has scores of its own.
-        self.fixed = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
+        # Each thread has scores of its own, and rows of weights that it multiplies with many tokens.
+        columns = max(
+            config.hidden_size if spec.role == FFN else bundle.tensors[spec.name].columns
+            for spec in bundle.specs
+            if len(spec.shape) > 1
+        )
+        panel = TILE_ROWS * (4 * columns + TILE_SUMS)
+        self.fixed = wanted.threads * (THREAD + panel + 4 * (wanted.context + MAX_CHUNK))
         self.fixed += BOOKKEEPING * sum(layer.ffn.units for layer in config.layers)
         # And what sampling sorts, or sums.
         self.logits = 24 * config.vocab_size * wanted.logit_rows
