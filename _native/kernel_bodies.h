@@ -203,12 +203,12 @@ INLINE void NAME(down_token)(const down_panel *token, const float w[][DOWN_ROWS]
     for (int c = 0; c < DOWN_COLUMNS / 32; c++) NAME(store)(y + 32 * c, sums[c]);
 }
 
-/* The same for DOWN_TOKENS tokens that use all of the rows, and as many columns as the registers
- * allow; y is of the first token, and d floats apart. */
+/* The same for DOWN_TOKENS tokens that use all of the rows, and as many of the columns at a time as
+ * the registers allow; y is of the first token, and d floats apart. */
 INLINE void NAME(down_tile)(const down_panel *tokens, int64_t rows, const float w[][DOWN_ROWS][32],
-                            float *y, int64_t d) {
+                            int64_t columns, float *y, int64_t d) {
     enum { GROUPS = DOWN_TILE_COLUMNS / LANES };
-    for (int c = 0; c < DOWN_COLUMNS; c += DOWN_TILE_COLUMNS) {
+    for (int c = 0; c < columns; c += DOWN_TILE_COLUMNS) {
         NAME(lane_group) sum[DOWN_TOKENS][GROUPS], row[GROUPS];
         for (int k = 0; k < DOWN_TOKENS; k++)
             for (int g = 0; g < GROUPS; g++)
@@ -272,7 +272,7 @@ INLINE void NAME(down_many)(const down_task *task, int format, int64_t begin, in
                     NAME(down_token)(panel + t, w, padded);
                     memcpy(y, padded, 4 * width);
                 } else if (NAME(use_all)(task, panel, t, rows)) {
-                    NAME(down_tile)(panel + t, rows, w, y, task->d);
+                    NAME(down_tile)(panel + t, rows, w, DOWN_COLUMNS, y, task->d);
                     t += DOWN_TOKENS - 1;
                 } else {
                     NAME(down_token)(panel + t, w, y);
@@ -297,15 +297,35 @@ static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_p
 
 /* x[begin:end] through an activation, in place. */
 static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float threshold) {
-    for (int64_t i = begin; i < end; i++) {
-        float v = x[i];
-        switch (kind) {
+    switch (kind) {
 #define CASE(code, name, activated) \
-    case code: x[i] = activated; break;
-            ACTIVATIONS(CASE)
+    case code: \
+        for (int64_t i = begin; i < end; i++) { \
+            float v = x[i]; \
+            x[i] = activated; \
+        } \
+        break;
+        ACTIVATIONS(CASE)
 #undef CASE
-        }
     }
+}
+
+/* scores (n,), of q . keys, become e^(score - largest); returns their sum. There is room for n
+ * rounded up to 32. */
+INLINE float NAME(exponentials)(const attention_task *task, const float *bias, const float *sink,
+                                int64_t n, float *scores) {
+    float largest = sink ? *sink : -INFINITY;
+    if (task->cap)
+        for (int64_t p = 0; p < n; p++) scores[p] = cap_f32(scores[p], task->cap);
+    for (int64_t p = 0; p < n; p++) {
+        scores[p] += bias ? bias[p] : 0.0f;
+        if (scores[p] > largest) largest = scores[p];
+    }
+    for (int64_t p = 0; p < n; p++) scores[p] = exp_f32(scores[p] - largest);
+    for (int64_t p = n; p % 32; p++) scores[p] = 0.0f;
+    V lanes = NAME(set)(0), one = NAME(set)(1);
+    for (int64_t p = 0; p < n; p += 32) lanes = NAME(fma)(NAME(load_f32)(scores + p), one, lanes);
+    return NAME(sum)(lanes) + (sink ? exp_f32(*sink - largest) : 0.0f);
 }
 
 /* One head of one token over n positions: softmax(q . keys + bias) values. The head's width is
@@ -314,23 +334,14 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
                                 const uint8_t *keys, const uint8_t *values, const float *bias,
                                 const float *sink, int64_t n, float *scores, float *out) {
     int64_t width = task->width, row_bytes = bytes_of_row(format, width);
-    float largest = sink ? *sink : -INFINITY;
     const int64_t only[1] = {0};
     float score[MOST_ROWS][TOKEN_BLOCK];
     for (int64_t p = 0; p < n; p++) {
         const uint8_t *key[1] = {keys + p * row_bytes}, *coming[1] = {key[0] + 8 * row_bytes};
         NAME(dots)(format, 1, 1, key, coming, q, only, width, score);
-        float capped = task->cap ? cap_f32(score[0][0], task->cap) : score[0][0];
-        scores[p] = capped + (bias ? bias[p] : 0.0f);
-        if (scores[p] > largest) largest = scores[p];
+        scores[p] = score[0][0];
     }
-    V lanes = NAME(set)(0), one = NAME(set)(1);
-    for (int64_t p = 0; p < n; p += 32) {
-        for (int64_t i = p; i < p + 32; i++)
-            scores[i] = i < n ? exp_f32(scores[i] - largest) : 0.0f;
-        lanes = NAME(fma)(NAME(load_f32)(scores + p), one, lanes);
-    }
-    float total = NAME(sum)(lanes) + (sink ? exp_f32(*sink - largest) : 0.0f);
+    float total = NAME(exponentials)(task, bias, sink, n, scores);
     for (int64_t j = 0; j < width; j += 32) {
         V sum = NAME(set)(0);
         for (int64_t p = 0; p < n; p++)

@@ -242,13 +242,15 @@ typedef struct {
     void (*up_tiles)(const up_task *, int64_t, int64_t, float *);
     void (*down)(const down_task *, int64_t, int64_t, down_panel *);
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
+    void (*attend_tiles)(const attention_task *, int64_t, int64_t, float *, int64_t);
     void (*activate)(float *, int64_t, int64_t, int, float);
 } vector_unit;
 
 /* A unit, and the one that it extends by products of 8 bits; itself, where it extends none. */
 #define UNIT(u, base) \
     {#u, PASTE(up, base), PASTE(up_blocks, u), PASTE(lay_out, u), PASTE(up_tiles, u), \
-     PASTE(down, base), PASTE(attend, base), PASTE(activate, base)}
+     PASTE(down, base), PASTE(attend, base), PASTE(attend_tiles, base), \
+     PASTE(activate, base)}
 
 static const vector_unit *best_unit(void) {
     static const vector_unit units[] = {
@@ -413,11 +415,33 @@ static void run_activate(float *x, int64_t n, int kind, float threshold, int thr
     SPLIT(threads, n, 64, unit->activate(x, begin, end, kind, threshold));
 }
 
+/* Room for a token's scores: all positions, in whole steps, and a vector behind them. */
+INLINE int64_t score_room(const attention_task *task) {
+    return (task->start + task->n_tokens + 63) / 32 * 32;
+}
+
+/* run_attention for many tokens, some of which meet the keys together. */
+static int run_attention_tiles(const attention_task *task, int threads) {
+    const vector_unit *unit = best_unit();
+    int64_t tiles = (task->n_tokens + DOWN_TOKENS - 1) / DOWN_TOKENS, room = score_room(task);
+    if (room < task->width) room = task->width; /* where the queries lie at first */
+    int64_t scratch = PANEL_ROWS * MOST_TILE_TOKENS * 32 + (PANEL_ROWS + DOWN_TOKENS) * task->width;
+    scratch += DOWN_TOKENS * room;
+    char *memory = calloc(threads * scratch + 16, sizeof(float));
+    if (!memory) return -1;
+    float *own = (float *)(memory + 64 - (uintptr_t)memory % 64);
+    SPLIT(threads, task->n_heads * tiles, 1,
+          unit->attend_tiles(task, begin, end, own + part * scratch, room));
+    free(memory);
+    return 0;
+}
+
 /* Returns 0, or -1 where there is no memory for the scores. */
 static int run_attention(const attention_task *task, int threads) {
     const vector_unit *unit = best_unit();
     int64_t items = task->n_tokens * task->n_heads, room = task->start + task->n_tokens + 32;
     if (items * room * task->width < SMALL_WORK) threads = 1;
+    if (task->n_tokens >= DOWN_TOKENS) return run_attention_tiles(task, threads);
     float *scores = malloc(sizeof(float) * room * threads);
     if (!scores) return -1;
     SPLIT(threads, items, 1, unit->attend(task, begin, end, scores + part * room));

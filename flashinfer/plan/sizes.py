@@ -18,7 +18,8 @@ PAGE = 4096
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
 TILE_ROWS = 24  # of weights that each decodes to float32 at a time: kernels.h, PANEL_ROWS
-TILE_SUMS = 768  # of each of them: kernels.h, MOST_TILE_TOKENS
+TILE_TOKENS = 6  # that share the loading of weights, or of keys: kernels.h, MOST_TILE_TOKENS
+TILE_SUMS = 768  # bytes of their sums with a row
 FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
@@ -62,14 +63,15 @@ class Sizes:
             neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
             for layer in config.layers
         )
-        # Each thread has scores of its own, and rows of weights that it multiplies with many tokens.
+        # Each thread has scores of some tokens, and rows of weights that it multiplies with many.
         columns = max(
             config.hidden_size if spec.role == FFN else bundle.tensors[spec.name].columns
             for spec in bundle.specs
             if len(spec.shape) > 1
         )
         panel = TILE_ROWS * (4 * columns + TILE_SUMS)
-        self.fixed = wanted.threads * (THREAD + panel + 4 * (wanted.context + MAX_CHUNK))
+        scores = 4 * TILE_TOKENS * (wanted.context + MAX_CHUNK)
+        self.fixed = wanted.threads * (THREAD + panel + scores)
         self.fixed += BOOKKEEPING * sum(layer.ffn.units for layer in config.layers)
         # And what sampling sorts, or sums.
         self.logits = 24 * config.vocab_size * wanted.logit_rows

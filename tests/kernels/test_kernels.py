@@ -242,6 +242,34 @@ def test_attention(twin, dtype, groups, window, biased, cap, sinking):
         assert np.array_equal(alone[0], found[t])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("width", [32, 96, 160, 256])
+@pytest.mark.parametrize("window", [None, 3, 70])
+def test_tokens_that_meet_the_keys_together(twin, dtype, width, window):
+    """Each query as by itself: more keys than a tile, and windows that tokens hardly share."""
+    heads, groups, context, start = 4, 2, 150, 83
+    random = np.random.default_rng(width)
+    keys = random.standard_normal((groups, context, width)).astype(dtype)
+    values = random.standard_normal((groups, context, width)).astype(dtype)
+    q = random.standard_normal((20, heads, width)).astype(np.float32)
+    bias = random.standard_normal((heads, context)).astype(np.float32)
+    try:
+        for first, options in ((0, (window,)), (start, (window, bias, 2.0))):
+            alone = np.concatenate(
+                [
+                    kernels.attention(q[t : t + 1], keys, values, first + t, *options)
+                    for t in range(len(q))
+                ]
+            )
+            for threads in (1, 2, 3):
+                kernels.set_threads(threads)
+                for n in (5, 6, 7, 11, 12, 20):
+                    found = kernels.attention(q[:n], keys, values, first, *options)
+                    assert np.array_equal(found, alone[:n])
+    finally:
+        kernels.set_threads(1)
+
+
 def test_attention_with_large_scores(twin):
     """Differences beyond the range of exp give weights of 0 and 1, not NaN."""
     keys = np.zeros((1, 4, 32), dtype=np.float32)
