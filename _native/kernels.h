@@ -26,7 +26,9 @@
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
 #define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
 #define ROW_PANEL 24    /* rows that meet a block of tokens while that is in the nearest cache */
-#define MANY_TOKENS 4   /* from which on rows and tokens are laid out in tiles, see tiles.h */
+/* Tokens from which on it pays to lay rows and them out in tiles, see tiles.h. */
+#define MANY_TOKENS 16
+#define MANY_TOKENS_8BIT 8
 #define ROUND_TOKENS 192 /* tokens that are laid out at a time */
 #define PANEL_ROWS 24   /* rows that are laid out at a time, WHOLE_TILES */
 #define MOST_TILE_TOKENS 6
@@ -379,8 +381,9 @@ static int run_up(up_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();
     activations x = {task->d, NULL, NULL, NULL};
     if (products * task->d < SMALL_WORK) threads = 1;
-    if (!task->indptr && task->n_tokens >= MANY_TOKENS) return run_up_tiles(task, threads);
     int blocks = has_blocks(task->format);
+    if (!task->indptr && task->n_tokens >= (blocks ? MANY_TOKENS_8BIT : MANY_TOKENS))
+        return run_up_tiles(task, threads);
     if (blocks) {
         int64_t n = task->n_tokens * task->d;
         x.less = malloc(n + n / 8 + n + 64); /* the three lie behind each other */

@@ -132,23 +132,25 @@ INLINE void NAME(lay_out_floats)(const up_task *task, int64_t k, int64_t count, 
         }
 }
 
-/* A tile of rows from row i on, decoded, as lay_out_floats; rows behind `end` are zeros. The rows
- * of the next tile are fetched into the cache. */
+/* A tile of rows from row i on, decoded, as lay_out_floats; rows behind `end` are the last
+ * one. The rows of the next tile are fetched into the cache. */
 INLINE void NAME(decode_tile)(const up_task *task, int format, int64_t i, int64_t end, float *tile) {
     const int64_t steps = steps_of(task->d), size = bytes_of_32(format);
+    const uint8_t *row[TILE_ROWS], *coming[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) {
         int64_t later = i + r + TILE_ROWS < end ? i + r + TILE_ROWS : end - 1;
-        const uint8_t *row = NAME(row_at)(task, i + r < end ? i + r : end - 1);
-        const uint8_t *coming = NAME(row_at)(task, later);
-        for (int64_t s = 0; s < steps; s++) {
-            int64_t n = task->d - s * 32;
-            __builtin_prefetch(coming + s * size, 0, 2);
-            V v = n < 32 ? NAME(load_tail)(format, row, s * 32, n) : NAME(load)(format, row, s * 32);
-            for (int g = 0; g < 32 / LANES; g++)
-                NAME(store_lanes)(tile + ((g * steps + s) * TILE_ROWS + r) * LANES,
-                                  NAME(lanes_of)(v, g));
-        }
+        row[r] = NAME(row_at)(task, i + r < end ? i + r : end - 1);
+        coming[r] = NAME(row_at)(task, later);
     }
+    for (int64_t s = 0; s < steps; s++, tile += TILE_ROWS * LANES)
+        for (int r = 0; r < TILE_ROWS; r++) {
+            int64_t n = task->d - s * 32;
+            __builtin_prefetch(coming[r] + s * size, 0, 2);
+            V v = n < 32 ? NAME(load_tail)(format, row[r], s * 32, n)
+                         : NAME(load)(format, row[r], s * 32);
+            for (int g = 0; g < 32 / LANES; g++)
+                NAME(store_lanes)(tile + (g * steps * TILE_ROWS + r) * LANES, NAME(lanes_of)(v, g));
+        }
 }
 
 /* sums[r][k] += w[r] . x[k] over `steps` steps, for one group of lanes; both as they are laid out.
