@@ -48,6 +48,36 @@ INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAM
     __m512 scales = _mm512_mul_ps(w.q, x.q);
     return (NAME(lanes)){_mm512_fmadd_ps(_mm512_cvtepi32_ps(p.q), scales, sums.q)};
 }
+
+typedef __m512 NAME(lanes_8bit);
+typedef __m512i NAME(row_8bit);
+#define GROUP_8BIT 64
+#define HALVES_8BIT 1
+#define TILE_ROWS_8BIT 4
+#define TILE_TOKENS_8BIT 4
+INLINE __m512 NAME(zero_8bit)(void) { return _mm512_setzero_ps(); }
+INLINE __m512i NAME(load_row_8bit)(const uint8_t *w) { return _mm512_load_si512(w); }
+/* Fours of the two blocks in turn, so that one 64 bit broadcast brings both scales. */
+INLINE void NAME(spread)(const void *from, uint8_t *to, int64_t apart) {
+    const __m512i order = _mm512_set_epi32(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+    (void)apart;
+    _mm512_store_si512(to, _mm512_permutexvar_epi32(order, _mm512_loadu_si512(from)));
+}
+INLINE __m512 NAME(fma_8bit)(int format, __m512i w, const uint8_t *x, const float *scales,
+                             __m512 sum) {
+    __m512i p = _mm512_dpbusd_epi32(_mm512_load_si512(x + 64), w, _mm512_load_si512(x));
+    double two;
+    (void)format;
+    memcpy(&two, scales, sizeof two);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_castpd_ps(_mm512_set1_pd(two)), sum);
+}
+INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) { /* SCALE_STEPS' scales */
+    _mm512_store_ps(to, _mm512_mul_ps(_mm512_load_ps(w), _mm512_load_ps(x)));
+}
+INLINE void NAME(store_8bit)(float *to, __m512 sum) {
+    const __m512i order = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+    _mm512_store_ps(to, _mm512_permutexvar_ps(order, sum));
+}
 INLINE float NAME(total)(NAME(lanes) sums) {
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums.q), 1));
     return sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(sums.q), high));
@@ -108,6 +138,32 @@ INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAM
 INLINE float NAME(total)(NAME(lanes) sums) {
     return sum_of_8(_mm256_add_ps(sums.q[0], sums.q[1]));
 }
+
+typedef __m256 NAME(lanes_8bit);
+typedef __m256i NAME(row_8bit);
+#define GROUP_8BIT 32
+#define HALVES_8BIT 2
+#define TILE_ROWS_8BIT 2
+#define TILE_TOKENS_8BIT 4
+INLINE __m256 NAME(zero_8bit)(void) { return _mm256_setzero_ps(); }
+INLINE __m256i NAME(load_row_8bit)(const uint8_t *w) {
+    return _mm256_load_si256((const __m256i *)w);
+}
+INLINE __m256 NAME(fma_8bit)(int format, __m256i w, const uint8_t *x, const float *scale,
+                             __m256 sum) {
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i q = _mm256_load_si256((const __m256i *)x), p;
+    if (!STORED(number_formats[format].zero))
+        p = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w)), one);
+    else
+        p = _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(w, q), one),
+                             _mm256_load_si256((const __m256i *)(x + 32)));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_broadcast_ss(scale), sum);
+}
+INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) {
+    _mm256_store_ps(to, _mm256_mul_ps(_mm256_load_ps(w), _mm256_load_ps(x)));
+}
+INLINE void NAME(store_8bit)(float *to, __m256 sum) { _mm256_store_ps(to, sum); }
 
 #elif defined(UNIT_NEON)
 
@@ -170,6 +226,25 @@ INLINE float NAME(total)(NAME(lanes) sums) {
     return vget_lane_f32(h, 0) + vget_lane_f32(h, 1);
 }
 
+typedef float32x4_t NAME(lanes_8bit);
+typedef int8x16_t NAME(row_8bit);
+#define GROUP_8BIT 16
+#define HALVES_8BIT 2
+#define TILE_ROWS_8BIT 4
+#define TILE_TOKENS_8BIT 4
+INLINE float32x4_t NAME(zero_8bit)(void) { return vdupq_n_f32(0); }
+INLINE int8x16_t NAME(load_row_8bit)(const uint8_t *w) { return vld1q_s8((const int8_t *)w); }
+INLINE float32x4_t NAME(fma_8bit)(int format, int8x16_t w, const uint8_t *x, const float *scale,
+                                  float32x4_t sum) {
+    int32x4_t p = NAME(fours)(w, vld1q_s8((const int8_t *)x));
+    (void)format;
+    return vfmaq_f32(sum, vcvtq_f32_s32(p), vld1q_dup_f32(scale));
+}
+INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) {
+    for (int i = 0; i < 8; i += 4) vst1q_f32(to + i, vmulq_f32(vld1q_f32(w + i), vld1q_f32(x + i)));
+}
+INLINE void NAME(store_8bit)(float *to, float32x4_t sum) { vst1q_f32(to, sum); }
+
 #else /* plain C */
 
 typedef struct { float q[16]; } NAME(lanes);
@@ -200,6 +275,36 @@ INLINE float NAME(total)(NAME(lanes) sums) {
     return sums.q[0];
 }
 
+typedef NAME(lanes) NAME(lanes_8bit);
+typedef NAME(weights) NAME(row_8bit);
+#define GROUP_8BIT 64
+#define HALVES_8BIT 1
+#define TILE_ROWS_8BIT 1
+#define TILE_TOKENS_8BIT 4
+INLINE NAME(lanes) NAME(zero_8bit)(void) { return NAME(no_lanes)(); }
+INLINE NAME(weights) NAME(load_row_8bit)(const uint8_t *w) {
+    NAME(weights) row;
+    memcpy(&row, w, sizeof row);
+    return row;
+}
+INLINE NAME(lanes) NAME(fma_8bit)(int format, NAME(weights) w, const uint8_t *x,
+                                  const float *scales, NAME(lanes) sum) {
+    NAME(scales) one = {{1, 1}}, both = {{scales[0], scales[1]}};
+    return NAME(add)(sum, NAME(products)(format, w, (const int8_t *)x, NULL), both, one);
+}
+INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) {
+    for (int i = 0; i < 16; i++) to[i] = w[i] * x[i];
+}
+INLINE void NAME(store_8bit)(float *to, NAME(lanes) sum) { memcpy(to, sum.q, sizeof sum.q); }
+
+#endif
+
+#if !defined(UNIT_VNNI)
+/* 16 times 4 bytes to their groups of lanes, which lie `apart` bytes from each other. */
+INLINE void NAME(spread)(const void *from, uint8_t *to, int64_t apart) {
+    for (int g = 0; g < 64 / GROUP_8BIT; g++)
+        memcpy(to + g * apart, (const uint8_t *)from + g * GROUP_8BIT, GROUP_8BIT);
+}
 #endif
 
 #if defined(UNIT_AVX512) || defined(UNIT_AVX2)
@@ -317,5 +422,4 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
         for (int k = 0; k < count; k++) out[r][k] = NAME(total)(sums[r][k]);
 }
 
-#undef STORED
 #undef PORTABLE

@@ -9,13 +9,16 @@
 
 INLINE float float_of_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 
-/* e^x for x <= 0, within 2 units in the last place, the same bits on every CPU. */
+INLINE uint32_t bits_of_float(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+/* e^x for x <= 0, within 2 units in the last place, the same bits on every CPU. It has no branch,
+ * and what is chosen no second condition, so that compilers can make vectors of it. A NaN stays. */
 INLINE float exp_f32(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    if (!(x > -87.0f)) return x == x ? 0.0f : x;
-    float shifted = __builtin_fmaf(x, 1.44269504f, magic);
+    float least = x <= -87.0f ? -87.0f : x;
+    float shifted = __builtin_fmaf(least, 1.44269504f, magic);
     float k = shifted - magic;
-    float r = __builtin_fmaf(k, -0.693359375f, x);
+    float r = __builtin_fmaf(k, -0.693359375f, least);
     r = __builtin_fmaf(k, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
     p = __builtin_fmaf(p, r, 1.3981999507e-3f);
@@ -24,7 +27,8 @@ INLINE float exp_f32(float x) {
     p = __builtin_fmaf(p, r, 1.6666665459e-1f);
     p = __builtin_fmaf(p, r, 5.0000001201e-1f);
     p = __builtin_fmaf(p, r * r, r + 1.0f);
-    return p * float_of_bits((uint32_t)((int32_t)k + 127) << 23);
+    p *= float_of_bits((bits_of_float(shifted) - bits_of_float(magic) + 127) << 23);
+    return x <= -87.0f ? 0.0f : p;
 }
 
 INLINE float sigmoid_f32(float x) {

@@ -162,59 +162,120 @@ INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int
 
 /* The factors of the rows from i on, at most DOWN_ROWS, by token; returns how many rows. */
 static int64_t NAME(down_factors)(const down_task *task, int64_t i, down_panel *panel) {
-    int64_t rows = task->n_rows - i < DOWN_ROWS ? task->n_rows - i : DOWN_ROWS;
-    for (int64_t t = 0; t < task->n_tokens; t++) panel[t].used = 0;
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t first = task->indptr ? task->indptr[i + r] : (i + r) * task->n_tokens;
-        int64_t count = task->indptr ? task->indptr[i + r + 1] - first : task->n_tokens;
+    int64_t rows = task->n_rows - i < DOWN_ROWS ? task->n_rows - i : DOWN_ROWS, n = task->n_tokens;
+    if (task->indptr) {
+        for (int64_t t = 0; t < n; t++) panel[t].used = 0;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t k = task->indptr[i + r]; k < task->indptr[i + r + 1]; k++) {
+                down_panel *token = panel + task->tokens[k];
+                token->a[r] = task->a[k];
+                token->used |= (uint64_t)(token->a[r] != 0) << r;
+            }
+        return rows;
+    }
+    for (int64_t t = 0; t < n; t += 16) { /* a few tokens at a time stay in the nearest cache */
+        int64_t count = n - t < 16 ? n - t : 16;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t k = 0; k < count; k++) panel[t + k].a[r] = task->a[(i + r) * n + t + k];
         for (int64_t k = 0; k < count; k++) {
-            down_panel *token = panel + (task->indptr ? task->tokens[first + k] : k);
-            token->a[r] = task->a[first + k];
-            token->used |= (uint64_t)(token->a[r] != 0) << r;
+            const float *a = panel[t + k].a;
+            int zeros = 0;
+            for (int64_t r = 0; r < rows; r++) zeros += a[r] == 0;
+            panel[t + k].used = ALL_OF(rows);
+            if (zeros)
+                for (int64_t r = 0; r < rows; r++)
+                    panel[t + k].used ^= (uint64_t)(a[r] == 0) << r;
         }
     }
     return rows;
 }
 
 /* y[0:DOWN_COLUMNS] += the rows that a token uses, which are decoded in w. */
-INLINE void NAME(down_token)(const down_panel *token, const float w[DOWN_ROWS][DOWN_COLUMNS],
-                             float *y) {
+INLINE void NAME(down_token)(const down_panel *token, const float w[][DOWN_ROWS][32], float *y) {
     V sums[DOWN_COLUMNS / 32];
     for (int c = 0; c < DOWN_COLUMNS / 32; c++) sums[c] = NAME(load_f32)(y + 32 * c);
     for (uint64_t left = token->used; left; left &= left - 1) {
         int r = __builtin_ctzll(left);
         V a = NAME(set)(token->a[r]);
         for (int c = 0; c < DOWN_COLUMNS / 32; c++)
-            sums[c] = NAME(fma)(a, NAME(load_f32)(w[r] + 32 * c), sums[c]);
+            sums[c] = NAME(fma)(a, NAME(load_f32)(w[c][r]), sums[c]);
     }
     for (int c = 0; c < DOWN_COLUMNS / 32; c++) NAME(store)(y + 32 * c, sums[c]);
+}
+
+/* The same for DOWN_TOKENS tokens that use all of the rows, and as many of the columns at a time as
+ * the registers allow; y is of the first token, and d floats apart. */
+INLINE void NAME(down_tile)(const down_panel *tokens, int64_t rows, const float w[][DOWN_ROWS][32],
+                            int64_t columns, float *y, int64_t d) {
+    enum { GROUPS = DOWN_TILE_COLUMNS / LANES };
+    for (int c = 0; c < columns; c += DOWN_TILE_COLUMNS) {
+        NAME(lane_group) sum[DOWN_TOKENS][GROUPS], row[GROUPS];
+        for (int k = 0; k < DOWN_TOKENS; k++)
+            for (int g = 0; g < GROUPS; g++)
+                sum[k][g] = NAME(load_lanes)(y + k * d + c + g * LANES);
+        for (int64_t r = 0; r < rows; r++) {
+            for (int g = 0; g < GROUPS; g++) {
+                int at = c + g * LANES;
+                row[g] = NAME(load_lanes)(&w[at / 32][r][at % 32]);
+            }
+            for (int k = 0; k < DOWN_TOKENS; k++) {
+                NAME(lane_group) a = NAME(set_lanes)(tokens[k].a[r]);
+                for (int g = 0; g < GROUPS; g++) sum[k][g] = NAME(fma_lanes)(a, row[g], sum[k][g]);
+            }
+        }
+        for (int k = 0; k < DOWN_TOKENS; k++)
+            for (int g = 0; g < GROUPS; g++)
+                NAME(store_lanes)(y + k * d + c + g * LANES, sum[k][g]);
+    }
+}
+
+/* Whether DOWN_TOKENS tokens from the t-th on use all rows of a panel. */
+INLINE int NAME(use_all)(const down_task *task, const down_panel *panel, int64_t t, int64_t rows) {
+    if (t + DOWN_TOKENS > task->n_tokens) return 0;
+    for (int k = 0; k < DOWN_TOKENS; k++)
+        if (panel[t + k].used != ALL_OF(rows)) return 0;
+    return 1;
+}
+
+/* Columns c..c + width of the rows from i on, decoded; those of the next rows are fetched into
+ * the cache. */
+INLINE void NAME(decode_down)(const down_task *task, int format, int64_t i, int64_t rows, int64_t c,
+                              int64_t width, float w[][DOWN_ROWS][32]) {
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *row = task->memory + task->rows[i + r];
+        int64_t later = i + r + rows < task->n_rows ? i + r + rows : i + r;
+        const uint8_t *coming = task->memory + task->rows[later];
+        for (int64_t j = 0; j < DOWN_COLUMNS; j += 32) {
+            if (j < width) __builtin_prefetch(coming + (c + j) / 32 * bytes_of_32(format), 0, 2);
+            NAME(store)(w[j / 32][r], width - j >= 32  ? NAME(load)(format, row, c + j)
+                                      : width - j > 0 ? NAME(load_tail)(format, row, c + j, width - j)
+                                                      : NAME(set)(0));
+        }
+    }
 }
 
 /* The same for many tokens: a panel of rows is decoded, some columns of it at a time, and each
  * token adds those that it uses. `panel` has room for every token. */
 INLINE void NAME(down_many)(const down_task *task, int format, int64_t begin, int64_t end,
                             down_panel *panel) {
-    float w[DOWN_ROWS][DOWN_COLUMNS], padded[DOWN_COLUMNS];
+    float w[DOWN_COLUMNS / 32][DOWN_ROWS][32] __attribute__((aligned(64))), padded[DOWN_COLUMNS];
     for (int64_t i = 0; i < task->n_rows; i += DOWN_ROWS) {
         int64_t rows = NAME(down_factors)(task, i, panel);
         for (int64_t c = begin; c < end; c += DOWN_COLUMNS) {
             int64_t width = end - c < DOWN_COLUMNS ? end - c : DOWN_COLUMNS;
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t j = 0; j < DOWN_COLUMNS; j += 32) {
-                    const uint8_t *row = task->memory + task->rows[i + r];
-                    NAME(store)(w[r] + j, width - j >= 32  ? NAME(load)(format, row, c + j)
-                                          : width - j > 0 ? NAME(load_tail)(format, row, c + j, width - j)
-                                                          : NAME(set)(0));
-                }
+            NAME(decode_down)(task, format, i, rows, c, width, w);
             for (int64_t t = 0; t < task->n_tokens; t++) {
                 float *y = task->y + t * task->d + c;
                 if (!panel[t].used) continue;
-                if (width == DOWN_COLUMNS) {
-                    NAME(down_token)(panel + t, w, y);
-                } else {
+                if (width < DOWN_COLUMNS) {
                     memcpy(padded, y, 4 * width);
                     NAME(down_token)(panel + t, w, padded);
                     memcpy(y, padded, 4 * width);
+                } else if (NAME(use_all)(task, panel, t, rows)) {
+                    NAME(down_tile)(panel + t, rows, w, DOWN_COLUMNS, y, task->d);
+                    t += DOWN_TOKENS - 1;
+                } else {
+                    NAME(down_token)(panel + t, w, y);
                 }
             }
         }
@@ -236,15 +297,35 @@ static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_p
 
 /* x[begin:end] through an activation, in place. */
 static void NAME(activate)(float *x, int64_t begin, int64_t end, int kind, float threshold) {
-    for (int64_t i = begin; i < end; i++) {
-        float v = x[i];
-        switch (kind) {
+    switch (kind) {
 #define CASE(code, name, activated) \
-    case code: x[i] = activated; break;
-            ACTIVATIONS(CASE)
+    case code: \
+        for (int64_t i = begin; i < end; i++) { \
+            float v = x[i]; \
+            x[i] = activated; \
+        } \
+        break;
+        ACTIVATIONS(CASE)
 #undef CASE
-        }
     }
+}
+
+/* scores (n,), of q . keys, become e^(score - largest); returns their sum. There is room for n
+ * rounded up to 32. */
+INLINE float NAME(exponentials)(const attention_task *task, const float *bias, const float *sink,
+                                int64_t n, float *scores) {
+    float largest = sink ? *sink : -INFINITY;
+    if (task->cap)
+        for (int64_t p = 0; p < n; p++) scores[p] = cap_f32(scores[p], task->cap);
+    for (int64_t p = 0; p < n; p++) {
+        scores[p] += bias ? bias[p] : 0.0f;
+        if (scores[p] > largest) largest = scores[p];
+    }
+    for (int64_t p = 0; p < n; p++) scores[p] = exp_f32(scores[p] - largest);
+    for (int64_t p = n; p % 32; p++) scores[p] = 0.0f;
+    V lanes = NAME(set)(0), one = NAME(set)(1);
+    for (int64_t p = 0; p < n; p += 32) lanes = NAME(fma)(NAME(load_f32)(scores + p), one, lanes);
+    return NAME(sum)(lanes) + (sink ? exp_f32(*sink - largest) : 0.0f);
 }
 
 /* One head of one token over n positions: softmax(q . keys + bias) values. The head's width is
@@ -253,23 +334,14 @@ INLINE void NAME(attend_format)(const attention_task *task, int format, const fl
                                 const uint8_t *keys, const uint8_t *values, const float *bias,
                                 const float *sink, int64_t n, float *scores, float *out) {
     int64_t width = task->width, row_bytes = bytes_of_row(format, width);
-    float largest = sink ? *sink : -INFINITY;
     const int64_t only[1] = {0};
     float score[MOST_ROWS][TOKEN_BLOCK];
     for (int64_t p = 0; p < n; p++) {
         const uint8_t *key[1] = {keys + p * row_bytes}, *coming[1] = {key[0] + 8 * row_bytes};
         NAME(dots)(format, 1, 1, key, coming, q, only, width, score);
-        float capped = task->cap ? cap_f32(score[0][0], task->cap) : score[0][0];
-        scores[p] = capped + (bias ? bias[p] : 0.0f);
-        if (scores[p] > largest) largest = scores[p];
+        scores[p] = score[0][0];
     }
-    V lanes = NAME(set)(0), one = NAME(set)(1);
-    for (int64_t p = 0; p < n; p += 32) {
-        for (int64_t i = p; i < p + 32; i++)
-            scores[i] = i < n ? exp_f32(scores[i] - largest) : 0.0f;
-        lanes = NAME(fma)(NAME(load_f32)(scores + p), one, lanes);
-    }
-    float total = NAME(sum)(lanes) + (sink ? exp_f32(*sink - largest) : 0.0f);
+    float total = NAME(exponentials)(task, bias, sink, n, scores);
     for (int64_t j = 0; j < width; j += 32) {
         V sum = NAME(set)(0);
         for (int64_t p = 0; p < n; p++)
@@ -304,7 +376,3 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
 #endif
 
 #undef CASE
-#undef V
-#undef EACH
-#undef ROW_BLOCK
-#undef ROW_BLOCK_8BIT

@@ -26,10 +26,20 @@
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
 #define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
 #define ROW_PANEL 24    /* rows that meet a block of tokens while that is in the nearest cache */
+/* Tokens from which on it pays to lay rows and them out in tiles, see tiles.h. */
+#define MANY_TOKENS 16
+#define MANY_TOKENS_8BIT 8
+#define ROUND_TOKENS 192 /* tokens that are laid out at a time */
+#define PANEL_ROWS 24   /* rows that are laid out at a time, WHOLE_TILES */
+#define MOST_TILE_TOKENS 6
+#define WHOLE_TILES 12  /* rows, or tokens, that are whole tiles of every unit */
+#define TILE_STEPS 64   /* of 32 columns, for which a tile's tokens stay in the nearest cache */
+#define SCALE_STEPS 8   /* of two blocks, whose scales are multiplied at a time */
 #define PREFETCH_BYTES 12288 /* how far ahead of its use a row is fetched into the cache */
 #define DOWN_TOGETHER 8 /* rows that one token's sums of the down projection meet at a time */
 #define DOWN_AHEAD_BYTES 8192 /* how far ahead they are fetched */
 #define DOWN_COLUMNS 128 /* columns, and rows, of the down projection decoded at a time */
+#define DOWN_TOKENS 6 /* whose sums share the loading of decoded rows, where they use them all */
 #define DOWN_ROWS 64
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
@@ -39,6 +49,20 @@ typedef struct {
     int32_t *less;  /* (n_tokens, d / 4): what four q add too much where w is taken unsigned */
     float *scales;  /* (n_tokens, d / 32) */
 } activations;
+
+/* Some of the tokens of an up_task, laid out by tiles.h. */
+typedef struct {
+    int64_t first, count;
+    float *tiles, *scales;
+} tile_round;
+
+INLINE int64_t steps_of(int64_t d) { return (d + 31) / 32; }
+INLINE int64_t pairs_of(int64_t d) { return (d + 63) / 64; } /* of blocks */
+
+/* Scales of a row or token as they are laid out: two a pair, for whole SCALE_STEPS. */
+INLINE int64_t scale_room(int64_t d) {
+    return 2 * SCALE_STEPS * ((pairs_of(d) + SCALE_STEPS - 1) / SCALE_STEPS);
+}
 
 /* rows[i] . x[t] + bias[i], for all tokens or, with indptr, for tokens[indptr[i]:indptr[i+1]] */
 typedef struct {
@@ -51,6 +75,7 @@ typedef struct {
     float *out; /* row i, token k at i * out_row + k * out_token; with indptr at indptr[i] + k */
     int64_t out_row, out_token;
     const activations *quantised; /* of x, where format is of blocks; run_up makes them */
+    const tile_round *round; /* of many tokens, and for all rows; run_up makes them */
 } up_task;
 
 /* y[t] += a[i, t] * rows[i], i ascending */
@@ -68,6 +93,7 @@ typedef struct { /* of one token: its factors of DOWN_ROWS rows, and a bit for e
     uint64_t used;
     float a[DOWN_ROWS];
 } down_panel;
+#define ALL_OF(rows) (~(uint64_t)0 >> (DOWN_ROWS - (rows)))
 
 typedef struct {
     const float *q; /* (n_tokens, n_heads, width), scaled */
@@ -79,6 +105,30 @@ typedef struct {
     const float *sinks; /* (n_heads,): a learned extra softmax logit each (attention sink), or NULL */
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
+
+/* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
+INLINE void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less,
+                     float *scales) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const int32_t zero = number_formats[format].zero;
+    for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, less += BLOCK / 4) {
+        float largest = 0;
+        for (int i = 0; i < BLOCK; i++) {
+            float size = fabsf(x[i]);
+            largest = size > largest ? size : largest;
+        }
+        float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        for (int i = 0; i < BLOCK; i++) {
+            float value = x[i] * inverse;
+            value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
+            value = value <= 127.0f ? value : 127.0f;
+            q[i] = (int8_t)((value + magic) - magic);
+        }
+        for (int i = 0; i < BLOCK / 4; i++)
+            less[i] = -zero * (q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3]);
+        scales[b] = largest / 127.0f;
+    }
+}
 
 #define PASTE2(a, b) a##_##b
 #define PASTE(a, b) PASTE2(a, b)
@@ -106,6 +156,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
+#include "tiles.h"
 #undef NAME
 #undef UNIT_AVX2
 #if defined(__clang__)
@@ -119,6 +170,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
+#include "tiles.h"
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -132,6 +184,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
+#include "tiles.h"
 #undef NAME
 #undef UNIT_EXTENDS
 #undef UNIT_VNNI
@@ -148,6 +201,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
+#include "tiles.h"
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
@@ -161,6 +215,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
+#include "tiles.h"
 #undef NAME
 #undef UNIT_EXTENDS
 #undef UNIT_DOTPROD
@@ -177,6 +232,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "vectors.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
+#include "tiles.h"
 #undef NAME
 #undef UNIT_PLAIN
 
@@ -184,14 +240,18 @@ typedef struct {
     const char *name;
     void (*up)(const up_task *, int64_t, int64_t);
     void (*up_blocks)(const up_task *, int64_t, int64_t);
+    void (*lay_out)(const up_task *, int64_t, int64_t);
+    void (*up_tiles)(const up_task *, int64_t, int64_t, float *);
     void (*down)(const down_task *, int64_t, int64_t, down_panel *);
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
+    void (*attend_tiles)(const attention_task *, int64_t, int64_t, float *, int64_t);
     void (*activate)(float *, int64_t, int64_t, int, float);
 } vector_unit;
 
 /* A unit, and the one that it extends by products of 8 bits; itself, where it extends none. */
 #define UNIT(u, base) \
-    {#u, PASTE(up, base), PASTE(up_blocks, u), PASTE(down, base), PASTE(attend, base), \
+    {#u, PASTE(up, base), PASTE(up_blocks, u), PASTE(lay_out, u), PASTE(up_tiles, u), \
+     PASTE(down, base), PASTE(attend, base), PASTE(attend_tiles, base), \
      PASTE(activate, base)}
 
 static const vector_unit *best_unit(void) {
@@ -319,27 +379,27 @@ static void rotate_row(float *x, const float *cos, const float *sin, int64_t hal
 
 #define SMALL_WORK 20000 /* multiply-adds below which waking another thread costs more */
 
-/* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
-static void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less, float *scales) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    const int32_t zero = number_formats[format].zero;
-    for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, less += BLOCK / 4) {
-        float largest = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            float size = fabsf(x[i]);
-            largest = size > largest ? size : largest;
-        }
-        float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        for (int i = 0; i < BLOCK; i++) {
-            float value = x[i] * inverse;
-            value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
-            value = value <= 127.0f ? value : 127.0f;
-            q[i] = (int8_t)((value + magic) - magic);
-        }
-        for (int i = 0; i < BLOCK / 4; i++)
-            less[i] = -zero * (q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3]);
-        scales[b] = largest / 127.0f;
+/* run_up for many tokens: round after round of them is laid out and meets all rows. */
+static int run_up_tiles(up_task *task, int threads) {
+    const vector_unit *unit = best_unit();
+    const int blocks = has_blocks(task->format);
+    const int64_t d = task->d, most = task->n_tokens < ROUND_TOKENS ? task->n_tokens : ROUND_TOKENS;
+    /* in floats: a token or row, which has as many bytes of whole numbers as values; sums */
+    const int64_t token = blocks ? pairs_of(d) * 32 + scale_room(d) : steps_of(d) * 32;
+    const int64_t row = blocks ? pairs_of(d) * 16 + scale_room(d) : steps_of(d) * 32;
+    const int64_t scratch = PANEL_ROWS * (row + MOST_TILE_TOKENS * 32);
+    char *memory = malloc((most * token + threads * scratch) * sizeof(float) + 64);
+    if (!memory) return -1;
+    float *own = (float *)(memory + 64 - (uintptr_t)memory % 64), *tiles = own + threads * scratch;
+    tile_round round = {0, most, tiles, tiles + most * pairs_of(d) * 32};
+    task->round = &round;
+    for (; round.first < task->n_tokens; round.first += most) {
+        if (round.count > task->n_tokens - round.first) round.count = task->n_tokens - round.first;
+        SPLIT(threads, round.count, WHOLE_TILES, unit->lay_out(task, begin, end));
+        SPLIT(threads, task->n_rows, WHOLE_TILES, unit->up_tiles(task, begin, end, own + part * scratch));
     }
+    free(memory);
+    return 0;
 }
 
 /* Returns 0, or -1 where there is no memory for the activations. */
@@ -348,6 +408,8 @@ static int run_up(up_task *task, int64_t products, int threads) {
     activations x = {task->d, NULL, NULL, NULL};
     if (products * task->d < SMALL_WORK) threads = 1;
     int blocks = has_blocks(task->format);
+    if (!task->indptr && task->n_tokens >= (blocks ? MANY_TOKENS_8BIT : MANY_TOKENS))
+        return run_up_tiles(task, threads);
     if (blocks) {
         int64_t n = task->n_tokens * task->d;
         x.less = malloc(n + n / 8 + n + 64); /* the three lie behind each other */
@@ -382,11 +444,33 @@ static void run_activate(float *x, int64_t n, int kind, float threshold, int thr
     SPLIT(threads, n, 64, unit->activate(x, begin, end, kind, threshold));
 }
 
+/* Room for a token's scores: all positions, in whole steps, and a vector behind them. */
+INLINE int64_t score_room(const attention_task *task) {
+    return (task->start + task->n_tokens + 63) / 32 * 32;
+}
+
+/* run_attention for many tokens, some of which meet the keys together. */
+static int run_attention_tiles(const attention_task *task, int threads) {
+    const vector_unit *unit = best_unit();
+    int64_t tiles = (task->n_tokens + DOWN_TOKENS - 1) / DOWN_TOKENS, room = score_room(task);
+    if (room < task->width) room = task->width; /* where the queries lie at first */
+    int64_t scratch = PANEL_ROWS * MOST_TILE_TOKENS * 32 + (PANEL_ROWS + DOWN_TOKENS) * task->width;
+    scratch += DOWN_TOKENS * room;
+    char *memory = calloc(threads * scratch + 16, sizeof(float));
+    if (!memory) return -1;
+    float *own = (float *)(memory + 64 - (uintptr_t)memory % 64);
+    SPLIT(threads, task->n_heads * tiles, 1,
+          unit->attend_tiles(task, begin, end, own + part * scratch, room));
+    free(memory);
+    return 0;
+}
+
 /* Returns 0, or -1 where there is no memory for the scores. */
 static int run_attention(const attention_task *task, int threads) {
     const vector_unit *unit = best_unit();
     int64_t items = task->n_tokens * task->n_heads, room = task->start + task->n_tokens + 32;
     if (items * room * task->width < SMALL_WORK) threads = 1;
+    if (task->n_tokens >= DOWN_TOKENS) return run_attention_tiles(task, threads);
     float *scores = malloc(sizeof(float) * room * threads);
     if (!scores) return -1;
     SPLIT(threads, items, 1, unit->attend(task, begin, end, scores + part * room));

@@ -39,6 +39,17 @@ INLINE float NAME(sum)(V v) {
     return sum_of_8(h);
 }
 
+typedef __m512 NAME(lane_group); /* as many of the 32 as a register holds */
+#define LANES 16
+#define DOWN_TILE_COLUMNS 64
+#define TILE_ROWS 4 /* as the registers allow, see tiles.h */
+#define TILE_TOKENS 6
+INLINE __m512 NAME(lanes_of)(V v, int group) { return v.q[group]; }
+INLINE __m512 NAME(set_lanes)(float value) { return _mm512_set1_ps(value); }
+INLINE __m512 NAME(load_lanes)(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void NAME(store_lanes)(float *p, __m512 v) { _mm512_storeu_ps(p, v); }
+INLINE __m512 NAME(fma_lanes)(__m512 x, __m512 y, __m512 z) { return _mm512_fmadd_ps(x, y, z); }
+
 #elif defined(UNIT_AVX2)
 
 typedef struct { __m256 q[4]; } NAME(v32);
@@ -72,6 +83,17 @@ INLINE V NAME(scaled)(const __m128i *quants, float scale) { /* 32 int8 */
 INLINE float NAME(sum)(V v) {
     return sum_of_8(_mm256_add_ps(_mm256_add_ps(v.q[0], v.q[2]), _mm256_add_ps(v.q[1], v.q[3])));
 }
+
+typedef __m256 NAME(lane_group); /* as many of the 32 as a register holds */
+#define LANES 8
+#define DOWN_TILE_COLUMNS 16
+#define TILE_ROWS 3 /* as the registers allow, see tiles.h */
+#define TILE_TOKENS 4
+INLINE __m256 NAME(lanes_of)(V v, int group) { return v.q[group]; }
+INLINE __m256 NAME(set_lanes)(float value) { return _mm256_set1_ps(value); }
+INLINE __m256 NAME(load_lanes)(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void NAME(store_lanes)(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
+INLINE __m256 NAME(fma_lanes)(__m256 x, __m256 y, __m256 z) { return _mm256_fmadd_ps(x, y, z); }
 
 #elif defined(UNIT_NEON)
 
@@ -125,6 +147,17 @@ INLINE float NAME(sum)(V v) {
     return vget_lane_f32(h, 0) + vget_lane_f32(h, 1);
 }
 
+typedef float32x4_t NAME(lane_group); /* as many of the 32 as a register holds */
+#define LANES 4
+#define DOWN_TILE_COLUMNS 16
+#define TILE_ROWS 4 /* as the registers allow, see tiles.h */
+#define TILE_TOKENS 6
+INLINE float32x4_t NAME(lanes_of)(V v, int group) { return v.q[group]; }
+INLINE float32x4_t NAME(set_lanes)(float value) { return vdupq_n_f32(value); }
+INLINE float32x4_t NAME(load_lanes)(const float *p) { return vld1q_f32(p); }
+INLINE void NAME(store_lanes)(float *p, float32x4_t v) { vst1q_f32(p, v); }
+INLINE float32x4_t NAME(fma_lanes)(float32x4_t x, float32x4_t y, float32x4_t z) { return vfmaq_f32(z, x, y); }
+
 #else /* plain C */
 
 typedef struct { float q[32]; } NAME(v32);
@@ -155,6 +188,17 @@ INLINE float NAME(sum)(V v) {
         for (int i = 0; i < n; i++) v.q[i] += v.q[i + n];
     return v.q[0];
 }
+
+typedef V NAME(lane_group);
+#define LANES 32
+#define DOWN_TILE_COLUMNS 32
+#define TILE_ROWS 1
+#define TILE_TOKENS 4
+INLINE V NAME(lanes_of)(V v, int group) { (void)group; return v; }
+INLINE V NAME(set_lanes)(float value) { return NAME(set)(value); }
+INLINE V NAME(load_lanes)(const float *p) { return NAME(load_f32)(p); }
+INLINE void NAME(store_lanes)(float *p, V v) { NAME(store)(p, v); }
+INLINE V NAME(fma_lanes)(V x, V y, V z) { return NAME(fma)(x, y, z); }
 
 #endif
 

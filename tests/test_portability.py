@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parent / "_native"
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", f"-I{NATIVE}"]
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-strict-aliasing", f"-I{NATIVE}"]
 UNITS = ("plain", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod")  # of all CPUs
 BUILDS = {  # compiler, flags of its own, what runs its programs
     "gcc": (["gcc", "-fopenmp"], []),

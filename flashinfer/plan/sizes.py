@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.tensors import ATTENTION, PREDICTOR, ROLES, SMALL
+from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
 from flashinfer.paper.ways import transit_slots
@@ -15,6 +15,9 @@ from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
 PAGE = 4096
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
+TILE_ROWS = 24  # of weights that each decodes to float32 at a time: kernels.h, PANEL_ROWS
+TILE_TOKENS = 6  # that share the loading of weights, or of keys: kernels.h, MOST_TILE_TOKENS
+TILE_SUMS = 768  # bytes of their sums with a row
 FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
 LEAST_CHUNK = 8  # tokens that go through a layer together
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
@@ -66,8 +69,15 @@ class Sizes:
             neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
             for layer in config.layers
         )
-        # Each thread has scores of its own.
-        self.fixed = wanted.threads * (THREAD + 4 * (wanted.context + MAX_CHUNK))
+        # Each thread has scores of some tokens, and rows of weights that it multiplies with many.
+        columns = max(
+            config.hidden_size if spec.role == FFN else bundle.tensors[spec.name].columns
+            for spec in bundle.specs
+            if len(spec.shape) > 1
+        )
+        panel = TILE_ROWS * (4 * columns + TILE_SUMS)
+        scores = 4 * TILE_TOKENS * (wanted.context + MAX_CHUNK)
+        self.fixed = wanted.threads * (THREAD + panel + scores)
         self.fixed += BOOKKEEPING * sum(layer.ffn.units for layer in config.layers)
         # And what sampling sorts, or sums; and the logits of texts that share a pass.
         self.logits = 24 * config.vocab_size * wanted.logit_rows

@@ -172,6 +172,49 @@ def test_no_split_changes_a_bit(twin, name):
         kernels.set_threads(1)
 
 
+@pytest.mark.parametrize("name, columns", WIDTHS)
+@pytest.mark.parametrize("rows", [1, 5, 24, 53])
+def test_no_tile_changes_a_bit(twin, name, columns, rows):
+    """Rows, tokens and columns that are not whole tiles: each token as by itself."""
+    random = np.random.default_rng(rows)
+    memory, starts, format, _ = scattered(rows, columns, name, random)
+    matrix, _ = weights(rows, columns, name, random)
+    bias = random.standard_normal(rows).astype(np.float32)
+    x = random.standard_normal((29, columns)).astype(np.float32)
+    factors = random.standard_normal((rows, len(x))).astype(np.float32)
+    factors[rows // 2, 20:25] = 0  # among tokens that use every row some that do not
+    ones = [x[t : t + 1] for t in range(len(x))]
+    linear = np.concatenate([kernels.linear(one, matrix, bias) for one in ones])
+    up = np.concatenate([kernels.sparse_up(memory, starts, format, one) for one in ones], axis=1)
+    down = np.zeros_like(x)
+    for t in range(len(x)):
+        a = np.ascontiguousarray(factors[:, t : t + 1])
+        kernels.sparse_down(memory, starts, format, a, down[t : t + 1])
+    try:
+        for threads in (1, 2, 3):
+            kernels.set_threads(threads)
+            for n in (*range(4, 23), 29):
+                assert np.array_equal(kernels.linear(x[:n], matrix, bias), linear[:n])
+                found = kernels.sparse_up(memory, starts, format, x[:n])
+                assert np.array_equal(found, up[:, :n])
+                y = np.zeros_like(x[:n])
+                a = np.ascontiguousarray(factors[:, :n])
+                kernels.sparse_down(memory, starts, format, a, y)
+                assert np.array_equal(y, down[:n])
+    finally:
+        kernels.set_threads(1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_tokens_in_rounds(twin, name):
+    """More tokens than are laid out at a time."""
+    matrix, _ = weights(7, 64, name)
+    x = RANDOM.standard_normal((413, 64)).astype(np.float32)
+    whole = kernels.linear(x, matrix)
+    for t in range(0, len(x), 3):
+        assert np.array_equal(kernels.linear(x[t : t + 1], matrix)[0], whole[t])
+
+
 def in_cache(values, name):
     """values (G, n, w) -> (them in a cache of this number format, what they are there)."""
     raw = FORMATS[name].encode(values.astype(np.float32))
@@ -227,6 +270,34 @@ def test_scores_of_blocks_are_those_of_their_values(unit):
     """
     environment = {**os.environ, "FLASHINFER_VECTOR_UNIT": unit, "FLASHINFER_KERNELS": "native"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize("name", KV_DTYPES)
+@pytest.mark.parametrize("width", [32, 96, 160, 256])
+@pytest.mark.parametrize("window", [None, 3, 70])
+def test_tokens_that_meet_the_keys_together(twin, name, width, window):
+    """Each query as by itself: more keys than a tile, and windows that tokens hardly share."""
+    heads, groups, context, start = 4, 2, 150, 83
+    random = np.random.default_rng(width)
+    keys, _ = in_cache(random.standard_normal((groups, context, width)), name)
+    values, _ = in_cache(random.standard_normal((groups, context, width)), name)
+    q = random.standard_normal((20, heads, width)).astype(np.float32)
+    bias = random.standard_normal((heads, context)).astype(np.float32)
+    try:
+        for first, options in ((0, (window,)), (start, (window, bias, 2.0))):
+            alone = np.concatenate(
+                [
+                    kernels.attention(q[t : t + 1], keys, values, first + t, *options)
+                    for t in range(len(q))
+                ]
+            )
+            for threads in (1, 2, 3):
+                kernels.set_threads(threads)
+                for n in (5, 6, 7, 11, 12, 20):
+                    found = kernels.attention(q[:n], keys, values, first, *options)
+                    assert np.array_equal(found, alone[:n])
+    finally:
+        kernels.set_threads(1)
 
 
 def test_attention_with_large_scores(twin):

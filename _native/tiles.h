@@ -1,0 +1,476 @@
+/* Products of all rows with many tokens, tile by tile. Included once a unit by kernels.h.
+ *
+ * A panel of rows is decoded once and meets every token of a round. Both are laid out as the
+ * registers take them: a tile of TILE_ROWS rows and at most TILE_TOKENS tokens has one register of
+ * sums for each pair. The lanes of a sum (32 of them, or 16 with blocks) are more than one
+ * register holds; the groups of lanes, which do not depend on each other, take turns. Each lane
+ * adds what it adds in `dots` and `dots_8bit`, in the same order: the same bits.
+ */
+
+/* Adds the n lanes of each of 16 sums as `sum` and `total` do. */
+#if defined(UNIT_AVX512)
+INLINE __m512 NAME(halves)(__m512 x, __m512 y, const int of) { /* of each 128 bits, or of each 64 */
+    return of ? _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee))
+              : _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x88), _mm512_shuffle_ps(x, y, 0xdd));
+}
+INLINE void NAME(fold_16)(const float *sums, int n, float *out) {
+    __m512 v[16];
+    for (int i = 0; i < 16; i++) {
+        const float *lanes = sums + (i % 4 * 4 + i / 4) * n; /* in the order of the last line */
+        v[i] = _mm512_load_ps(lanes);
+        if (n == 32) v[i] = _mm512_add_ps(v[i], _mm512_load_ps(lanes + 16));
+    }
+    for (int i = 0; i < 8; i++) /* from 16 lanes to 8 of two sums each */
+        v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
+                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd));
+    v[0] = NAME(halves)(v[0], v[1], 1), v[1] = NAME(halves)(v[2], v[3], 1);
+    _mm512_store_ps(out, NAME(halves)(v[0], v[1], 0));
+}
+#elif defined(UNIT_AVX2)
+INLINE void NAME(fold_16)(const float *sums, int n, float *out) {
+    for (int at = 0; at < 16; at += 8) {
+        __m256 v[8];
+        for (int i = 0; i < 8; i++) {
+            const float *lanes = sums + (at + i % 2 * 4 + i / 2) * n; /* in the last line's order */
+            __m256 s[4];
+            for (int g = 0; g < n / 8; g++) s[g] = _mm256_load_ps(lanes + 8 * g);
+            if (n == 32) s[0] = _mm256_add_ps(s[0], s[2]), s[1] = _mm256_add_ps(s[1], s[3]);
+            v[i] = _mm256_add_ps(s[0], s[1]);
+        }
+        for (int i = 0; i < 4; i++) /* from 8 lanes to 4 of two sums each */
+            v[i] = _mm256_add_ps(_mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x20),
+                                 _mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x31));
+        for (int i = 0; i < 2; i++)
+            v[i] = _mm256_add_ps(_mm256_shuffle_ps(v[2 * i], v[2 * i + 1], 0x44),
+                                 _mm256_shuffle_ps(v[2 * i], v[2 * i + 1], 0xee));
+        _mm256_store_ps(out + at, _mm256_add_ps(_mm256_shuffle_ps(v[0], v[1], 0x88),
+                                                _mm256_shuffle_ps(v[0], v[1], 0xdd)));
+    }
+}
+#else
+INLINE void NAME(fold_16)(const float *sums, int n, float *out) {
+    for (int i = 0; i < 16; i++) {
+        float lanes[32];
+        memcpy(lanes, sums + i * n, n * sizeof(float));
+        for (int m = n / 2; m; m /= 2)
+            for (int k = 0; k < m; k++) lanes[k] += lanes[k + m];
+        out[i] = lanes[0];
+    }
+}
+#endif
+
+/* The products of a panel's rows, from row i on, with tokens first..first + count, out of their
+ * sums (count, PANEL_ROWS, lanes). */
+INLINE void NAME(fold_tile)(const up_task *task, const float *sums, int lanes, int64_t i,
+                            int64_t rows, int64_t first, int64_t count) {
+    float folded[MOST_TILE_TOKENS * PANEL_ROWS] __attribute__((aligned(64)));
+    for (int64_t n = 0; n < count * PANEL_ROWS; n += 16)
+        NAME(fold_16)(sums + n * lanes, lanes, folded + n);
+    for (int64_t k = 0; k < count; k++) {
+        float *from = folded + k * PANEL_ROWS;
+        float *out = task->out + i * task->out_row + (first + k) * task->out_token;
+        for (int64_t r = 0; r < rows; r++) from[r] += task->bias ? task->bias[i + r] : 0.0f;
+        if (task->out_row == 1) memcpy(out, from, rows * sizeof(float));
+        else
+            for (int64_t r = 0; r < rows; r++) out[r * task->out_row] = from[r];
+    }
+}
+
+/* call(count), where count is known to the compiler and at most `most`. */
+#define COUNTED(call, most) \
+    switch (count) { \
+    case 1: call(1); break; \
+    case 2: call(2); break; \
+    case 3: call(3); break; \
+    case 4: call(most < 4 ? most : 4); break; \
+    case 5: call(most < 5 ? most : 5); break; \
+    default: call(most); \
+    }
+
+/* Where row i of the weights lies. */
+INLINE const uint8_t *NAME(row_at)(const up_task *task, int64_t i) {
+    return task->memory + (task->rows ? task->rows[i] : i * task->row_bytes);
+}
+
+/* A tile of tokens from the k-th on, rounded to 8 bits, as (group, step, token, {q, less}), where a
+ * step is two blocks, and their scales as (half, token, step). */
+INLINE void NAME(lay_out_8bit)(const up_task *task, int64_t k, int64_t count, uint8_t *tile,
+                               float *scales) {
+    const int64_t pairs = pairs_of(task->d), width = scale_room(task->d) / HALVES_8BIT;
+    memset(scales, 0, count * scale_room(task->d) * sizeof(float));
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t s = 0; s < pairs; s++) {
+            int8_t q[2 * BLOCK] = {0};
+            int32_t less[16] = {0};
+            float two[2] = {0};
+            int64_t n = task->d - s * 64 < 64 ? BLOCK : 2 * BLOCK;
+            quantise(task->x + (k + t) * task->d + s * 64, n, task->format, q, less, two);
+            uint8_t *to = tile + (s * count + t) * 2 * GROUP_8BIT;
+            NAME(spread)(q, to, pairs * count * 2 * GROUP_8BIT);
+            NAME(spread)((const int8_t *)less, to + GROUP_8BIT, pairs * count * 2 * GROUP_8BIT);
+            for (int b = 0; b < 2; b++) {
+                int64_t half = HALVES_8BIT == 2 ? b : 0, at = HALVES_8BIT == 2 ? s : 2 * s + b;
+                scales[(half * count + t) * width + at] = two[b];
+            }
+        }
+}
+
+/* A tile of tokens from the k-th on as (group of lanes, step, token, lane); d is padded to whole
+ * steps of 32 with zeros. */
+INLINE void NAME(lay_out_floats)(const up_task *task, int64_t k, int64_t count, float *tile) {
+    const int64_t steps = steps_of(task->d);
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t s = 0; s < steps; s++) {
+            const uint8_t *x = (const uint8_t *)(task->x + (k + t) * task->d);
+            int64_t n = task->d - s * 32;
+            V v = n < 32 ? NAME(load_tail)(F32, x, s * 32, n) : NAME(load)(F32, x, s * 32);
+            for (int g = 0; g < 32 / LANES; g++)
+                NAME(store_lanes)(tile + ((g * steps + s) * count + t) * LANES, NAME(lanes_of)(v, g));
+        }
+}
+
+/* A tile of rows from row i on, decoded, as lay_out_floats; rows behind `end` are the last
+ * one. The rows of the next tile are fetched into the cache. */
+INLINE void NAME(decode_tile)(const up_task *task, int format, int64_t i, int64_t end, float *tile) {
+    const int64_t steps = steps_of(task->d), size = bytes_of_32(format);
+    const uint8_t *row[TILE_ROWS], *coming[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; r++) {
+        int64_t later = i + r + TILE_ROWS < end ? i + r + TILE_ROWS : end - 1;
+        row[r] = NAME(row_at)(task, i + r < end ? i + r : end - 1);
+        coming[r] = NAME(row_at)(task, later);
+    }
+    for (int64_t s = 0; s < steps; s++, tile += TILE_ROWS * LANES)
+        for (int r = 0; r < TILE_ROWS; r++) {
+            int64_t n = task->d - s * 32;
+            __builtin_prefetch(coming[r] + s * size, 0, 2);
+            V v = n < 32 ? NAME(load_tail)(format, row[r], s * 32, n)
+                         : NAME(load)(format, row[r], s * 32);
+            for (int g = 0; g < 32 / LANES; g++)
+                NAME(store_lanes)(tile + (g * steps * TILE_ROWS + r) * LANES, NAME(lanes_of)(v, g));
+        }
+}
+
+/* sums[r][k] += w[r] . x[k] over `steps` steps, for one group of lanes; both as they are laid out.
+ * `count` is known to the compiler. Sums begin at 0 where `fresh`. */
+INLINE void NAME(tile)(int count, const float *w, const float *x, int64_t steps, int fresh,
+                       float *sums) {
+    NAME(lane_group) sum[TILE_ROWS][TILE_TOKENS], row[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int k = 0; k < count; k++)
+            sum[r][k] = fresh ? NAME(set_lanes)(0) : NAME(load_lanes)(sums + (k * PANEL_ROWS + r) * 32);
+    for (int64_t s = 0; s < steps; s++, w += TILE_ROWS * LANES, x += count * LANES) {
+        for (int r = 0; r < TILE_ROWS; r++) row[r] = NAME(load_lanes)(w + r * LANES);
+        for (int k = 0; k < count; k++) {
+            NAME(lane_group) values = NAME(load_lanes)(x + k * LANES);
+            for (int r = 0; r < TILE_ROWS; r++)
+                sum[r][k] = NAME(fma_lanes)(row[r], values, sum[r][k]);
+        }
+    }
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int k = 0; k < count; k++) NAME(store_lanes)(sums + (k * PANEL_ROWS + r) * 32, sum[r][k]);
+}
+
+/* A decoded panel w of `rows` rows with a tile x of `count` tokens. A group's part of the tokens
+ * stays in the nearest cache while the rows pass. */
+static void NAME(panel)(const float *w, const float *x, int64_t rows, int64_t count, int64_t d,
+                        float *sums) {
+    const int64_t steps = steps_of(d);
+    for (int64_t s = 0; s < steps; s += TILE_STEPS)
+        for (int g = 0; g < 32 / LANES; g++)
+            for (int64_t r = 0; r < rows; r += TILE_ROWS) {
+                const float *tile = w + r * steps * 32 + (g * steps + s) * TILE_ROWS * LANES;
+                const float *tokens = x + (g * steps + s) * count * LANES;
+                int64_t n = steps - s < TILE_STEPS ? steps - s : TILE_STEPS;
+                float *to = sums + r * 32 + g * LANES;
+#define TILE(known) NAME(tile)(known, tile, tokens, n, s == 0, to)
+                COUNTED(TILE, TILE_TOKENS)
+#undef TILE
+            }
+}
+
+/* Rows begin..end with the tokens of a round, which are laid out in task->tiles. */
+INLINE void NAME(up_tiles_format)(const up_task *task, int format, int64_t begin, int64_t end,
+                                  float *scratch) {
+    const int64_t padded = steps_of(task->d) * 32;
+    float *sums = scratch, *w = sums + PANEL_ROWS * MOST_TILE_TOKENS * 32;
+    const tile_round *round = task->round;
+    for (int64_t i = begin; i < end; i += PANEL_ROWS) {
+        int64_t rows = end - i < PANEL_ROWS ? end - i : PANEL_ROWS;
+        for (int64_t r = 0; r < rows; r += TILE_ROWS)
+            NAME(decode_tile)(task, format, i + r, end, w + r * padded);
+        for (int64_t k = 0; k < round->count; k += TILE_TOKENS) {
+            int64_t left = round->count - k, count = left < TILE_TOKENS ? left : TILE_TOKENS;
+            NAME(panel)(w, round->tiles + k * padded, rows, count, task->d, sums);
+            NAME(fold_tile)(task, sums, 32, i, rows, round->first + k, count);
+        }
+    }
+}
+
+/* As decode_tile, for rows of blocks: whole numbers as (group, step, row), and their scales as
+ * (half, row, step). */
+INLINE void NAME(decode_tile_8bit)(const up_task *task, int format, int64_t i, int64_t end,
+                                   uint8_t *tile, float *scales) {
+    const int64_t blocks = task->d / BLOCK, pairs = pairs_of(task->d), size = bytes_of_32(format);
+    const int64_t width = scale_room(task->d) / HALVES_8BIT;
+    memset(scales, 0, TILE_ROWS_8BIT * scale_room(task->d) * sizeof(float));
+    for (int r = 0; r < TILE_ROWS_8BIT; r++) {
+        int64_t later = i + r + TILE_ROWS_8BIT < end ? i + r + TILE_ROWS_8BIT : end - 1;
+        const uint8_t *row = NAME(row_at)(task, i + r < end ? i + r : end - 1);
+        const uint8_t *coming = NAME(row_at)(task, later);
+        for (int64_t s = 0; s < pairs; s++) {
+            uint8_t padded[2 * sizeof(any_block)] = {0};
+            const uint8_t *block = row + 2 * s * size;
+            if (2 * s + 1 == blocks) block = memcpy(padded, block, size);
+            __builtin_prefetch(coming + 2 * s * size, 0, 2);
+            NAME(weights) w = NAME(quants)(format, block);
+            NAME(spread)((const int8_t *)&w, tile + (s * TILE_ROWS_8BIT + r) * GROUP_8BIT,
+                         pairs * TILE_ROWS_8BIT * GROUP_8BIT);
+            for (int b = 0; b < 2; b++) {
+                int64_t half = HALVES_8BIT == 2 ? b : 0, at = HALVES_8BIT == 2 ? s : 2 * s + b;
+                scales[(half * TILE_ROWS_8BIT + r) * width + at] =
+                    NAME(scale)(format, block + b * size);
+            }
+        }
+    }
+}
+
+/* sums[r][k] = w[r] . x[k] for one group of lanes. The products of scales are made SCALE_STEPS at
+ * a time. `count` is known to the compiler. */
+INLINE void NAME(tile_8bit)(int format, int count, const uint8_t *w, const float *w_scales,
+                            const uint8_t *x, const float *x_scales, int64_t steps, int64_t width,
+                            float *sums) {
+    enum { EACH_STEP = 2 / HALVES_8BIT, TOGETHER = SCALE_STEPS * EACH_STEP };
+    NAME(lanes_8bit) sum[TILE_ROWS_8BIT][TILE_TOKENS_8BIT];
+    NAME(row_8bit) row[TILE_ROWS_8BIT];
+    float scales[TILE_ROWS_8BIT][TILE_TOKENS_8BIT][TOGETHER] __attribute__((aligned(64)));
+    for (int r = 0; r < TILE_ROWS_8BIT; r++)
+        for (int k = 0; k < count; k++) sum[r][k] = NAME(zero_8bit)();
+    for (int64_t first = 0; first < steps; first += SCALE_STEPS) {
+        int64_t n = steps - first < SCALE_STEPS ? steps - first : SCALE_STEPS;
+        for (int r = 0; r < TILE_ROWS_8BIT; r++)
+            for (int k = 0; k < count; k++)
+                NAME(multiply_8bit)(w_scales + r * width + first * EACH_STEP,
+                                    x_scales + k * width + first * EACH_STEP, scales[r][k]);
+        for (int64_t s = 0; s < n; s++) {
+            for (int r = 0; r < TILE_ROWS_8BIT; r++)
+                row[r] = NAME(load_row_8bit)(w + r * GROUP_8BIT);
+            for (int k = 0; k < count; k++)
+                for (int r = 0; r < TILE_ROWS_8BIT; r++)
+                    sum[r][k] = NAME(fma_8bit)(format, row[r], x + k * 2 * GROUP_8BIT,
+                                               scales[r][k] + s * EACH_STEP, sum[r][k]);
+            w += TILE_ROWS_8BIT * GROUP_8BIT, x += count * 2 * GROUP_8BIT;
+        }
+    }
+    for (int r = 0; r < TILE_ROWS_8BIT; r++)
+        for (int k = 0; k < count; k++)
+            NAME(store_8bit)(sums + (k * PANEL_ROWS + r) * 16, sum[r][k]);
+}
+
+/* As up_tiles_format, for blocks of 8 bits. */
+INLINE void NAME(up_tiles_8bit)(const up_task *task, int format, int64_t begin, int64_t end,
+                                float *scratch) {
+    const int64_t pairs = pairs_of(task->d), room = scale_room(task->d);
+    const tile_round *round = task->round;
+    float *sums = scratch, *scales = sums + PANEL_ROWS * MOST_TILE_TOKENS * 16;
+    uint8_t *w = (uint8_t *)(scales + PANEL_ROWS * room);
+    for (int64_t i = begin; i < end; i += PANEL_ROWS) {
+        int64_t rows = end - i < PANEL_ROWS ? end - i : PANEL_ROWS;
+        for (int64_t r = 0; r < rows; r += TILE_ROWS_8BIT)
+            NAME(decode_tile_8bit)(task, format, i + r, end, w + r * pairs * 64, scales + r * room);
+        for (int64_t k = 0; k < round->count; k += TILE_TOKENS_8BIT) {
+            int64_t left = round->count - k;
+            int64_t count = left < TILE_TOKENS_8BIT ? left : TILE_TOKENS_8BIT;
+            for (int g = 0; g < 64 / GROUP_8BIT; g++)
+                for (int64_t r = 0; r < rows; r += TILE_ROWS_8BIT) {
+                    const uint8_t *tile = w + r * pairs * 64 + g * pairs * TILE_ROWS_8BIT * GROUP_8BIT;
+                    const uint8_t *x = (const uint8_t *)round->tiles + k * pairs * 128 +
+                                       g * pairs * count * 2 * GROUP_8BIT;
+                    const int64_t width = room / HALVES_8BIT, half = g * HALVES_8BIT * GROUP_8BIT / 64;
+                    const float *w_scales = scales + r * room + half * TILE_ROWS_8BIT * width;
+                    const float *x_scales = round->scales + k * room + half * count * width;
+                    float *to = sums + r * 16 + g * GROUP_8BIT / 4;
+#define TILE(known) \
+    NAME(tile_8bit)(format, known, tile, w_scales, x, x_scales, pairs, width, to)
+                    COUNTED(TILE, TILE_TOKENS_8BIT)
+#undef TILE
+                }
+            NAME(fold_tile)(task, sums, 16, i, rows, round->first + k, count);
+        }
+    }
+}
+
+/* Lays out a round's tokens begin..end, whole tiles. */
+static void NAME(lay_out)(const up_task *task, int64_t begin, int64_t end) {
+    const tile_round *round = task->round;
+    const int blocks = has_blocks(task->format), most = blocks ? TILE_TOKENS_8BIT : TILE_TOKENS;
+    const int64_t padded = steps_of(task->d) * 32, pairs = pairs_of(task->d);
+    for (int64_t k = begin; k < end; k += most) {
+        int64_t count = end - k < most ? end - k : most;
+        if (blocks)
+            NAME(lay_out_8bit)(task, round->first + k, count, (uint8_t *)round->tiles + k * pairs * 128,
+                               round->scales + k * scale_room(task->d));
+        else
+            NAME(lay_out_floats)(task, round->first + k, count, round->tiles + k * padded);
+    }
+}
+
+/* Rows begin..end with the tokens of a round, which are laid out. */
+static void NAME(up_tiles)(const up_task *task, int64_t begin, int64_t end, float *scratch) {
+    switch (task->format) {
+#define CASE(code, ...) \
+    case code: NAME(up_tiles_format)(task, code, begin, end, scratch); break;
+        FLOAT_FORMATS(CASE)
+#undef CASE
+#define CASE(code, ...) \
+    case code: NAME(up_tiles_8bit)(task, code, begin, end, scratch); break;
+        BLOCK_FORMATS(CASE)
+#undef CASE
+    }
+}
+
+#ifndef UNIT_EXTENDS
+
+/* What a tile of queries needs: one head of `count` tokens from the t-th on. */
+typedef struct {
+    float *sums, *keys, *queries; /* see panel */
+    float *scores;                /* (DOWN_TOKENS, room) */
+    int64_t room;
+} NAME(attention_scratch);
+
+/* The first position that token t of a task sees. */
+INLINE int64_t NAME(first_seen)(const attention_task *task, int64_t t) {
+    int64_t n = task->start + t + 1;
+    return task->window && n > task->window ? n - task->window : 0;
+}
+
+/* scores[k][p - low] = query k . key p, for the positions low <= p < high. */
+INLINE void NAME(score_tile)(const attention_task *task, int format, int64_t t, int64_t head,
+                             int64_t count, int64_t low, int64_t high,
+                             const NAME(attention_scratch) *s) {
+    const int64_t width = task->width, row_bytes = bytes_of_row(format, width);
+    const int64_t group = head / (task->n_heads / task->n_groups);
+    float *queries = s->scores; /* until there are scores */
+    for (int64_t k = 0; k < count; k++)
+        memcpy(queries + k * width, task->q + ((t + k) * task->n_heads + head) * width, 4 * width);
+    up_task keys = {.memory = task->keys + (group * task->context + low) * row_bytes,
+                    .row_bytes = row_bytes, .n_rows = high - low, .d = width, .n_tokens = count,
+                    .format = format, .x = queries, .out = s->scores, .out_row = 1,
+                    .out_token = s->room};
+    for (int64_t k = 0; k < count; k += TILE_TOKENS)
+        NAME(lay_out_floats)(&keys, k, count - k < TILE_TOKENS ? count - k : TILE_TOKENS,
+                             s->queries + k * width);
+    for (int64_t i = 0; i < high - low; i += PANEL_ROWS) {
+        int64_t rows = high - low - i < PANEL_ROWS ? high - low - i : PANEL_ROWS;
+        for (int64_t r = 0; r < rows; r += TILE_ROWS)
+            NAME(decode_tile)(&keys, format, i + r, high - low, s->keys + r * width);
+        for (int64_t k = 0; k < count; k += TILE_TOKENS) {
+            int64_t n = count - k < TILE_TOKENS ? count - k : TILE_TOKENS;
+            NAME(panel)(s->keys, s->queries + k * width, rows, n, width, s->sums);
+            NAME(fold_tile)(&keys, s->sums, 32, i, rows, k, n);
+        }
+    }
+}
+
+/* out[j:j + 32] += a[p] * values[p][j:j + 32] for the positions begin <= p < end, ascending. */
+INLINE void NAME(add_values)(int format, const float *a, const uint8_t *values, int64_t row_bytes,
+                             int64_t j, int64_t begin, int64_t end, float *out) {
+    V sum = NAME(load_f32)(out);
+    for (int64_t p = begin; p < end; p++)
+        sum = NAME(fma)(NAME(set)(a[p]), NAME(load)(format, values + p * row_bytes, j), sum);
+    NAME(store)(out, sum);
+}
+
+/* The same for DOWN_TOKENS queries and DOWN_COLUMNS columns from c on, whose sums are in y; what
+ * scores there are of position p lies at scores[k][p]. */
+INLINE void NAME(value_tile)(const attention_task *task, int format, const uint8_t *values,
+                             const float *scores, int64_t room, int64_t c, int64_t begin,
+                             int64_t end, float *y) {
+    const int64_t row_bytes = bytes_of_row(format, task->width);
+    float w[DOWN_COLUMNS / 32][DOWN_ROWS][32] __attribute__((aligned(64)));
+    down_panel factors[DOWN_TOKENS];
+    for (int64_t p = begin; p < end; p += DOWN_ROWS) {
+        int64_t rows = end - p < DOWN_ROWS ? end - p : DOWN_ROWS;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t j = 0; j < DOWN_COLUMNS; j += 32)
+                NAME(store)(w[j / 32][r], c + j < task->width
+                                              ? NAME(load)(format, values + (p + r) * row_bytes, c + j)
+                                              : NAME(set)(0));
+        for (int k = 0; k < DOWN_TOKENS; k++)
+            memcpy(factors[k].a, scores + k * room + p, rows * sizeof(float));
+        int64_t columns = task->width - c < DOWN_COLUMNS ? task->width - c : DOWN_COLUMNS;
+        NAME(down_tile)(factors, rows, w, columns, y, DOWN_COLUMNS);
+    }
+}
+
+/* One head of tokens t..t + count, at most DOWN_TOKENS, as attend_format. The positions that all
+ * of them see are taken together; those before and behind, by each that sees them. */
+INLINE void NAME(attend_tile)(const attention_task *task, int format, int64_t t, int64_t head,
+                              int64_t count, const NAME(attention_scratch) *s) {
+    const int64_t width = task->width, row_bytes = bytes_of_row(format, width), room = s->room;
+    const int64_t low = NAME(first_seen)(task, t), high = task->start + t + count;
+    const int64_t group = head / (task->n_heads / task->n_groups);
+    const uint8_t *values = task->values + (group * task->context + low) * row_bytes;
+    int64_t first[DOWN_TOKENS], end[DOWN_TOKENS]; /* of each, relative to low */
+    float total[DOWN_TOKENS];
+    NAME(score_tile)(task, format, t, head, count, low, high, s);
+    for (int64_t k = 0; k < count; k++) {
+        first[k] = NAME(first_seen)(task, t + k) - low, end[k] = task->start + t + k + 1 - low;
+        const float *bias = task->bias ? task->bias + head * task->context + low + first[k] : NULL;
+        total[k] = NAME(exponentials)(task, bias, task->sinks ? task->sinks + head : NULL,
+                                      end[k] - first[k], s->scores + k * room + first[k]);
+    }
+    int64_t begin = first[count - 1], stop = end[0] > begin ? end[0] : begin;
+    for (int64_t c = 0; c < width; c += DOWN_COLUMNS) {
+        float y[DOWN_TOKENS][DOWN_COLUMNS] = {{0}};
+        int64_t columns = width - c < DOWN_COLUMNS ? width - c : DOWN_COLUMNS;
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t j = 0; j < columns; j += 32)
+                NAME(add_values)(format, s->scores + k * room, values, row_bytes, c + j, first[k],
+                                 end[k] < begin ? end[k] : begin, y[k] + j);
+        NAME(value_tile)(task, format, values, s->scores, room, c, begin, stop, y[0]);
+        for (int64_t k = 0; k < count; k++) {
+            float *out = task->out + ((t + k) * task->n_heads + head) * width + c;
+            for (int64_t j = 0; j < columns; j += 32)
+                NAME(add_values)(format, s->scores + k * room, values, row_bytes, c + j,
+                                 stop, end[k], y[k] + j);
+            for (int64_t j = 0; j < columns; j++) out[j] = y[k][j] / total[k];
+        }
+    }
+}
+
+/* The items begin..end, each a head of DOWN_TOKENS tokens; all of a head's follow each other. */
+static void NAME(attend_tiles)(const attention_task *task, int64_t begin, int64_t end,
+                               float *scratch, int64_t room) {
+    const int64_t tiles = (task->n_tokens + DOWN_TOKENS - 1) / DOWN_TOKENS, width = task->width;
+    NAME(attention_scratch) s = {.sums = scratch, .room = room};
+    s.keys = s.sums + PANEL_ROWS * MOST_TILE_TOKENS * 32;
+    s.queries = s.keys + PANEL_ROWS * width;
+    s.scores = s.queries + DOWN_TOKENS * width;
+    for (int64_t item = begin; item < end; item++) {
+        int64_t head = item / tiles, t = item % tiles * DOWN_TOKENS;
+        int64_t count = task->n_tokens - t < DOWN_TOKENS ? task->n_tokens - t : DOWN_TOKENS;
+        if (task->format == F32) NAME(attend_tile)(task, F32, t, head, count, &s);
+        else if (task->format == F16) NAME(attend_tile)(task, F16, t, head, count, &s);
+        else NAME(attend_tile)(task, Q8_0, t, head, count, &s);
+    }
+}
+
+#endif
+
+#undef COUNTED
+#undef STORED
+#undef V
+#undef EACH
+#undef ROW_BLOCK
+#undef ROW_BLOCK_8BIT
+#undef LANES
+#undef DOWN_TILE_COLUMNS
+#undef TILE_ROWS
+#undef TILE_TOKENS
+#undef GROUP_8BIT
+#undef HALVES_8BIT
+#undef TILE_ROWS_8BIT
+#undef TILE_TOKENS_8BIT
