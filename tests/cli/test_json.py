@@ -25,6 +25,8 @@ def arguments(name, folder, plain):
     out, text = folder / "x.flash", folder / "text.py"
     text.write_text("def double(x):\n    return 2 * x\n" * 60)
     logits, questions = folder / "x.npy", folder / "x.jsonl"
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text('{"tokens": [5, 17], "max_tokens": 3}\n' * 12)
     np.save(logits, np.zeros((64, 4096), dtype=np.float32))
     questions.write_text(json.dumps({"ctx": "import", "endings": ["os", "):"], "label": 0}))
     with Model.open(plain, neurons="dense") as model:
@@ -37,6 +39,8 @@ def arguments(name, folder, plain):
         "evaluate --modes": [demo_model(), "--text", text, "--tokens", 64],
         "evaluate --against": [logits, demo_model(), "--text", text, "--tokens", 64],
         "evaluate --choices": [questions, demo_model()],
+        "batch": [plain, prompts, "-o", folder / "texts.jsonl"],
+        "surrogate": [plain, "--prompts", prompts, "-o", folder / "x.store"],
         "trace": [plain, "--tokens", "5,17", "-o", folder / "x.safetensors"],
         "compare": [plain, folder / "y.safetensors"],
         "digest": [plain, "--tokens", "5,17"],
