@@ -79,7 +79,7 @@ def _raw_lines(file: Any, path: str) -> Iterator[tuple[int, bytes | None]]:
         *whole, rest = (rest + piece).split(b"\n")
         for line in whole:
             number += 1
-            yield number, None if skipping else line
+            yield number, None if skipping or len(line) > MOST_LINE else line
             skipping = False
         if len(rest) > MOST_LINE:
             rest, skipping = b"", True
@@ -135,7 +135,7 @@ class Written:
     def __init__(self, path: str) -> None:
         self.path, self.done = path, dict[int, str]()
         try:
-            self.file = open(path, "a+b")  # noqa: SIM115 - see close
+            self.file = open(path, "a+b", buffering=0)  # noqa: SIM115 - see close
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         try:
@@ -176,9 +176,11 @@ class Written:
     def write(self, entry: JsonObject, prompt: Sequence[int]) -> None:
         """Add a line, whole or not at all. Raises UserError."""
         end = self.file.seek(0, os.SEEK_END)
+        text = json.dumps(entry, ensure_ascii=False) + "\n"
+        left = memoryview(text.encode("utf-8", "backslashreplace"))  # an "id" may be no Unicode
         try:
-            self.file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            self.file.flush()
+            while left:
+                left = left[self.file.write(left) :]
         except OSError as error:
             self.file.truncate(end)
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
