@@ -148,6 +148,7 @@ class Decided:
     policy   which unit makes room, see neuron_cache.POLICIES
     window   tokens that a unit stays unused; None: as many as the plan affords
     logit_rows  tokens whose logits are there at a time
+    experts_first  of a mixture the experts that one token needs have memory before attention has
     drafting  tokens are drafted where that is faster
     texts    that share a pass, each with a context of its own
     """
@@ -160,6 +161,7 @@ class Decided:
     policy: Policy
     window: int | None
     logit_rows: int = 1
+    experts_first: bool = False
     drafting: bool = False
     texts: int = 1
 

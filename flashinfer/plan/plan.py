@@ -239,17 +239,24 @@ def _least(sizes: Sizes, base: int) -> _Least:
 def _for_speed(sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     """Of ``spare`` bytes what comes before attention: (tokens of a prompt that go through a layer
     together, bytes of slots that one token needs, of buffers)."""
+    first = sizes.wanted.experts_first
     # Each chunk of a prompt reads nearly all experts of a mixture: large ones, then.
-    chunk_bytes = min(spare // 8, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
+    share = 8 if first else 6
+    chunk_bytes = min(spare // share, sizes.per_token * MAX_CHUNK) if sizes.experts else 0
     spare -= chunk_bytes
-    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched. Of
-    # experts nearly all of it, since few slots hold few of those that the next token uses again.
+    # Then what one token needs: with fewer slots it comes in waves, and nothing is prefetched.
     cached = list(sizes.cached.values())
     one_token = pages(nbytes(cached, [layer.slots_for(1) for layer in cached]))
-    most = spare * 15 // 16 if sizes.experts else spare * 3 // 4
-    one_token = min(max(0, one_token - least.cache), most)
+    one_token = max(0, one_token - least.cache)
+    if not sizes.experts:
+        one_token = min(one_token, spare * 3 // 4)
+    elif first:
+        one_token = min(one_token, spare * 15 // 16)
+    elif one_token + sum(sizes.attention) + sizes.by_role[HEAD] + MAX_BUFFER > spare:
+        # Of attention each byte in DRAM saves one of every token, of few experts less than half.
+        one_token = 0
     spare -= one_token
-    buffers = spare // (4 if sizes.experts else 8) // PAGE * PAGE
+    buffers = spare // (4 if first else 8) // PAGE * PAGE
     buffers = min(MAX_BUFFER, sizes.least_buffer + buffers)
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)

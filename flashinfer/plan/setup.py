@@ -15,7 +15,7 @@ from flashinfer.paper.router import SURE
 from flashinfer.plan import memory, profile
 from flashinfer.plan.cost import Cost, predict
 from flashinfer.plan.options import Decided, Options
-from flashinfer.plan.plan import Plan, make_plan, reserve
+from flashinfer.plan.plan import Plan, make_plan
 from flashinfer.plan.profile import Profile
 
 TEXTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # to write at a time
@@ -56,9 +56,9 @@ def opened(path: Path | str | Bundle, options: Options) -> Bundle:
 
 def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
     """The Setup of a bundle; base: bytes that the process takes besides, None: what it takes now.
-    Raises UserError where an option cannot be had for it, BudgetError
-    where the budget is too small, FormatError where the file cannot be read."""
-    wanted = options.decided(bundle)
+    Raises UserError where an option cannot be had for it, BudgetError where the budget is too
+    small, FormatError where the file cannot be read."""
+    wanted, base = options.decided(bundle), memory.rss() if base is None else base
     known = profile.find(options.device, bundle.path)
     unit_bytes = [bundle.unit_bytes(layer) for layer in range(bundle.config.num_hidden_layers)]
     flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
@@ -67,10 +67,14 @@ def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
         plan = make_plan(bundle, wanted, slot_bytes, base)
         if options.fewer:
             wanted = replace(wanted, texts=options.texts)
-            plan = _for_throughput(bundle, plan, wanted, slot_bytes, known, flash)
+            plan = _for_throughput(bundle, plan, wanted, slot_bytes, base, known, flash)
         expected = pass_seconds = None
         if known:
-            plan, expected = _with_prefetch(bundle, plan, known, flash)
+            plans = [plan]
+            if bundle.config.reads_experts:
+                wanted = replace(wanted, texts=plan.texts, experts_first=True)
+                plans.append(make_plan(bundle, wanted, slot_bytes, base))
+            plan, expected = _fastest(bundle, plans, known, flash)
             pass_seconds = partial(_pass_seconds, bundle, plan, known, flash)
         elif bundle.config.reads_experts:
             plan = replace(plan, prefetch=SURE)
@@ -86,6 +90,7 @@ def _for_throughput(
     plan: Plan,
     wanted: Decided,
     slot_bytes: list[int],
+    base: int,
     known: Profile | None,
     flash: Flash,
 ) -> Plan:
@@ -100,9 +105,7 @@ def _for_throughput(
         seconds = _pass_seconds(bundle, plan, known, flash, 1)
     for texts in sorted({min(texts, wanted.texts) for texts in TEXTS}):
         try:
-            other = make_plan(
-                bundle, replace(wanted, texts=texts), slot_bytes, plan.base - reserve(plan.budget)
-            )
+            other = make_plan(bundle, replace(wanted, texts=texts), slot_bytes, base)
         except BudgetError:
             break
         if known is None:
@@ -127,10 +130,10 @@ def _gap_bytes(
     return known.gap_bytes(min(chosen or unit_bytes))
 
 
-def _with_prefetch(bundle: Bundle, plan: Plan, known: Profile, flash: Flash) -> tuple[Plan, Cost]:
-    """(plan, Cost) of the share of guesses to prefetch that makes a token fastest."""
+def _fastest(bundle: Bundle, plans: list[Plan], known: Profile, flash: Flash) -> tuple[Plan, Cost]:
+    """(plan, Cost) of the plan, and the share of guesses to prefetch, that make a token fastest."""
     shares = (1.0, SURE, 0.0) if bundle.config.reads_experts else (1.0, 0.0)
-    plans = [replace(plan, prefetch=share) for share in shares]
+    plans = [replace(plan, prefetch=share) for plan in plans for share in shares]
     costs = [predict(bundle, p, known, flash.gap_bytes, flash.alignment) for p in plans]
     return min(zip(plans, costs, strict=True), key=lambda pair: pair[1].total)
 

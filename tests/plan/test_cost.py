@@ -10,10 +10,13 @@ import pytest
 from flashinfer import Model
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, FormatError, UserError
+from flashinfer.paper.router import SURE
 from flashinfer.plan import memory, profile
 from flashinfer.plan import setup as planning
+from flashinfer.plan.cost import predict
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.options import Options
+from flashinfer.plan.plan import make_plan
 from flashinfer.plan.timeline import STREAMS, UNITS, Timeline
 from flashinfer.probe import probing as probe
 from flashinfer.synth import synthesize
@@ -288,3 +291,29 @@ def test_probe_from_the_command_line(cli, tmp_path, monkeypatch):
     assert code == 0 and "MB/s" in out and profile.load(tmp_path / "p" / "x.json") == board
     code, out, err = cli("probe", tmp_path / "none")
     assert code == 1 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [2 << 20, 6 << 20, 12 << 20])
+def test_attention_or_experts_have_memory_first_whichever_is_faster(tmp_path, monkeypatch, more):
+    monkeypatch.setattr(memory, "rss", lambda: 60 << 20)
+    path, device = tmp_path / "x.flash", "rpi5-nvme"
+    small = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 3000,
+             "num_experts": 32}  # fmt: skip
+    synthesize(path, {**config_like("olmoe-1b-7b", 64), **small}, "f16")
+    with pytest.raises(BudgetError) as caught:
+        Model.open(path, memory=1, context=64)
+    options = Options(memory=caught.value.least + more, context=64, device=device)
+    with Bundle(path) as bundle:
+        setup, costs = planning.prepare(bundle, options), []
+        flash, slot_bytes = setup.flash, setup.plan.slot_bytes
+        for first in (True, False):
+            decided = replace(options.decided(bundle), experts_first=first)
+            plan = make_plan(bundle, decided, slot_bytes, 60 << 20)
+            assert plan.base + plan.own <= plan.budget
+            costs += [
+                predict(bundle, replace(plan, prefetch=share), setup.profile, flash.gap_bytes).total
+                for share in (1.0, SURE, 0.0)
+            ]
+        flash.close()
+    assert setup.expected.total == min(costs) < max(costs)
