@@ -157,6 +157,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "query_tiles.h"
 #undef NAME
 #undef UNIT_AVX2
 #if defined(__clang__)
@@ -171,6 +172,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "query_tiles.h"
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -185,6 +187,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "query_tiles.h"
 #undef NAME
 #undef UNIT_EXTENDS
 #undef UNIT_VNNI
@@ -202,6 +205,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "query_tiles.h"
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
@@ -216,6 +220,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "query_tiles.h"
 #undef NAME
 #undef UNIT_EXTENDS
 #undef UNIT_DOTPROD
@@ -233,6 +238,7 @@ INLINE float f16c_scale(const uint8_t *block) {
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "query_tiles.h"
 #undef NAME
 #undef UNIT_PLAIN
 

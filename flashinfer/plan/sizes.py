@@ -18,7 +18,8 @@ PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
 TILE_ROWS = 24  # of weights that each decodes to float32 at a time: kernels.h, PANEL_ROWS
 TILE_TOKENS = 6  # that share the loading of weights, or of keys: kernels.h, MOST_TILE_TOKENS
 TILE_SUMS = 768  # bytes of their sums with a row
-FEATURE = 64  # of each number of a token's hidden state, on its way through a layer
+# Of each number of a token's hidden state, on its way through a layer; 4 as tiles.h lays it out.
+FEATURE = 64
 LEAST_CHUNK = 8  # tokens that go through a layer together
 MAX_CHUNK = 512  # tokens of a prompt that go through a layer together
 SELECTED = 24  # of each unit that a drafted token uses
