@@ -85,7 +85,9 @@ class Model:
         self.pace = Pace(setup.pass_seconds, self.plan.drafts)
         self.drafts = drafts or OpenedDraft()
         self.drafter = self.drafts.with_text(self.plan.context) if self.plan.drafts else None
-        self.turns = Turns(lambda: self.closed)
+        flash = self.flash
+        # Not by way of this model, which is thus freed when nobody holds it.
+        self.turns = Turns(lambda: flash.fd < 0)
         try:
             kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()

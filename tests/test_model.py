@@ -1,8 +1,10 @@
 """The contracts: bits, memory, and that one piece and token by token are the same."""
 
 import errno
+import gc
 import itertools
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -366,3 +368,17 @@ def test_a_file_cut_after_opening_gives_one_line_and_no_half_read_row(synthetic,
                 model.forward([token])
         path.write_bytes(whole)
         assert np.array_equal(model.logits(LONG[:3]), before)
+
+
+def test_a_closed_model_is_freed_at_once(synthetic):
+    """Its memory must not wait for the garbage collector: the next model's budget counts it."""
+    gc.disable()
+    try:
+        with Model.open(synthetic, context=64) as model:
+            list(model.generate([5, 6], 12, temperature=0))
+            list(model.generate_many([[5], [6]], 3, temperature=0))
+        held = weakref.ref(model)
+        del model
+        assert held() is None
+    finally:
+        gc.enable()

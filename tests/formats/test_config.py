@@ -95,7 +95,7 @@ def check(config):
     attentions = [layer.attention for layer in found.layers]
     for rotary in {id(sizes.rotary): sizes.rotary for sizes in attentions}.values():
         if rotary and rotary.dim < 1 << 12:
-            cos, sin = RotaryPositions(rotary, 64)(3, 5)
+            cos, sin = RotaryPositions(rotary, 64)([(3, 5)])
             assert cos.shape == sin.shape == (5, rotary.dim // 2)
             assert np.isfinite(cos).all() and np.isfinite(sin).all()
     first = attentions[0]
