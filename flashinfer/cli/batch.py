@@ -19,7 +19,7 @@ from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.layout import TOKENIZER
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.progress import Progress
+from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.generation.batch import Request, Writing
 from flashinfer.generation.sampling import Sampler
 from flashinfer.model import Model
@@ -69,7 +69,7 @@ def main(args: Namespace) -> None:
         tokenizer = None if bundle.where(TOKENIZER) is None else Tokenizer(bundle, args.memory)
     with closing(Written(args.output)) as written, progress_bars() as progress:
         work = Work(args, config, digest, tokenizer, written)
-        count, context = work.survey()
+        count, context = work.survey(progress)
         if count:
             with open_for(args, work, count, context, progress) as model:
                 try:
@@ -77,6 +77,8 @@ def main(args: Namespace) -> None:
                 finally:
                     print_account(model, work)
                     write_json(args.json, figures(model, work))
+        else:
+            write_json(args.json, work.counts())
         print(f"{args.output}: {work.skipped + work.done} texts", file=sys.stderr)
     if work.wrong:
         raise UserError(f"{args.prompts}: {work.wrong} lines are wrong, and have no text")
@@ -123,12 +125,16 @@ class Work:
         self.ends = () if args.ignore_eos else config.eos_token_ids
         self.wrong = self.skipped = self.done = 0
 
-    def survey(self) -> tuple[int, int]:
+    def survey(self, progress: Progress) -> tuple[int, int]:
         """(texts to write, tokens of context that the longest of them needs)."""
         count, longest = 0, 1
-        for line, ids in self._lines(first=True):
+        for line, ids in self._lines(first=True, progress=progress):
             count, longest = count + 1, max(longest, len(ids) + line.settings.max_tokens - 1)
         return count, self.args.ctx_size or longest
+
+    def counts(self) -> JsonObject:
+        """How many texts were written, were there already, and are wrong."""
+        return {"texts": self.done, "skipped": self.skipped, "wrong": self.wrong}
 
     def write(self, model: Model, count: int, progress: Progress) -> None:
         """Write the texts, ``count`` of them, each to its line as soon as it is done."""
@@ -158,10 +164,12 @@ class Work:
         ended = bool(ids) and ids[-1] in self.ends
         return {**entry, "token_ids": ids, "finish": "end" if ended else "length"}
 
-    def _lines(self, first: bool = False) -> Iterator[tuple[Line, list[int]]]:
+    def _lines(
+        self, first: bool = False, progress: Progress = no_progress
+    ) -> Iterator[tuple[Line, list[int]]]:
         """Yield each line that is to be written, and its token ids. The ``first`` time what is
         wrong or done is counted, and what is wrong is named."""
-        for line in lines_of(self.args.prompts, self.default):
+        for line in lines_of(self.args.prompts, self.default, progress):
             if isinstance(line, Line) and self.written.check(line, line.key(self.model)):
                 self.skipped += first
                 continue
@@ -201,9 +209,7 @@ def figures(model: Model, work: Work) -> JsonObject:
     """The figures of ``--json``."""
     phase, stats = model.stats.generation, model.stats.as_dict()
     return {
-        "texts": work.done,
-        "skipped": work.skipped,
-        "wrong": work.wrong,
+        **work.counts(),
         "texts_at_a_time": model.plan.texts,
         "seconds": phase.seconds,
         "flash_bytes": phase.flash_bytes,

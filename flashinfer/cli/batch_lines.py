@@ -12,6 +12,7 @@ from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import open_regular
 from flashinfer.formats.numbers import is_number, is_whole
+from flashinfer.formats.progress import Progress, no_progress
 
 MOST_LINE = 16 << 20  # bytes
 MOST_JSON = 256 << 20  # of DRAM, that a line's JSON may take
@@ -55,10 +56,18 @@ class WrongLine(NamedTuple):
     why: str
 
 
-def lines_of(path: str, default: Settings) -> Iterator[Line | WrongLine]:
-    """Yield the lines of a file, empty ones left out. Raises UserError where it cannot be read."""
+def lines_of(
+    path: str, default: Settings, progress: Progress = no_progress
+) -> Iterator[Line | WrongLine]:
+    """Yield the lines of a file, empty ones left out. Raises UserError where it cannot be read.
+
+    progress  is told the bytes of the lines that were yielded, as "read"
+    """
     with open_regular(path) as file:
+        size, done = os.fstat(file.fileno()).st_size, 0
         for number, raw in _raw_lines(file, path):
+            done += len(raw or b"") + 1
+            progress("read", min(done, size), size)
             if raw is None:
                 yield WrongLine(number, f"has more than {MOST_LINE} bytes")
             elif raw.strip():

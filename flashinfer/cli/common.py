@@ -48,6 +48,7 @@ BARS: dict[str, dict[str, Any]] = {
     "tokenize": {"unit": "question"},
     "choices": {"unit": "question"},
     "batch": {"unit": "text"},
+    "read": BYTES,
     "trace": {"unit": "token"},
     "compare": {"unit": "operation"},
     "kit": {"unit": "model"},

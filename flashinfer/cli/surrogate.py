@@ -53,7 +53,7 @@ def main(args: Namespace) -> None:
     texts = Texts()
     with progress_bars() as progress:
         work = Work(args, config, digest, tokenizer, texts)
-        count, context = work.survey()
+        count, context = work.survey(progress)
         if work.wrong:
             raise UserError(f"{args.prompts}: {work.wrong} lines are wrong")
         if not count:

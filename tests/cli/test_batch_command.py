@@ -119,6 +119,9 @@ def test_a_run_that_was_stopped_is_gone_on_with(cli, tmp_path, cut):
     code, _, err = cli(*arguments)
     assert code == 0 and f"{out}: 5 texts" in err
     assert written(out) == whole
+    code, _, _ = cli(*arguments, "--json", tmp_path / "figures.json")
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert code == 0 and (told["texts"], told["skipped"], told["wrong"]) == (0, 5, 0)
 
 
 def test_killed_and_started_again(cli, tmp_path):
