@@ -10,11 +10,13 @@ from flashinfer.generation.drafts import Draft
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32)  # tokens of a pass
 SAMPLES = 7  # of the seconds of passes of one size, of which the median counts
+FEW = 3  # from so many on
 UNKNOWN = 0.02  # of a pass's seconds that each further token takes, where nothing is known
 LEAST_GAIN = 1.01  # less is not worth a draft
 MOST_LOST = 0.02  # of all seconds may be lost by drafts that are wrong
 AHEAD = 100  # tokens that a text is trusted to have still, where it may
-CHECKED = 48  # passes after which one without drafts is timed again, where the gain is below
+# Passes after which one without drafts is timed again: where the gain is at least CLEAR, and below.
+CHECKED, SOONER = 48, 8
 CLEAR = 1.5
 FADING = 0.97  # of what was found of drafts, a step later
 TRUST = 3.0  # tokens that what is expected of a kind of drafts counts for
@@ -31,12 +33,15 @@ class PassTimes:
 
     def took(self, tokens: int, seconds: float) -> None:
         """A pass of so many tokens took so long."""
-        self.samples[tokens].append(seconds)
-        self.measured[tokens] = statistics.median(self.samples[tokens])
+        samples = self.samples[tokens]
+        samples.append(seconds)
+        # Of a few samples the one that speaks against drafts.
+        few = min if tokens == 1 else max
+        self.measured[tokens] = (statistics.median if len(samples) >= FEW else few)(samples)
 
     def __call__(self, tokens: int) -> float:
-        """Seconds of a pass of so many tokens: the median of those measured, or what is expected
-        times what the nearest size that was measured took of what was expected of it."""
+        """Seconds of a pass of so many tokens: by those measured, or what is expected times what
+        the nearest size that was measured took of what was expected of it."""
         if tokens in self.measured:
             return self.measured[tokens]
         if not self.measured:
@@ -111,7 +116,7 @@ class Pace:
             gain = tokens_expected(share, n) * one / seconds
             if gain > best and seconds - one <= may_lose:  # even if all of them were wrong
                 best, drafts = gain, n
-        if best < CLEAR and self.since >= CHECKED:
+        if self.since >= (CHECKED if best >= CLEAR else SOONER):
             return 0
         return drafts
 
