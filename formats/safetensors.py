@@ -8,6 +8,7 @@ N bytes of JSON mapping names to dtype, shape and data_offsets, with an optional
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -107,13 +108,17 @@ class SafetensorsFile:
         if f"{zlib.crc32(blank):08x}" != stored:
             raise FormatError(f"{self.path}: the header does not match its checksum")
 
+    def chunks(self, offset: int, nbytes: int) -> Iterator[UInt8Array]:
+        """``nbytes`` bytes from ``offset`` of the file, CHUNK_BYTES at a time."""
+        for start in range(0, nbytes, CHUNK_BYTES):
+            yield self.read_bytes(offset + start, min(CHUNK_BYTES, nbytes - start))
+
     def check_tensor(self, name: str) -> None:
         """Raise FormatError where a tensor is not what its CRC-32 in the metadata was made of."""
         info, found = self.tensors[name], 0
         stored = bounded_json.parse(self.metadata.get(CHECKSUMS, "{}"), self.path)
-        for start in range(0, info.nbytes, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, info.nbytes - start)
-            found = zlib.crc32(self.read_bytes(info.offset + start, length).data, found)
+        for chunk in self.chunks(info.offset, info.nbytes):
+            found = zlib.crc32(chunk.data, found)
         if not isinstance(stored, dict) or stored.get(name) != f"{found:08x}":
             raise FormatError(f"{self.path}: tensor {shown(name)} does not match its checksum")
 

@@ -25,7 +25,7 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import FormatError, UserError, shown
 from flashinfer.formats.files import read_into
 from flashinfer.formats.numbers import is_whole
-from flashinfer.formats.safetensors import SafetensorsFile, TensorInfo
+from flashinfer.formats.safetensors import CHECKSUMS, SafetensorsFile, TensorInfo
 from flashinfer.transformer.kv_cache import KeyValueCache
 from flashinfer.transformer.positions import same_turns
 
@@ -147,7 +147,7 @@ class SessionFile:
             raise FormatError(
                 f"{self.path}: has session version {shown(version)}; this program reads {VERSION}"
             )
-        self.checksums = self._json("flashinfer.checksums")
+        self.checksums = self._json(CHECKSUMS)
         state = self._json(STATE)
         kept, firsts = state.get("kept"), state.get("first")
         if not is_whole(kept, 0) or not isinstance(firsts, list):

@@ -23,7 +23,7 @@ from ..errors import FormatError, shown
 from ..files import MOST_TEXT
 from ..number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
 from ..progress import Progress, no_progress
-from ..safetensors import SafetensorsFile, TensorInfo
+from ..safetensors import CHECKSUMS, SafetensorsFile, TensorInfo
 from ..tensors import TensorSpec
 from .calibration import (
     TRAINED,
@@ -37,7 +37,6 @@ from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
-CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -188,11 +187,7 @@ class Bundle:
     def digest(self) -> str:
         """What tells this model from every other: the SHA-256 of the header, which has a checksum
         of each tensor, the config, and what calibration found."""
-        found = hashlib.sha256()
-        for start in range(0, self.file.header_bytes, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, self.file.header_bytes - start)
-            found.update(self.file.read_bytes(8 + start, length).data)
-        return found.hexdigest()
+        return self._sha256(8, self.file.header_bytes)
 
     @property
     def predictor_form(self) -> PredictorForm:
@@ -253,10 +248,13 @@ class Bundle:
         place = self.where(TOKENIZER)
         if place is None:
             return f"{self.config.vocab_size} ids"
+        return self._sha256(place.offset, place.nbytes)
+
+    def _sha256(self, offset: int, nbytes: int) -> str:
+        """The SHA-256 of these bytes of the file."""
         found = hashlib.sha256()
-        for start in range(0, place.nbytes, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, place.nbytes - start)
-            found.update(self.file.read_bytes(place.offset + start, length).data)
+        for chunk in self.file.chunks(offset, nbytes):
+            found.update(chunk.data)
         return found.hexdigest()
 
     def where(self, name: str) -> Span | None:
@@ -304,13 +302,12 @@ def verify(path: Path | str, progress: Progress = no_progress) -> int:
     with Bundle(path) as bundle:
         file = bundle.file
         file.check_header()
-        checksums = bundle._json("flashinfer.checksums")
+        checksums = bundle._json(CHECKSUMS)
         for info in sorted(file.tensors.values(), key=lambda info: info.offset):
-            crc = 0
-            for start in range(0, info.nbytes, CHUNK_BYTES):
-                chunk = file.read_bytes(info.offset + start, min(CHUNK_BYTES, info.nbytes - start))
-                crc = zlib.crc32(chunk.data, crc)
-                progress("verify", info.offset + start + len(chunk), file.size)
+            crc, end = 0, info.offset
+            for chunk in file.chunks(info.offset, info.nbytes):
+                crc, end = zlib.crc32(chunk.data, crc), end + len(chunk)
+                progress("verify", end, file.size)
             if checksums.get(info.name) != f"{crc:08x}":
                 raise FormatError(f"{path}: tensor {info.name} does not match its checksum")
         return file.size

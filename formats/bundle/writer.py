@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from ..errors import UserError
 from ..files import replacing
 from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
-from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC, TensorInfo
+from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
 from .calibration import Calibration
-from .reader import CHUNK_BYTES, PAGE, VERSION, Bundle
+from .reader import PAGE, VERSION, Bundle
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,13 @@ def stored_tensors(
     """The tensors of an open bundle for which ``names(name)``, in file order, to be copied."""
     infos = sorted(bundle.file.tensors.values(), key=lambda info: info.offset)
 
-    def copier(info: TensorInfo) -> Callable[[], Iterator[UInt8Array]]:
-        def chunks() -> Iterator[UInt8Array]:
-            for start in range(0, info.nbytes, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, info.nbytes - start)
-                yield bundle.file.read_bytes(info.offset + start, length)
-
-        return chunks
-
     return [
         NewTensor(
             info.name,
             info.dtype,
             info.shape,
             info.nbytes,
-            copier(info),
+            partial(bundle.file.chunks, info.offset, info.nbytes),
             bundle.formats.get(info.name, ""),
         )
         for info in infos
