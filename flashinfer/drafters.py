@@ -34,12 +34,10 @@ class OpenedDraft:
 
     def with_text(self, context: int) -> Drafter:
         """The Drafter for texts of up to ``context`` tokens: of the file and of the text itself."""
+        if isinstance(self.drafter, DraftModel):
+            return self.drafter
         ngrams = NGrams(context)
-        if self.drafter is None:
-            return ngrams
-        return (
-            self.drafter if isinstance(self.drafter, DraftModel) else Longer(ngrams, self.drafter)
-        )
+        return ngrams if self.drafter is None else Longer(ngrams, self.drafter)
 
     def close(self) -> None:
         """Close the file."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from flashinfer.cli.common import MOST_SEED, MOST_WHOLE
 from flashinfer.formats import bounded_json
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.errors import FormatError, UserError
@@ -16,8 +17,6 @@ from flashinfer.formats.progress import Progress, no_progress
 
 MOST_LINE = 16 << 20  # bytes
 MOST_JSON = 256 << 20  # of DRAM, that a line's JSON may take
-MOST_WHOLE = (1 << 31) - 1
-MOST_SEED = (1 << 64) - 1
 
 
 class Settings(NamedTuple):

@@ -121,12 +121,9 @@ class Batch:
         own = max(self.free, key=lambda text: text.in_common(before))
         self.free.remove(own)
         kept, source, shared = own.in_common(before), None, 0
-        for other in self.writing:
-            common = in_common(other.request.prompt, before)
-            if common > max(kept, shared) and common >= LEAST_SHARED:
-                source, shared = other.text, common
-        for text in self.free:
-            common = text.in_common(before)
+        others = [(one.text, one.request.prompt) for one in self.writing]
+        for text, ids in [*others, *((text, text.ids) for text in self.free)]:
+            common = in_common(ids, before)
             if common > max(kept, shared) and common >= LEAST_SHARED:
                 source, shared = text, common
         del own.ids[kept:]

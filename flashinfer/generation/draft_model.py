@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.generation.drafts import Draft
 from flashinfer.generation.sampling import Sampler
+from flashinfer.transformer.text import in_common
 
 EXPECTED = 0.6  # of its tokens are right, before it was measured
 FADING = 0.9  # of what drafting took before, at each draft
@@ -56,7 +57,8 @@ class DraftModel:
 
     def _written(self, ids: Sequence[int], sampler: Sampler, n: int) -> list[int]:
         begun, ahead = time.perf_counter(), sampler.copy()
-        self.model.reset(common_beginning(self.model.ids, ids))
+        # The last token must be processed, for its logits.
+        self.model.reset(in_common(self.model.ids, ids[:-1]))
         logits = self.model.forward(ids[len(self.model.ids) :])
         tokens = [ahead(logits)]
         while len(tokens) < n:
@@ -68,9 +70,3 @@ class DraftModel:
     def close(self) -> None:
         """Close the small model."""
         self.model.close()
-
-
-def common_beginning(held: Sequence[int], ids: Sequence[int]) -> int:
-    """How many tokens of a text need not be processed: the last one must be, for its logits."""
-    most = min(len(held), len(ids) - 1)
-    return next((i for i in range(most) if held[i] != ids[i]), most)
