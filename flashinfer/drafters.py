@@ -107,6 +107,7 @@ def _opened_model(
     own = Options(
         memory=options.memory, context=min(context, small.config.max_position_embeddings),
         threads=options.threads, io=options.io, device=options.device, draft="off",
+        scratch=options.scratch,
     )  # fmt: skip
     budget = _divided(options, bundle, own, small, before)
     model = open_model(small, replace(own, memory=budget))

@@ -1,16 +1,19 @@
 """Bringing into DRAM what the plan keeps there."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.progress import Progress
-from flashinfer.paper.flash import Flash, aligned_bytes
+from flashinfer.paper.flash import Engine, Flash, aligned_bytes
 from flashinfer.plan.plan import Plan
-from flashinfer.plan.sizes import pages
+from flashinfer.plan.sizes import kv_bytes, pages
 from flashinfer.transformer.kv_cache import ELEMENTS, KeyValueCache, kept_tokens, token_bytes
+from flashinfer.transformer.kv_flash import KeyValueFile, KeyValuesOnFlash
 from flashinfer.transformer.text import Text
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
@@ -63,24 +66,48 @@ def load_weights(
     return weights
 
 
-def allocate_texts(bundle: Bundle, plan: Plan) -> list[Text]:
-    """The texts that there is room for, ``plan.texts`` of them, all empty."""
-    return [Text(_kv_caches(bundle, plan)) for _ in range(plan.texts)]
+def key_value_file(
+    bundle: Bundle, plan: Plan, scratch: Path | None, flash: Flash
+) -> KeyValueFile | None:
+    """The file in the folder ``scratch`` that the plan wants for keys and values, or None.
+
+    flash  of the model, whose way to read is taken
+    """
+    if scratch is None or not plan.kv_on_flash:
+        return None
+    io: Engine = "auto" if flash.io == "io_uring" else flash.io
+    return KeyValueFile(scratch, plan.kv_flash_bytes(bundle), plan.kv_stage, io)
 
 
-def _kv_caches(bundle: Bundle, plan: Plan) -> list[KeyValueCache]:
+def allocate_texts(bundle: Bundle, plan: Plan, file: KeyValueFile | None) -> list[Text]:
+    """The texts that there is room for, ``plan.texts`` of them, all empty; file: for the keys and
+    values of ``plan.kv_on_flash``."""
+    return [Text(_kv_caches(bundle, plan, file)) for _ in range(plan.texts)]
+
+
+def _kv_caches(bundle: Bundle, plan: Plan, file: KeyValueFile | None) -> list[KeyValueCache]:
     """A text's KeyValueCache of each layer."""
-    at, caches = 0, []
+    caches: list[KeyValueCache] = []
     layers = [layer.attention for layer in bundle.config.layers]
-    tokens = [kept_tokens(config, plan.context) for config in layers]
     sizes = [
-        n * token_bytes(config, plan.kv_dtype) for config, n in zip(layers, tokens, strict=True)
+        kv_bytes(config, plan, number in plan.kv_on_flash) for number, config in enumerate(layers)
     ]
-    block = aligned_bytes(2 * sum(pages(size) for size in sizes))
-    for config, n, size in zip(layers, tokens, sizes, strict=True):
-        halves = block[at : at + 2 * pages(size)].reshape(2, -1)[:, :size]
-        shape = config.num_key_value_heads, n, -1
-        keys, values = (half.view(ELEMENTS[plan.kv_dtype]).reshape(shape) for half in halves)
-        caches.append(KeyValueCache(keys, values, config.attention_window, plan.context))
-        at += 2 * pages(size)
+    block, at = aligned_bytes(sum(sizes)), 0
+    for number, (config, size) in enumerate(zip(layers, sizes, strict=True)):
+        memory = block[at : at + size]
+        if file is not None and number in plan.kv_on_flash:
+            caches.append(KeyValuesOnFlash(file, config, plan.kv_dtype, plan.context, memory))
+        else:
+            caches.append(_kv_cache(config, plan, memory))
+        at += size
     return caches
+
+
+def _kv_cache(config: AttentionConfig, plan: Plan, memory: UInt8Array) -> KeyValueCache:
+    """A layer's KeyValueCache in ``memory``."""
+    tokens, heads = kept_tokens(config, plan.context), config.num_key_value_heads
+    halves = memory.reshape(2, -1)[:, : tokens * token_bytes(config, plan.kv_dtype)]
+    keys, values = (
+        half.view(ELEMENTS[plan.kv_dtype]).reshape(heads, tokens, -1) for half in halves
+    )
+    return KeyValueCache(keys, values, config.attention_window, plan.context)

@@ -22,12 +22,13 @@ from flashinfer.generation.pace import Pace
 from flashinfer.generation.sampling import Sampler
 from flashinfer.generation.session import Message, Session, SessionFile, Setting, save
 from flashinfer.generation.speculation import Drafting, drawn
-from flashinfer.loading import allocate_texts, load_weights
+from flashinfer.loading import allocate_texts, key_value_file, load_weights
 from flashinfer.paper.flash import aligned_bytes
 from flashinfer.passes import Passes
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.stats import Stats, measured
+from flashinfer.transformer.kv_flash import KeyValueFile
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.text import Part
 from flashinfer.transformer.values import TraceTap, widest
@@ -88,22 +89,24 @@ class Model:
         flash = self.flash
         # Not by way of this model, which is thus freed when nobody holds it.
         self.turns = Turns(lambda: flash.fd < 0)
+        self.kv_file: KeyValueFile | None = None
         try:
             kernels.set_threads(self.plan.threads)
             self.stats = self._new_stats()
-            self._load(setup.uses)
+            self._load(setup)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, uses: Sequence[Any] | None) -> None:
+    def _load(self, setup: Setup) -> None:
         buffer = aligned_bytes(self.plan.buffers)
         weights = load_weights(self.bundle, self.plan, self.flash, buffer, self.progress)
-        self.texts = allocate_texts(self.bundle, self.plan)
+        self.kv_file = key_value_file(self.bundle, self.plan, setup.scratch, self.flash)
+        self.texts = allocate_texts(self.bundle, self.plan, self.kv_file)
         self.text = self.texts[0]  # that all but ``generate_many`` goes on with
         self.decoder = make_decoder(self.bundle, self.plan, self.flash, weights, buffer)
-        self.passes = Passes(self.decoder, self.flash, self.plan.chunk)
-        fill_caches(self.layers, uses, self.progress)
+        self.passes = Passes(self.decoder, self.flash, self.kv_file, self.plan.chunk)
+        fill_caches(self.layers, setup.uses, self.progress)
 
     # ------------------------------------------------------------------ computing
 
@@ -469,6 +472,8 @@ class Model:
             self.bundle.close()
             self.flash.close()
             self.drafts.close()
+            if self.kv_file is not None:
+                self.kv_file.close()
 
     def __enter__(self) -> "Model":
         return self

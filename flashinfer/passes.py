@@ -8,18 +8,22 @@ from flashinfer.formats.arrays import Float32Array
 from flashinfer.paper.flash import Flash
 from flashinfer.paper.selection import Tokens
 from flashinfer.transformer.decoder import Decoder
-from flashinfer.transformer.text import Part, Text
+from flashinfer.transformer.kv_flash import KeyValueFile
+from flashinfer.transformer.text import Part, Text, rows_of
 
 
 class Passes:
     """Runs a decoder, and keeps the texts in step with it.
 
+    kv_file  keys and values on flash, or None
     chunk  tokens that go through a layer together, at most
     token  tokens ever processed; the neuron caches count by these
     """
 
-    def __init__(self, decoder: Decoder, flash: Flash, chunk: int) -> None:
-        self.decoder, self.flash, self.chunk = decoder, flash, chunk
+    def __init__(
+        self, decoder: Decoder, flash: Flash, kv_file: KeyValueFile | None, chunk: int
+    ) -> None:
+        self.decoder, self.flash, self.kv_file, self.chunk = decoder, flash, kv_file, chunk
         self.token = 0
 
     def __call__(
@@ -40,9 +44,14 @@ class Passes:
         total = sum(len(part.ids) for part in parts)
         tokens = Tokens(self.token, total if sure is None else sure)
         try:
+            if self.kv_file is not None:
+                layers = range(len(self.decoder.layers))
+                self.kv_file.begin(rows for layer in layers for rows in rows_of(parts, layer))
             h = self.decoder(parts, tokens, progress)
         except BaseException:
             self.flash.settle()
+            if self.kv_file is not None:
+                self.kv_file.abandon()
             self.decoder.abandon()
             raise
         for part in parts:
@@ -74,9 +83,10 @@ class Passes:
     def counters(self) -> tuple[int, int, int, int, int]:
         """(bytes read, of them streamed, reads of the others, hits, misses) since the opening."""
         caches = [layer.feed_forward.store.cache for layer in self.decoder.layers]
+        keys_and_values = 0 if self.kv_file is None else self.kv_file.flash.bytes_read
         return (
-            self.flash.bytes_read,
-            self.flash.bytes_streamed,
+            self.flash.bytes_read + keys_and_values,
+            self.flash.bytes_streamed + keys_and_values,
             self.flash.reads,
             sum(cache.hits for cache in caches),
             sum(cache.misses for cache in caches),

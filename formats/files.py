@@ -227,6 +227,26 @@ def scratch_directory(parent: Path | str, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def nameless_file(folder: Path, size: int) -> int:
+    """The descriptor of a new file in ``folder``, to read and write, whose ``size`` bytes have
+    their room on the disk. It has no name: it is gone when it is closed, whatever ends the process.
+    Raises UserError.
+    """
+    try:
+        descriptor, temporary = _new_file(folder, "scratch")
+        try:
+            if temporary is not None:
+                os.unlink(temporary)
+            _refuse_full(folder, size)
+            os.posix_fallocate(descriptor, 0, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise _failed(folder, error, size) from None
+    return descriptor
+
+
 def _place(path: Path | str) -> tuple[Path, str]:
     """(folder, name) of the file to write, with symbolic links followed. Raises UserError."""
     mode = None

@@ -55,7 +55,7 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         f"{neurons}, {heads}, {config.vocab_size} tokens, "
         f"positions up to {config.max_position_embeddings}\n"
     )
-    print_memory(plan, figures["bytes_by_role"])
+    print_memory(plan, figures["bytes_by_role"], plan.kv_flash_bytes(bundle))
     window = plan.window or plan.affords
     sizes = zip(config.layers, figures["unit_bytes"], strict=True)
     chosen = {size for layer, size in sizes if plan.chooses(layer.ffn)}

@@ -40,6 +40,10 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         "default: f32 where the attention's weights are f32, else f16",
     )  # fmt: skip
     parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where keys and values lie that do not fit the "
+        "budget, in a file that is gone at the end; default: beside the model",
+    )  # fmt: skip
+    parser.add_argument(
         "--warm", action=BooleanOptionalAction, help="begin with those experts of a mixture in the "
         "cache that the calibration text used most; default: where most of them will soon be used",
     )  # fmt: skip
@@ -81,6 +85,7 @@ def options_of(args: Namespace, **changes: Any) -> Options:
     return Options(
         memory=args.memory, window=args.window, neurons=args.neurons, threads=args.threads,
         io=args.io, cache=args.cache, device=args.device, warm=args.warm, kv_dtype=args.kv_dtype,
+        scratch=args.scratch,
         draft=getattr(args, "draft", "off"), **changes,
     )  # fmt: skip
 

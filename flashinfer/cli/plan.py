@@ -48,7 +48,7 @@ def main(args: Namespace) -> None:
                      "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
-            print_memory(plan, bytes_by_role(bundle))
+            print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
             print_cost(cost, figures, profile)
     write_json(args.json, figures)
 
@@ -68,8 +68,8 @@ def bytes_by_role(bundle: Bundle) -> dict[Role, int]:
     return sizes
 
 
-def print_memory(plan: Plan, sizes: dict[Role, int]) -> None:
-    """Print what stays in DRAM; sizes: ``bytes_by_role``."""
+def print_memory(plan: Plan, sizes: dict[Role, int], on_flash: int) -> None:
+    """Print what stays in DRAM; sizes: ``bytes_by_role``; on_flash: bytes of keys and values."""
     stays = {
         "norms, biases": (plan.small, sizes[SMALL]),
         "predictors": (plan.predictor, sizes[PREDICTOR]),
@@ -86,6 +86,10 @@ def print_memory(plan: Plan, sizes: dict[Role, int]) -> None:
         f"  {'key/value cache':<24}{format_size(plan.kv_cache):>14}   {plan.context} tokens, "
         f"{plan.kv_dtype}"
     )
+    if plan.kv_on_flash:
+        print(
+            f"  {'  on flash':<24}{format_size(on_flash):>14}   of {len(plan.kv_on_flash)} layers"
+        )
     print(f"  {'buffers, activations':<24}{format_size(plan.buffers + plan.working):>14}")
     print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
 

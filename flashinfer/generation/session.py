@@ -94,22 +94,25 @@ def save(
     ]
     firsts = [cache.first if session.kept else 0 for cache in caches]
     for number, (cache, first) in enumerate(zip(caches, firsts, strict=True)):
-        for name, memory in (("keys", cache.keys), ("values", cache.values)):
-            tensors.append(_tensor(f"layers.{number}.{name}", cache, memory, session.kept - first))
+        for name in ("keys", "values"):
+            full = f"layers.{number}.{name}"
+            tensors.append(_tensor(full, cache, name, session.kept - first, session.kept))
     state = {"setting": asdict(setting), "kept": session.kept, "first": firsts}
     metadata = {"format": "flashinfer", MARK: VERSION, STATE: json.dumps(state)}
     write_tensors(path, tensors, metadata)
 
 
-def _tensor(name: str, cache: KeyValueCache, memory: Any, tokens: int) -> NewTensor:
-    """The keys or values of the first ``tokens`` tokens that a cache holds."""
+def _tensor(name: str, cache: KeyValueCache, half: str, tokens: int, end: int) -> NewTensor:
+    """The keys or the values of the first ``tokens`` tokens that a cache holds, which are those
+    before ``end`` of the text."""
 
     def chunks() -> Iterator[UInt8Array]:
-        return (part for part in _rows(memory, tokens) if part.size)
+        cache.bring(end)
+        return (part for part in _rows(getattr(cache, half), tokens) if part.size)
 
-    shape = _shape(memory, tokens)
+    shape = _shape(cache.keys, tokens)
     return NewTensor(
-        name, cache.format.safetensors, shape, math.prod(shape) * memory.itemsize, chunks
+        name, cache.format.safetensors, shape, math.prod(shape) * cache.keys.itemsize, chunks
     )
 
 
@@ -269,9 +272,11 @@ class SessionFile:
         the file. Memory: none but theirs. Raises FormatError where a checksum differs: the caches
         hold nothing to be trusted then."""
         for number, (cache, first) in enumerate(zip(caches, self.firsts, strict=True)):
+            cache.bring(0)
             for name, memory in (("keys", cache.keys), ("values", cache.values)):
                 info = self.file.tensors[f"layers.{number}.{name}"]
                 self._read_to(info, _rows(memory, self.kept - first))
+            cache.keep(0, self.kept)
             cache.first = first
 
     def _info(self, name: str, dtype: str, dimensions: int) -> TensorInfo:

@@ -72,31 +72,38 @@ class Flash:
     io          "auto": O_DIRECT by io_uring, or else by threads, or else through the page cache;
                 "io_uring", "threads": O_DIRECT that way or an error; "buffered": the page cache.
                 Afterwards, the way that was taken.
+    path        named in messages: ``name``, or what was opened
     gap_bytes   reads no further apart than this are merged into one
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
     bytes_read  so far, alignment's widening included; of them, bytes_streamed in ``submit_range``,
                 and the others in ``reads`` reads
     """
 
-    def __init__(self, path: Path | str, io: Engine = "auto", gap_bytes: int = GAP_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        io: Engine = "auto",
+        gap_bytes: int = GAP_BYTES,
+        name: Path | str | None = None,
+    ) -> None:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
-        self.path, self.bytes_read, self.bytes_streamed, self.reads = path, 0, 0, 0
+        self.path, self.bytes_read, self.bytes_streamed, self.reads = name or path, 0, 0, 0
         self.flying: set[Submitted] = set()  # Submitted, not waited for
         # A tensor, half of the buffer and the tensor's first tile, read before its turn.
         self.early: tuple[StoredTensor, int, Tile] | None = None
-        self.fd, self.alignment = self._open(io)
+        self.fd, self.alignment = self._open(path, io)
         try:
             self.io, self.reader = self._reader(io)
         except BaseException:
             os.close(self.fd)
             raise
 
-    def _open(self, io: Engine) -> tuple[int, int]:
+    def _open(self, path: Path | str, io: Engine) -> tuple[int, int]:
         """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
         if io != "buffered" and hasattr(os, "O_DIRECT"):
             try:
-                fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise FormatError(f"{self.path}: {error.strerror}") from None
@@ -114,11 +121,11 @@ class Flash:
                 file=sys.stderr,
             )
         try:
-            return os.open(self.path, os.O_RDONLY), 1
+            return os.open(path, os.O_RDONLY), 1
         except OSError as error:
             raise FormatError(f"{self.path}: {error.strerror}") from None
 
-    def _reader(self, io: Engine) -> tuple[str, Any]:
+    def _reader(self, io: Engine) -> tuple[Engine, Any]:
         """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
         if self.alignment == 1:
             return "buffered", kernels.Reader(self.fd, IO_THREADS)

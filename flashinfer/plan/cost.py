@@ -9,6 +9,7 @@ import numpy as np
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR, Role, TensorSpec
+from flashinfer.paper.flash import PIECE_BYTES
 from flashinfer.paper.ways import (
     CACHED,
     STREAMED,
@@ -27,6 +28,7 @@ from flashinfer.plan.timeline import Timeline
 from flashinfer.transformer.kv_cache import token_bytes
 
 PARTS: dict[Role, str] = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
+KEY_VALUES = "keys and values"
 GUESSED = 0.8  # of what a layer uses is guessed one layer early, where calibration does not say
 
 
@@ -114,7 +116,7 @@ class _Pass:
         self.line = Timeline(profile)
         for part in ("attention", "feed-forward", *PARTS.values(), "the rest"):
             self.line.compute(part, 0.0)  # to be printed in this order
-        self.read = dict.fromkeys(("neurons", *PARTS.values()), 0.0)
+        self.read = dict.fromkeys(("neurons", *PARTS.values(), KEY_VALUES), 0.0)
         self.requests = 0.0
         self.matrices: dict[
             tuple[Role, int | None], list[TensorSpec]
@@ -123,6 +125,8 @@ class _Pass:
             if spec.role in PARTS and len(spec.shape) == 2:
                 self.matrices.setdefault((spec.role, spec.layer), []).append(spec)
         self.units = [self._units(number) for number in range(self.layers)]
+        self.kv_coming = deque(plan.kv_on_flash)  # layers whose keys and values are to be read
+        self.kv_done = self._submit_kv()
 
     def multiply(self, role: Role, layer: int | None = None) -> None:
         """The products with the matrices of a role, streamed where they do not stay."""
@@ -155,10 +159,28 @@ class _Pass:
     def attention(self, number: int) -> None:
         """With half of the context's keys and values."""
         self.multiply(ATTENTION, number)
+        if number in self.plan.kv_on_flash:
+            self.line.wait(self.kv_done, KEY_VALUES)
+            self.kv_done = self._submit_kv()
+        seen = self.tokens * self._kv_bytes(number)
+        self.line.compute("attention", seen / self.profile.dram)
+
+    def _kv_bytes(self, number: int) -> int:
+        """Bytes of the keys and values that a token sees in a layer."""
         config, seen = self.bundle.config.layers[number].attention, self.plan.context // 2
         seen = min(seen, config.attention_window or seen)
-        cached = 2 * seen * token_bytes(config, self.plan.kv_dtype)
-        self.line.compute("attention", self.tokens * cached / self.profile.dram)
+        return 2 * seen * token_bytes(config, self.plan.kv_dtype)
+
+    def _submit_kv(self) -> float:
+        """Begin to read a layer's keys and values, of each text; when they are there."""
+        if not self.kv_coming:
+            return 0.0
+        number = self.kv_coming.popleft()
+        heads = self.bundle.config.layers[number].attention.num_key_value_heads
+        texts = self.tokens if self.plan.texts > 1 else 1
+        nbytes = texts * self._kv_bytes(number)
+        self.read[KEY_VALUES] += nbytes
+        return self.line.submit(max(2 * heads * texts, nbytes / PIECE_BYTES), nbytes)
 
     def prefetch(self, number: int) -> float | None:
         """Begin the reads that a layer's guess asks for; when they are done, or None."""

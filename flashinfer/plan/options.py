@@ -1,5 +1,6 @@
 """What can be asked for when a model is opened."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,8 @@ class Options:
              that is faster: "ngram": from the text itself, which is what "auto" does; "off": none;
              or a file: a store that ``flashinfer surrogate`` made, or a smaller model with the same
              tokenizer, which shares the budget
+    scratch  the folder of a file for keys and values that do not fit the budget; None: that of the
+             model
     texts    that can share a pass, each with a context of its own: see ``Model.generate_many``
     fewer    texts may share a pass where the memory has no room for all, or the keys and values of
              all would cost more tokens a second than they bring
@@ -64,8 +67,19 @@ class Options:
     warm: bool | None = None
     logit_rows: int = 1
     draft: Path | str = "auto"
+    scratch: Path | str | None = None
     texts: int = 1
     fewer: bool = False
+
+    def scratch_of(self, bundle: Bundle) -> Path | None:
+        """The folder for keys and values; None where the model's is asked for, and cannot be
+        written. Raises UserError where another is, and cannot."""
+        folder = bundle.path.parent if self.scratch is None else Path(self.scratch)
+        if folder.is_dir() and os.access(folder, os.W_OK):
+            return folder
+        if self.scratch is not None:
+            raise UserError(f"--scratch {folder}: is no folder that can be written")
+        return None
 
     @property
     def draft_file(self) -> Path | None:
@@ -150,6 +164,7 @@ class Decided:
     logit_rows  tokens whose logits are there at a time
     experts_first  of a mixture the experts that one token needs have memory before attention has
     drafting  tokens are drafted where that is faster
+    kv_share  of the layers whose keys and values can lie on flash, how many do
     texts    that share a pass, each with a context of its own
     """
 
@@ -163,6 +178,7 @@ class Decided:
     logit_rows: int = 1
     experts_first: bool = False
     drafting: bool = False
+    kv_share: float = 0.0
     texts: int = 1
 
     def chooses(self, ffn: FFNConfig) -> bool:

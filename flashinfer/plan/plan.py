@@ -24,6 +24,7 @@ from flashinfer.plan.memory import MIB
 from flashinfer.plan.options import Decided
 from flashinfer.plan.sizes import MAX_CHUNK, PAGE, Sizes, pages
 from flashinfer.plan.slot_shares import Shares, nbytes, share_slots
+from flashinfer.transformer.kv_flash import part_bytes
 
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way
 MAX_BUFFER = 8 * MIB  # two tiles of the stream
@@ -45,6 +46,8 @@ class Plan(Decided):
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head
     kv_cache          for ``context`` tokens, or those that layers with a window keep of them
+    kv_on_flash       layers whose keys and values lie on flash, but for the last ones
+    kv_stage          for one such layer's, of which there are two
     buffers           tiles of the stream; working: activations of ``chunk`` tokens, the threads'
                       stacks, and where merged reads are staged
     chunk             tokens of a prompt that go through a layer together
@@ -69,6 +72,8 @@ class Plan(Decided):
     head: int
     embeddings: int
     kv_cache: int
+    kv_on_flash: tuple[int, ...]
+    kv_stage: int
     buffers: int
     working: int
     slots: tuple[int, ...]
@@ -78,6 +83,14 @@ class Plan(Decided):
     affords: int | None
     drafts: int = 0
     prefetch: float = 1.0
+
+    def kv_flash_bytes(self, bundle: Bundle) -> int:
+        """Bytes of the file for keys and values that do not stay."""
+        layers = bundle.config.layers
+        return self.texts * sum(
+            part_bytes(layers[number].attention, self.kv_dtype, self.context)
+            for number in self.kv_on_flash
+        )
 
     @property
     def resident(self) -> int:
@@ -175,6 +188,8 @@ def make_plan(
         head=head,
         embeddings=embeddings,
         kv_cache=sizes.kv_cache,
+        kv_on_flash=sizes.kv_on_flash,
+        kv_stage=sizes.kv_stage,
         buffers=buffers,
         working=working,
         slots=tuple(shares.slots),

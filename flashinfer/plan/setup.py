@@ -21,6 +21,9 @@ from flashinfer.plan.profile import Profile
 TEXTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # to write at a time
 USUAL_TEXTS = 16  # where nothing is known of the device
 LEAST_GAIN = 0.03  # of a token's seconds, for which more texts are worth their memory
+KV_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of layers, whose keys and values may lie on flash
+MUCH = 8  # keys and values that take at most this part of the budget stay in DRAM
+CLEARLY = 0.1  # of a token's seconds, for which more keys and values are worth writing to flash
 SOON = 64  # tokens within which what is read at once should be used
 
 
@@ -33,6 +36,7 @@ class Setup:
     pass_seconds  a function tokens -> seconds of a pass of so many; None as ``expected``
     uses      of each layer how often its units are used, or None of a layer that uses all of
               them, where the hottest are to be read at once; else None
+    scratch   the folder for the keys and values that do not stay, or None
     """
 
     flash: Flash
@@ -41,6 +45,7 @@ class Setup:
     expected: Cost | None
     pass_seconds: Callable[[int], float] | None
     uses: list[tuple[float, ...] | None] | None
+    scratch: Path | None
 
 
 def opened(path: Path | str | Bundle, options: Options) -> Bundle:
@@ -64,7 +69,11 @@ def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
     flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
     try:
         slot_bytes = [flash.slot_bytes(nbytes) for nbytes in unit_bytes]
-        plan = make_plan(bundle, wanted, slot_bytes, base)
+        scratch = options.scratch_of(bundle)
+        plan = _with_keys_and_values(
+            bundle, wanted, slot_bytes, base, known, flash, scratch is not None
+        )
+        wanted = replace(wanted, kv_share=plan.kv_share)
         if options.fewer:
             wanted = replace(wanted, texts=options.texts)
             plan = _for_throughput(bundle, plan, wanted, slot_bytes, base, known, flash)
@@ -82,7 +91,39 @@ def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
     except BaseException:
         flash.close()
         raise
-    return Setup(flash, plan, known, expected, pass_seconds, uses)
+    return Setup(flash, plan, known, expected, pass_seconds, uses, scratch)
+
+
+def _with_keys_and_values(
+    bundle: Bundle,
+    wanted: Decided,
+    slot_bytes: list[int],
+    base: int,
+    known: Profile | None,
+    flash: Flash,
+    may_write: bool,
+) -> Plan:
+    """The plan with as many layers' keys and values in DRAM as fit; or, if all would take much of
+    the budget and ``may_write``, with as many as make a token clearly faster."""
+    plans: list[Plan] = []
+    refused = None
+    for share in KV_SHARES if may_write else (0.0,):
+        try:
+            plan = make_plan(bundle, replace(wanted, kv_share=share), slot_bytes, base)
+        except BudgetError as error:
+            refused = error
+            continue
+        if plan.kv_on_flash or share == 0:
+            plans.append(plan)
+        if known is None or plan.kv_cache <= wanted.budget // MUCH:
+            break
+    if not plans:
+        raise refused or AssertionError
+    if len(plans) == 1 or known is None:
+        return plans[0]
+    costs = [_pass_seconds(bundle, plan, known, flash, 1) for plan in plans]
+    costs[0] *= 1 - CLEARLY
+    return plans[int(np.argmin(costs))]
 
 
 def _for_throughput(

@@ -1,8 +1,10 @@
 """What the parts of a model take in DRAM, before a budget is divided among them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
@@ -11,6 +13,7 @@ from flashinfer.plan.options import Decided
 from flashinfer.plan.slot_shares import CachedLayer, cached_layer
 from flashinfer.transformer import attention
 from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
+from flashinfer.transformer.kv_flash import may_lie_on_flash, part_bytes, tail_bytes
 
 PAGE = 4096
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
@@ -29,6 +32,7 @@ LEAST_SLOTS = 32  # of a layer's neurons; fewer would mean very small reads
 class Sizes:
     """What the parts of a bundle take in DRAM.
 
+    kv_on_flash the layers whose keys and values lie on flash; kv_stage: bytes of the largest
     cached      {layer: CachedLayer} of the layers whose units are chosen
     whole       {layer: bytes} of the others' FFNs, all units together
     transit     of the slots in transit that are worth having
@@ -61,7 +65,13 @@ class Sizes:
                 self.whole[i] = layer.ffn.units * slot_bytes[i]
         self.experts = config.reads_experts
         self.least_chunk = max(LEAST_CHUNK, wanted.texts)
-        self.kv_cache = _kv_cache(bundle, wanted)
+        self.kv_on_flash = _kv_on_flash(bundle, wanted)
+        layers = [layer.attention for layer in config.layers]
+        self.kv_stage = max(
+            (part_bytes(layers[i], wanted.kv_dtype, wanted.context) for i in self.kv_on_flash),
+            default=0,
+        )
+        self.kv_cache = 2 * self.kv_stage + _kv_cache(layers, wanted, self.kv_on_flash)
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
@@ -88,16 +98,34 @@ class Sizes:
         self.per_draft += SELECTED * sum(layer.needs[0] for layer in self.cached.values())
 
 
-def _kv_cache(bundle: Bundle, wanted: Decided) -> int:
-    """Bytes of all layers' keys and values, and of alibi's table, which they share."""
+def _kv_on_flash(bundle: Bundle, wanted: Decided) -> tuple[int, ...]:
+    """The layers whose keys and values lie on flash, spread evenly, so that each is read while
+    others are computed."""
+    able = [
+        number
+        for number, layer in enumerate(bundle.config.layers)
+        if may_lie_on_flash(layer.attention, wanted.context)
+    ]
+    n = math.ceil(wanted.kv_share * len(able))
+    return tuple(able[(2 * i + 1) * len(able) // (2 * n)] for i in range(n))
+
+
+def _kv_cache(layers: Sequence[AttentionConfig], wanted: Decided, on_flash: Collection[int]) -> int:
+    """Bytes in DRAM of all layers' keys and values, and of alibi's table, which they share."""
     total, table = 0, 0
-    for layer in bundle.config.layers:
-        tokens = kept_tokens(layer.attention, wanted.context)
-        size = 2 * pages(tokens * token_bytes(layer.attention, wanted.kv_dtype))
-        total += wanted.texts * size
-        if layer.attention.alibi:
-            table = pages(wanted.context * layer.attention.num_attention_heads * 4)
+    for number, config in enumerate(layers):
+        total += wanted.texts * kv_bytes(config, wanted, number in on_flash)
+        if config.alibi:
+            table = pages(wanted.context * config.num_attention_heads * 4)
     return total + table
+
+
+def kv_bytes(config: AttentionConfig, wanted: Decided, on_flash: bool) -> int:
+    """Bytes in DRAM of a layer's keys and values of one text: of those on flash the tail."""
+    if on_flash:
+        return tail_bytes(config, wanted.kv_dtype)
+    tokens = kept_tokens(config, wanted.context)
+    return 2 * pages(tokens * token_bytes(config, wanted.kv_dtype))
 
 
 def pages(nbytes: int) -> int:

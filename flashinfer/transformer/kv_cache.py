@@ -1,7 +1,7 @@
 """Keys and values of the tokens that a layer's attention still sees."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,11 @@ from flashinfer.formats.number_formats import FORMATS, NumberFormat
 KVDtype = Literal["f32", "f16", "q8_0"]
 KV_DTYPES: tuple[KVDtype, ...] = ("f32", "f16", "q8_0")
 # What an array of each has for its elements; rows of q8_0 are bytes.
-ELEMENTS = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "q8_0": np.dtype(np.uint8)}
+ELEMENTS: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "q8_0": np.dtype(np.uint8),
+}
 BY_ELEMENT = {element: FORMATS[name] for name, element in ELEMENTS.items()}
 LANES = 32  # a head's width in the key/value cache is padded to whole vectors
 # Of a layer with an attention window, beyond the window: tokens that may be taken back without
@@ -71,6 +75,9 @@ class KeyValueCache:
         oldest = 0 if self.window is None else max(0, position - self.window + 1)
         return position == 0 or self.first <= oldest
 
+    def bring(self, position: int) -> None:
+        """Have ``keys`` and ``values`` of the tokens before ``position`` in DRAM: here always."""
+
     def pieces(self, start: int, n: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) of the n tokens at ``start``, as many at a time as find room; of each
         piece the caller remembers and uses the keys and values before it asks for the next."""
@@ -83,6 +90,10 @@ class KeyValueCache:
             end = min(n, self.first + self.keys.shape[1] - start)
             yield begin, end
             begin = end
+
+    def keep(self, start: int, end: int) -> None:
+        """Keep ``keys`` and ``values`` of the tokens start..end, which may have changed: here
+        nothing is to be done."""
 
     def remember(self, k: np.ndarray, v: np.ndarray, start: int) -> int:
         """Keep k, v (T, key/value heads, head_dim) float32 of the tokens at ``start``; returns
