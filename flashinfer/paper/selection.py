@@ -92,12 +92,14 @@ class Selection:
         return [slice(*ends) for ends in itertools.pairwise(self.indptr)]
 
     def between(self, first: int, stop: int) -> "Selection":
-        """What the tokens first:stop use, which keep their numbers; without weights."""
+        """What the tokens first:stop use, which keep their numbers."""
         if self.indptr is None or not len(self.units):
             return self
         used = (self.tokens >= first) & (self.tokens < stop)
         counts = np.add.reduceat(used.astype(np.int32), self.indptr[:-1])
-        return Selection.of_counts(self.units[counts > 0], counts[counts > 0], self.tokens[used])
+        weights = None if self.weights is None else self.weights[used]
+        some = counts > 0
+        return Selection.of_counts(self.units[some], counts[some], self.tokens[used], weights)
 
     def part(self, first: int, stop: int) -> "Selection":
         """The units numbered first:stop of these."""

@@ -50,7 +50,7 @@ def test_every_value_is_told_and_the_logits_are_those_of_the_engine(bundle):
 def test_the_trace_does_not_depend_on_how_tokens_are_grouped(bundle, tmp_path, monkeypatch):
     with Model.open(bundle) as model:
         trace(model, IDS, tmp_path / "a.safetensors")
-        monkeypatch.setattr("flashinfer.model.TRACED_BYTES", 1)  # one token at a time
+        monkeypatch.setattr("flashinfer.opened.TRACED_BYTES", 1)  # one token at a time
         trace(model, IDS, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
@@ -58,7 +58,7 @@ def test_the_trace_does_not_depend_on_how_tokens_are_grouped(bundle, tmp_path, m
 def test_a_summary_is_that_of_the_values(bundle, tmp_path, monkeypatch):
     with Model.open(bundle) as model:
         found = trace(model, IDS)
-        monkeypatch.setattr("flashinfer.model.TRACED_BYTES", 100_000)
+        monkeypatch.setattr("flashinfer.opened.TRACED_BYTES", 100_000)
         trace(model, IDS, tmp_path / "s.safetensors", summary=True)
     with Trace(tmp_path / "s.safetensors") as summaries:
         assert summaries.names == list(found)

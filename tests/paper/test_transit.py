@@ -163,6 +163,25 @@ def test_a_last_use_counts_by_its_weight(weights):
     assert lru.worth() is lru.values
 
 
+def test_accepted_drafts_are_weighed_as_if_they_had_come_alone():
+    """Whatever was drafted behind them."""
+    random = np.random.default_rng(0)
+    chosen = np.sort(random.permuted(np.tile(np.arange(9), (6, 1)), axis=1)[:, :3]).astype(np.int32)
+    weights = random.random(chosen.shape, dtype=np.float32)
+    together = Selection.of_choices(chosen, weights)
+    for kept in range(1, 7):
+        worths = []
+        for selections in (
+            [(together.between(0, 1), 0), (together.between(1, kept), 0)][: 1 + (kept > 1)],
+            [(Selection.of_choices(chosen[[t]], weights[[t]]), t) for t in range(kept)],
+        ):
+            cache = NeuronCache(UNITS, np.zeros(3, np.uint8), 1, "frecency")
+            for selection, token in selections:
+                cache.priority.note(selection, token)
+            worths.append(cache.priority.worth())
+        np.testing.assert_allclose(*worths, rtol=1e-6)
+
+
 def routed(tokens, seed=0):
     """Selections of 5 units, of which the token before used some, the heavier the likelier."""
     random = np.random.default_rng(seed)

@@ -69,7 +69,8 @@ def windowed(tmp_path_factory):
 def whole(monkeypatch, path, **options):
     """Logits of IDS where every layer keeps all tokens."""
     with monkeypatch.context() as patch:
-        patch.setattr("flashinfer.loading.kept_tokens", lambda config, context: context)
+        for room in ("loading", "plan.sizes"):
+            patch.setattr(f"flashinfer.{room}.kept_tokens", lambda config, context: context)
         with Model.open(path, context=CONTEXT, **options) as model:
             assert not any(cache.slides for cache in model.text.caches)
             return model.logits(IDS)
