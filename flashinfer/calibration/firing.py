@@ -47,7 +47,7 @@ def firing(
         asked, early = early, _early(states, number + 1, residual)
         router = router_of(ffn)
         weights = None if router is None else router.weights(x)  # (N, experts)
-        y, fired = _feed_forward(ffn, x, weights)
+        y, fired = exact_feed_forward(ffn, x, weights)
         states.add(layer, y)
         progress("calibrate", number + 0.3, len(layers))
         routed = None if weights is None else weights > 0
@@ -88,7 +88,7 @@ def _record(
     )
 
 
-def _feed_forward(
+def exact_feed_forward(
     ffn: FeedForward, x: Float32Array, weights: Float32Array | None
 ) -> tuple[Float32Array, UInt8Array]:
     """The exact FFN over x (N, d_model) -> ((N, d_model), Observations.fired).

@@ -33,13 +33,14 @@ OUTPUTS = ("destination", "output", "profile", "json", "html", "junit", "session
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 DELAY = 0.5  # seconds; shorter work shows no bar
 BYTES = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+LAYERS = {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"}
 # {the work that a Progress names: how tqdm shows it}
 BARS: dict[str, dict[str, Any]] = {
     "load": BYTES,
     "write": BYTES,
     "verify": BYTES,
     "prompt": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
-    "calibrate": {"bar_format": "{l_bar}{bar}| {n:.1f}/{total} layers [{elapsed}<{remaining}]"},
+    "calibrate": LAYERS,
     "evaluate": {"unit": "token"},
     "dense": {"unit": "token"},
     "predicted": {"unit": "token"},
@@ -53,6 +54,11 @@ BARS: dict[str, dict[str, Any]] = {
     "compare": {"unit": "operation"},
     "kit": {"unit": "model"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
+    "sparsity": LAYERS,
+    "windows": LAYERS,
+    "batches": LAYERS,
+    "coactivation": LAYERS,
+    "blocks": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
 
 
@@ -166,7 +172,9 @@ def check_outputs(args: argparse.Namespace) -> None:
     It is called before any work is done. Functions that write a bundle check it as well, for those
     who call them from Python.
     """
-    inputs = [getattr(args, name, None) for name in INPUTS]
+    named = [getattr(args, name, None) for name in INPUTS]
+    lists = [value if isinstance(value, list) else [value] for value in named]
+    inputs = [path for paths in lists for path in paths]
     outputs = [getattr(args, name, None) for name in OUTPUTS]
     targets = [target for target in outputs if target not in (None, "-")]
     for number, target in enumerate(targets):

@@ -27,6 +27,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "synth",
+    "study",
 )
 
 

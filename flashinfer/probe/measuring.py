@@ -3,6 +3,7 @@
 import itertools
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
-from flashinfer.paper.flash import Flash, aligned_bytes
+from flashinfer.paper.flash import Flash, Submitted, aligned_bytes
 from flashinfer.plan.profile import MANY
 from flashinfer.plan.threads import default_threads
 
@@ -63,6 +64,25 @@ def many(flash: Flash, size: int, block: int) -> float:
         flash.wait(batch())
         batches += 1
     return batches * count * block / (time.perf_counter() - begun)
+
+
+def in_flight(flash: Flash, size: int, block: int, count: int) -> float:
+    """Bytes/s of random reads of ``block`` bytes, always ``count`` of them in flight."""
+    memory, random = aligned_bytes(count * block), np.random.default_rng(block)
+    length = np.array([block])
+    flying: deque[Submitted] = deque()
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() < begun + READ_SECONDS:
+        if len(flying) == count:
+            flash.wait(flying.popleft())
+            done += 1
+        place = random.integers(0, size // block, 1) * block
+        destination = np.array([(done + len(flying)) % count * block])
+        flying.append(flash.submit(place, length, memory, destination))
+    while flying:
+        flash.wait(flying.popleft())
+        done += 1
+    return done * block / (time.perf_counter() - begun)
 
 
 def _batches(flash: Flash, size: int, block: int, count: int) -> Submit:

@@ -72,7 +72,7 @@ def probe(
         directory, own = _places(Path(path))
         with scratch_directory(directory, "probe") as folder:
             file = own or folder / "probe.bin"
-            size = file.stat().st_size if own else _write(file)
+            size = file.stat().st_size if own else write_file(file)
             more(2)
             tables, reader = _measure(file, size, io, threads, more)
             if not own:
@@ -161,7 +161,7 @@ def _device(flash: Flash, size: int, between: Callable[[], None]) -> Figures:
     return found
 
 
-def _write(path: Path) -> int:
+def write_file(path: Path) -> int:
     """Write a file of random bytes, as large as WRITE_SECONDS allow; return its size in bytes."""
     block = np.random.default_rng(0).integers(0, 256, 16 << 20, dtype=np.uint8)
     free = os.statvfs(path.parent)
@@ -239,5 +239,6 @@ def _layer(
                 model.forward([token])
                 times.append(clock() - begun - flash.seconds)
             layers = len(model.layers)
-        found.append(max(1e-6, (statistics.fmean(times[8:]) - others) / layers - ffn))
+        # The median: where other programs run, some tokens wait for a core.
+        found.append(max(1e-6, (statistics.median(times[8:]) - others) / layers - ffn))
     return found[0], found[1]

@@ -49,6 +49,7 @@ def arguments(name, folder, plain):
         "inspect": [plain],
         "verify": [plain],
         "kit": [folder / "kit", "--arch", "opt"],
+        "study": ["bundling", demo_model(), "--device", "rpi5-nvme"],
         "synth": [out, "--hidden-size", 64, "--layers", 2, "--vocab-size", 300, "--context", 64],
     }[name]
 
