@@ -29,7 +29,9 @@ INPUTS = (
     "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
     "file_map", "arithmetic", "prompts", "draft",
 )  # fmt: skip
-OUTPUTS = ("destination", "output", "profile", "json", "html", "junit", "session")
+OUTPUTS = (
+    "destination", "output", "profile", "json", "html", "junit", "session", "record",
+)  # fmt: skip
 JSON_SCHEMA = 1  # of every object that write_json writes; docs/json.md says when it grows
 DELAY = 0.5  # seconds; shorter work shows no bar
 BYTES = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
@@ -53,6 +55,8 @@ BARS: dict[str, dict[str, Any]] = {
     "trace": {"unit": "token"},
     "compare": {"unit": "operation"},
     "kit": {"unit": "model"},
+    "record": {"unit": "token"},
+    "replay": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "sparsity": LAYERS,
     "windows": LAYERS,

@@ -28,6 +28,7 @@ COMMANDS = (
     "verify",
     "synth",
     "study",
+    "watch",
 )
 
 

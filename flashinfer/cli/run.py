@@ -6,6 +6,7 @@ Text goes to stdout as it comes, an account of what it took to stderr.
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +27,7 @@ from flashinfer.cli.model_options import (
     open_model,
 )
 from flashinfer.cli.prompt import prompt_ids
+from flashinfer.cli.recording import measured_device, recorded
 from flashinfer.cli.session import Kept, add_session_argument
 from flashinfer.formats.bundle.layout import TOKENIZER
 from flashinfer.formats.errors import UserError
@@ -51,6 +53,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_session_argument(parser, "the text")
     add_sampling_arguments(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="write on after an end of text")
+    parser.add_argument("--record", metavar="FILE", help="write a page that plays the run, token "
+                        "by token, as flashinfer watch does; nothing is drafted then")  # fmt: skip
     add_draft_argument(parser)
     add_model_arguments(parser)
     add_json(parser)
@@ -84,8 +88,14 @@ def main(args: Namespace) -> None:
     stored = kept.stored.kept if kept.stored else 0
     context = min(max(len(ids) + args.predict, stored), config.max_position_embeddings)
     context = args.ctx_size or context
-    with progress_bars() as progress, open_model(args, path, context, progress) as model:
+    with progress_bars() as progress, ExitStack() as stack:
+        device = None
+        if args.record:
+            args.draft = "off"
+            device = measured_device(args, Path(path), progress)
+        model = stack.enter_context(open_model(args, path, context, progress))
         kept.load(model)
+        stack.enter_context(recorded(model, args.record, ids, tokenizer, device, progress))
         # Fewer tokens than asked for are written where the context ends before.
         room = context - len(ids) + 1
         tokens = model.generate(

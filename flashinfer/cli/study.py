@@ -7,7 +7,6 @@ all. Without --text the texts are Python's own library (every 50th file, which t
 not trained on), its documentation in English, and random characters.
 """
 
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -24,13 +23,11 @@ from flashinfer.cli.common import (
     write_json,
 )
 from flashinfer.cli.model_options import add_model_arguments, options_of
+from flashinfer.cli.recording import measured_device
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import replacing
 from flashinfer.formats.progress import Progress
-from flashinfer.plan import profile
-from flashinfer.plan.profile import Profile
-from flashinfer.probe.probing import probe
 from flashinfer.study.activity import Sample, Study
 from flashinfer.study.findings import Finding
 from flashinfer.study.page import page
@@ -113,15 +110,6 @@ def _study(args: Namespace, progress: Progress) -> Study:
                 f"{sample.name}: has {len(sample.ids)} tokens; an experiment takes at least "
                 f"{LEAST_TOKENS}"
             )
-    device = _device(args, progress)
+    device = measured_device(args, args.model, progress)
     options = replace(options_of(args, context=context), device=device)
     return Study(args.model, samples, options, device, progress)
-
-
-def _device(args: Namespace, progress: Progress) -> Profile:
-    """The profile of the device that the model lies on."""
-    known = profile.find(args.device, args.model)
-    if known is None:
-        print("flashinfer: this device has not been measured; doing so", file=sys.stderr)
-        known = probe(args.model.parent, args.threads, args.io, progress)
-    return known

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -62,6 +62,18 @@ class Submitted:
     staging: UInt8Array | None = None
 
 
+class Watcher(Protocol):
+    """Is told of every read, while a run is recorded."""
+
+    def submitted(
+        self, reads: Submitted, offsets: Int64Array, lengths: Int64Array, streamed: bool
+    ) -> None:
+        """Some of these reads have begun; streamed: they are pieces of a large one."""
+
+    def done(self, reads: Submitted) -> None:
+        """All of them have been waited for."""
+
+
 # The rows first:stop of a tensor, the offsets in memory where they begin, and their read.
 Tile = tuple[int, int, Int64Array, Submitted]
 
@@ -90,6 +102,7 @@ class Flash:
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
         self.path, self.bytes_read, self.bytes_streamed, self.reads = name or path, 0, 0, 0
         self.flying: set[Submitted] = set()  # Submitted, not waited for
+        self.watcher: Watcher | None = None
         # A tensor, half of the buffer and the tensor's first tile, read before its turn.
         self.early: tuple[StoredTensor, int, Tile] | None = None
         self.fd, self.alignment = self._open(path, io)
@@ -193,11 +206,14 @@ class Flash:
         offsets: Int64Array,
         lengths: Int64Array,
         destinations: Int64Array,
+        streamed: bool = False,
     ) -> int:
         """Begin these reads; returns how many."""
         self.bytes_read += int(lengths.sum())
         ticket = self._send(offsets, lengths, memory, destinations)
         submitted.parts.append((ticket, offsets, lengths))
+        if self.watcher is not None:
+            self.watcher.submitted(submitted, offsets, lengths, streamed)
         return len(lengths)
 
     def _send(
@@ -228,6 +244,8 @@ class Flash:
                 kernels.copy_rows(staging, sources, memory, destinations, lengths)
             self.staging.append(staging)
         self.flying.discard(submitted)
+        if self.watcher is not None:
+            self.watcher.done(submitted)
         if failure:
             raise FormatError(failure)
 
@@ -245,7 +263,7 @@ class Flash:
         starts = np.arange(0, length, PIECE_BYTES, dtype=np.int64)
         lengths = np.minimum(PIECE_BYTES, length - starts)
         submitted = self._begin()
-        self._start(submitted, memory, offset + starts, lengths, destination + starts)
+        self._start(submitted, memory, offset + starts, lengths, destination + starts, True)
         self.bytes_streamed += length
         return submitted
 
