@@ -65,7 +65,7 @@ class TimedFlash(Flash):
 class Unbundled(UnitStore):
     """Reads the halves of a bundle as two, as where up and down are two matrices."""
 
-    def submit(self, units, slots):
+    def submit(self, units, slots, urgent=True):
         if not len(units):
             return None
         offsets, lengths, _ = self.spans(units)
@@ -76,6 +76,7 @@ class Unbundled(UnitStore):
             np.concatenate([half, lengths - half]),
             self.cache.memory,
             np.concatenate([to, to + half]),
+            urgent,
         )
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -55,11 +55,19 @@ def _anonymous(nbytes: int) -> mmap.mmap:
 @dataclass(eq=False)
 class Submitted:
     """Reads in flight: parts are (ticket, offsets, lengths); and what to copy afterwards:
-    (memory, destinations, places in ``staging``, lengths) of rows."""
+    (memory, destinations, places in ``staging``, lengths) of rows.
+
+    rows    whether they are those of ``Flash.submit``
+    unsent  (memory, offsets, lengths, destinations) of reads that have not begun
+    """
 
     parts: list[tuple[Any, Int64Array, Int64Array]]
+    rows: bool = False
     copies: tuple[UInt8Array, Int64Array, Int64Array, Int64Array] | None = None
     staging: UInt8Array | None = None
+    unsent: list[tuple[UInt8Array, Int64Array, Int64Array, Int64Array]] = field(
+        default_factory=list
+    )
 
 
 class Watcher(Protocol):
@@ -103,6 +111,7 @@ class Flash:
         self.path, self.bytes_read, self.bytes_streamed, self.reads = name or path, 0, 0, 0
         self.flying: set[Submitted] = set()  # Submitted, not waited for
         self.watcher: Watcher | None = None
+        self.held: list[Submitted] = []  # of these, those that begin when the others are done
         # A tensor, half of the buffer and the tensor's first tile, read before its turn.
         self.early: tuple[StoredTensor, int, Tile] | None = None
         self.fd, self.alignment = self._open(path, io)
@@ -173,7 +182,12 @@ class Flash:
         return int(-(-(worst_skip + unit_bytes) // self.alignment) * self.alignment)
 
     def submit(
-        self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
+        self,
+        offsets: Int64Array,
+        lengths: Int64Array,
+        memory: UInt8Array,
+        destinations: Int64Array,
+        urgent: bool = True,
     ) -> Submitted:
         """Start aligned reads of ``lengths`` bytes at ``offsets`` to ``memory[destinations]``.
 
@@ -181,21 +195,41 @@ class Flash:
         become one read, as do those at most ``gap_bytes`` apart. Where they do not lie side by
         side in memory too, that read goes to a staging buffer, and ``wait`` copies the rows. Large
         ones are cut into pieces that are in flight together.
+
+        urgent  False: they begin when no others that were submitted so are left to wait for, see
+                ``ways.prefetch_waits``; or when they are waited for
         """
-        submitted = self._begin()
+        submitted = self._begin(rows=True)
         room = STAGING_BYTES if self.staging else 0
         straight, staged, copies = reads_of(offsets, lengths, destinations, self.gap_bytes, room)
+        submitted.unsent.append((memory, *straight))
         if staged.size:
             submitted.staging = self.staging.pop()
-        self.reads += self._start(submitted, memory, *straight)
-        if staged.size:
-            self.reads += self._start(submitted, submitted.staging, *staged)
+            submitted.unsent.append((submitted.staging, *staged))
             submitted.copies = memory, *copies
+        self.held.append(submitted)
+        if urgent:
+            self._send_held(submitted)
+        else:
+            self._send_next()
         return submitted
 
-    def _begin(self) -> Submitted:
+    def _send_held(self, submitted: Submitted) -> None:
+        """Begin reads that are held."""
+        self.held.remove(submitted)
+        unsent, submitted.unsent = submitted.unsent, []
+        for reads in unsent:
+            self.reads += self._start(submitted, *reads)
+
+    def _send_next(self) -> None:
+        """Begin the reads that are held, unless others would be delayed."""
+        if self.held and not any(s.rows and s not in self.held for s in self.flying):
+            for submitted in self.held.copy():
+                self._send_held(submitted)
+
+    def _begin(self, rows: bool = False) -> Submitted:
         """A Submitted to be, which ``settle`` knows before anything is in flight."""
-        submitted = Submitted([])
+        submitted = Submitted([], rows)
         self.flying.add(submitted)
         return submitted
 
@@ -224,6 +258,8 @@ class Flash:
 
     def wait(self, submitted: Submitted) -> None:
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
+        if submitted.unsent:
+            self._send_held(submitted)
         failure = None
         for ticket, offsets, lengths in submitted.parts:  # all of them, whatever happens
             try:
@@ -248,10 +284,14 @@ class Flash:
             self.watcher.done(submitted)
         if failure:
             raise FormatError(failure)
+        self._send_next()
 
     def settle(self) -> None:
         """After a failure: return when nothing is in flight, whatever became of it."""
         self.early = None
+        for submitted in self.held:
+            submitted.unsent, submitted.copies = [], None
+        self.held.clear()
         while self.flying:
             with suppress(FormatError):
                 self.wait(next(iter(self.flying)))

@@ -7,7 +7,7 @@ from flashinfer.paper.flash import Submitted
 from flashinfer.paper.interfaces import Chooser
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.unit_store import UnitStore
-from flashinfer.paper.ways import Residence, may_prefetch, prefetch_fits
+from flashinfer.paper.ways import Residence, may_prefetch, prefetch_fits, prefetch_waits
 
 
 class Guessed(Protocol):
@@ -47,8 +47,10 @@ class Prefetch:
             return
         units, kept = predictor.early(x, residual, self.share)
         if prefetch_fits(len(units), ffn.neurons.config.routed_units, cache.capacity):
-            ffn.store.settled = False
-            self.reads = ffn.store.submit(*cache.place_prefetched(units, kept, token))
+            store = ffn.store
+            store.settled = False
+            placed = cache.place_prefetched(units, kept, token)
+            self.reads = store.submit(*placed, urgent=not prefetch_waits(store.units.row_bytes))
 
     def before_placing(self, store: UnitStore, units: Int32Array) -> None:
         """Wait for the reads, unless placing these units leaves the slots alone that they fill."""

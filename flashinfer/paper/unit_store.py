@@ -75,12 +75,14 @@ class UnitStore:
         """The whole layer, in large sequential reads: see ``Flash.stream``."""
         return self.flash.stream(self.bundles, self.buffer)
 
-    def submit(self, units: Int32Array, slots: Int32Array) -> Submitted | None:
-        """Begins to read units (n,) int32 into their slots (n,); returns what ``wait`` takes."""
+    def submit(self, units: Int32Array, slots: Int32Array, urgent: bool = True) -> Submitted | None:
+        """Begins to read units (n,) int32 into their slots (n,), at once or, where that is not
+        ``urgent``, when no other reads would be delayed; returns what ``wait`` takes."""
         if not len(units):
             return None
         offsets, lengths, _ = self.spans(units)
-        return self.flash.submit(offsets, lengths, self.cache.memory, self.cache.starts[slots])
+        places = self.cache.starts[slots]
+        return self.flash.submit(offsets, lengths, self.cache.memory, places, urgent)
 
     def wait(self, reads: Submitted | None) -> None:
         """Returns when the reads are done; None stands for no reads."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 # faster than reading most of it in small ones.
 STREAM_SHARE = 0.3
 WAVE_BYTES = 8 << 20  # of large units, read while as many are computed
+FILLING_BYTES = 256 << 10  # of reads that are as fast one after the other as together
 MOST_WAVES = 3  # one that is computed, and those that are read meanwhile
 
 WHOLE, STREAMED, CACHED, WAVES = "whole", "streamed", "cached", "waves"
@@ -77,3 +78,13 @@ def may_prefetch(layer: Residence, in_dram: bool, share: float) -> bool:
 def prefetch_fits(guessed: float, routed: int, slots: int) -> bool:
     """Whether the slots hold so many guessed units, and all that a router chooses for a token."""
     return max(guessed, routed) <= slots
+
+
+def prefetch_waits(unit_bytes: int) -> bool:
+    """Whether a layer's units are prefetched only when the reads of the layer before it are done,
+    rather than behind them.
+
+    Behind them they would delay them: a device shares its bandwidth among all reads in flight, and
+    some tell that one is done only when all are. Small reads, though, want many in flight.
+    """
+    return unit_bytes >= FILLING_BYTES

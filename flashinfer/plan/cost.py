@@ -18,6 +18,7 @@ from flashinfer.paper.ways import (
     Residence,
     may_prefetch,
     prefetch_fits,
+    prefetch_waits,
     wave_size,
     way_to_run,
 )  # fmt: skip
@@ -182,14 +183,18 @@ class _Pass:
         self.read[KEY_VALUES] += nbytes
         return self.line.submit(max(2 * heads * texts, nbytes / PIECE_BYTES), nbytes)
 
-    def prefetch(self, number: int) -> float | None:
-        """Begin the reads that a layer's guess asks for; when they are done, or None."""
+    def guess(self, number: int) -> _Units | None:
+        """Guess what a layer will use; its _Units, or None where nothing is prefetched for it."""
         units = self.units[number] if number < self.layers else None
-        if units is None or units.right == 0:
+        if units is None or units.right + units.wrong == 0:
             return None
         self._predict(number)
         self.line.compute("the rest", self.profile.cached / 2)
-        return self._submit(units, units.right + units.wrong)
+        return units
+
+    def prefetch(self, units: _Units | None) -> float | None:
+        """Begin the reads that a layer's guess asks for; when they are done, or None."""
+        return None if units is None else self._submit(units, units.right + units.wrong)
 
     def _predict(self, number: int) -> None:
         if self.plan.mode == "predicted":
@@ -204,10 +209,9 @@ class _Pass:
             line.compute("the rest", self.profile.cached / (1 if early is None else 2))
             late = units.missing - units.right
             done = self._submit(units, late)
-            coming = self.prefetch(number + 1)
-            self._compute(units, (early, units.right), (done, late))
-            return coming
-        coming = self.prefetch(number + 1)
+            guessed = self.guess(number + 1)
+            return self._compute(units, guessed, (early, units.right), (done, late))
+        coming = self.prefetch(self.guess(number + 1))
         if units.way == WAVES:
             self._in_waves(units)
             return coming
@@ -218,9 +222,14 @@ class _Pass:
             line.multiply("feed-forward", units.seconds)
         return coming
 
-    def _compute(self, units: _Units, *reads: tuple[float | None, float]) -> None:
+    def _compute(
+        self, units: _Units, guessed: _Units | None, *reads: tuple[float | None, float]
+    ) -> float | None:
         """Of the units that are there all but the down projection, while others come; of those,
-        (when they are there, how many), the same when they are; at last the down projection."""
+        (when they are there, how many), the same when they are; at last the down projection.
+        Also reads what is ``guessed``; returns when that is there, or None."""
+        waits = guessed is not None and prefetch_waits(self.bundle.unit_bytes(guessed.layer))
+        coming = None if waits else self.prefetch(guessed)
         parts = self.bundle.config.layers[units.layer].ffn.parts
         used = max(units.used, units.missing, 1e-9)
         before = units.seconds * (1 - 1 / parts) / used
@@ -228,10 +237,13 @@ class _Pass:
             reads = ((max(done or 0.0 for done, _ in reads), used),)
         else:
             self.line.multiply("feed-forward", before * (used - units.missing))
-        for done, n in reads:
+        for number, (done, n) in enumerate(reads, 1):
             self.line.wait(done or 0.0)
+            if waits and number == len(reads):
+                coming = self.prefetch(guessed)
             self.line.multiply("feed-forward", before * n)
         self.line.multiply("feed-forward", units.seconds / parts)
+        return coming
 
     def _in_waves(self, units: _Units) -> None:
         layer = units.residence

@@ -86,6 +86,47 @@ def test_nothing_to_read(flash):
     flash.wait(flash.submit(int64(), int64(), aligned_bytes(4096), int64()))
 
 
+def test_reads_that_can_wait_begin_when_they_delay_no_others(flash, file, monkeypatch):
+    memory, begun, send = aligned_bytes(1 << 16), [], flash._send
+
+    def sent(offsets, *others):
+        begun.extend(offsets.tolist())
+        return send(offsets, *others)
+
+    def submit(page, **options):
+        at = int64(4096 * page)
+        return flash.submit(at, int64(4096), memory, at, **options)
+
+    monkeypatch.setattr(flash, "_send", sent)
+    submit_early = submit(0, urgent=False)  # nothing is in flight
+    assert begun == [0]
+    first, second = submit(1), submit(2)
+    held, waited = submit(3, urgent=False), submit(4, urgent=False)
+    assert begun == [0, 4096, 8192] and flash.reads == 3
+    flash.wait(waited)  # who waits for it cannot do without
+    flash.wait(first)
+    flash.wait(submit_early)
+    assert begun == [0, 4096, 8192, 16384]
+    flash.wait(second)
+    assert begun == [0, 4096, 8192, 16384, 12288]
+    flash.wait(held)
+    assert np.array_equal(memory[: 5 * 4096], file[1][: 5 * 4096])
+    assert not flash.flying and not flash.held
+
+
+def test_what_is_held_is_never_read_after_a_failure(flash):
+    memory = aligned_bytes(1 << 16)
+    lost = flash.submit(int64(1 << 20), int64(4096), memory, int64(0))
+    # Rows apart in memory, by way of a staging buffer.
+    held = flash.submit(int64(0, 4096), int64(4096, 4096), memory, int64(8192, 32768), urgent=False)
+    buffers = len(flash.staging)
+    with pytest.raises(FormatError):
+        flash.wait(lost)
+    flash.settle()
+    assert held.parts == [] and not flash.flying and not flash.held
+    assert len(flash.staging) == buffers + 1 and not memory.any()
+
+
 def test_reading_past_the_end_names_file_offset_and_length(flash):
     memory = aligned_bytes(1 << 16)
     submitted = flash.submit(int64(0, 1 << 20), int64(4096, 8192), memory, int64(0, 4096))

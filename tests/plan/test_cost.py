@@ -10,7 +10,9 @@ import pytest
 from flashinfer import Model
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, FormatError, UserError
+from flashinfer.paper import ways
 from flashinfer.paper.router import SURE
+from flashinfer.paper.unit_store import UnitStore
 from flashinfer.plan import memory, profile
 from flashinfer.plan import setup as planning
 from flashinfer.plan.cost import predict
@@ -192,6 +194,48 @@ def test_as_much_is_read_ahead_as_pays(tmp_path, monkeypatch):
             setup.flash.close()
             found[name] = setup.plan.prefetch
         assert found["narrow"] < found["late"] == 1 and found["unknown"] == 0.5
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_experts_are_prefetched_when_the_reads_before_them_are_done(tmp_path, monkeypatch, waits):
+    """By the engine and by the plan, which ask the same function."""
+    monkeypatch.setattr(memory, "rss", lambda: 60 << 20)
+    monkeypatch.setattr(ways, "FILLING_BYTES", 0 if waits else 1 << 30)
+    device = replace(profile.find("laptop-nvme", tmp_path), layer=1e-3, cached=2e-3)
+    late = replace(device, alone=dict.fromkeys(device.reads, 3e-3))
+    events, submit, wait = [], Timeline.submit, Timeline.wait
+
+    def submitted(line, *reads):
+        events.append("submit")
+        return submit(line, *reads)
+
+    def waited(line, done, *part):
+        if done:
+            events.append("wait")
+        wait(line, done, *part)
+
+    with mixture(tmp_path) as bundle:
+        with pytest.raises(BudgetError) as caught:
+            planning.prepare(bundle, Options(memory=1, context=64))
+        options = Options(memory=caught.value.least + (8 << 20), context=64, device=late)
+        setup = planning.prepare(bundle, options)
+        setup.flash.close()
+        assert setup.plan.prefetch > 0
+        monkeypatch.setattr(Timeline, "submit", submitted)
+        monkeypatch.setattr(Timeline, "wait", waited)
+        predict(bundle, setup.plan, setup.profile, setup.flash.gap_bytes)
+        # Of the first layer, which nobody guesses: its reads, and the next layer's.
+        assert events[:3] == (["submit", "wait", "submit"] if waits else ["submit"] * 2 + ["wait"])
+        with Model.open(bundle.path, options) as model:
+            kinds, reads = [], UnitStore.submit
+
+            def noted(store, units, slots, urgent=True):
+                kinds.append(urgent)
+                return reads(store, units, slots, urgent)
+
+            monkeypatch.setattr(UnitStore, "submit", noted)
+            model.forward([5])
+            assert (False in kinds) == waits
 
 
 @pytest.mark.parametrize("row_bytes, gap", [(8192, 0), (8192, 20_000), (2304, 4096), (512, 9000)])
