@@ -143,6 +143,14 @@ def one_demo(path, memory, device, texts, store, tokens):
     print(json.dumps(found))
 
 
+def least_memory(context):
+    """Print the least budget for the demo model: of a process that holds nothing else."""
+    try:
+        Model.open(demo_model(), memory=1, context=context)
+    except BudgetError as error:
+        print(error.least)
+
+
 def limited(function, memory, disk, path, *arguments):
     """What one of the functions above prints, run in a cgroup of ``memory`` bytes."""
     code = f"from bench.speculation import {function.__name__} as f; f(*{arguments!r})"
@@ -216,7 +224,7 @@ def demo(args, device):
         named, _ = agreement(written, vocab_size, 10)
         texts = Path(folder) / "texts.json"
         texts.write_text(json.dumps(kinds))
-        least = least_memory(512) + (4 << 20)
+        least = limited(least_memory, 1 << 30, None, demo_model(), 512) + (4 << 20)
         rows = []
         for name, memory, disk in (("in DRAM", 1 << 30, None), (SD_CARD.name, least, SD_CARD)):
             found = limited(
@@ -258,13 +266,6 @@ def demo_texts():
     }
     tokenizer.close()
     return {kind: [ids for ids in found if len(ids) == 40] for kind, found in prompts.items()}
-
-
-def least_memory(context):
-    try:
-        Model.open(demo_model(), memory=1, context=context)
-    except BudgetError as error:
-        return error.least
 
 
 def measured_profile(folder):

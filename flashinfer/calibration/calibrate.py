@@ -14,6 +14,7 @@ from flashinfer.calibration.predictor_training import (
     Choice,
     Found,
     Observations,
+    UpTiles,
     count,
     find_predictor,
 )
@@ -234,10 +235,16 @@ def _own_predictor(
     kind: Choice,
 ) -> Found:
     """A layer's predictor, found on the text: see ``find_predictor``."""
+    bundle_bytes = ffn.store.bundles.row_bytes
+    return find_predictor(observed, *up_projection(ffn), bundle_bytes, missed, steps, kind)
+
+
+def up_projection(ffn: FeedForward) -> tuple[UpTiles, Float32Array]:
+    """(a function that yields its rows, its bias (d_ffn,)) of what decides whether a layer's
+    neurons fire: the up projection, or the gate's where there is one."""
     d_ffn, width = ffn.store.bundles.rows, np.arange(ffn.neurons.width)
 
     def up_tiles() -> Iterator[tuple[int, Float32Array]]:
-        """Of the up projection, or the gate's, which decides where there is one."""
         for first, stop, tile, starts in ffn.store.tiles():
             for begin in range(first, stop, 512):
                 end = min(begin + 512, stop)
@@ -247,9 +254,7 @@ def _own_predictor(
     up_bias = ffn.neurons.biases[ffn.neurons.first]
     up_bias = np.zeros(d_ffn, np.float32) if up_bias is None else up_bias.copy()
     up_bias -= np.float32(ffn.neurons.config.threshold)
-    return find_predictor(
-        observed, up_tiles, up_bias, ffn.store.bundles.row_bytes, missed, steps, kind
-    )
+    return up_tiles, up_bias
 
 
 def _imported(

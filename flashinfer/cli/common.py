@@ -62,6 +62,7 @@ BARS: dict[str, dict[str, Any]] = {
     "windows": LAYERS,
     "batches": LAYERS,
     "coactivation": LAYERS,
+    "predictors": LAYERS,
     "blocks": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
 

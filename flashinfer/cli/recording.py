@@ -5,7 +5,9 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import replacing
@@ -14,8 +16,9 @@ from flashinfer.model import Model
 from flashinfer.plan import profile
 from flashinfer.plan.profile import Profile
 from flashinfer.probe.probing import probe
-from flashinfer.study.watch.page import Recorded, page
+from flashinfer.study.watch.page import Recorded, measured, own_setting, page
 from flashinfer.study.watch.recorder import Recorder
+from flashinfer.study.watch.replay import Replay
 from flashinfer.text.tokenizer import TextStream, Tokenizer
 
 
@@ -28,39 +31,54 @@ def measured_device(args: Namespace, path: Path, progress: Progress) -> Profile:
     return known
 
 
+@dataclass
+class Recording:
+    """A run that is being recorded, and, once it is written, the figures of its page."""
+
+    recorder: Recorder
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
 @contextmanager
 def recorded(
     model: Model,
-    target: str | None,
+    target: str,
     ids: Sequence[int],
     tokenizer: Tokenizer | None,
-    device: Profile | None,
+    device: Profile,
     progress: Progress,
-) -> Iterator[Recorder | None]:
-    """Record what the model does in the block, and write the page to ``target``; None: nothing.
+) -> Iterator[Recording]:
+    """Record what the model does in the block, and write the page to ``target``.
 
     ids  of the prompt; device: what the page plans with
     Raises UserError where no token was processed by itself.
     """
-    if target is None or device is None:
-        yield None
-        return
-    with Recorder(model).attached() as recorder:
-        yield recorder
+    recorder = Recorder(model)
+    found = Recording(recorder)
+    with recorder.attached():
+        yield found
     runs = recorder.finished()
     if not runs:
         raise UserError(f"{target}: nothing to record; at least two tokens must be written")
-    tokens = model.stats.token_ids
-    prompt, *pieces = pieces_of(tokenizer, [ids, *([token] for token in tokens)])
+    told = model.stats.token_ids
+    prompt, *pieces = pieces_of(tokenizer, [ids, *([token] for token in told)])
     made = (
         f"{model.bundle.path.name}, {time.strftime('%Y-%m-%d')}, a budget of "
         f"{model.plan.budget / 2**20:,.0f} MiB; measured on this machine, planned for {device.name}"
     )
-    found = Recorded("A run, token by token", made, prompt, pieces[: len(runs)], runs,
-                     recorder.initial)  # fmt: skip
-    text = page(model, found, device, progress)
+    title = "A run, token by token"
+    run = Recorded(title, made, prompt, pieces[: len(runs)], runs, recorder.initial)
+    replay = Replay(model.bundle, runs, device)
+    text = page(model, run, replay, progress).encode()
     with replacing(target) as file:
-        file.write(text.encode())
+        file.write(text)
+    found.figures = {
+        "page": target,
+        "bytes": len(text),
+        "device": device.name,
+        "measured": measured(runs[replay.skipped :]).as_dict(),
+        "planned": replay(own_setting(model)).as_dict(),
+    }
 
 
 def pieces_of(tokenizer: Tokenizer | None, parts: Sequence[Sequence[int]]) -> list[str]:

@@ -89,13 +89,13 @@ def main(args: Namespace) -> None:
     context = min(max(len(ids) + args.predict, stored), config.max_position_embeddings)
     context = args.ctx_size or context
     with progress_bars() as progress, ExitStack() as stack:
-        device = None
-        if args.record:
+        if args.record:  # tokens that share a pass would not be seen one by one
             args.draft = "off"
             device = measured_device(args, Path(path), progress)
         model = stack.enter_context(open_model(args, path, context, progress))
         kept.load(model)
-        stack.enter_context(recorded(model, args.record, ids, tokenizer, device, progress))
+        if args.record:
+            stack.enter_context(recorded(model, args.record, ids, tokenizer, device, progress))
         # Fewer tokens than asked for are written where the context ends before.
         room = context - len(ids) + 1
         tokens = model.generate(

@@ -1,10 +1,11 @@
 """Repeat the paper's experiments on a model: tables, figures as JSON, and a page with charts.
 
 Experiments: sparsity (how few neurons a token uses), windows (what keeping the last tokens' neurons
-saves), blocks (what a read costs by its size), bundling (for other shapes), batches (what tokens
-share), coactivation (neurons beside those that they fire with), portability (other machines); or
-all. Without --text the texts are Python's own library (every 50th file, which the demo model was
-not trained on), its documentation in English, and random characters.
+saves), blocks (what a read costs by its size), predictors (by rank, and on other texts), bundling
+(for other shapes), batches (what tokens share), coactivation (neurons beside those that they fire
+with), portability (other machines); or all. Without --text the texts are Python's own library
+(every 50th file, which the demo model was not trained on), its documentation in English, and random
+characters.
 """
 
 import time
@@ -38,6 +39,7 @@ EXPERIMENTS = (
     "sparsity",
     "windows",
     "blocks",
+    "predictors",
     "bundling",
     "batches",
     "coactivation",

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flashinfer.cli.common import open_bundle, positive, progress_bars
+from flashinfer.cli.common import (
+    add_json,
+    open_bundle,
+    positive,
+    progress_bars,
+    write_json,
+)
 from flashinfer.cli.model_options import add_model_arguments, add_sampling_arguments, open_model
 from flashinfer.cli.prompt import add_text_arguments, prompt_ids
 from flashinfer.cli.recording import measured_device, recorded
@@ -24,6 +30,7 @@ from flashinfer.study.watch.page import described, filled, told
 from flashinfer.study.watch.recorder import Recorder
 from flashinfer.text.tokenizer import TextStream, Tokenizer
 
+TOLD = ("prompt_tokens", "generated_tokens", "token_ids")  # of a generation's figures
 SECONDS = 2.0  # that a page has to fetch the last tokens
 
 
@@ -38,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="serve the page on 127.0.0.1 while the model runs")  # fmt: skip
     add_sampling_arguments(parser)
     add_model_arguments(parser)
+    add_json(parser)
 
 
 def main(args: Namespace) -> None:
@@ -54,18 +62,21 @@ def main(args: Namespace) -> None:
         device = measured_device(args, Path(args.model), progress)
         with open_model(args, args.model, context, progress) as model:
             tokens = model.generate(ids, most, args.temp, args.top_k, args.top_p, args.seed)
-            with recorded(model, args.output, ids, tokenizer, device, progress) as recorder:
-                if args.live and recorder is not None:
-                    with serving(model, recorder, tokenizer, ids) as live:
+            with recorded(model, args.output, ids, tokenizer, device, progress) as recording:
+                if args.live:
+                    with serving(model, recording.recorder, tokenizer, ids) as live:
                         for token in tokens:
                             live(token)
                 else:
                     for number, _ in enumerate(tokens):
                         progress("record", number + 1, most)
                     progress("record", most, most)
+            stats = model.stats.as_dict()
     if tokenizer is not None:
         tokenizer.close()
-    print(f"{args.output}: open it in a browser")
+    if args.json != "-":
+        print(f"{args.output}: open it in a browser")
+    write_json(args.json, {**recording.figures, **{name: stats[name] for name in TOLD}})
 
 
 @contextmanager

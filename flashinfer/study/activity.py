@@ -11,11 +11,12 @@ import numpy as np
 from flashinfer.calibration.firing import exact_feed_forward
 from flashinfer.calibration.routing import in_pieces, router_of
 from flashinfer.calibration.text_states import TextStates
-from flashinfer.formats.arrays import BoolArray, UInt8Array
+from flashinfer.formats.arrays import BoolArray, Float32Array, UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
+from flashinfer.paper.feedforward import FeedForward
 from flashinfer.plan.options import Options
 from flashinfer.plan.profile import Profile
 
@@ -60,11 +61,14 @@ class Used:
 
     bits    (units, ceil(T / 8)): packed, a row a unit
     tokens  T; nbytes: of a unit in the file
+    ffn     the layer's FFN, whose inputs were x (T, d_model); while it is computed
     """
 
     bits: UInt8Array
     tokens: int
     nbytes: int
+    ffn: FeedForward | None = None
+    x: Float32Array | None = None
 
     @property
     def units(self) -> int:
@@ -86,10 +90,11 @@ class Used:
         return float(self.counts().sum() / (self.units * self.tokens))
 
 
-def activity(study: Study, sample: Sample, what: str) -> Iterator[Used]:
+def activity(study: Study, sample: Sample, what: str, inputs: bool = False) -> Iterator[Used]:
     """Yield of each layer which units a text uses, computed with all neurons.
 
-    what  the name under which progress is told
+    what    the name under which progress is told
+    inputs  with the FFNs and their inputs
     Raises UserError where no unit can be silent.
     """
     sequence = min(SEQUENCE, len(sample.ids), study.options.context or SEQUENCE)
@@ -112,5 +117,6 @@ def activity(study: Study, sample: Sample, what: str) -> Iterator[Used]:
                 used = np.packbits(router.weights(x).T > 0, axis=1)
                 y = in_pieces(ffn, x, residual, model.plan.budget)
             states.add(layer, y)
-            yield Used(used, len(x), model.bundle.unit_bytes(number))
+            nbytes = model.bundle.unit_bytes(number)
+            yield Used(used, len(x), nbytes, ffn, x) if inputs else Used(used, len(x), nbytes)
         study.progress(what, len(model.layers), len(model.layers))

@@ -50,6 +50,17 @@ def arguments(name, folder, plain):
         "verify": [plain],
         "kit": [folder / "kit", "--arch", "opt"],
         "study": ["bundling", demo_model(), "--device", "rpi5-nvme"],
+        "watch": [
+            demo_model(),
+            "-p",
+            "x",
+            "-n",
+            3,
+            "-o",
+            folder / "watch.html",
+            "--device",
+            "rpi5-nvme",
+        ],
         "synth": [out, "--hidden-size", 64, "--layers", 2, "--vocab-size", 300, "--context", 64],
     }[name]
 

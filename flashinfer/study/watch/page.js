@@ -25,15 +25,13 @@ function fresh() {
 function apply(number) {
   const run = runs[Math.floor(number / layers.length)];
   const at = number % layers.length, told = run.layers[at], here = state[at];
-  told.used.forEach((unit, i) => {
-    const slot = told.slots[i];
-    if (slot < 0) return;
-    const before = here.unitAt[slot];
-    if (before >= 0 && before !== unit) here.slotOf[before] = -1;
-    if (here.slotOf[unit] >= 0) here.unitAt[here.slotOf[unit]] = -1;
+  for (const [slot] of told.changed) {
+    if (here.unitAt[slot] >= 0) here.slotOf[here.unitAt[slot]] = -1;
+  }
+  for (const [slot, unit] of told.changed) {
     here.unitAt[slot] = unit;
-    here.slotOf[unit] = slot;
-  });
+    if (unit >= 0) here.slotOf[unit] = slot;
+  }
 }
 
 function stateBefore(number) {

@@ -11,7 +11,6 @@ import numpy as np
 from flashinfer.formats.arrays import Int32Array
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
-from flashinfer.plan.profile import Profile
 from flashinfer.study.watch.recorder import MISSING, TokenRun
 from flashinfer.study.watch.replay import (
     CHUNKS,
@@ -45,11 +44,8 @@ class Recorded:
     initial: Sequence[Int32Array]
 
 
-def page(
-    model: Model, recorded: Recorded, profile: Profile, progress: Progress = no_progress
-) -> str:
-    """The page of a run of a model, with what else it could have been on a device."""
-    replay = Replay(model.bundle, recorded.runs, profile)
+def page(model: Model, recorded: Recorded, replay: Replay, progress: Progress = no_progress) -> str:
+    """The page of a run of a model, with what a Replay says it could have been otherwise."""
     own = own_setting(model)
     planned = replay_all(replay, progress)
     data = {
@@ -72,10 +68,10 @@ def page(
             "disk": 0,
         },
         "how": (
-            f"The units that each token used are looked up again in a cache of another size or "
-            f"policy, and the reads that are missing are priced by the plan's clocks on "
-            f"{profile.name}. The first {replay.skipped} tokens, which find the cache empty, are "
-            "left out of the means."
+            "The units that each token used are looked up again in a cache of another size or "
+            "policy, and the reads that are missing are priced by the plan's clocks on "
+            f"{replay.profile.name}. The first {replay.skipped} tokens, which find the cache "
+            "empty, are left out of the means."
         ),
         "live": False,
     }
@@ -120,6 +116,7 @@ def _told(run: TokenRun, piece: str, list_reads: bool) -> dict[str, Any]:
             "active": None if layer.active is None else layer.active.tolist(),
             "place": layer.place.tolist(),
             "slots": layer.slots.tolist(),
+            "changed": layer.changed.tolist(),
         }
         for layer in run.layers
     ]

@@ -26,6 +26,7 @@ class LayerRun:
     active        of these neurons the ones that did not give 0; None where it is not known
     place         (n,): where each was: IN_DRAM, AHEAD (read before its turn) or MISSING
     slots         (n,): the slot of each afterwards; -1: none of its own
+    changed       slots that hold another unit than after the layer's turn before, and which: (m, 2)
     """
 
     begin: float
@@ -34,6 +35,7 @@ class LayerRun:
     active: Int32Array | None
     place: AnyArray
     slots: Int32Array
+    changed: Int32Array
 
 
 IN_DRAM, AHEAD, MISSING = 0, 1, 2
@@ -166,7 +168,9 @@ class _Heard:
         self.predictor = ffn.predictor
         self.selection: Selection | None = None
         self.before = ffn.store.cache.slot_of.copy()
+        self.held = ffn.store.cache.neuron_at.copy()  # the unit in each slot
         self.active: list[AnyArray] = []
+        self.misses = 0
         self.dense = not ffn.neurons.config.router
         if ffn.predictor is not None:
             ffn.predictor = _Overheard(ffn.predictor, self)
@@ -190,12 +194,12 @@ class _Heard:
         recorder.begin_layer(self.number, len(x))
         self.selection, self.active = None, []
         self.ffn.neurons.tap = self.tap if self.dense else None
-        now, begin = cache.slot_of.copy(), recorder.now
+        now, begin, self.misses = cache.slot_of.copy(), recorder.now, cache.misses
         y = self.ffn(x, tokens, *rest, **named)
         end = recorder.now
         if len(x) == 1:
             recorder.end_layer(self._told(begin, end, now))
-        self.before = cache.slot_of.copy()
+        self.before, self.held = cache.slot_of.copy(), cache.neuron_at.copy()
         return y
 
     def _told(self, begin: float, end: float, now: Int32Array) -> LayerRun:
@@ -204,8 +208,12 @@ class _Heard:
         place = np.where(now[used] < 0, MISSING, np.where(self.before[used] < 0, AHEAD, IN_DRAM))
         if self.ffn.whole.offsets is not None:
             place[:] = IN_DRAM
+        elif cache.misses - self.misses == len(used):  # read whole: what is there is read, too
+            place[place == IN_DRAM] = MISSING
         active = np.sort(np.concatenate(self.active)) if self.active else None
-        return LayerRun(begin, end, used, active, place, cache.slot_of[used])
+        slots = np.flatnonzero(cache.neuron_at != self.held)
+        changed = np.stack([slots.astype(np.int32), cache.neuron_at[slots]], axis=1)
+        return LayerRun(begin, end, used, active, place, cache.slot_of[used], changed)
 
 
 class _Overheard:

@@ -58,6 +58,15 @@ class Replayed:
     reads: float
     hits: float
 
+    def as_dict(self) -> dict[str, float]:
+        """The figures, as ``--json`` has them."""
+        return {
+            "tokens_per_second": 1 / self.seconds,
+            "flash_bytes_per_token": self.nbytes,
+            "reads_per_token": self.reads,
+            "hit_rate": self.hits,
+        }
+
 
 class Replay:
     """Replays a recorded run of a bundle on a device."""
