@@ -38,6 +38,8 @@ from flashinfer.plan.profile import load, save
 from flashinfer.probe.probing import probe
 from flashinfer.text.tokenizer import Tokenizer
 
+TOKENS_OF_DEMO = 120
+NEAR = 6 << 20  # bytes above the least budget, for the store's pages
 SHARES = (0.0, 0.3, 0.6, 0.8, 0.95)
 STREAMED = (
     ("tinyllama-1.1b", "dense", 0.5),
@@ -126,20 +128,16 @@ def one_known(path, memory, device, mode, tokens, rounds, shares):
     print(json.dumps({"drafts": model.plan.drafts, "runs": found}))
 
 
-def one_demo(path, memory, device, texts, store, tokens):
-    """In a process of its own: figures of each text's continuation without drafts, with n-grams,
-    and with the store."""
+def one_demo(path, memory, device, texts, draft, tokens):
+    """In a process of its own: figures of each text's continuation with one kind of drafts."""
     texts, found = json.loads(Path(texts).read_text()), {}
-    for draft in ("off", "ngram", store):
-        with Model.open(
-            path, memory=memory, context=512, device=load(device), draft=draft
-        ) as model:
-            for kind, prompts in texts.items():
-                for prompt in prompts:
-                    ids = list(model.generate(prompt, tokens, 0, stop_at_eos=False))
-                    figures = figures_of(model, model.pace)
-                    figures["token_ids"] = ids
-                    found.setdefault(f"{kind}/{Path(draft).name}", []).append(figures)
+    with Model.open(path, memory=memory, context=512, device=load(device), draft=draft) as model:
+        for kind, prompts in texts.items():
+            for prompt in prompts:
+                ids = list(model.generate(prompt, tokens, 0, stop_at_eos=False))
+                figures = figures_of(model, model.pace)
+                figures["token_ids"] = ids
+                found.setdefault(f"{kind}/{Path(draft).name}", []).append(figures)
     print(json.dumps(found))
 
 
@@ -224,13 +222,15 @@ def demo(args, device):
         named, _ = agreement(written, vocab_size, 10)
         texts = Path(folder) / "texts.json"
         texts.write_text(json.dumps(kinds))
-        least = limited(least_memory, 1 << 30, None, demo_model(), 512) + (4 << 20)
+        least = limited(least_memory, 1 << 30, None, demo_model(), 512) + NEAR
         rows = []
         for name, memory, disk in (("in DRAM", 1 << 30, None), (SD_CARD.name, least, SD_CARD)):
-            found = limited(
-                one_demo, memory, disk, demo_model(), str(demo_model()), memory, str(device),
-                str(texts), str(store), 120,
-            )  # fmt: skip
+            found = {}
+            for draft in ("off", "ngram", str(store)):
+                found |= limited(
+                    one_demo, memory, disk, demo_model(), str(demo_model()), memory, str(device),
+                    str(texts), draft, TOKENS_OF_DEMO,
+                )  # fmt: skip
             for kind in kinds:
                 base = found[f"{kind}/off"]
                 for draft in ("off", "ngram", store.name):
