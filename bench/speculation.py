@@ -38,7 +38,7 @@ from flashinfer.plan.profile import load, save
 from flashinfer.probe.probing import probe
 from flashinfer.text.tokenizer import Tokenizer
 
-TOKENS_OF_DEMO = 120
+TOKENS_OF_DEMO, QUICK_TEXTS = 120, 3
 NEAR = 6 << 20  # bytes above the least budget, for the store's pages
 SHARES = (0.0, 0.3, 0.6, 0.8, 0.95)
 STREAMED = (
@@ -220,6 +220,8 @@ def demo(args, device):
             vocabulary, vocab_size = model.bundle.vocabulary, model.config.vocab_size
         write_store(store, written, vocabulary)
         named, _ = agreement(written, vocab_size, 10)
+        if args.quick:
+            kinds = {kind: prompts[:QUICK_TEXTS] for kind, prompts in kinds.items()}
         texts = Path(folder) / "texts.json"
         texts.write_text(json.dumps(kinds))
         least = limited(least_memory, 1 << 30, None, demo_model(), 512) + NEAR
