@@ -185,6 +185,24 @@ def test_the_command(capsys, tmp_path):
     assert [one["name"] for one in found["findings"]] == ["sparsity"]
 
 
+def test_all_leaves_out_what_a_model_has_not(capsys, tmp_path, monkeypatch):
+    """Whose neurons all fire; asked for by its name, that is an error."""
+    monkeypatch.setattr("flashinfer.cli.study.EXPERIMENTS", ("sparsity", "bundling"))
+    monkeypatch.setattr("flashinfer.study.activity.Study.open", refuse)
+    figures = tmp_path / "x.json"
+    arguments = ["--device", "rpi5-nvme", "--tokens", "256", "--json", str(figures)]
+    assert main(["study", "all", *arguments]) == 0
+    assert "sparsity is left out: no neuron is silent" in capsys.readouterr().err
+    found = json.loads(figures.read_text())
+    assert [one["name"] for one in found["findings"]] == ["bundling"]
+    assert found["left_out"] == {"sparsity": "no neuron is silent"}
+    assert main(["study", "sparsity", *arguments]) == 1
+
+
+def refuse(study, **changes):
+    raise UserError("no neuron is silent")
+
+
 def test_wrong_arguments(capsys, tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("x = 1\n")
