@@ -35,7 +35,7 @@ IDS = np.random.default_rng(3).integers(3, 400, 300).tolist()
 def study():
     """The demo model and random tokens, on a board that nobody measured."""
     profile = load(boards()["rpi5-nvme"])
-    options = Options(context=256, memory="400M", device=profile)
+    options = Options(context=256, memory="4G", device=profile)
     return Study(demo_model(), [Sample("random", IDS), Sample("half", IDS[:256])], options, profile)
 
 

@@ -28,7 +28,7 @@ from flashinfer.study.watch.replay import Replay, Setting, replay_all
 PROMPT = list(range(5, 40))
 GREEDY = {"temperature": 0, "stop_at_eos": False}
 PROFILE = load(boards()["rpi5-nvme"])
-SMALL = {"draft": "off", "context": 128, "memory": "600M"}
+SMALL = {"draft": "off", "context": 128, "memory": "4G"}
 
 
 def run(path, tokens=24, slots=500, **options):
