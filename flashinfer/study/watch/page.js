@@ -253,9 +253,9 @@ function chosen() {
 
 function cells(row) {
   const [seconds, nbytes, reads, hits] = row;
-  return [(1e3 * seconds).toPrecision(3) + " ms", (1 / seconds).toPrecision(3),
-          (nbytes / 1e6).toPrecision(3) + " MB", reads.toPrecision(3),
-          (100 * hits).toFixed(1) + " %"];
+  const short = (value) => Number(value.toPrecision(3)).toLocaleString("en");
+  return [short(1e3 * seconds) + " ms", short(1 / seconds), short(nbytes / 1e6) + " MB",
+          short(reads), (100 * hits).toFixed(1) + " %"];
 }
 
 function showPlanned() {
