@@ -3,7 +3,7 @@
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +60,8 @@ def recorded(
     runs = recorder.finished()
     if not runs:
         raise UserError(f"{target}: nothing to record; at least two tokens must be written")
-    told = model.stats.token_ids
-    prompt, *pieces = pieces_of(tokenizer, [ids, *([token] for token in told)])
+    tell = teller(tokenizer)
+    prompt, pieces = tell(ids), [tell([token]) for token in model.stats.token_ids]
     made = (
         f"{model.bundle.path.name}, {time.strftime('%Y-%m-%d')}, a budget of "
         f"{model.plan.budget / 2**20:,.0f} MiB; measured on this machine, planned for {device.name}"
@@ -69,21 +69,23 @@ def recorded(
     title = "A run, token by token"
     run = Recorded(title, made, prompt, pieces[: len(runs)], runs, recorder.initial)
     replay = Replay(model.bundle, runs, device)
-    text = page(model, run, replay, progress).encode()
+    taken, planned = measured(runs[replay.skipped :]), replay(own_setting(model))
+    text = page(model, run, replay, taken, planned, progress).encode()
     with replacing(target) as file:
         file.write(text)
     found.figures = {
         "page": target,
         "bytes": len(text),
         "device": device.name,
-        "measured": measured(runs[replay.skipped :]).as_dict(),
-        "planned": replay(own_setting(model)).as_dict(),
+        "measured": taken.as_dict(),
+        "planned": planned.as_dict(),
     }
 
 
-def pieces_of(tokenizer: Tokenizer | None, parts: Sequence[Sequence[int]]) -> list[str]:
-    """The text that each part adds to those before it; without a tokenizer its ids."""
+def teller(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
+    """A function that gives the text that tokens add to those it was given before; without a
+    tokenizer their ids."""
     if tokenizer is None:
-        return [" ".join(map(str, part)) + " " for part in parts]
+        return lambda tokens: " ".join(map(str, tokens)) + " "
     stream = TextStream(tokenizer)
-    return ["".join([stream.add(token) for token in part]) for part in parts]
+    return lambda tokens: "".join([stream.add(token) for token in tokens])

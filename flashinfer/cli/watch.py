@@ -22,13 +22,13 @@ from flashinfer.cli.common import (
 )
 from flashinfer.cli.model_options import add_model_arguments, add_sampling_arguments, open_model
 from flashinfer.cli.prompt import add_text_arguments, prompt_ids
-from flashinfer.cli.recording import measured_device, recorded
+from flashinfer.cli.recording import measured_device, recorded, teller
 from flashinfer.formats.bundle.layout import TOKENIZER
 from flashinfer.model import Model
 from flashinfer.study.watch.live import LiveServer
 from flashinfer.study.watch.page import described, filled, told
 from flashinfer.study.watch.recorder import Recorder
-from flashinfer.text.tokenizer import TextStream, Tokenizer
+from flashinfer.text.tokenizer import Tokenizer
 
 TOLD = ("prompt_tokens", "generated_tokens", "token_ids")  # of a generation's figures
 SECONDS = 2.0  # that a page has to fetch the last tokens
@@ -87,13 +87,7 @@ def serving(
 
     When the block ends the page is told so, and has SECONDS to fetch the rest.
     """
-    stream = None if tokenizer is None else TextStream(tokenizer)
-
-    def piece(tokens: Sequence[int]) -> str:
-        if stream is None:
-            return " ".join(map(str, tokens)) + " "
-        return "".join([stream.add(token) for token in tokens])
-
+    piece = teller(tokenizer)
     pieces: list[str] = []
     shown = 0
     data = {**described(model, "A run, as it happens", model.bundle.path.name, piece(ids)),

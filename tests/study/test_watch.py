@@ -185,7 +185,9 @@ def text(recording):
     recorded = Recorded(hostile, hostile, hostile, [hostile] * len(recorder.runs), recorder.runs,
                         recorder.initial)  # fmt: skip
     with Model.open(demo_model(), **SMALL) as model:
-        return page(model, recorded, Replay(model.bundle, recorder.runs, PROFILE))
+        replay = Replay(model.bundle, recorder.runs, PROFILE)
+        taken, planned = measured(recorder.runs[replay.skipped :]), replay(own_setting(model))
+        return page(model, recorded, replay, taken, planned)
 
 
 def data_of(text):

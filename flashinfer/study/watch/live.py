@@ -18,13 +18,12 @@ class LiveServer:
     """
 
     def __init__(self, page: str) -> None:
-        self.page, self.runs, self.done = page.encode(), [], False
+        self.page, self.done = page.encode(), False
+        self.runs: list[dict[str, Any]] = []
         self.lock, self.told_all = threading.Lock(), threading.Event()
         self.server = ThreadingHTTPServer((HOST, 0), self._handler())
         self.server.daemon_threads = True
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-
-    runs: list[dict[str, Any]]
 
     @property
     def address(self) -> str:

@@ -44,16 +44,26 @@ class Recorded:
     initial: Sequence[Int32Array]
 
 
-def page(model: Model, recorded: Recorded, replay: Replay, progress: Progress = no_progress) -> str:
-    """The page of a run of a model, with what a Replay says it could have been otherwise."""
+def page(
+    model: Model,
+    recorded: Recorded,
+    replay: Replay,
+    taken: Replayed,
+    as_recorded: Replayed,
+    progress: Progress = no_progress,
+) -> str:
+    """The page of a run of a model, with what a Replay says it could have been otherwise.
+
+    taken, as_recorded  what it took, ``measured``, and what the Replay says of ``own_setting``
+    """
     own = own_setting(model)
     planned = replay_all(replay, progress)
     data = {
         **described(model, recorded.title, recorded.made, recorded.prompt),
         "initial": [units.tolist() for units in recorded.initial],
         "runs": told(recorded.runs, recorded.pieces, listed(recorded.runs)),
-        "measured": _row(measured(recorded.runs[replay.skipped :])),
-        "as_recorded": _row(replay(own)),
+        "measured": _row(taken),
+        "as_recorded": _row(as_recorded),
         "planned": [_row(one) for one in planned],
         "axes": {
             "memory": [f"{100 * share:g} % of them" for share in MEMORY],

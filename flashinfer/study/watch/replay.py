@@ -82,7 +82,7 @@ class Replay:
         self.others = float(np.mean([_others(run) for run in runs])) if runs else 0.0
         self.streamed = float(np.mean([_streamed(run) for run in runs])) if runs else 0.0
         self._misses: dict[tuple[float, int, bool, bool], list[list[Int32Array]]] = {}
-        self._reads: dict[tuple[object, ...], list[list[tuple[int, int]]]] = {}
+        self._reads: dict[Setting, list[list[tuple[int, int]]]] = {}
 
     def __call__(self, setting: Setting) -> Replayed:
         """The run in a Setting."""
@@ -163,13 +163,12 @@ class Replay:
     def _reads_of(self, setting: Setting) -> list[list[tuple[int, int]]]:
         """Of each token and layer (bytes, reads)."""
         same = replace(setting, disk=0.0, many=True)
-        key = (same,)
-        if key not in self._reads:
-            self._reads[key] = [
+        if same not in self._reads:
+            self._reads[same] = [
                 [self._merged(number, units, setting) for number, units in enumerate(layers)]
                 for layers in self._misses_of(setting)
             ]
-        return self._reads[key]
+        return self._reads[same]
 
     def _merged(self, number: int, units: Int32Array, setting: Setting) -> tuple[int, int]:
         """(bytes, reads) of some units of a layer."""
@@ -228,5 +227,5 @@ def _canonical(setting: Setting) -> Setting:
     """The Setting that stands for all that read the same: where nothing stays, or all of a layer is
     used and does not fit, neither memory nor window matters."""
     if not setting.keep or (not setting.predict and setting.memory < 1):
-        return replace(setting, memory=MEMORY[0], window=0, keep=setting.keep)
+        return replace(setting, memory=MEMORY[0], window=0)
     return setting if setting.predict else replace(setting, window=0)
