@@ -163,6 +163,8 @@ class Decided:
     window   tokens that a unit stays unused; None: as many as the plan affords
     logit_rows  tokens whose logits are there at a time
     experts_first  of a mixture the experts that one token needs have memory before attention has
+    fewest_reads  slots of neurons are shared by the reads that they save alone; else each layer has
+             what one token needs first, which then needs no second wave
     drafting  tokens are drafted where that is faster
     kv_share  of the layers whose keys and values can lie on flash, how many do
     texts    that share a pass, each with a context of its own
@@ -177,6 +179,7 @@ class Decided:
     window: int | None
     logit_rows: int = 1
     experts_first: bool = False
+    fewest_reads: bool = False
     drafting: bool = False
     kv_share: float = 0.0
     texts: int = 1

@@ -230,7 +230,7 @@ def _share(sizes: Sizes, left: int, room: int) -> tuple[Shares, int]:
             slots[layer] = size // sizes.slot_bytes[layer]
             left, room = left - size, room - size
     wanted, cached, transit = sizes.wanted, list(sizes.cached.values()), 0
-    shares = share_slots(cached, room, wanted.policy, wanted.window)
+    shares = share_slots(cached, room, wanted.policy, wanted.window, wanted.fewest_reads)
     short = any(n < layer.needs[0] for n, layer in zip(shares.slots, cached, strict=True))
     if short and sizes.transit:
         transit = min(sizes.transit, room)

@@ -79,10 +79,11 @@ def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
             plan = _for_throughput(bundle, plan, wanted, slot_bytes, base, known, flash)
         expected = pass_seconds = None
         if known:
-            plans = [plan]
+            wanted = replace(wanted, texts=plan.texts)
+            other = replace(wanted, fewest_reads=True)
             if bundle.config.reads_experts:
-                wanted = replace(wanted, texts=plan.texts, experts_first=True)
-                plans.append(make_plan(bundle, wanted, slot_bytes, base))
+                other = replace(wanted, experts_first=True)
+            plans = [plan, make_plan(bundle, other, slot_bytes, base)]
             plan, expected = _fastest(bundle, plans, known, flash)
             pass_seconds = partial(_pass_seconds, bundle, plan, known, flash)
         elif bundle.config.reads_experts:

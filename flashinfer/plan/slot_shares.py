@@ -70,7 +70,7 @@ def share_slots(
 ) -> Shares:
     """Share ``room`` bytes among layers.
 
-    passing  units need no slot to be computed: a layer may have less than a token uses, or none
+    passing  a layer may have less than one token uses, or none but its least
     """
     if not layers:
         return Shares([], None, None)
@@ -106,8 +106,8 @@ def _for_window(layers: Sequence[CachedLayer], window: int) -> list[int]:
 def fewest_misses(layers: Sequence[CachedLayer], room: int, passing: bool = False) -> list[int]:
     """The split of ``room`` bytes for which the layers' miss curves promise the fewest reads.
 
-    Unless units are ``passing``, every layer first gets what a single token needs, as far as it
-    goes.
+    Unless units are ``passing`` (through few slots, wave by wave), every layer first gets what one
+    token needs, as far as it goes.
     """
     shape = [0 if passing else n for n in _for_window(layers, 1)]
     slots = _in_proportion(layers, shape, min(room, nbytes(layers, shape)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flashinfer import Model
+from flashinfer.cli.run import demo_model
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, FormatError, UserError
 from flashinfer.paper import ways
@@ -361,3 +362,28 @@ def test_attention_or_experts_have_memory_first_whichever_is_faster(tmp_path, mo
             ]
         flash.close()
     assert setup.expected.total == min(costs) < max(costs)
+
+
+@pytest.mark.parametrize("more", [1 << 20, 3 << 20, 6 << 20])
+def test_slots_of_neurons_are_shared_in_whichever_way_is_faster(more):
+    """By the reads that they save alone, or first to each layer what one token needs there."""
+    base = 100 << 20
+    with Bundle(demo_model()) as bundle:
+        with pytest.raises(BudgetError) as caught:
+            planning.prepare(bundle, Options(memory=base + 1, context=256), base)
+        budget = caught.value.least + more
+        options = Options(memory=budget, context=256, device="rpi5-nvme")
+        setup, slots, costs = planning.prepare(bundle, options, base), [], []
+        flash = setup.flash
+        for fewest in (False, True):
+            decided = replace(options.decided(bundle), fewest_reads=fewest)
+            plan = make_plan(bundle, decided, setup.plan.slot_bytes, base)
+            assert plan.base + plan.own <= plan.budget
+            slots.append(plan.slots)
+            costs += [
+                predict(bundle, replace(plan, prefetch=share), setup.profile, flash.gap_bytes,
+                        flash.alignment).total
+                for share in (1.0, 0.0)
+            ]  # fmt: skip
+        flash.close()
+    assert slots[0] != slots[1] and setup.expected.total == min(costs) < max(costs)
