@@ -1,4 +1,4 @@
-"""Train the demo model that ships inside the package: a small ReLU OPT on Python's own library.
+"""Train a small model whose neurons are mostly silent, on Python's own library and other texts.
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \\
         python bench/train_demo_model.py OUT_DIR --minutes 100
@@ -9,10 +9,13 @@ library, tests included, that runs this script; every 50th file is held out. An 
 FFN activations, one weight a layer, is steered until about 5 % of the neurons fire. OUT_DIR
 becomes a Hugging Face checkpoint that ``flashinfer convert`` reads; ``training.json`` beside it
 holds the held-out figures, ``heldout.txt`` the text. Stop and start as you like: the state is kept
-in OUT_DIR/state.pt. What ships was then made by
+in OUT_DIR/state.pt. The demo model, an OPT, was then made by
 
     flashinfer convert OUT_DIR demo.flash --dtype f16
     flashinfer calibrate demo.flash --text OUT_DIR/heldout.txt --tokens 100000 --steps 3000
+
+``--like llama`` trains a Llama whose gates are ReLUs instead. ``--text`` adds files, as often as
+``--times`` says; their last tenth is held out.
 """
 
 import argparse
@@ -26,7 +29,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from bench.python_text import stdlib_files
 from flashinfer.cli.common import write_json
@@ -63,20 +66,22 @@ def encode(tokenizer, texts):
 class SparsityTerm:
     """L1 on each layer's FFN activations, its weight steered towards ``target`` active.
 
-    A ReLU neuron that never fires gets no gradient and stays dead; so the bias of those that
-    fire for less than ``target`` / 25 of the tokens is raised until they do.
+    A ReLU neuron that never fires gets no gradient and stays dead; so the bias, where there is one,
+    of those that fire for less than ``target`` / 25 of the tokens is raised until they do.
     """
 
     def __init__(self, model, target):
         self.target = target
-        layers = model.model.decoder.layers
+        layers = getattr(model.model, "decoder", model.model).layers
         self.weight = torch.full((len(layers),), 1e-5)
         self.l1 = [None] * len(layers)
         self.active = torch.zeros(len(layers))
-        self.biases = [layer.fc1.bias for layer in layers]
+        opt = hasattr(layers[0], "fc1")
+        self.biases = [layer.fc1.bias for layer in layers] if opt else []
         self.fires = [torch.full_like(bias, target) for bias in self.biases]  # running means
         for index, layer in enumerate(layers):
-            layer.activation_fn.register_forward_hook(
+            relu = layer.activation_fn if opt else layer.mlp.act_fn
+            relu.register_forward_hook(
                 lambda module, inputs, output, index=index: self.record(index, output)
             )
 
@@ -85,7 +90,8 @@ class SparsityTerm:
         with torch.no_grad():
             fires = (activations > 0).float().mean((0, 1))
             self.active[index] = fires.mean()
-            self.fires[index].lerp_(fires, 0.02)
+            if self.biases:
+                self.fires[index].lerp_(fires, 0.02)
 
     def loss(self):
         return (self.weight * torch.stack(self.l1)).sum()
@@ -138,13 +144,30 @@ def evaluate(model, term, tokens, length):
 
 
 def make_model(args):
+    torch.manual_seed(args.seed)
+    if args.like == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=args.vocab_size,
+                hidden_size=args.hidden_size,
+                num_hidden_layers=args.layers,
+                intermediate_size=args.ffn_dim,
+                num_attention_heads=args.heads,
+                max_position_embeddings=args.context,
+                hidden_act="relu",
+                tie_word_embeddings=True,
+                bos_token_id=0,
+                eos_token_id=0,
+                pad_token_id=1,
+            )
+        )
     config = OPTConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,
         word_embed_proj_dim=args.hidden_size,
         num_hidden_layers=args.layers,
         ffn_dim=args.ffn_dim,
-        num_attention_heads=4,
+        num_attention_heads=args.heads,
         max_position_embeddings=args.context,
         dropout=0.0,
         attention_dropout=0.0,
@@ -152,7 +175,6 @@ def make_model(args):
         eos_token_id=0,
         pad_token_id=1,
     )
-    torch.manual_seed(args.seed)
     return OPTForCausalLM(config)
 
 
@@ -167,10 +189,20 @@ def make_optimizers(model, rate):
     ]
 
 
+def all_texts(args):
+    """(to train on, held out): of the library every 50th file is, of other files the last tenth."""
+    train_texts, held_out_texts = stdlib_files()
+    for path in args.text:
+        text = path.read_text(encoding="utf-8")
+        train_texts += args.times * [text[: len(text) * 9 // 10]]
+        held_out_texts.append(text[len(text) * 9 // 10 :])
+    return train_texts, held_out_texts
+
+
 def train(args):
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    train_texts, held_out_texts = stdlib_files()
+    train_texts, held_out_texts = all_texts(args)
     tokenizer_path = out / "tokenizer.json"
     if tokenizer_path.exists():
         tokenizer = Tokenizer.from_file(str(tokenizer_path))
@@ -260,10 +292,16 @@ def main():
     )
     parser.add_argument("out", metavar="OUT_DIR")
     parser.add_argument("--minutes", type=float, default=100.0, help="time to train for")
+    parser.add_argument("--like", choices=("opt", "llama"), default="opt")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=[], help="texts besides the library"
+    )
+    parser.add_argument("--times", type=int, default=1, help="that a text is in the corpus")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--ffn-dim", type=int, default=1408)
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
