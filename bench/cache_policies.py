@@ -28,12 +28,12 @@ from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.paper.waves import in_waves
 from flashinfer.plan.slot_shares import CachedLayer, fewest_misses
+from flashinfer.study.optimal import NEVER, optimal_misses
 from flashinfer.text.tokenizer import Tokenizer
 
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of a layer's rows
 FEW = (1 / 64, 1 / 32, 1 / 16, 3 / 32)  # of a mixture's
 POLICIES = ("window", "lru", "frecency", "optimal")
-NEVER = 1 << 40
 TRANSIT = 4  # slots, as for experts of 3.5 MB
 HALF_LIVES, LAST_USES = (4.0, 16.0, 64.0), (0.0, 4.0, 8.0, 16.0)
 
@@ -111,25 +111,6 @@ def fitting_window(trace, neurons, rows):
         ages[selection.units] = 0
         longest = min(longest, int(np.partition(ages, rows)[rows]) if rows < neurons else NEVER)
     return max(1, longest)
-
-
-def optimal_misses(trace, neurons, rows, warm=None):
-    """Of a cache that knows what comes, counted from token ``warm`` on, else in the second half."""
-    warm = len(trace) // 2 if warm is None else warm
-    following, coming = np.full(neurons, NEVER), []
-    for token in range(len(trace) - 1, -1, -1):
-        coming.append(following[trace[token].units])
-        following[trace[token].units] = token
-    held, next_use, count = np.zeros(neurons, dtype=bool), np.full(neurons, NEVER), 0
-    for token, selection in enumerate(trace):
-        used = selection.units
-        count += np.count_nonzero(~held[used]) if token >= warm else 0
-        held[used], next_use[used] = True, coming.pop()
-        excess = np.count_nonzero(held) - rows
-        if excess > 0:
-            there = np.flatnonzero(held)
-            held[there[np.argpartition(-next_use[there], excess - 1)[:excess]]] = False
-    return count / (len(trace) - warm)
 
 
 def measure(traces, neurons, experts):

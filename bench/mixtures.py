@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bench.cache_policies import Recorder, optimal_misses
+from bench.cache_policies import Recorder
 from bench.cgroup import Disk, NoCgroups, run_limited
 from bench.limits import machine, random_read_bandwidth
 from bench.models import synthetic_model
@@ -38,6 +38,7 @@ from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.plan.profile import load, save
 from flashinfer.probe.measuring import dram_bandwidth
 from flashinfer.probe.probing import probe
+from flashinfer.study.optimal import optimal_misses
 from flashinfer.synth.shapes import MIXTURES
 
 DISKS = (Disk("as it is"), Disk("eMMC, 250 MB/s", 250_000_000))

@@ -8,7 +8,7 @@ threshold is the one with which at most the share ``missed`` of the neurons that
 missed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -163,10 +163,13 @@ def find_predictor(
     return best
 
 
-def svd_predictors(x: Float32Array, up_tiles: UpTiles, up_bias: Float32Array) -> Iterator[Maps]:
+def svd_predictors(
+    x: Float32Array, up_tiles: UpTiles, up_bias: Float32Array, tried: Sequence[int] = RANKS
+) -> Iterator[Maps]:
     """Yield the Maps of rising rank, at least one: truncated SVDs of the up projection W.
 
-    x  (N, d_model), the FFN's inputs
+    x      (N, d_model), the FFN's inputs
+    tried  ranks, of which those are taken that save anything
     With C the inputs' covariance and U the left singular vectors of W C^(1/2), U U^T W is the
     best low-rank W for these inputs: a = U^T W, b = U.
     """
@@ -182,7 +185,7 @@ def svd_predictors(x: Float32Array, up_tiles: UpTiles, up_bias: Float32Array) ->
     energies, v = np.linalg.eigh(root @ gram @ root)
     energies, v = energies[::-1], v[:, ::-1]
     most = int(np.count_nonzero(energies > 1e-7 * energies[0]))
-    ranks = [r for r in RANKS if r < min(most, x.shape[1] // 2)] or [max(1, min(most, RANKS[0]))]
+    ranks = [r for r in tried if r < min(most, x.shape[1] // 2)] or [max(1, min(most, tried[0]))]
     width = ranks[-1]
     v = v[:, :width] / np.sqrt(energies[:width])
     a = v.T @ root @ gram  # (width, d_model)

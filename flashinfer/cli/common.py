@@ -27,7 +27,7 @@ MOST_POSITIONS = 1 << 20  # of a text that are named together
 # Arguments that name a file to read, and arguments that name a file to write.
 INPUTS = (
     "model", "source", "text", "choices", "against", "file", "device", "predictor_from", "trace",
-    "file_map", "arithmetic", "prompts", "draft",
+    "file_map", "arithmetic", "prompts", "draft", "answer",
 )  # fmt: skip
 OUTPUTS = (
     "destination", "output", "profile", "json", "html", "junit", "session", "record",
@@ -57,6 +57,7 @@ BARS: dict[str, dict[str, Any]] = {
     "kit": {"unit": "model"},
     "record": {"unit": "token"},
     "replay": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
+    "check": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "sparsity": LAYERS,
     "windows": LAYERS,

@@ -29,6 +29,7 @@ COMMANDS = (
     "synth",
     "study",
     "watch",
+    "check",
 )
 
 

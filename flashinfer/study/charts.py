@@ -156,4 +156,4 @@ def _tick(value: float) -> str:
     for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * factor / (10 if factor > 1e3 else 1):
             return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
+    return f"{value:,.4g}"

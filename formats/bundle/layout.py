@@ -7,6 +7,9 @@ finds tensors by name, so that another order is no other version of the file.
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from ..arrays import AnyArray
 from ..config import ModelConfig
 from ..number_formats import FORMATS, NumberFormat
 from ..tensors import FFN, PREDICTOR, ROLES, TensorSpec
@@ -21,6 +24,12 @@ def layout(config: ModelConfig) -> list[TensorSpec]:
     for number, layer in enumerate(config.layers):
         specs += layer.tensors(f"layers.{number}")
     return sorted(specs, key=lambda spec: ROLES.index(spec.role))
+
+
+def bundled(parts: Sequence[AnyArray]) -> AnyArray:
+    """Bundles (paper section 3.2): parts (n, width) each, the rows of gate and up and the columns
+    of the down projection -> (n, parts * width), all of neuron i in row i."""
+    return np.concatenate(parts, axis=1)
 
 
 def predictor_layout(config: ModelConfig, ranks: Sequence[int]) -> list[TensorSpec]:

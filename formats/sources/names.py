@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..arrays import AnyArray, Float32Array, UInt8Array
-from ..bundle.layout import format_of
+from ..bundle.layout import bundled, format_of
 from ..bundle.writer import NewTensor, encoded, new_tensor
 from ..config import MOST_LAYERS, ModelConfig
 from ..errors import FormatError
@@ -211,7 +211,7 @@ class Names:
                 else:
                     bundle.append(self.rows_of_expert(name, expert, ids, format))
             bundle += [next(columns)] if columns else []
-            yield np.concatenate([encoded(p, format) for p in bundle], axis=1)
+            yield bundled([encoded(p, format) for p in bundle])
 
     def rows_of_expert(
         self, name: str, expert: int, ids: AnyArray, format: NumberFormat
