@@ -14,7 +14,6 @@ it is synthetic: ``flashinfer synth x.flash --like olmoe-1b-7b``.
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from flashinfer.cli.run import demo_model
 from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.prefetch import NoPrefetch
 from flashinfer.paper.waves import in_waves
-from flashinfer.plan.slot_shares import CachedLayer, fewest_misses
+from flashinfer.plan.slot_shares import CachedLayer, Curve, fewest_misses
 from flashinfer.study.optimal import NEVER, optimal_misses
 from flashinfer.text.tokenizer import Tokenizer
 
@@ -36,12 +35,6 @@ FEW = (1 / 64, 1 / 32, 1 / 16, 3 / 32)  # of a mixture's
 POLICIES = ("window", "lru", "frecency", "optimal")
 TRANSIT = 4  # slots, as for experts of 3.5 MB
 HALF_LIVES, LAST_USES = (4.0, 16.0, 64.0), (0.0, 4.0, 8.0, 16.0)
-
-
-class Curve(NamedTuple):
-    """What of a LayerCalibration the sharing of slots asks for."""
-
-    misses: tuple
 
 
 class Recorder:

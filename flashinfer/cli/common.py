@@ -64,6 +64,8 @@ BARS: dict[str, dict[str, Any]] = {
     "batches": LAYERS,
     "coactivation": LAYERS,
     "predictors": LAYERS,
+    "failed": LAYERS,
+    "tables": {"bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} models [{elapsed}<{remaining}]"},
     "blocks": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
 }
 

@@ -3,7 +3,8 @@
 Experiments: sparsity (how few neurons a token uses), windows (what keeping the last tokens' neurons
 saves), blocks (what a read costs by its size), predictors (by rank, and on other texts), bundling
 (for other shapes), batches (what tokens share), coactivation (neurons beside those that they fire
-with), portability (other machines); or all. Without --text the texts are Python's own library
+with), portability (other machines), tables (the paper's, theirs and ours), failed (ideas that do
+not pay); or all. Without --text the texts are Python's own library
 (every 50th file, which the demo model was not trained on), its documentation in English, and random
 characters.
 """
@@ -45,6 +46,8 @@ EXPERIMENTS = (
     "batches",
     "coactivation",
     "portability",
+    "tables",
+    "failed",
 )
 CONTEXT = 1024
 LEAST_TOKENS = 256

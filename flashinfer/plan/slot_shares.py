@@ -12,6 +12,12 @@ from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCali
 from flashinfer.formats.bundle.reader import Bundle
 
 
+class Curve(NamedTuple):
+    """Of a layer's record the curve alone: misses a token with caches of CAPACITIES."""
+
+    misses: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class CachedLayer:
     """A layer whose units a predictor or a router chooses.
@@ -19,14 +25,14 @@ class CachedLayer:
     units       of the layer; slot_bytes: of a slot of its neuron cache
     needs       (k,): the most units that windows of 1, 2, ... k tokens use
     least       slots that it gets, whatever the memory
-    record      what calibration found of it, or None
+    record      what calibration found of it, or its curve alone, or None
     """
 
     units: int
     slot_bytes: int
     needs: tuple[int, ...]
     least: int
-    record: LayerCalibration | None
+    record: LayerCalibration | Curve | None
 
     def slots_for(self, window: int) -> int:
         """Slots for a window of k tokens: the most that it needed when calibrated and a tenth more;

@@ -87,7 +87,7 @@ def shown(cell: Cell) -> str:
         return "-"
     if isinstance(cell, str):
         return cell
-    if isinstance(cell, int) or abs(cell) >= 1000:
+    if isinstance(cell, int) or abs(cell) >= 999.5:
         return f"{cell:,.0f}"
     return f"{cell:.3g}"
 

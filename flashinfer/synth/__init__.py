@@ -41,6 +41,7 @@ def synthesize(
     progress: Progress = no_progress,
     dense_dtype: str | None = None,
     repeated: float = 0.4,
+    outline: bool = False,
 ) -> Calibration:
     """Write a synthetic bundle of a Hugging Face config; return its calibration.
 
@@ -49,6 +50,7 @@ def synthesize(
     fresh        share of the layer that fires and did not fire for the last five tokens
     progress     is told the bytes written, as "write"
     dense_dtype  number format of the weights that are not FFN; None: ``dtype``
+    outline      write a file of the same size without weights, to be planned only
     repeated     of a mixture: share of a token's experts that the token before it used, too
 
     Memory: some tens of MB and one square matrix of hidden_size. Raises UserError where no model
@@ -88,5 +90,5 @@ def synthesize(
         )
         for spec in specs
     ]
-    write_bundle(destination, tensors, config, source, calibration, progress)
+    write_bundle(destination, tensors, config, source, calibration, progress, outline=outline)
     return calibration

@@ -97,6 +97,7 @@ def write_bundle(
     calibration: Calibration | None = None,
     progress: Progress = no_progress,
     order: Iterable[str] = (),
+    outline: bool = False,
 ) -> int:
     """Write a bundle to ``path``; return its size in bytes.
 
@@ -104,6 +105,8 @@ def write_bundle(
     progress  is told the bytes written, as "write"
     order     names of tensors in the order in which they are to be made; those not named come
               last, in file order
+    outline   write no weights: where they would lie the file has a hole, which takes no room; it
+              can be planned, and its weights are zeros without checksums
     Nothing stands under ``path`` before everything is written and flushed. Raises UserError where
     the disk is full or cannot be written.
     """
@@ -118,7 +121,7 @@ def write_bundle(
             None if calibration is None else calibration.as_json()
         ),
     }
-    return write_tensors(path, tensors, metadata, progress, order)
+    return write_tensors(path, tensors, metadata, progress, order, outline)
 
 
 def write_tensors(
@@ -127,6 +130,7 @@ def write_tensors(
     metadata: dict[str, str],
     progress: Progress = no_progress,
     order: Iterable[str] = (),
+    outline: bool = False,
 ) -> int:
     """Write a safetensors file whose data begins on a page boundary, with a CRC-32 of each tensor
     and of the header in its metadata; arguments and errors are those of ``write_bundle``."""
@@ -135,6 +139,12 @@ def write_tensors(
         raise UserError(f"{path}: a header of {len(header):,} bytes is more than can be read again")
     length = -(8 + len(header)) % PAGE + len(header)
     *begins, total = itertools.accumulate((t.nbytes for t in tensors), initial=8 + length)
+    if outline:
+        blank = {t.name: NO_CRC for t in tensors}
+        with replacing(path) as file:
+            file.write(length.to_bytes(8, "little") + _header(tensors, metadata, blank, length))
+            file.truncate(total)
+        return total
     turn = {name: i for i, name in enumerate(order)}
     in_turn = sorted(
         zip(tensors, begins, strict=True), key=lambda pair: turn.get(pair[0].name, len(turn))

@@ -1,7 +1,7 @@
 """Chapter 7: a plan for the memory."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,14 +52,8 @@ def _layer(curve: Curve) -> CachedLayer:
     """The CachedLayer that has this curve."""
     units = int(curve.slots[-1])
     misses = np.interp(np.array(CAPACITIES) * units, curve.slots, curve.misses)
-    record: Any = _Record(tuple(misses.tolist()))
+    record = slot_shares.Curve(tuple(misses.tolist()))
     return CachedLayer(units, curve.slot_bytes, (0,), curve.least, record)
-
-
-class _Record(NamedTuple):
-    """What of a LayerCalibration ``fewest_misses`` asks for."""
-
-    misses: tuple[float, ...]
 
 
 def curves_of(layers: Sequence[CachedLayer], room: int) -> list[Curve]:
