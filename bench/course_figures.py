@@ -102,7 +102,7 @@ def share_named(layer, other, rank, plain):
         u, s, v = np.linalg.svd(layer.up, full_matrices=False)
         a, b, bias = v[:rank], u[:, :rank] * s[:rank], layer.bias
     else:
-        *_, maps = svd_predictors(layer.x, lambda: [(0, layer.up)], layer.bias, (rank,))
+        *_, maps = svd_predictors(layer.x, lambda: [(0, layer.up)], layer.bias, (rank,), unlike=0.0)
         a, b, bias = maps
     scores = other.x @ a.T @ b.T + bias
     fires = other.x @ layer.up.T + layer.bias > 0

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.python_text import stdlib_files
 from flashinfer import Model
 from flashinfer.cli.common import add_json, positive, text_ids, write_json
 from flashinfer.cli.run import demo_model
@@ -20,6 +19,7 @@ from flashinfer.formats.architectures import model_config
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.study.divergence import Comparison
 from flashinfer.study.perplexity import LOGIT_ROWS, predictions
+from flashinfer.text.own_texts import stdlib_files
 from flashinfer.text.tokenizer import Tokenizer
 from flashinfer.transformer.kv_cache import KV_DTYPES, kept_tokens, token_bytes
 

@@ -31,8 +31,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from bench.python_text import stdlib_files
 from flashinfer.cli.common import write_json
+from flashinfer.text.own_texts import stdlib_files
 
 END_OF_TEXT, PAD = "</s>", "<pad>"
 MAX_STEP_SECONDS = 20.0  # a suspended process does not use up its minutes

@@ -44,6 +44,7 @@ from flashinfer.plan import memory
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
+OTHERS = 4  # one token in so many may be of another text
 SAMPLE = 128  # tokens that thresholds are found on
 
 # A layer's predictor and what is written down of it; None: where only its experts are counted, and
@@ -66,6 +67,7 @@ def calibrate(
     method: Method = "cats",
     predictor: Choice | Literal["none"] = "better",
     predictor_from: Path | str | None = None,
+    others: Sequence[int] | AnyArray = (),
 ) -> Calibration:
     """Calibrate the bundle at ``path`` on a text; return what was found, which the bundle holds.
 
@@ -78,6 +80,9 @@ def calibrate(
     predictor    "svd", "trained", or the "better" of the two; "none", for a mixture of experts
                  with a ReLU: only which experts are used, as of other mixtures
     predictor_from  predictors of PowerInfer's to be taken as they are: see predictor_import
+    others       tokens of texts of other kinds, such as ``text.own_texts.of_other_kinds`` gives: up
+                 to a quarter of ``tokens`` are taken of them, so that a predictor names what fires
+                 on unfamiliar text, too; what is written down is of the text itself
     target_sparsity  share of a layer's neurons to take as silent where the activation leaves none
                  so; in force where ``neurons="predicted"`` is asked for, and not exact
     method       which: those whose gate, before its activation, is least ("threshold"); whose
@@ -97,7 +102,9 @@ def calibrate(
         routes = config.mixture and not apart
         _check(bundle, target_sparsity, predictor_from)
         _check_destination(destination or path, bundle, predictor_from)
-        tokens, sequence = _length(config, tokens, len(token_ids), budget, routes)
+        with_others = not (routes or target_sparsity or predictor_from)
+        further = min(len(others), len(token_ids) // (OTHERS - 1)) if with_others else 0
+        tokens, sequence = _length(config, tokens, len(token_ids), further, budget, routes)
     with Model.open(
         Bundle(path, calibrated=False, memory=room),
         memory=_model_budget(budget),
@@ -105,7 +112,9 @@ def calibrate(
         context=sequence,
         threads=threads,
     ) as model:
-        states = TextStates(model, np.asarray(token_ids[:tokens]), sequence)
+        further = min(further, tokens // OTHERS) // sequence * sequence
+        ids = np.concatenate([others[:further], token_ids[: tokens - further]]).astype(np.int64)
+        states = TextStates(model, ids, sequence)
         # "none" is for a mixture; a model without experts has no use for it.
         kind: Choice = predictor if predictor != "none" else "better"
         predict: Predict = partial(_own_predictor, missed=missed, steps=steps, kind=kind)
@@ -119,7 +128,7 @@ def calibrate(
             found = ((None, record) for record in routing(states, progress, budget))
         else:
             residual = predictor_from is not None
-            found = firing(states, predict, residual, find_cut, progress)
+            found = firing(states, predict, residual, find_cut, progress, further)
         predictors, layers = _all(found, states, path)
         calibration = Calibration(
             tuple(layers),
@@ -181,10 +190,14 @@ def _check_destination(
 
 
 def _length(
-    config: ModelConfig, wanted: int, there: int, budget: int, routes: bool
+    config: ModelConfig, wanted: int, there: int, others: int, budget: int, routes: bool
 ) -> tuple[int, int]:
-    """(tokens to calibrate on, of a sequence), as many as fit; UserError where they are too few."""
+    """(tokens to calibrate on, of a sequence), as many as fit; UserError where they are too few.
+
+    there, others  tokens of the text, and of others
+    """
     fitting = tokens_that_fit if routes else _tokens_that_fit
+    there += others if there >= LEAST_TOKENS else 0
     tokens = min(wanted, there, fitting(config, budget))
     sequence = min(SEQUENCE, config.max_position_embeddings)
     tokens = tokens // sequence * sequence if tokens > sequence else tokens

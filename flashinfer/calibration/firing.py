@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.calibration.predictor_training import Found, Inputs, Observations, window_rows
+from flashinfer.calibration.predictor_training import (
+    Found,
+    Inputs,
+    Observations,
+    on_own_text,
+    window_rows,
+)
 from flashinfer.calibration.routing import router_of
 from flashinfer.calibration.text_states import TextStates
 from flashinfer.calibration.traces import miss_curve
@@ -30,12 +36,14 @@ def firing(
     residual: bool,
     find_cut: FindCut | None,
     progress: Progress,
+    others: int = 0,
 ) -> Iterator[tuple[Found, LayerCalibration]]:
     """Yield the predictor and the record of each layer along a text, given as TextStates.
 
     residual  whether the predictors read the residual stream
     find_cut  None: the layers' neurons are silent by themselves
     progress  is told the layers done, in fractions, as "calibrate"
+    others    the first so many tokens are of other texts: see Observations
     """
     layers, early = states.model.layers, None
     for number, layer in enumerate(layers):
@@ -52,7 +60,7 @@ def firing(
         progress("calibrate", number + 0.3, len(layers))
         routed = None if weights is None else weights > 0
         reads = x if before is None else before
-        observed = Observations(reads, fired, states.starts, routed=routed)
+        observed = Observations(reads, fired, states.starts, others, routed=routed)
         found = predict(number, ffn, observed)
         yield found, _record(found, observed, asked, cut)
     progress("calibrate", len(layers), len(layers))
@@ -74,6 +82,8 @@ def _record(
 ) -> LayerCalibration:
     """What the bundle says of a layer; asked: what its predictor was asked one layer early."""
     means, most = window_rows(found, observed)
+    if observed.others:
+        found = on_own_text(found, observed)
     return LayerCalibration(
         active=found.active,
         predicted=found.predicted,
@@ -135,7 +145,8 @@ def _parts(
 
 def _trace(found: Found, observed: Observations) -> Iterator[Selection]:
     """Yield the Selection of each of the text's last tokens."""
-    for first in range(max(0, len(observed.x) - CACHE_TOKENS), len(observed.x), 256):
+    begin = max(observed.others, len(observed.x) - CACHE_TOKENS)
+    for first in range(begin, len(observed.x), 256):
         for says in found.says(observed, slice(first, first + 256)).T:
             yield Selection.of_scores(says[None])
 

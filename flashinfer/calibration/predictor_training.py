@@ -1,7 +1,9 @@
 """Finding a layer's low-rank predictor from its FFN's inputs (paper section 3.1).
 
 The start is the truncated SVD of the up projection in the metric of the inputs' covariance, which
-is the low-rank approximation of the pre-activations with the least mean square error. Logistic
+is the low-rank approximation of the pre-activations with the least mean square error. Inputs of
+other texts than the calibration's lie elsewhere, so that the covariance is mixed with that of
+inputs which lie anywhere (UNLIKE). Logistic
 regression then improves it, with a loss balanced between the many silent neurons and the few that
 fire. Of the two predictors the one that predicts fewer neurons on held-out tokens is kept. The
 threshold is the one with which at most the share ``missed`` of the neurons that fire there is
@@ -9,7 +11,7 @@ missed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -18,6 +20,7 @@ from flashinfer.calibration.traces import window_counts
 from flashinfer.formats.arrays import BoolArray, Float32Array, Int64Array, UInt8Array
 
 RANKS = (16, 32, 64, 128, 256, 512, 1024)
+UNLIKE = 0.2  # the share of such inputs
 BLOCK = 512  # neurons scored at a time
 # The cost of a predicted neuron's bytes relative to the predictor's own. About a quarter of them
 # are read from flash, as the window holds the rest, and flash is some 32 times slower than DRAM.
@@ -70,10 +73,12 @@ class Observations(Inputs):
 
     fired   (d_ffn, ceil(N / 8)): which neurons fired, as packed bits, one row per neuron
     starts  the tokens with which sequences begin, ascending, 0 first
+    others  the first so many tokens are of other texts, which a predictor is to know, too
     """
 
     fired: UInt8Array
     starts: Int64Array
+    others: int = 0
 
     def bits(self, neurons: slice, tokens: Int64Array) -> BoolArray:
         """Which of ``neurons`` fired for ``tokens``, (n, len(tokens))."""
@@ -164,18 +169,27 @@ def find_predictor(
 
 
 def svd_predictors(
-    x: Float32Array, up_tiles: UpTiles, up_bias: Float32Array, tried: Sequence[int] = RANKS
+    x: Float32Array,
+    up_tiles: UpTiles,
+    up_bias: Float32Array,
+    tried: Sequence[int] = RANKS,
+    unlike: float = UNLIKE,
 ) -> Iterator[Maps]:
     """Yield the Maps of rising rank, at least one: truncated SVDs of the up projection W.
 
     x      (N, d_model), the FFN's inputs
     tried  ranks, of which those are taken that save anything
-    With C the inputs' covariance and U the left singular vectors of W C^(1/2), U U^T W is the
-    best low-rank W for these inputs: a = U^T W, b = U.
+    unlike the share of inputs that lie anywhere, as those of other texts may
+    With C the covariance of all these inputs and U the left singular vectors of W C^(1/2), U U^T W
+    is the best low-rank W for them: a = U^T W, b = U.
     """
     mean = x.mean(axis=0)
     centred = x - mean
-    values, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(x)))
+    covariance = centred.T @ centred / max(1, len(x))
+    anywhere = (
+        np.eye(len(covariance), dtype=covariance.dtype) * covariance.trace() / len(covariance)
+    )
+    values, vectors = np.linalg.eigh((1 - unlike) * covariance + unlike * anywhere)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T  # C^(1/2)
     gram = np.zeros_like(root)  # W^T W
     offset = up_bias.copy()  # W mean + bias: the mean pre-activation
@@ -282,12 +296,20 @@ def count(found: Found, observed: Observations, held_out: list[Int64Array]) -> F
     return found
 
 
+def on_own_text(found: Found, observed: Observations) -> Found:
+    """The same predictor, with its figures on the held-out tokens of the text itself."""
+    _, *held_out = observed.split()
+    return count(replace(found), observed, [part[part >= observed.others] for part in held_out])
+
+
 def window_rows(
     found: Found, observed: Observations
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Neurons that windows of 1 to 8 tokens need on the held-out tokens: (means, maxima)."""
+    """Neurons that windows of 1 to 8 tokens need on the held-out tokens of the text itself: (means,
+    maxima)."""
     _, *held_out = observed.split()
     tokens = np.sort(np.concatenate(held_out))
+    tokens = tokens[tokens >= observed.others]
     fresh = np.isin(tokens, observed.starts) | (np.diff(tokens, prepend=-2) > 1)
 
     def uses() -> Iterator[tuple[BoolArray, bool]]:

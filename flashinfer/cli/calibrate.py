@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from flashinfer.calibration.calibrate import calibrate
+from flashinfer.calibration.calibrate import OTHERS, calibrate
 from flashinfer.calibration.predictor_training import CHOICES
 from flashinfer.cli.common import (
     add_json,
@@ -18,6 +18,7 @@ from flashinfer.cli.common import (
 )
 from flashinfer.cli.inspect import print_calibration
 from flashinfer.formats.bundle.calibration import METHODS
+from flashinfer.text.own_texts import of_other_kinds
 from flashinfer.text.tokenizer import Tokenizer
 
 
@@ -28,6 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="DST", help="default: replace MODEL")
     parser.add_argument("--tokens", type=positive, default=8192, metavar="N",
                         help="of the text to use (8192)")  # fmt: skip
+    parser.add_argument("--only-text", action="store_true", help="calibrate on the text alone; "
+                        "default: a quarter of the tokens are Python's library, its documentation "
+                        "in English and random characters, so that predictors name what fires on "
+                        "unfamiliar text, too")  # fmt: skip
     parser.add_argument("--missed", type=share, default=0.05, metavar="SHARE",
                         help="of the active neurons that may be missed (0.05)")  # fmt: skip
     parser.add_argument("--steps", type=natural, default=300, metavar="N",
@@ -53,12 +58,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> None:
     with open_bundle(args.model, args.memory, calibrated=False) as bundle:
         tokenizer = Tokenizer(bundle, args.memory)
+    others = [] if args.only_text else of_other_kinds(tokenizer, args.tokens // OTHERS)
     ids = text_ids(args.text, tokenizer, args.tokens)
     with progress_bars() as progress:
         found = calibrate(
             args.model, ids, args.output, Path(args.text).name, args.tokens, args.missed,
             args.steps, args.memory, args.threads, progress, args.target_sparsity, args.method,
-            args.predictor, args.predictor_from,
+            args.predictor, args.predictor_from, others,
         )  # fmt: skip
     if args.json != "-":
         print_calibration(found)

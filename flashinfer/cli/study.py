@@ -34,7 +34,7 @@ from flashinfer.formats.progress import Progress
 from flashinfer.study.activity import Sample, Study
 from flashinfer.study.findings import Finding
 from flashinfer.study.page import page
-from flashinfer.study.texts import own_texts
+from flashinfer.text.own_texts import own_texts
 from flashinfer.text.tokenizer import Tokenizer
 
 EXPERIMENTS = (

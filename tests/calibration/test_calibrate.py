@@ -12,6 +12,9 @@ from conftest import DATA, SHARED
 from flashinfer import Model, UserError
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.calibration.predictor_training import Observations, find_predictor, svd_predictors
+from flashinfer.cli.run import demo_model
+from flashinfer.course.chapters.predicting import layers_of
+from flashinfer.course.engine import text
 from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.bundle.writer import stored_tensors, write_bundle
 from flashinfer.formats.convert import convert
@@ -38,7 +41,8 @@ def test_truncated_svd_is_the_best_low_rank_guess():
     """No other map of that rank comes nearer to the pre-activations, by Eckart and Young."""
     observed, up, bias, _ = observations()
     x = observed.x
-    for a, b, found_bias in svd_predictors(x, lambda: [(0, up[:50]), (50, up[50:])], bias):
+    tiles = [(0, up[:50]), (50, up[50:])]
+    for a, b, found_bias in svd_predictors(x, lambda: tiles, bias, unlike=0.0):
         z = x @ up.T
         found = x @ a.T @ b.T + found_bias - bias
         centred = z - z.mean(axis=0)
@@ -337,8 +341,48 @@ def test_trained_model(tmp_path):
     convert(SHARED / "stdlib-opt-9m", path)
     with Bundle(path) as bundle:
         tokenizer = tokenizers.Tokenizer.from_str(bundle.tokenizer_json())
-    text = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (argparse, typing))
-    found = calibrate(path, tokenizer.encode(text).ids, tokens=8192, steps=0).layers
+    source = "".join(Path(m.__file__).read_text(encoding="utf-8") for m in (argparse, typing))
+    found = calibrate(path, tokenizer.encode(source).ids, tokens=8192, steps=0).layers
     assert [layer.missed <= 0.05 for layer in found] == [True] * 6
     for layer in found[1:]:
         assert layer.predicted < 2.5 * layer.active < 0.2
+
+
+def test_inputs_that_lie_anywhere_make_a_predictor_that_knows_more_of_them():
+    """The more of them the SVD expects, the nearer it comes to their pre-activations, and the
+    further it is from those of its own inputs."""
+    observed, up, bias, _ = observations(rank=6)
+    anywhere = np.random.default_rng(4).standard_normal(observed.x.shape).astype(np.float32)
+    errors = []
+    for unlike in (0.0, 0.2, 0.9):
+        *_, (a, b, found) = svd_predictors(observed.x, lambda: [(0, up)], bias, (4,), unlike)
+        errors.append([
+            float(np.linalg.norm(x @ a.T @ b.T + found - x @ up.T - bias))
+            for x in (observed.x, observed.x.mean(axis=0) + anywhere)
+        ])  # fmt: skip
+    own, others = zip(*errors, strict=True)
+    assert sorted(own) == list(own) and sorted(others, reverse=True) == list(others)
+
+
+def test_predictors_know_tokens_of_other_texts_and_the_record_is_of_its_own(tmp_path):
+    pytest.importorskip("tokenizers")
+    random = np.random.default_rng(2)
+    own, others, unfamiliar = text(0, 1536), *random.integers(2, 4096, (2, 768)).tolist()
+    layers, missed, active = layers_of(unfamiliar[:256]), {}, {}
+    for name, further in (("alone", []), ("with others", others)):
+        target = tmp_path / f"{name}.flash"
+        found = calibrate(demo_model(), own, target, tokens=2048, steps=0, others=further)
+        active[name] = np.mean([layer.active for layer in found.layers])
+        with Model.open(target) as model:
+            missed[name] = np.mean([
+                np.mean(layer.feed_forward.predictor.scores(x, None)[x @ up.T + bias > 0] <= 0)
+                for layer, (up, bias, x) in zip(model.layers, layers, strict=True)
+            ])  # fmt: skip
+    assert missed["with others"] < 0.5 * missed["alone"]
+    # Random tokens fire far more neurons than the text: the record counts none of them.
+    assert active["with others"] == pytest.approx(active["alone"], rel=0.3)
+
+
+def test_too_short_a_text_is_not_made_up_for_by_others():
+    with pytest.raises(UserError, match="100 tokens are too few"):
+        calibrate(demo_model(), [5] * 100, "x.flash", others=[5] * 1000)

@@ -38,7 +38,7 @@ def predictor(
     (b @ (a @ x) + c)[i] > 0. No neuron that fires for one of these inputs may be missed: then the
     logits keep their bits, since a silent neuron adds nothing.
     """
-    *_, maps = svd_predictors(x, lambda: [(0, up)], bias, (rank,))
+    *_, maps = svd_predictors(x, lambda: [(0, up)], bias, (rank,), unlike=0.0)
     scores = x @ maps.a.T @ maps.b.T + maps.bias  # (T, d_ffn)
     fires = x @ up.T + bias > 0
     lowest = scores[fires].min(initial=np.inf)

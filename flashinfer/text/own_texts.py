@@ -1,11 +1,15 @@
-"""Texts that are on every machine, to study a model on: Python's library, and random characters."""
+"""Texts that are on every machine: Python's library, its documentation, random characters."""
 
 import random
 import string
 import sysconfig
 from pathlib import Path
 
+from flashinfer.text.tokenizer import Tokenizer
+
 TABLES = {"encodings", "pydoc_data", "site-packages", "__pycache__"}  # data, hardly code
+RANDOM = "random characters"
+CHARACTERS = 16  # of a text, more than a token has on average
 PART = 1200  # characters taken from each held-out file: many files, not one
 
 
@@ -25,6 +29,18 @@ def stdlib_files() -> tuple[list[str], list[str]]:
     return train, held_out
 
 
+def of_other_kinds(tokenizer: Tokenizer, tokens: int) -> list[int]:
+    """So many token ids, or a few less, of all these texts: random characters get half as many as
+    the others."""
+    texts = own_texts()
+    parts = {name: 1 if name == RANDOM else 2 for name in texts}
+    ids: list[int] = []
+    for name, part in parts.items():
+        n = tokens * part // sum(parts.values())
+        ids += tokenizer.encode(texts[name][: CHARACTERS * n])[:n]
+    return ids
+
+
 def own_texts() -> dict[str, str]:
     """{name: text}: code, prose in English where Python's documentation is there, characters."""
     texts = {"Python source": "\n".join(text[:PART] for text in stdlib_files()[1])}
@@ -35,5 +51,5 @@ def own_texts() -> dict[str, str]:
     else:
         texts["English"] = "\n".join(topics.values())
     letters = string.ascii_letters + string.digits + string.punctuation + " \n"
-    texts["random characters"] = "".join(random.Random(0).choices(letters, k=60_000))
+    texts[RANDOM] = "".join(random.Random(0).choices(letters, k=60_000))
     return {name: text for name, text in texts.items() if text}
