@@ -14,10 +14,11 @@ ARCHITECTURES = {
     "qwen3": "qwen3", "falcon": "falcon",
     "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron", "olmoe": "olmoe",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama",
-    "granitemoe": "granitemoe", "gpt_oss": "gpt-oss",
+    "granitemoe": "granitemoe", "gpt_oss": "gpt-oss", "gpt_neox": "gptneox",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
+    "embed_in": "token_embd", "embed_out": "output", "final_layer_norm": "output_norm",
     "norm": "output_norm", "ln_f": "output_norm", "final_layernorm": "output_norm",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "ln_attn": "attn_norm_2", "ln_mlp": "attn_norm",
@@ -82,6 +83,8 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_rope_scaling_factor(attention.rotary.parameters["factor"])
     if original := attention.rotary.parameters.get("original_max_position_embeddings"):
         writer.add_rope_scaling_orig_ctx_len(original)
+    if config["model_type"] == "gpt_neox":
+        writer.add_parallel_residual(model.layers[0].parallel)
     writer.add_eos_token_id(model.eos_token_ids[0])
     if metadata:
         metadata(writer)

@@ -89,7 +89,8 @@ def _dimensions(draw):
         config["num_attention_heads"] = heads
     width = draw.one_of(4, 6, 8, 12) if heads < 32 else 2
     if draw.often(0.9) and partly_rotary(draw):
-        width = max(4, width // 4 * 4)
+        least = round(2 / draw.defaults[rotary_fields(draw.defaults)[1]])
+        width = max(least, width // least * least)
     config["hidden_size"] = heads * width
     key_values = defaults.get("num_key_value_heads")
     fits = draw.model_type != "nemotron" and (key_values is None or heads % key_values == 0)
@@ -98,8 +99,9 @@ def _dimensions(draw):
         draw.put("num_key_value_heads", *shared, there=1)
     draw.put("num_kv_heads", *(n for n in (1, 2, heads) if heads % n == 0))
     needs = defaults.get("head_dim") is not None or draw.model_type in ("ministral", "mixtral")
-    of_olmoe = 0.05 if draw.model_type == "olmoe" else 1  # whose norms do not follow it
-    if draw.often((0.8 if needs else 0.4) * of_olmoe):
+    # OLMoE's norms do not follow it, nor GPT-NeoX's projections.
+    seldom = 0.05 if draw.model_type in ("olmoe", "gpt_neox") else 1
+    if draw.often((0.8 if needs else 0.4) * seldom):
         draw.put("head_dim", 4, 8, 12, 16, there=1)
     for field in ("intermediate_size", "ffn_dim"):
         draw.put(field, 24, 33, 40, 72, there=1)
@@ -110,7 +112,7 @@ def _dimensions(draw):
 
 def partly_rotary(draw):
     """Whether a part of each head may be rotary."""
-    return draw.defaults.get("partial_rotary_factor") is not None
+    return draw.defaults.get(rotary_fields(draw.defaults)[1]) is not None
 
 
 def _options(draw):
@@ -141,6 +143,8 @@ def _options(draw):
     draw.put("swiglu_limit", 0.5, 2.0, 7.0)
     draw.put("swiglu_alpha", 1.702, *([1.0] if draw.often(0.1) else []))
     draw.put("clip_qkv", None, *([0.5] if draw.often(0.1) else []))
+    if draw.model_type == "gpt_neox":
+        draw.put("use_parallel_residual", True, False)
 
 
 def _mixture(draw):
@@ -182,8 +186,16 @@ def _windows(draw):
         config["layer_types"] = [draw.one_of(*kinds) for _ in range(layers)]
 
 
+def rotary_fields(defaults):
+    """What an architecture calls the base of its rotary positions, and the share of each head."""
+    if "rotary_pct" in defaults:
+        return "rotary_emb_base", "rotary_pct"
+    return "rope_theta", "partial_rotary_factor"
+
+
 def _rotary(draw):
-    config, usual = draw.config, draw.defaults["partial_rotary_factor"]
+    base, part = rotary_fields(draw.defaults)
+    config, usual = draw.config, draw.defaults[part]
     heads = config.get("num_attention_heads", draw.defaults["num_attention_heads"])
     head_dim = config.get("head_dim", draw.defaults.get("head_dim"))
     head_dim = head_dim or config["hidden_size"] // heads
@@ -191,9 +203,9 @@ def _rotary(draw):
     if partly:
         share = draw.one_of(*(s for s in (0.5, 0.5, 1.0, 0.25) if head_dim * s % 2 == 0))
         if draw.often(0.7):
-            config["partial_rotary_factor"] = share
+            config[part] = share
     if draw.often(0.5):
-        config["rope_theta"] = draw.number(10, 1e6)
+        config[base] = draw.number(10, 1e6)
     draw.put("original_max_position_embeddings", 10, 16, 20, 40, there=0.15)
     kinds = KINDS
     if draw.model_type == "phi3" and draw.often(0.9):

@@ -197,7 +197,7 @@ KEYS = (
     "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.sliding_window",
     "attention.scale", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
     "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
-    "embedding_scale", "residual_scale", "logit_scale",
+    "embedding_scale", "residual_scale", "logit_scale", "use_parallel_residual",
 )  # fmt: skip
 TOKENS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -221,7 +221,7 @@ def gguf_files(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("gguf")
     names = ("llama-silu", "qwen3", "phi", "phi3", "nemotron", "mixtral", "qwen2-moe", "gpt-oss",
-             "granitemoe", "falcon-7b", "gemma", "llama-yarn")  # fmt: skip
+             "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox")  # fmt: skip
     return [write_gguf(DATA / name, folder / f"{name}.gguf") for name in names]
 
 

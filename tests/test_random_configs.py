@@ -158,6 +158,8 @@ WRONG_DEFAULTS = [
     ("dots1", "routed_scaling_factor", 2.0),
     ("glm4_moe", "routed_scaling_factor", 2.0),
     ("glm4_moe", "partial_rotary_factor", 1.0),
+    ("gpt_neox", "rotary_pct", 0.5),
+    ("gpt_neox", "use_parallel_residual", False),
 ]
 
 

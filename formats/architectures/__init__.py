@@ -34,6 +34,7 @@ from . import (
     gemma2,
     gemma3,
     glm4_moe,
+    gpt_neox,
     gpt_oss,
     granitemoe,
     llama,
@@ -55,7 +56,7 @@ from . import (
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
-    dots1, glm4_moe,
+    dots1, glm4_moe, gpt_neox,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

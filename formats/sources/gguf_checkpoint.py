@@ -40,6 +40,7 @@ ARCHITECTURES = {
     "qwen3moe": ("qwen3_moe", "silu", "rms_norm_eps", RMS),
     "granitemoe": ("granitemoe", "silu", "rms_norm_eps", RMS),
     "gpt-oss": ("gpt_oss", "silu", "rms_norm_eps", RMS),
+    "gptneox": ("gpt_neox", "gelu", "layer_norm_eps", LAYER),
 }
 BLOCK, KINDS = "blk.{}", ("weight", "bias")
 NAMES = {
@@ -63,13 +64,14 @@ NAMES = {
 # Architectures whose attention may have a window. A window of another has to be without effect.
 WINDOWED = ("llama", "phi3", "gpt-oss")
 LOCAL_EXPERTS = ("mixtral", "granitemoe", "gpt_oss")  # their configs say num_local_experts
-PARTLY = ("phi", "phi3", "nemotron")  # only a part of each head may be rotary
+PARTLY = ("phi", "phi3", "nemotron", "gpt_neox")  # only a part of each head may be rotary
 TURNED = ("llama", "bamboo", "granitemoe")  # GGUF puts the two values of a rotary pair together
 # {the type that a metadata key should have: (whether a value has it, its name for people)}
 KINDS_OF_VALUES: dict[type, tuple[Callable[[Any], bool], str]] = {
     int: (is_whole, "a whole number"),
     float: (is_number, "a number"),
     str: (lambda value: isinstance(value, str), "a text"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
 }
 # Tensors that are not weights of the model: rotary factors, which become a part of the config, and
 # PowerInfer's predictors, which ``calibrate --predictor-from`` takes.
@@ -125,13 +127,13 @@ class GgufCheckpoint:
     def _get(self, key: str, kind: type, default: Any = None) -> Any:
         """metadata[key], or None where it is missing.
 
-        Raises FormatError where it is not of this ``kind``, or is a missing text.
+        Raises FormatError where it is not of this ``kind``, or is a missing text or flag.
         """
         value = self.file.metadata.get(key, default)
         is_sound, what = KINDS_OF_VALUES[kind]
         if value is not None and not is_sound(value):
             raise FormatError(f"{self.directory}: metadata {key} is {shown(value)}, not {what}")
-        if value is None and kind is str:
+        if value is None and kind in (str, bool):
             raise FormatError(f"{self.directory}: metadata {key} is missing")
         return value
 
@@ -212,6 +214,9 @@ class GgufCheckpoint:
             found["new_decoder_architecture"] = True  # GGUF's packed heads are in that order
             found["num_kv_heads"] = config["num_key_value_heads"] or 1
             found["num_ln_in_parallel_attn"] = 2 if two else 1
+        if model_type == "gpt_neox":
+            found["use_parallel_residual"] = self._of("use_parallel_residual", bool)
+            found["rotary_pct"] = config["partial_rotary_factor"]
         return found
 
     def _mixture(self, model_type: str, neurons: int | None) -> JsonObject:

@@ -19,9 +19,10 @@ from .gguf_checkpoint import GgufCheckpoint
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
-# Buffers that older checkpoints store beside weights: rotary frequencies and tables, masks.
+# Buffers that older checkpoints store beside weights: rotary frequencies and tables, and masks.
 BUFFERS = (
     "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias",
+    ".attention.bias",
 )  # fmt: skip
 
 
@@ -251,9 +252,10 @@ class Names:
         """Raise FormatError where the checkpoint holds tensors that the architecture lacks."""
         strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
         strangers = {name for name in strangers if not name.endswith(BUFFERS)} - self.left_out
-        if self.config.tied and HEADS[0] in strangers:
-            self.refuse_another_head(HEADS[0], *self.sources["embed_tokens.weight"])
-            strangers.discard(HEADS[0])
+        for head in self.naming.NAMES.get(HEADS[0], HEADS[0]).split("|"):
+            if self.config.tied and head in strangers:
+                self.refuse_another_head(head, *self.sources["embed_tokens.weight"])
+                strangers.discard(head)
         if strangers:
             some = ", ".join(sorted(strangers)[:3])
             raise FormatError(

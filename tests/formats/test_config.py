@@ -143,6 +143,8 @@ LLAMA = {
          "attention soft cap"),
         ({"model_type": "gemma2", "num_key_value_heads": 4, "final_logit_softcapping": 1e-4},
          "logit soft cap"),
+        ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim 16"),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.1}, "cannot be rotary"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named(changes, field):

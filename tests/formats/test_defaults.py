@@ -8,7 +8,7 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-from random_configs import MODEL_TYPES, random_config  # noqa: E402
+from random_configs import MODEL_TYPES, random_config, rotary_fields  # noqa: E402
 
 from flashinfer.formats.architectures import ARCHITECTURES, model_config  # noqa: E402
 from flashinfer.formats.errors import FormatError  # noqa: E402
@@ -27,13 +27,15 @@ NOT_LOOKED_AT = {
     "gpt_oss": {"hidden_act"},
     # Which layers a second token is predicted with; they are left out.
     "glm4_moe": {"num_mtp_layers"},
+    # Of a classifier; and what its model never asks for.
+    "gpt_neox": {"classifier_dropout", "is_decoder"},
 }
 # Fields that the classes do not name, but take: what older configs say of rotary positions, a
 # head's width, and others that the class or its model looks for by name.
 UNNAMED = {
     "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
     "head_dim", "rope_local_base_freq", "sliding_window_pattern", "n_embed", "layer_types",
-    "hidden_act_param",
+    "hidden_act_param", "rotary_emb_base", "rotary_pct",
 }  # fmt: skip
 
 
@@ -63,8 +65,9 @@ def test_the_base_of_rotary_positions(model_type):
     if "sliding_attention" in rope:
         assert rope["sliding_attention"]["rope_theta"] == defaults["rope_local_base_freq"]
         rope = rope["full_attention"]
-    assert rope["rope_theta"] == defaults["rope_theta"]
-    assert rope.get("partial_rotary_factor") == defaults["partial_rotary_factor"]
+    base, share = rotary_fields(defaults)
+    assert rope["rope_theta"] == defaults[base]
+    assert rope.get("partial_rotary_factor") == defaults[share]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -145,6 +145,10 @@ CONFIGS: dict[str, JsonObject] = {
     "glm4-moe": mixture("glm4_moe", n_routed_experts=8, moe_intermediate_size=24, head_dim=12,
                         num_hidden_layers=3, first_k_dense_replace=2, use_qk_norm=True,
                         attention_bias=True, routed_scaling_factor=1.5),
+    "gpt-neox": like("gpt_neox", hidden_size=64),
+    "gpt-neox-in-turn": like("gpt_neox", hidden_size=64, use_parallel_residual=False,
+                             attention_bias=False, hidden_act="relu", rotary_pct=0.5,
+                             rotary_emb_base=500),
 }  # fmt: skip
 
 
@@ -224,6 +228,7 @@ GGUF_MODELS = (
     ), gguf=("f16",)),
     KitModel("gguf-gpt-oss", mixture("gpt_oss", **WIDE_MIXTURE, num_local_experts=8,
                                      sliding_window=8), "fused", gguf=("f16",)),
+    KitModel("gguf-gpt-neox", like("gpt_neox", **WIDE), gguf=BLOCKS),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

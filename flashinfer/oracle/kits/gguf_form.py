@@ -21,7 +21,7 @@ GGUF_NAMES = {model_type: name for name, (model_type, *_) in ARCHITECTURES.items
 }
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
 # Names of tensors by which a GGUF file tells the forms of an architecture apart.
-PACKED = {"falcon", "phi3"}  # queries, keys and values are one tensor
+PACKED = {"falcon", "phi3", "gptneox"}  # queries, keys and values are one tensor
 
 
 def gguf_of(model: KitModel, format: str) -> bytes:
@@ -44,7 +44,7 @@ def _marks(architecture: str, config: ModelConfig) -> set[str]:
         f"{BLOCK}.ffn_gate_exps.weight": layer.ffn.router is not None,
         f"{BLOCK}.ffn_gate.weight": layer.ffn.gated and architecture != "phi3",
         f"{BLOCK}.attn_qkv.weight": architecture in PACKED,
-        f"{BLOCK}.attn_norm_2.weight": layer.parallel and not layer.shared_norm,
+        f"{BLOCK}.attn_norm_2.weight": architecture == "falcon" and not layer.shared_norm,
         f"{BLOCK}.post_attention_norm.weight": architecture == "gpt-oss",
     }
     return {name.format(0) for name, there in marks.items() if there}
@@ -79,6 +79,8 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
         own["expert_feed_forward_length"] = ffn.d_ffn
     if ffn.shared_d_ffn:
         own["expert_shared_feed_forward_length"] = ffn.shared_d_ffn
+    if architecture == "gptneox":
+        own["use_parallel_residual"] = layer.parallel
     if architecture == "granitemoe":
         own["embedding_scale"] = float(config.embedding_scale)
         own["attention.scale"] = float(attention.attention_scale or 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flashinfer.formats.architectures import falcon
 from flashinfer.formats.architectures.hugging_face import Rows
 from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.formats.bundle.layout import layout
@@ -62,7 +63,9 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     if fused and hasattr(module, "FUSED_FFN"):
         experts, rows = module.FUSED_FFN, {**rows, **module.FUSED_ROWS}
     # Falcon's two norms side by side have names of their own.
-    two_norms = any(layer.parallel and not layer.shared_norm for layer in config.layers)
+    two_norms = module is falcon and any(
+        layer.parallel and not layer.shared_norm for layer in config.layers
+    )
     return Form(module.NAMES, experts, dense, rows, dense_rows, last=fused or two_norms)
 
 
