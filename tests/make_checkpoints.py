@@ -5,6 +5,7 @@
 Needs the ``parity`` extra. Every option that real checkpoints use is in one of them.
 """
 
+import copy
 import json
 import shutil
 import sys
@@ -44,7 +45,7 @@ FORMS = {
 def make(options, seed, dtype="float32"):
     """A model with random weights everywhere, norms and biases too."""
     torch.manual_seed(seed)
-    options = {**INITIAL, **options}
+    options = copy.deepcopy({**INITIAL, **options})  # which the library changes
     model_type = options.pop("model_type")
     base, forward = PATCHED.get(model_type, (model_type, None))
     if forward:

@@ -15,10 +15,13 @@ ARCHITECTURES = {
     "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron", "olmoe": "olmoe",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama",
     "granitemoe": "granitemoe", "gpt_oss": "gpt-oss", "gpt_neox": "gptneox",
+    "gpt2": "gpt2",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
     "embed_in": "token_embd", "embed_out": "output", "final_layer_norm": "output_norm",
+    "wte": "token_embd", "wpe": "position_embd", "ln_1": "attn_norm", "ln_2": "ffn_norm",
+    "c_attn": "attn_qkv", "c_fc": "ffn_up",
     "norm": "output_norm", "ln_f": "output_norm", "final_layernorm": "output_norm",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "ln_attn": "attn_norm_2", "ln_mlp": "attn_norm",
@@ -73,16 +76,11 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_layer_norm_rms_eps(model.norm.epsilon)
     else:
         writer.add_layer_norm_eps(model.norm.epsilon)
-    writer.add_rope_freq_base(attention.rotary.base)
-    writer.add_rope_dimension_count(attention.rotary.dim)
+    if attention.rotary:
+        _add_rotary(writer, attention.rotary)
     windows = [layer.attention.attention_window for layer in model.layers]
     if any(windows):
         writer.add_sliding_window(max(window or 0 for window in windows))
-    if attention.rotary.kind in ("linear", "yarn"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(attention.rotary.kind))
-        writer.add_rope_scaling_factor(attention.rotary.parameters["factor"])
-    if original := attention.rotary.parameters.get("original_max_position_embeddings"):
-        writer.add_rope_scaling_orig_ctx_len(original)
     if config["model_type"] == "gpt_neox":
         writer.add_parallel_residual(model.layers[0].parallel)
     writer.add_eos_token_id(model.eos_token_ids[0])
@@ -107,6 +105,18 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         with open(path, "r+b") as file:
             file.write(b"PWRI")
     return path
+
+
+def _add_rotary(writer, rotary):
+    import gguf
+
+    writer.add_rope_freq_base(rotary.base)
+    writer.add_rope_dimension_count(rotary.dim)
+    if rotary.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rotary.kind))
+        writer.add_rope_scaling_factor(rotary.parameters["factor"])
+    if original := rotary.parameters.get("original_max_position_embeddings"):
+        writer.add_rope_scaling_orig_ctx_len(original)
 
 
 def _tensors(folder, config, model):
@@ -135,6 +145,10 @@ def _tensors(folder, config, model):
             values = np.ascontiguousarray(pairs.reshape(values.shape))
         if part == "query_key_value":  # all queries, then all keys, then all values
             values = np.concatenate([values[interleaved(p)(model.layers[0])] for p in "qkv"])
+        if part == "c_proj":  # GPT-2's of attention and of the FFN
+            part = "o_proj" if ".attn." in name else "down_proj"
+        if config["model_type"] == "gpt2" and ".h." in name and values.ndim > 1:
+            values = np.ascontiguousarray(values.T)
         layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
         ours = NAMES[part] + ("_shexp" if ".shared_expert." in name else "")
         values = values.reshape(-1) if part == "shared_expert_gate" else values

@@ -17,7 +17,7 @@ from make_checkpoints import TOKENS, VARIANTS, make, reference, save
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
-from flashinfer.oracle.kits.configs import COMMON, LLAMA, OPT
+from flashinfer.oracle.kits.configs import COMMON, GPT2, LLAMA, OPT
 
 MOST = 1e-4
 
@@ -40,7 +40,7 @@ def describe(options):
     for key, value in options.items():
         if key == "word_embed_proj_dim" and value == options["hidden_size"]:
             continue
-        if key in {*COMMON, *LLAMA, *OPT} - {"word_embed_proj_dim"}:
+        if key in {*COMMON, *LLAMA, *OPT, *GPT2} - {"word_embed_proj_dim"}:
             continue
         if key == "rope_parameters":
             kind = value.get("rope_type", "of two kinds")

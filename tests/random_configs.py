@@ -68,10 +68,12 @@ def random_config(random, model_type):
     _windows(draw)
     if model_type == "gemma3_text":
         _rotary_of_two_kinds(draw)
-    elif model_type != "opt":
+    elif model_type not in ("opt", "gpt2"):
         _rotary(draw)
     if '"dynamic"' in json.dumps(draw.config) and draw.often(0.6):
         draw.config["max_position_embeddings"] = draw.one_of(12, 16)
+    if model_type == "gpt2":
+        _of_gpt2(draw)
     for field, value in STRANGERS.items():
         if draw.often(0.05):
             draw.config.setdefault(field, value)
@@ -84,7 +86,7 @@ def _dimensions(draw):
     config["num_hidden_layers"] = draw.one_of(1, 2, 3, 4)
     heads = draw.one_of(2, 4, 4, 8, 8, 16, 32)
     if draw.often(0.05):
-        heads = defaults["num_attention_heads"]
+        heads = defaults.get("num_attention_heads", 12)
     else:
         config["num_attention_heads"] = heads
     width = draw.one_of(4, 6, 8, 12) if heads < 32 else 2
@@ -145,6 +147,22 @@ def _options(draw):
     draw.put("clip_qkv", None, *([0.5] if draw.often(0.1) else []))
     if draw.model_type == "gpt_neox":
         draw.put("use_parallel_residual", True, False)
+
+
+def _of_gpt2(draw):
+    """Fields of its own, and its names of those that others have, too."""
+    draw.put("n_inner", None, 24, 33, 72)
+    for field in (
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "reorder_and_upcast_attn",
+    ):
+        draw.put(field, True, False, there=0.4)
+    draw.put("add_cross_attention", False, *([True] if draw.often(0.1) else []), there=0.2)
+    draw.config.setdefault("max_position_embeddings", 48)
+    for name, own in ARCHITECTURES["gpt2"].ALIASES.items():
+        if name in draw.config and draw.often(0.8):
+            draw.config[own] = draw.config.pop(name)
 
 
 def _mixture(draw):

@@ -221,7 +221,7 @@ def gguf_files(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("gguf")
     names = ("llama-silu", "qwen3", "phi", "phi3", "nemotron", "mixtral", "qwen2-moe", "gpt-oss",
-             "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox")  # fmt: skip
+             "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox", "gpt2")  # fmt: skip
     return [write_gguf(DATA / name, folder / f"{name}.gguf") for name in names]
 
 

@@ -160,6 +160,7 @@ WRONG_DEFAULTS = [
     ("glm4_moe", "partial_rotary_factor", 1.0),
     ("gpt_neox", "rotary_pct", 0.5),
     ("gpt_neox", "use_parallel_residual", False),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
 ]
 
 

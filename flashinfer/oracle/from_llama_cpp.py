@@ -53,6 +53,7 @@ BY_NAME = {
     ("embd", None): "embedded",
     ("inp_embd", None): "embedded",
     ("inp_scaled", None): "embedded",
+    ("inpL", None): "embedded",  # with learned positions
     ("result_output", None): "logits",
 }
 PRODUCTS = ("MUL_MAT", "MUL", "ADD", "RMS_NORM", "NORM")

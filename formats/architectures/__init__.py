@@ -16,7 +16,8 @@ and where they are needed
     FUSED_FFN, FUSED_ROWS  FFN and ROWS where all of a layer's experts are in one tensor
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
                           part of the model proper; they are left out
-    EXPERTS_TURNED        matrices of experts that lie in one tensor have rows and columns exchanged
+    TURNED                the parts, as ROWS names them, whose matrices have rows and columns
+                          exchanged; in MXFP4 they never have
 """
 
 from typing import Any
@@ -34,6 +35,7 @@ from . import (
     gemma2,
     gemma3,
     glm4_moe,
+    gpt2,
     gpt_neox,
     gpt_oss,
     granitemoe,
@@ -56,7 +58,7 @@ from . import (
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
-    dots1, glm4_moe, gpt_neox,
+    dots1, glm4_moe, gpt_neox, gpt2,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

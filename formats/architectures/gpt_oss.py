@@ -30,7 +30,7 @@ ROWS = {  # gate and up lie in turn
     for first, part in enumerate(("gate", "up"))
     for name in (part, f"{part}_bias")
 }
-EXPERTS_TURNED = True  # those that are not in MXFP4
+TURNED = ("gate", "up", "down")
 ALPHA = 1.702  # gate x sigmoid(ALPHA gate x), which is what quick_gelu is
 
 

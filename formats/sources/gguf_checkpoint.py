@@ -41,10 +41,12 @@ ARCHITECTURES = {
     "granitemoe": ("granitemoe", "silu", "rms_norm_eps", RMS),
     "gpt-oss": ("gpt_oss", "silu", "rms_norm_eps", RMS),
     "gptneox": ("gpt_neox", "gelu", "layer_norm_eps", LAYER),
+    "gpt2": ("gpt2", "gelu_new", "layer_norm_epsilon", LAYER),
 }
 BLOCK, KINDS = "blk.{}", ("weight", "bias")
 NAMES = {
     "embed_tokens.weight": "token_embd.weight",
+    "embed_positions.weight": "position_embd.weight",
     **{f"lm_head.{k}": f"output.{k}" for k in KINDS},
     **{f"final_norm.{k}": f"output_norm.{k}" for k in KINDS},
     **{f"layers.{{}}.attention_norm.{k}": f"{BLOCK}.attn_norm.{k}" for k in KINDS},
@@ -214,10 +216,27 @@ class GgufCheckpoint:
             found["new_decoder_architecture"] = True  # GGUF's packed heads are in that order
             found["num_kv_heads"] = config["num_key_value_heads"] or 1
             found["num_ln_in_parallel_attn"] = 2 if two else 1
+        if model_type in ("gpt_neox", "gpt2"):
+            self._refuse_other_heads(config)
+        if model_type == "gpt2":
+            found["n_inner"] = config["intermediate_size"]
+            found["activation_function"] = config["hidden_act"]
         if model_type == "gpt_neox":
             found["use_parallel_residual"] = self._of("use_parallel_residual", bool)
             found["rotary_pct"] = config["partial_rotary_factor"]
         return found
+
+    def _refuse_other_heads(self, config: JsonObject) -> None:
+        """Raise FormatError where heads share keys, or are not hidden_size all together."""
+        heads, width = config["num_attention_heads"], config["head_dim"]
+        if config["num_key_value_heads"] not in (None, heads) or (
+            heads and width and heads * width != config["hidden_size"]
+        ):
+            raise FormatError(
+                f"{self.directory}: {shown(heads)} heads of {shown(width)} with "
+                f"attention.head_count_kv {shown(config['num_key_value_heads'])} are not supported "
+                f"for {self.architecture}"
+            )
 
     def _mixture(self, model_type: str, neurons: int | None) -> JsonObject:
         """The fields of a mixture of experts."""

@@ -22,7 +22,7 @@ HEADS = ("lm_head.weight", "lm_head.bias")
 # Buffers that older checkpoints store beside weights: rotary frequencies and tables, and masks.
 BUFFERS = (
     "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias",
-    ".attention.bias",
+    ".attention.bias", ".attn.bias",
 )  # fmt: skip
 
 
@@ -96,8 +96,9 @@ class Names:
         expected, rows = shape, self.packed_rows(template, layer)
         if rows is not None and layer is not None:
             expected = (self.height(named, layer), *shape[1:])
+        if len(shape) == 2 and self.turned(template, name):
+            expected = expected[::-1]
         if expert is not None and layer is not None and "{expert}" not in named:
-            expected = expected[::-1] if self.turned(name) else expected
             expected = (self.config.layers[layer].ffn.experts, *expected)
         if self.checkpoint.shapes[name] != expected or (rows is not None and len(rows) != shape[0]):
             raise FormatError(
@@ -106,10 +107,11 @@ class Names:
             )
         return Found(name, rows)
 
-    def turned(self, name: str) -> bool:
-        """Whether the experts' matrices lie in the checkpoint with rows and columns exchanged."""
-        turned = getattr(self.naming, "EXPERTS_TURNED", False)
-        return turned and not name.endswith(("_mxfp4", "_bias"))
+    def turned(self, template: str, name: str) -> bool:
+        """Whether a matrix of ours lies in the checkpoint, as ``name``, with rows and columns
+        exchanged."""
+        turned = part_of(template) in getattr(self.naming, "TURNED", ())
+        return turned and not name.endswith("_mxfp4")
 
     def tensor(
         self, spec: TensorSpec, ffn: NumberFormat | None, dense: NumberFormat | None
@@ -131,6 +133,8 @@ class Names:
         if dense is None and not spec.exact:
             dense = self.checkpoint.format_of(name)
         format = format_of(spec, dense=dense) if dense else format_of(spec)
+        if len(spec.shape) == 2 and self.turned(template, name):
+            return new_tensor(spec.name, format, spec.shape, lambda: self.turned_rows(name, rows))
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
         return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
 
@@ -161,6 +165,17 @@ class Names:
             ]
             values: AnyArray = runs[0] if len(runs) == 1 else np.concatenate(runs)
             yield values + np.float32(add) if add else values
+
+    def turned_rows(self, name: str, rows: AnyArray | None) -> Iterator[Float32Array]:
+        """Yield the rows numbered ``rows``, ascending (None: all), of a matrix whose rows and
+        columns are exchanged in the checkpoint, float32."""
+        first = 0
+        for piece in self.checkpoint.read_columns(name):
+            ids = np.arange(len(piece)) if rows is None else rows - first
+            here = ids[(ids >= 0) & (ids < len(piece))]
+            if len(here):
+                yield np.ascontiguousarray(piece[here])
+            first += len(piece)
 
     def read(
         self, name: str, format: NumberFormat, start: int, stop: int
@@ -197,21 +212,28 @@ class Names:
     ) -> Iterator[UInt8Array]:
         """Yield bundles [gate_i | up_i | down_i], (<= COLUMN_CHUNK, bytes).
 
-        gate_i and up_i are rows; down_i is a column of the down projection, or a row where the
-        checkpoint has it transposed ("down_t").
+        gate_i and up_i are rows, and down_i is a column, or the other way round where the
+        checkpoint has the matrix turned; it may have a down projection transposed ("down_t").
         """
-        columns = self.columns(parts["down"].name, expert) if "down" in parts else None
-        whole = {n: self.matrix(n, expert) for n, _ in parts.values() if self.turned(n)}
+        across = {
+            part: found
+            for part, found in parts.items()
+            if (part == "down") != self.turned(f"layers.{{}}.ffn.{part}", found.name)
+        }
+        # What is read whole: matrices across whose rows neurons lie, in a tensor of all experts.
+        names = {name for name, _ in across.values() if len(self.checkpoint.shapes[name]) == 3}
+        whole = {name: self.matrix(name, expert) for name in names}
+        columns = {part: self.columns(found, whole) for part, found in across.items()}
         for start in range(0, neurons, COLUMN_CHUNK):
             stop = min(start + COLUMN_CHUNK, neurons)
             bundle: list[AnyArray] = []
-            for name, rows in (parts[p] for p in ("gate", "up", "down_t") if p in parts):
+            for part in (p for p in ("gate", "up", "down", "down_t") if p in parts):
+                if part in columns:
+                    bundle.append(next(columns[part]))
+                    continue
+                name, rows = parts[part]
                 ids = np.arange(start, stop) if rows is None else rows[start:stop]
-                if name in whole:
-                    bundle.append(np.ascontiguousarray(whole[name][ids]))
-                else:
-                    bundle.append(self.rows_of_expert(name, expert, ids, format))
-            bundle += [next(columns)] if columns else []
+                bundle.append(self.rows_of_expert(name, expert, ids, format))
             yield bundled([encoded(p, format) for p in bundle])
 
     def rows_of_expert(
@@ -223,21 +245,21 @@ class Names:
         values = self.read(name, format, base, base + int(ids[-1]) + 1 - first)
         return values if len(values) == len(ids) else values[ids - first]
 
-    def columns(self, name: str, expert: int) -> Iterator[Float32Array]:
-        """Yield a down projection transposed, in pieces (<= COLUMN_CHUNK, width) float32."""
-        shape = self.checkpoint.shapes[name]
-        if len(shape) == 2:
+    def columns(self, found: Found, whole: dict[str, Float32Array]) -> Iterator[Float32Array]:
+        """Yield the columns of a matrix that are meant, in pieces (<= COLUMN_CHUNK, height)
+        float32; whole: {name: matrix} of those read already."""
+        name, ids = found
+        if name not in whole:
             yield from self.checkpoint.read_columns(name)
             return
-        matrix = self.matrix(name, expert)
-        for start in range(0, matrix.shape[1], COLUMN_CHUNK):
-            yield np.ascontiguousarray(matrix[:, start : start + COLUMN_CHUNK].T)
+        ids = np.arange(whole[name].shape[1]) if ids is None else ids
+        for start in range(0, len(ids), COLUMN_CHUNK):
+            yield np.ascontiguousarray(whole[name][:, ids[start : start + COLUMN_CHUNK]].T)
 
     def matrix(self, name: str, expert: int) -> Float32Array:
         """One expert's matrix, of a tensor that holds those of all of a layer's experts."""
         rows = self.checkpoint.shapes[name][1]
-        matrix = self.checkpoint.read_rows(name, expert * rows, (expert + 1) * rows)
-        return matrix.T if self.turned(name) else matrix
+        return self.checkpoint.read_rows(name, expert * rows, (expert + 1) * rows)
 
     def _further_layers(self) -> set[str]:
         """The tensors of layers that follow the last, such as those that predict a second token."""

@@ -96,6 +96,34 @@ def test_buffers_are_no_weights(checkpoint):
     assert converted(folder) == before
 
 
+def test_gpt2_as_the_hub_has_it(checkpoint):
+    """Without the model's name before each tensor's, and with masks beside the weights."""
+    folder = checkpoint("gpt2")
+    before = converted(folder)
+    mask = np.tril(np.ones((1, 1, 48, 48), np.float32))
+    masks = {f"h.{layer}.attn.bias": mask for layer in range(2)}
+    masks["h.0.attn.masked_bias"] = np.array(-1e4, np.float32)
+    change(folder, lambda found: {
+        **{name.removeprefix("transformer."): values for name, values in found.items()}, **masks,
+    })  # fmt: skip
+    assert converted(folder) == before
+
+
+@pytest.mark.parametrize("name", ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"])
+def test_a_matrix_the_other_way_round_is_refused(name, checkpoint):
+    folder = checkpoint("gpt2-scaled")
+    turned = f"transformer.h.1.{name}.weight"
+
+    def by(tensors):
+        values = tensors[turned]
+        other = values[:, :-1] if values.shape[0] == values.shape[1] else values.T
+        return {**tensors, turned: other}
+
+    change(folder, by)
+    with pytest.raises(FormatError, match=rf"{re.escape(turned)} has the shape .* the config says"):
+        converted(folder)
+
+
 def test_float64(checkpoint):
     folder = checkpoint("llama-silu")
     before = converted(folder)

@@ -145,6 +145,10 @@ LLAMA = {
          "logit soft cap"),
         ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim 16"),
         ({"model_type": "gpt_neox", "rotary_pct": 0.1}, "cannot be rotary"),
+        ({"model_type": "gpt2", "num_attention_heads": 7}, "num_attention_heads 7"),
+        ({"model_type": "gpt2", "n_inner": 0}, "n_inner"),
+        ({"model_type": "gpt2", "scale_attn_weights": 1}, "scale_attn_weights"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named(changes, field):
@@ -180,6 +184,7 @@ def test_what_is_refused_is_named(changes, field):
         ({"model_type": "qwen2_moe", "num_key_value_heads": 4, "use_sliding_window": True,
           "sliding_window": 7}, {"windows": (7, None)}),
         ({"model_type": "mistral", "num_key_value_heads": 4}, {"windows": (4096, 4096)}),
+        ({"model_type": "gpt2", "n_embd": 96}, {"hidden_size": 40, "d_ffn": 160}),
         ({"model_type": "falcon", "n_embed": 48}, {"hidden_size": 48, "d_ffn": 192}),
     ],
 )  # fmt: skip

@@ -29,6 +29,14 @@ NOT_LOOKED_AT = {
     "glm4_moe": {"num_mtp_layers"},
     # Of a classifier; and what its model never asks for.
     "gpt_neox": {"classifier_dropout", "is_decoder"},
+    # Of another head than that of a language model.
+    "gpt2": {
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+    },
 }
 # Fields that the classes do not name, but take: what older configs say of rotary positions, a
 # head's width, and others that the class or its model looks for by name.

@@ -27,7 +27,7 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "qwen2": None, "qwen3": None, "falcon-7b": None, "falcon-new-one-norm": None,
     "falcon-new": "relu", "phi": None, "phi3": None, "gemma": None, "nemotron": None,
     "olmoe": None, "qwen2-moe": None, "qwen3-moe": None, "mixtral": None, "granitemoe": None,
-    "gpt-oss": None, "gpt-neox": None, "gpt-neox-in-turn": "relu",
+    "gpt-oss": None, "gpt-neox": None, "gpt-neox-in-turn": "relu", "gpt2": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType
 

@@ -55,6 +55,17 @@ FALCON: JsonObject = {
     "hidden_size": 40,
     "ffn_hidden_size": 72,
 }
+GPT2: JsonObject = {
+    "model_type": "gpt2",
+    "vocab_size": 96,
+    "n_positions": 48,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -149,6 +160,10 @@ CONFIGS: dict[str, JsonObject] = {
     "gpt-neox-in-turn": like("gpt_neox", hidden_size=64, use_parallel_residual=False,
                              attention_bias=False, hidden_act="relu", rotary_pct=0.5,
                              rotary_emb_base=500),
+    "gpt2": GPT2,
+    "gpt2-scaled": {**GPT2, "n_inner": 72, "activation_function": "relu",
+                    "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+                    "tie_word_embeddings": False},
 }  # fmt: skip
 
 
@@ -229,6 +244,7 @@ GGUF_MODELS = (
     KitModel("gguf-gpt-oss", mixture("gpt_oss", **WIDE_MIXTURE, num_local_experts=8,
                                      sliding_window=8), "fused", gguf=("f16",)),
     KitModel("gguf-gpt-neox", like("gpt_neox", **WIDE), gguf=BLOCKS),
+    KitModel("gguf-gpt2", {**GPT2, "n_embd": 64, "bos_token_id": 1}, gguf=BLOCKS),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

@@ -21,7 +21,7 @@ GGUF_NAMES = {model_type: name for name, (model_type, *_) in ARCHITECTURES.items
 }
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
 # Names of tensors by which a GGUF file tells the forms of an architecture apart.
-PACKED = {"falcon", "phi3", "gptneox"}  # queries, keys and values are one tensor
+PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
 
 def gguf_of(model: KitModel, format: str) -> bytes:

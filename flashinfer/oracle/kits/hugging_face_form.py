@@ -32,9 +32,6 @@ def write_hugging_face(model: KitModel, folder: Path) -> None:
             continue
         if getattr(module, "NORM_LESS_ONE", False) and name.endswith("norm.weight"):
             values = values - np.float32(1)
-        # Experts' biases have two dimensions, and are never turned.
-        if getattr(module, "EXPERTS_TURNED", False) and values.ndim == 3:
-            values = values.swapaxes(1, 2)
         stored[name] = values
     eight_bits = {name for name in stored if f"{name}{fp8.SCALE}" in stored}
     text = json.dumps(fields, indent=2) + "\n"

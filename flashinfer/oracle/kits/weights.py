@@ -4,7 +4,7 @@ It is the inverse of formats/sources/names.py, which finds our tensors in a chec
 the same descriptions: an architecture's module, or the ``Naming`` of a GGUF file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Form:
     dense_rows  the same of layers without
     last        of several names of a tensor, separated by "|", the last one is meant, else the
                 first
+    turned      the parts, as in ``rows``, whose matrices have rows and columns exchanged
     """
 
     names: Mapping[str, str]
@@ -42,6 +43,7 @@ class Form:
     rows: Mapping[str, Rows]
     dense_rows: Mapping[str, Rows]
     last: bool = False
+    turned: Collection[str] = ()
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
         """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
@@ -66,7 +68,8 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     two_norms = module is falcon and any(
         layer.parallel and not layer.shared_norm for layer in config.layers
     )
-    return Form(module.NAMES, experts, dense, rows, dense_rows, last=fused or two_norms)
+    turned = getattr(module, "TURNED", ())
+    return Form(module.NAMES, experts, dense, rows, dense_rows, fused or two_norms, turned)
 
 
 def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tensors:
@@ -76,10 +79,13 @@ def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tens
     rows).
     """
     found: Tensors = {}
+    turned: set[str] = set()
     for spec in layout(config):
         for template, values in _parts(spec, config, model.name):
             router = spec.layer is not None and config.layers[spec.layer].ffn.router is not None
             name = form.name(template, spec.layer, router)
+            if part_of(template) in form.turned and values.ndim > 1:
+                turned.add(name)
             rows = (form.rows if router else form.dense_rows).get(part_of(template))
             if "{expert}" in name:
                 for expert, matrix in enumerate(values):
@@ -90,6 +96,8 @@ def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tens
                 axis = 1 if router and template.startswith("layers.{}.ffn.") else 0
                 ids = rows(config.layers[spec.layer])
                 _put(found, name, values, ids, axis)
+    for name in (n for n in turned if not n.endswith("_mxfp4")):
+        found[name] = found[name].swapaxes(-1, -2)
     return found
 
 
