@@ -8,7 +8,7 @@ cdef extern from "kernels.h" nogil:
         const uint8_t *keys
         const uint8_t *values
         int64_t n_tokens, n_heads, n_groups, width, context, start, window
-        int format
+        int format, both
         const float *bias
         float cap
         const float *sinks
@@ -68,16 +68,16 @@ cdef _remember(cache, x_array, start):
                           context, row_bytes, first, format)
 
 
-def attention(q, keys, values, start, window=None, bias=None, cap=0.0, sinks=None):
+def attention(q, keys, values, start, window=None, bias=None, cap=0.0, sinks=None, both=False):
     """q (T, H, w) scaled; keys, values (G, context, w) f32, f16 or q8_0 -> (T, H, w) float32."""
     try:
-        return _attention(q, keys, values, start, window, bias, cap, sinks)
+        return _attention(q, keys, values, start, window, bias, cap, sinks, both)
     except REFUSALS:
-        explained("attention", q, keys, values, start, window, bias, cap, sinks)
+        explained("attention", q, keys, values, start, window, bias, cap, sinks, both)
         raise
 
 
-cdef _attention(q_array, keys, values, start, window, bias, cap, sinks):
+cdef _attention(q_array, keys, values, start, window, bias, cap, sinks, both):
     cdef const float[:, :, ::1] q = floats_3d(q_array)
     cdef const float[:, ::1] bias_view
     cdef const float[::1] sink_view
@@ -100,6 +100,9 @@ cdef _attention(q_array, keys, values, start, window, bias, cap, sinks):
     task.cap = number(cap, 0.0)
     if cap != 0:
         task.cap = capped(cap)
+    if both is not False and (both is not True or window is not None):
+        raise Refused()
+    task.both = both is True
     task.bias = task.sinks = NULL
     if bias is not None:
         bias_view = floats_2d(bias)

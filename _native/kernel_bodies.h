@@ -355,7 +355,7 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
     int64_t row_bytes = bytes_of_row(task->format, task->width);
     for (int64_t item = begin; item < end; item++) {
         int64_t token = item / task->n_heads, head = item % task->n_heads;
-        int64_t n = task->start + token + 1;
+        int64_t n = end_seen(task, token);
         int64_t first = task->window && n > task->window ? n - task->window : 0;
         int64_t group = head / (task->n_heads / task->n_groups);
         int64_t offset = (group * task->context + first) * row_bytes;

@@ -99,12 +99,17 @@ typedef struct {
     const float *q; /* (n_tokens, n_heads, width), scaled */
     const uint8_t *keys, *values; /* (n_groups, context, width); n_heads / n_groups share one */
     int64_t n_tokens, n_heads, n_groups, width, context, start, window; /* window 0: all */
-    int format;
+    int format, both; /* both: each token sees those after it, too */
     const float *bias; /* (n_heads, context), added to the scores, or NULL */
     float cap; /* scores become cap tanh(score / cap); 0: not */
     const float *sinks; /* (n_heads,): a learned extra softmax logit each (attention sink), or NULL */
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
+
+/* Behind the last position that token t of a task sees. */
+INLINE int64_t end_seen(const attention_task *task, int64_t t) {
+    return task->start + (task->both ? task->n_tokens : t + 1);
+}
 
 /* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
 INLINE void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less,

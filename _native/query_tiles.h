@@ -16,7 +16,7 @@ typedef struct {
 
 /* The first position that token t of a task sees. */
 INLINE int64_t NAME(first_seen)(const attention_task *task, int64_t t) {
-    int64_t n = task->start + t + 1;
+    int64_t n = end_seen(task, t);
     return task->window && n > task->window ? n - task->window : 0;
 }
 
@@ -84,14 +84,14 @@ INLINE void NAME(value_tile)(const attention_task *task, int format, const uint8
 INLINE void NAME(attend_tile)(const attention_task *task, int format, int64_t t, int64_t head,
                               int64_t count, const NAME(attention_scratch) *s) {
     const int64_t width = task->width, row_bytes = bytes_of_row(format, width), room = s->room;
-    const int64_t low = NAME(first_seen)(task, t), high = task->start + t + count;
+    const int64_t low = NAME(first_seen)(task, t), high = end_seen(task, t + count - 1);
     const int64_t group = head / (task->n_heads / task->n_groups);
     const uint8_t *values = task->values + (group * task->context + low) * row_bytes;
     int64_t first[DOWN_TOKENS], end[DOWN_TOKENS]; /* of each, relative to low */
     float total[DOWN_TOKENS];
     NAME(score_tile)(task, format, t, head, count, low, high, s);
     for (int64_t k = 0; k < count; k++) {
-        first[k] = NAME(first_seen)(task, t + k) - low, end[k] = task->start + t + k + 1 - low;
+        first[k] = NAME(first_seen)(task, t + k) - low, end[k] = end_seen(task, t + k) - low;
         const float *bias = task->bias ? task->bias + head * task->context + low + first[k] : NULL;
         total[k] = NAME(exponentials)(task, bias, task->sinks ? task->sinks + head : NULL,
                                       end[k] - first[k], s->scores + k * room + first[k]);

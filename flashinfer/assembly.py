@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.config import ModelConfig
@@ -23,6 +25,7 @@ from flashinfer.paper.unit_store import UnitStore
 from flashinfer.plan.plan import Plan
 from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.decoder import Decoder
+from flashinfer.transformer.encoder import MaskedHead, Pooler
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
@@ -43,11 +46,29 @@ def make_decoder(
         project_in=weights.get("project_in.weight"),
         project_out=weights.get("project_out.weight"),
         final_norm=make_norm(config.norm, weights, "final_norm") if config.final_norm else None,
-        head=weights[config.head_name],
+        head=weights[config.head_name] if config.has_head else None,
         head_bias=weights.get("lm_head.bias"),
+        **_of_encoder(config, weights),
     )
-    chain_streams(decoder.layers, decoder.head)
+    # An encoder's head is used where logits are asked for, which is seldom.
+    chain_streams(decoder.layers, None if config.encoder else decoder.head)
     return decoder
+
+
+def _of_encoder(config: ModelConfig, weights: dict[str, Any]) -> dict[str, Any]:
+    """What the Decoder of an encoder has besides."""
+    found: dict[str, Any] = {}
+    if config.token_types:
+        found["embed_type"] = weights["embed_types.weight"].rows(np.zeros(1, dtype=np.int64))[0]
+    if config.embedding_norm:
+        found["embed_norm"] = make_norm(config.norm, weights, "embed_norm")
+    if config.pooler:
+        found["pooler"] = Pooler(Linear(weights["pooler.weight"], weights["pooler.bias"]))
+    if config.head_activation is not None:
+        dense = Linear(weights["head_dense.weight"], weights["head_dense.bias"])
+        norm = make_norm(config.norm, weights, "head_norm")
+        found["masked_head"] = MaskedHead(dense, config.head_activation, norm)
+    return found
 
 
 def make_layers(
@@ -219,8 +240,9 @@ def fill_caches(layers: list[Layer], uses: Sequence[Any] | None, progress: Progr
         store.warm(used, more)
 
 
-def chain_streams(layers: list[Layer], head: Weights) -> None:
+def chain_streams(layers: list[Layer], head: Weights | None) -> None:
     """Tell each part that streams at every token which tensor comes after it."""
     streams = [stream for layer in layers for stream in layer.streams()]
-    for stream, after in itertools.pairwise((*streams, *head.streams())):
+    streams += head.streams() if head is not None else ()
+    for stream, after in itertools.pairwise(streams):
         stream.following = after.tensor

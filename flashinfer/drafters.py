@@ -80,6 +80,7 @@ def opened_draft(
         return OpenedDraft(store, memory.rss() + store.mapped_bytes)
     small = Bundle(path, memory=memory.header_room(options.memory))
     try:
+        small.config.refuse_encoder(path)
         _refuse_other_vocabulary(path, small.vocabulary, bundle)
         return _opened_model(options, context, bundle, small, open_model)
     except BaseException:

@@ -92,14 +92,16 @@ def _kv_caches(bundle: Bundle, plan: Plan, file: KeyValueFile | None) -> list[Ke
     sizes = [
         kv_bytes(config, plan, number in plan.kv_on_flash) for number, config in enumerate(layers)
     ]
-    block, at = aligned_bytes(sum(sizes)), 0
+    # An encoder's layers keep nothing for a next token, and use one memory in turn.
+    shared = bundle.config.encoder
+    block, at = aligned_bytes(max(sizes) if shared else sum(sizes)), 0
     for number, (config, size) in enumerate(zip(layers, sizes, strict=True)):
         memory = block[at : at + size]
         if file is not None and number in plan.kv_on_flash:
             caches.append(KeyValuesOnFlash(file, config, plan.kv_dtype, plan.context, memory))
         else:
             caches.append(_kv_cache(config, plan, memory))
-        at += size
+        at += 0 if shared else size
     return caches
 
 

@@ -171,6 +171,7 @@ class Model(OpenedModel):
         return request
 
     def _checked_prompt(self, token_ids: Iterable[int], max_new_tokens: int) -> list[int]:
+        self.config.refuse_encoder(self.bundle.path)
         if max_new_tokens < 0:
             raise UserError(f"{max_new_tokens} new tokens cannot be generated")
         ids = list(token_ids)
@@ -197,6 +198,7 @@ class Model(OpenedModel):
         messages   of a conversation, to be found again
         Raises UserError where the file cannot be written; what stood there stays.
         """
+        self.config.refuse_encoder(self.bundle.path)
         with self.turns.alone(self.turns.begun):
             ids = list(self.ids if token_ids is None else token_ids)
             if ids:
@@ -216,6 +218,7 @@ class Model(OpenedModel):
         FormatError where the file is of another model, cut or changed: the context is empty then,
         or as it was.
         """
+        self.config.refuse_encoder(self.bundle.path)
         with self.turns.alone(), SessionFile(path) as file:
             file.check_model(self.bundle)
             file.check(self._setting(), self.config)

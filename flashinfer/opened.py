@@ -1,8 +1,8 @@
 """A model opened: its weights in DRAM or on flash, and the logits of the tokens it is given."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ from flashinfer.paper.flash import aligned_bytes
 from flashinfer.passes import Passes
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import Setup, opened, prepare
-from flashinfer.stats import Stats
+from flashinfer.stats import Stats, measured
+from flashinfer.text.tokenizer import Tokenizer
 from flashinfer.transformer.kv_flash import KeyValueFile
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.text import Part
@@ -33,10 +34,27 @@ TRACED_BYTES = 2 << 20  # of a value that a trace may have to gather
 Some = TypeVar("Some", bound="OpenedModel")
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """A text of T tokens, encoded.
+
+    token_ids  its tokens; hidden: (T, d_model) float32, of each token
+    pooled     (d_model,) float32, of the whole text; None where the model has no pooler
+    logits     (T, vocab_size) float32: which token stands at each place; None where they were not
+               asked for
+    """
+
+    token_ids: list[int]
+    hidden: Float32Array
+    pooled: Float32Array | None = None
+    logits: Float32Array | None = None
+
+
 class OpenedModel:
     """What a Model is before it writes. One thread, and one text, at a time.
 
     config    ModelConfig; plan: plan.plan.Plan; stats: what the last calls took
+    tokenizer of an encoder, where it has one that can be used; else None
     profile   profile.Profile of the flash, where ``flashinfer probe`` measured it, or None
     expected  cost.Cost of a token by that profile, or None
     """
@@ -59,19 +77,28 @@ class OpenedModel:
         UserError where an option is wrong.
         """
         options = replace(options or Options(), **changes)
-        bundle, drafts = opened(path, options), OpenedDraft()
+        bundle, drafts, tokenizer = opened(path, options), OpenedDraft(), None
         try:
             drafts = opened_draft(options, bundle, cls.open)
+            tokenizer = _tokenizer_of_encoder(bundle, options)
             setup = prepare(bundle, options, drafts.base)
         except BaseException:
             bundle.close()
             drafts.close()
+            if tokenizer is not None:
+                tokenizer.close()
             raise
-        return cls(bundle, setup, progress, drafts)
+        return cls(bundle, setup, progress, drafts, tokenizer)
 
     def __init__(
-        self, bundle: Bundle, setup: Setup, progress: Progress, drafts: OpenedDraft | None = None
+        self,
+        bundle: Bundle,
+        setup: Setup,
+        progress: Progress,
+        drafts: OpenedDraft | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
+        self.tokenizer = tokenizer
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
         self.flash, self.plan = setup.flash, setup.plan
         self.profile, self.expected = setup.profile, setup.expected
@@ -138,6 +165,52 @@ class OpenedModel:
                 logits = self.decoder.logits(h[first : first + self.plan.logit_rows])
             yield logits
 
+    def encode(self, texts: Iterable[str | ArrayLike], logits: bool = False) -> list[Encoding]:
+        """Encode texts, each by itself: the hidden states of its tokens, and its pooled vector.
+
+        texts   strings, tokenized with the tokens that begin and end every text; or token ids (T,)
+        logits  of each token's place, too, where the model has a head of masked tokens
+
+        The arrays returned are yours, and not part of the memory budget. Raises UserError where the
+        model is no encoder, a text is empty, has more tokens than the context, or is a string and
+        the model has no tokenizer.
+        """
+        config, name = self.config, self.bundle.path
+        if not config.encoder:
+            raise UserError(
+                f"{name}: is no encoder; flashinfer run and Model.generate let it write"
+            )
+        if logits and not config.has_head:
+            raise UserError(f"{name}: has no head of masked tokens, and so no logits")
+        if isinstance(texts, (str, bytes)):
+            raise UserError("texts are a list of strings or of token ids, not one string")
+        self.stats = self._new_stats()
+        return [self._encoded(self._ids_of(text), logits) for text in texts]
+
+    def _ids_of(self, text: str | ArrayLike) -> Int64Array:
+        """A text's token ids (T,), which the context holds. Raises UserError."""
+        ids = self._valid_ids(self._tokenized(text) if isinstance(text, str) else text)
+        if len(ids) > self.plan.context:
+            raise UserError(
+                f"a text of {len(ids)} tokens does not fit the context of {self.plan.context}; the "
+                f"model's most is {self.config.max_position_embeddings}"
+            )
+        return ids
+
+    def _tokenized(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise UserError(f"{self.bundle.path}: no tokenizer of it can be used; give token ids")
+        return self.tokenizer.encode(text)
+
+    def _encoded(self, ids: Int64Array, logits: bool) -> Encoding:
+        with self.turns.alone(), np.errstate(over="ignore", invalid="ignore"):
+            del self.ids[:]
+            with measured(self.stats.prompt, len(ids), self.passes.counters):
+                h = self._hidden(ids)
+            pooled = None if self.decoder.pooler is None else self.decoder.pooler(h)
+            rows = self.decoder.logits(h) if logits else None
+        return Encoding(ids.tolist(), h, pooled, rows)
+
     def checked(self, token_ids: ArrayLike) -> Int64Array:
         """Token ids (T,) that can be processed next. Raises UserError where they cannot."""
         ids, context = self._checked_ids(token_ids), self.plan.context
@@ -148,6 +221,10 @@ class OpenedModel:
         return ids
 
     def _checked_ids(self, token_ids: ArrayLike) -> Int64Array:
+        self.config.refuse_encoder(self.bundle.path)
+        return self._valid_ids(token_ids)
+
+    def _valid_ids(self, token_ids: ArrayLike) -> Int64Array:
         ids = np.asarray(token_ids)
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise UserError("token ids must be a list of one or more whole numbers")
@@ -257,9 +334,24 @@ class OpenedModel:
             self.drafts.close()
             if self.kv_file is not None:
                 self.kv_file.close()
+            if self.tokenizer is not None:
+                self.tokenizer.close()
 
     def __enter__(self: Some) -> Some:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _tokenizer_of_encoder(bundle: Bundle, options: Options) -> Tokenizer | None:
+    """The tokenizer of an encoder, whose process stays beside the model and has its memory set
+    aside; None where there is none that can be used."""
+    if not bundle.config.encoder:
+        return None
+    try:
+        tokenizer = Tokenizer(bundle, options.memory)
+    except UserError:  # token ids do without
+        return None
+    tokenizer.stay(options.tokens_of(bundle))
+    return tokenizer

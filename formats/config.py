@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from .errors import FormatError
+from .errors import FormatError, UserError
 from .layers.attention import AttentionConfig, check_cap
 from .layers.ffn import FFNConfig
 from .layers.layer import LayerConfig
@@ -24,9 +24,19 @@ class ModelConfig:
     embedding_scale  what token embeddings are multiplied with
     learned_positions  a row of ``embed_positions`` is added to each token's embedding
     position_offset  row of ``embed_positions`` that position 0 uses
+    position_padding  the token that has the row of its own number there, and that positions do not
+                     count (RoBERTa's padding); None: there is none
+    token_types      rows of ``embed_types``, of which the first is added to each token's embedding;
+                     0: there are none
+    embedding_norm   a norm comes behind the embeddings
     norm             of the last norm
     final_norm       there is a last norm, before the output head
+    has_head         there is an output head
+    head_activation  a dense layer with this activation and a norm come before it (BERT's head of
+                     masked tokens); None: they do not
     head_bias        the output head has biases
+    pooler           there is a dense layer that pools a text: tanh of what it makes of the first
+                     token
     logit_scale      what logits are multiplied with
     logit_cap        logits become c tanh(logit / c); None: they stay
     tied             the output head is the embedding matrix
@@ -40,8 +50,14 @@ class ModelConfig:
     embedding_scale: float = 1.0
     learned_positions: bool = False
     position_offset: int = 0
+    position_padding: int | None = None
+    token_types: int = 0
+    embedding_norm: bool = False
     norm: NormConfig
     final_norm: bool = True
+    has_head: bool = True
+    head_activation: str | None = None
+    pooler: bool = False
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_cap: float | None = None
@@ -55,6 +71,19 @@ class ModelConfig:
     @property
     def num_hidden_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it makes vectors of whole texts (``Model.encode``), and writes none."""
+        return any(layer.attention.both_ways for layer in self.layers)
+
+    def refuse_encoder(self, name: object) -> None:
+        """Raise UserError, naming the model's file, where it is an encoder."""
+        if self.encoder:
+            raise UserError(
+                f"{name}: is an encoder, which writes no text; its vectors are what flashinfer "
+                "encode and Model.encode give"
+            )
 
     @property
     def mixture(self) -> bool:
@@ -100,11 +129,21 @@ class ModelConfig:
             specs.append(TensorSpec("project_out.weight", (self.embedding_size, d), SMALL))
         if self.final_norm:
             specs += self.norm.tensors("final_norm", d)
+        if self.embedding_norm:
+            specs += self.norm.tensors("embed_norm", d)
+        if self.token_types:
+            specs.append(TensorSpec("embed_types.weight", (self.token_types, d), SMALL, True))
+        if self.pooler:
+            specs += [vector("pooler.bias", d), TensorSpec("pooler.weight", (d, d), SMALL)]
+        if self.head_activation is not None:
+            specs += [vector("head_dense.bias", d), TensorSpec("head_dense.weight", (d, d), SMALL)]
+            specs += self.norm.tensors("head_norm", d)
         if self.head_bias:
             specs.append(vector("lm_head.bias", self.vocab_size))
         vocabulary = (self.vocab_size, self.embedding_size)
-        specs.append(TensorSpec(self.head_name, vocabulary, HEAD))
-        if not self.tied:
+        if self.has_head:
+            specs.append(TensorSpec(self.head_name, vocabulary, HEAD))
+        if not (self.has_head and self.tied):
             specs.append(TensorSpec("embed_tokens.weight", vocabulary, EMBEDDING))
         if self.learned_positions:
             positions = (self.max_position_embeddings + self.position_offset, d)

@@ -27,6 +27,7 @@ from flashinfer.oracle.digest import digest as oracle_digest
 from flashinfer.transformer.kv_cache import KV_DTYPES
 
 DATA = Path(__file__).parent / "data"
+ENCODER_DATA = Path(__file__).parent / "encoders"
 COMMITTED = Path(__file__).with_suffix(".json")
 BLOCKS = "gpt-oss"  # its rows are whole blocks, so that it exists in every number format
 
@@ -41,6 +42,9 @@ def of_model(path, **options):
     with Model.open(path, **options) as model:
         n = min(40, model.config.max_position_embeddings - 8)
         ids = (np.arange(n) * 37 + 11) % (model.config.vocab_size - 3) + 3
+        if model.config.encoder:
+            found = model.encode([ids], logits=model.config.has_head)[0]
+            return digest(*(a for a in (found.hidden, found.pooled, found.logits) if a is not None))
         prompt = model.logits(ids)
         return digest(prompt, *(model.forward([int(token)]) for token in ids[:8]))
 
@@ -78,7 +82,7 @@ def all_digests():
         for name in FORMATS:
             requantised(demo_model(), path, name)
             found[f"demo, dense, {name}"] = of_model(path)
-        for source in sorted(DATA.iterdir()):
+        for source in (*sorted(DATA.iterdir()), *sorted(ENCODER_DATA.iterdir())):
             if not (source / "model.safetensors").exists():
                 continue
             for name in FORMATS if source.name == BLOCKS else ("f32",):

@@ -23,6 +23,7 @@ settings.register_profile("explore", derandomize=False)
 settings.load_profile("repeatable")
 
 DATA = Path(__file__).parent / "data"
+ENCODER_DATA = Path(__file__).parent / "encoders"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -70,7 +71,8 @@ def checkpoint(tmp_path):
 
     def copy(name="opt-plain"):
         folder = tmp_path / name
-        shutil.copytree(DATA / name, folder)
+        found = DATA if (DATA / name).exists() else ENCODER_DATA
+        shutil.copytree(found / name, folder)
         return folder
 
     return copy

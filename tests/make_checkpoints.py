@@ -1,4 +1,5 @@
-"""Write the small random checkpoints in tests/data, with the logits that transformers gives them.
+"""Write the small random checkpoints in tests/data and tests/encoders, with the logits that
+transformers gives them.
 
     python tests/make_checkpoints.py [NAME...]
 
@@ -13,12 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+)
 
 from flashinfer.oracle.kits.configs import COMMON, OPT
 from flashinfer.oracle.kits.configs import CONFIGS as VARIANTS
 
 DATA = Path(__file__).parent / "data"
+ENCODER_DATA = Path(__file__).parent / "encoders"
 TOKENS = 40  # of each text
 # How large transformers makes its random weights; a model's own options go before these.
 INITIAL = {"initializer_range": 0.2, "init_std": 0.3, "dropout": 0.0}
@@ -42,8 +50,26 @@ FORMS = {
 }
 
 
-def make(options, seed, dtype="float32"):
-    """A model with random weights everywhere, norms and biases too."""
+# Encoders: (options, the class of the model: without a head, with one of masked tokens, or two).
+ENCODER = {
+    **COMMON, "hidden_size": 64, "intermediate_size": 96, "type_vocab_size": 2, "pad_token_id": 0,
+    "bos_token_id": 1,
+}  # fmt: skip
+ENCODERS = {
+    "bert": ({**ENCODER, "model_type": "bert"}, AutoModel),
+    "bert-masked": ({**ENCODER, "model_type": "bert", "hidden_act": "gelu_new"},
+                    AutoModelForMaskedLM),
+    "bert-pretraining": ({**ENCODER, "model_type": "bert", "hidden_act": "relu",
+                          "type_vocab_size": 3}, AutoModelForPreTraining),
+    "roberta": ({**ENCODER, "model_type": "roberta", "pad_token_id": 5}, AutoModelForMaskedLM),
+    "roberta-untied": ({**ENCODER, "model_type": "roberta", "hidden_act": "relu",
+                        "tie_word_embeddings": False}, AutoModelForMaskedLM),
+    "xlm-roberta": ({**ENCODER, "model_type": "xlm-roberta"}, AutoModel),
+}  # fmt: skip
+
+
+def make(options, seed, dtype="float32", kind=AutoModelForCausalLM):
+    """A model with random weights everywhere, norms and biases too; kind: its class."""
     torch.manual_seed(seed)
     options = copy.deepcopy({**INITIAL, **options})  # which the library changes
     model_type = options.pop("model_type")
@@ -51,7 +77,7 @@ def make(options, seed, dtype="float32"):
     if forward:
         options["hidden_act"] = "relu"
     config = AutoConfig.for_model(base, **options)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = kind.from_config(config).eval()
     for layer in model.model.layers if forward else ():
         layer.mlp.forward = forward.__get__(layer.mlp)
     with torch.no_grad():
@@ -78,6 +104,30 @@ def reference(model, ids):
     return model.float()(torch.tensor(ids)[None]).logits[0].numpy()
 
 
+@torch.no_grad()
+def encoded(model, ids):
+    """{"hidden": (T, d_model)} of an encoder, and "pooled" and "logits" where it has them."""
+    found, text = {}, torch.tensor(ids)[None]
+    output = getattr(model, model.base_model_prefix, model)(text)
+    found["hidden"] = output.last_hidden_state[0].numpy()
+    if output.pooler_output is not None:
+        found["pooled"] = output.pooler_output[0].numpy()
+    if hasattr(model, model.base_model_prefix):
+        output = model(text)
+        logits = output.logits if hasattr(output, "logits") else output.prediction_logits
+        found["logits"] = logits[0].numpy()
+    return found
+
+
+def write_encoder(name, options, kind, seed):
+    folder = ENCODER_DATA / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = make(options, seed, kind=kind)
+    save(model, folder, options)
+    ids = np.random.default_rng(seed).integers(0, COMMON["vocab_size"], TOKENS)
+    np.savez(folder / "encoded.npz", ids=ids, **encoded(model, ids))
+
+
 def write(name, options, seed, dtype="float32", **saving):
     folder = DATA / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,6 +142,9 @@ def main(names):
     for seed, (name, (options, dtype, saving)) in enumerate(forms.items()):
         if not names or name in names:
             write(name, options, seed, dtype, **saving)
+    for seed, (name, (options, kind)) in enumerate(ENCODERS.items()):
+        if not names or name in names:
+            write_encoder(name, options, kind, seed)
     if not names or "opt-bin" in names:
         folder = DATA / "opt-bin"
         shutil.rmtree(folder, ignore_errors=True)

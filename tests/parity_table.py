@@ -2,7 +2,8 @@
 
     python tests/parity_table.py [--check docs/architectures.md]
 
-Makes a small random checkpoint of each kind, converts it to f32 and compares 40 tokens' logits.
+Makes a small random checkpoint of each kind, converts it to f32 and compares 40 tokens' logits; of
+encoders their hidden states and pooled vectors, too.
 Prints the table; exit code 1 where a difference is 1e-4 or more or, with --check, where a row is
 missing from that file. Needs the ``parity`` extra.
 """
@@ -13,7 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from make_checkpoints import TOKENS, VARIANTS, make, reference, save
+from make_checkpoints import (
+    ENCODER,
+    ENCODERS,
+    TOKENS,
+    VARIANTS,
+    encoded,
+    make,
+    reference,
+    save,
+)
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
@@ -32,6 +42,30 @@ def difference(options, seed=1):
         ids = np.random.default_rng(seed).integers(3, COMMON["vocab_size"], TOKENS)
         with Model.open(path, context=TOKENS) as ours:
             return float(np.abs(ours.logits(ids) - reference(model, ids)).max())
+
+
+def difference_of_encoder(options, kind, seed=1):
+    """Largest absolute difference of a number of a hidden state, a pooled vector or a logit."""
+    with TemporaryDirectory() as folder:
+        model = make(options, seed, kind=kind)
+        save(model, folder, options)
+        path = Path(folder) / "x.flash"
+        convert(folder, path, "f32")
+        ids = np.random.default_rng(seed).integers(0, COMMON["vocab_size"], TOKENS)
+        with Model.open(path) as ours:
+            found = ours.encode([ids], logits=ours.config.has_head)[0]
+        theirs = encoded(model, ids)
+        return max(
+            float(np.abs(getattr(found, part) - values).max()) for part, values in theirs.items()
+        )
+
+
+def describe_encoder(options, kind):
+    """The class of the model, and the options that are not those of every encoder here."""
+    own = {key: value for key, value in options.items() if ENCODER.get(key) != value}
+    del own["model_type"]
+    head = kind.__name__.removeprefix("AutoModel") or "Model"
+    return ", ".join([head, *(f"{key}={value}" for key, value in own.items())])
 
 
 def describe(options):
@@ -59,6 +93,11 @@ def main():
     failed = False
     for options in VARIANTS.values():
         row, found = f"| {options['model_type']} | {describe(options)} |", difference(options)
+        print(f"{row} {found:.1e} |", flush=True)
+        failed |= not found < MOST or (text is not None and row not in text)
+    for options, kind in ENCODERS.values():
+        row = f"| {options['model_type']} | {describe_encoder(options, kind)} |"
+        found = difference_of_encoder(options, kind)
         print(f"{row} {found:.1e} |", flush=True)
         failed |= not found < MOST or (text is not None and row not in text)
     if failed:

@@ -15,6 +15,7 @@ MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
 )  # fmt: skip
+ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
     "silu", "swish", "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh",
     "gelu_python", "gelu_accurate", "quick_gelu",
@@ -68,12 +69,14 @@ def random_config(random, model_type):
     _windows(draw)
     if model_type == "gemma3_text":
         _rotary_of_two_kinds(draw)
-    elif model_type not in ("opt", "gpt2"):
+    elif model_type not in ("opt", "gpt2", *ENCODERS):
         _rotary(draw)
     if '"dynamic"' in json.dumps(draw.config) and draw.often(0.6):
         draw.config["max_position_embeddings"] = draw.one_of(12, 16)
     if model_type == "gpt2":
         _of_gpt2(draw)
+    if model_type in ENCODERS:
+        _of_encoders(draw)
     for field, value in STRANGERS.items():
         if draw.often(0.05):
             draw.config.setdefault(field, value)
@@ -147,6 +150,15 @@ def _options(draw):
     draw.put("clip_qkv", None, *([0.5] if draw.often(0.1) else []))
     if draw.model_type == "gpt_neox":
         draw.put("use_parallel_residual", True, False)
+
+
+def _of_encoders(draw):
+    """Fields of their own."""
+    draw.put("pad_token_id", 0, 1, 1, 7, there=0.7)
+    draw.put("type_vocab_size", 1, 2, 3)
+    draw.put("position_embedding_type", "absolute", there=0.3)
+    for field in ("is_decoder", "add_cross_attention"):
+        draw.put(field, False, *([True] if draw.often(0.05) else []), there=0.2)
 
 
 def _of_gpt2(draw):

@@ -26,7 +26,13 @@ from flashinfer.formats.errors import UserError
 from flashinfer.formats.sources import gguf_checkpoint
 
 DATA = Path(__file__).parent / "data"
-NAMES = sorted(path.name for path in DATA.iterdir() if (path / "model.safetensors").exists())
+ENCODER_DATA = Path(__file__).parent / "encoders"
+NAMES = {  # {checkpoint: where it lies}
+    path.name: path.parent
+    for folder in (DATA, ENCODER_DATA)
+    for path in sorted(folder.iterdir())
+    if (path / "model.safetensors").exists()
+}
 SHARDED = "opt-sharded"
 SLOW = 5.0  # seconds that no file may take
 MUCH = 2 << 30  # bytes that the process may have, when it runs by itself
@@ -140,11 +146,12 @@ def change_file(random, path):
 def try_checkpoint(seed, number):
     """Change a checkpoint, convert it and run it: "refused", "runs" or, wrongly, what happened."""
     random = np.random.default_rng([seed, number])
-    name = SHARDED if random.random() < 0.15 else one_of(random, NAMES)
+    name = SHARDED if random.random() < 0.15 else one_of(random, sorted(NAMES))
     with TemporaryDirectory() as folder:
         source = Path(folder) / "checkpoint"
-        shutil.copytree(DATA / name, source)
-        (source / "logits.npz").unlink()
+        shutil.copytree(NAMES.get(name, DATA) / name, source)
+        for recorded in source.glob("*.npz"):
+            recorded.unlink()
         if random.random() < 0.2:
             (source / "generation_config.json").write_text('{"eos_token_id": 2}')
         files = sorted(source.iterdir())
@@ -175,6 +182,9 @@ def runs(path):
     try:
         with Model.open(path, context=6) as model:
             ids = [min(token, model.config.vocab_size - 1) for token in (3, 5, 40)]
+            if model.config.encoder:
+                found = model.encode([ids], logits=model.config.has_head)[0]
+                return "runs" if found.hidden.shape[0] == 3 else "misshapen"
             logits = model.logits(ids)
             return "runs" if logits.shape == (3, model.config.vocab_size) else "misshapen"
     except UserError as error:  # such as a context of which the model has less

@@ -90,5 +90,5 @@ def test_every_command_that_writes_json_has_a_section():
 def test_every_architecture_has_a_row():
     text = (ROOT / "docs" / "architectures.md").read_text()
     rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \| [^|]+ \| [^|]+ \|$", text, re.M)
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     assert named == {"model_type", *ARCHITECTURES}

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from test_chat import checkpoint
+from test_encoders import speaking_encoder
 
 from bench.cgroup import NoCgroups, run_limited
 from flashinfer.cli.run import demo_model
@@ -26,6 +27,7 @@ COMMANDS = {
     "run, a session": ["run", DEMO, "-f", "SHORT", "-n", "8", "--session", "SESSION"],
     "chat, a session": ["chat", "CHAT", "-n", "20", "--session", "CHATTED"],
     "chat": ["chat", "CHAT", "-n", "20"],
+    "encode": ["encode", "ENCODER", "-p", "ab c", "jj"],
     "evaluate": ["evaluate", DEMO, *LONG],
     "calibrate": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5"],
     "plan": ["plan", DEMO, "--device", "rpi5-sd"],
@@ -41,6 +43,7 @@ def files(tmp_path_factory):
     convert(checkpoint(folder / "hf", context=2000), folder / "chat.flash")
     (folder / "lines").write_text("Hello\n" + "x" * 1_000_000 + "\nBye\n" + "y " * 5000 + "\n")
     return {"LONG": str(folder / "long.txt"), "CHAT": str(folder / "chat.flash"),
+            "ENCODER": str(speaking_encoder(folder)),
             "SHORT": str(folder / "short.txt"), "SESSION": str(folder / "x.session"),
             "CHATTED": str(folder / "y.session"), "OUT": str(folder / "out.flash"),
             "lines": folder / "lines"}  # fmt: skip

@@ -12,7 +12,7 @@ from flashinfer.formats.convert import convert
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from make_checkpoints import OPT, VARIANTS, make, reference, save  # noqa: E402
+from make_checkpoints import ENCODERS, OPT, VARIANTS, encoded, make, reference, save  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -33,6 +33,20 @@ def test_logits(name, safe, tmp_path, twin):
     with Model.open(tmp_path / "x.flash", context=40) as ours:
         difference = np.abs(ours.logits(ids) - reference(model, ids)).max()
     assert difference < 1e-4, f"seed {seed}"
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders(name, tmp_path, twin):
+    seed = int(os.environ.get("FUZZ_SEED", 7))  # the same at each run
+    options, kind = ENCODERS[name]
+    model = make(options, seed, kind=kind)
+    save(model, tmp_path, options)
+    convert(tmp_path, tmp_path / "x.flash", "f32")
+    ids = np.random.default_rng(seed).integers(0, 96, 40)
+    with Model.open(tmp_path / "x.flash") as ours:
+        found = ours.encode([ids], logits=ours.config.has_head)[0]
+    for part, values in encoded(model, ids).items():
+        assert np.abs(getattr(found, part) - values).max() < 1e-4, f"seed {seed}"
 
 
 def test_greedy_text(tmp_path):

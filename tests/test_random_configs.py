@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from random_configs import MODEL_TYPES, TOKENS, random_config
+from random_configs import ENCODERS, MODEL_TYPES, TOKENS, random_config
 
 from flashinfer import Model
 from flashinfer.formats.architectures import ARCHITECTURES, model_config
@@ -57,7 +57,7 @@ def try_config(seed, number, model_type=None):
         try:
             convert(folder, Path(folder) / "x.flash", "f32")
             with Model.open(Path(folder) / "x.flash", context=TOKENS) as model:
-                ours = model.logits(ids)
+                ours = encoded(model, ids) if model.config.encoder else model.logits(ids)
         except UserError as error:
             return Outcome(model_type, REFUSED, str(error).replace(folder, ""))
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
@@ -66,25 +66,48 @@ def try_config(seed, number, model_type=None):
     return Outcome(model_type, WRONG, f"seed {seed}, number {number}, {difference:.1e}: {config}")
 
 
+def encoded(model, ids):
+    """What an encoder gives of a text, one behind the other."""
+    found = model.encode([ids], logits=model.config.has_head)[0]
+    parts = (found.hidden, found.pooled, found.logits)
+    return np.concatenate([part.reshape(-1) for part in parts if part is not None])
+
+
+def their_encoding(model, ids):
+    """The same by a model of transformers."""
+    text = torch.tensor(ids)[None]
+    output = getattr(model, model.base_model_prefix, model)(text)
+    parts = [output.last_hidden_state, output.pooler_output]
+    parts.append(model(text).logits if hasattr(model, model.base_model_prefix) else None)
+    return np.concatenate([part.numpy().reshape(-1) for part in parts if part is not None])
+
+
 def their_logits(folder, random):
     """A random checkpoint for the config in ``folder``, and what transformers makes of it: (ids,
     logits), or why it makes nothing of it."""
     text = (Path(folder) / "config.json").read_text()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        kind, is_encoder = transformers.AutoModelForCausalLM, config.model_type in ENCODERS
+        if is_encoder:
+            headed = random.integers(2)
+            kind = transformers.AutoModelForMaskedLM if headed else transformers.AutoModel
+        model = kind.from_config(config)
         randomise(model, int(random.integers(1 << 30)))
         saved_as(random, model, folder)
         (Path(folder) / "config.json").write_text(text)
         # Of Falcon's two ways "eager" adds alibi twice.
         attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention,
             experts_implementation="eager",
         ).eval()  # fmt: skip
         ids = random.integers(3, config.vocab_size, TOKENS)
         with torch.no_grad():
-            logits = model(torch.tensor(ids)[None]).logits[0].numpy()
+            if is_encoder:
+                logits = their_encoding(model, ids)
+            else:
+                logits = model(torch.tensor(ids)[None]).logits[0].numpy()
     except Exception as error:  # whatever it is, the config is not one of theirs
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]}"
     if not np.isfinite(logits).all():

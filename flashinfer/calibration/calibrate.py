@@ -96,6 +96,7 @@ def calibrate(
     room = memory.header_room(budget)
     with Bundle(path, calibrated=False, memory=room) as bundle:
         config = bundle.config
+        config.refuse_encoder(path)
         # Experts with a ReLU have silent neurons, too; no model is known that has biases as well.
         biased = any(layer.ffn.ffn_bias for layer in config.layers)
         apart = config.sparse and not biased and predictor != "none"

@@ -65,6 +65,7 @@ def add_batch_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> None:
     with open_bundle(args.model, args.memory) as bundle:
+        bundle.config.refuse_encoder(args.model)
         config, digest = bundle.config, bundle.digest
         tokenizer = None if bundle.where(TOKENIZER) is None else Tokenizer(bundle, args.memory)
     with closing(Written(args.output)) as written, progress_bars() as progress:

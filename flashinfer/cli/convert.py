@@ -37,10 +37,13 @@ def main(args: Namespace) -> None:
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_formats, bundle.config.sparse
         activation, experts = bundle.config.activations, bundle.config.mixture
+        encoder = bundle.config.encoder
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
     for line in [*notes, *requantised(args)]:
         print(line, file=sys.stderr)
-    if sparse or experts:
+    if encoder:
+        print(f"Next: flashinfer encode {args.destination} -p TEXT", file=sys.stderr)
+    elif sparse or experts:
         print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)
     else:
         print(

@@ -66,7 +66,9 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         f"{plan.policy}" + (f", slots for a window of {window} tokens" if window else "")
     )
     calibration = bundle.calibration
-    if calibration is None and config.mixture and not config.sparse:
+    if config.encoder:
+        print("an encoder: flashinfer encode gives the vectors of texts")
+    elif calibration is None and config.mixture and not config.sparse:
         print("calibration: none; flashinfer calibrate finds which experts a text uses")
     elif calibration is None and not config.sparse:
         print(

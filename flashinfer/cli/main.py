@@ -14,6 +14,7 @@ COMMANDS = (
     "run",
     "chat",
     "batch",
+    "encode",
     "surrogate",
     "convert",
     "calibrate",

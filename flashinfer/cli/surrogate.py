@@ -48,6 +48,7 @@ class Texts:
 
 def main(args: Namespace) -> None:
     with open_bundle(args.model, args.memory) as bundle:
+        bundle.config.refuse_encoder(args.model)
         tokenizer = None if bundle.where(TOKENIZER) is None else Tokenizer(bundle, args.memory)
         config, digest, vocabulary = bundle.config, bundle.digest, bundle.vocabulary
     texts = Texts()

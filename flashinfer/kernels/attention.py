@@ -26,6 +26,7 @@ def attention(
     bias: Float32Array | None = None,
     cap: float = 0.0,
     sinks: Float32Array | None = None,
+    both: bool = False,
 ) -> Float32Array:
     """Causal attention of the tokens from position ``start`` on over the key/value cache.
 
@@ -37,13 +38,14 @@ def attention(
     cap     scores become cap tanh(score / cap), of LEAST_CAP to MOST_CAP; 0: they stay
     bias    (H, context), added to the scores of each position
     sinks   (H,): a learned extra softmax logit of each head (attention sink)
+    both    each token sees those after it, too: attention in both directions, without a window
     Returns (T, H, w). Tokens are computed one by one, so that T does not change a bit.
     """
     tokens, heads, width = q.shape
     out = np.empty(q.shape, dtype=np.float32)
     groups = q.reshape(tokens, len(keys), heads // len(keys), width)
     for t in range(tokens):
-        n = start + t + 1
+        n = start + (tokens if both else t + 1)
         first = 0 if window is None else max(0, n - window)
         scores = np.einsum("ghw,gpw->ghp", groups[t], widened(keys[:, first:n]))
         if cap:

@@ -148,6 +148,7 @@ def attention(
     bias: Any = None,
     cap: Any = 0.0,
     sinks: Any = None,
+    both: Any = False,
 ) -> None:
     array("q", q, FLOATS, 3)
     array("keys", keys, KEYS, 3)
@@ -174,6 +175,8 @@ def attention(
         if bias.shape != (heads, context):
             raise ValueError(f"bias is {bias.shape}, not ({heads}, {context})")
     vector("sinks", sinks, heads)
+    if not isinstance(both, bool) or (both and window is not None):
+        raise ValueError(f"both is {both!r}, not False, or True without a window")
 
 
 def remember(cache: Any, x: Any, start: Any) -> None:

@@ -39,6 +39,7 @@ def traced_transformers(
     """
     hf_config = config or model.config.to_dict()
     described, naming = model_config(hf_config), architecture(hf_config)
+    described.refuse_encoder(path)
     found: dict[str, AnyArray] = {}
     with ExitStack() as hooks:
         for value in values_of(described, naming):

@@ -10,7 +10,7 @@ from flashinfer.formats.arrays import Float64Array
 from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.convert import hugging_face_config, open_checkpoint
-from flashinfer.formats.errors import FormatError
+from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
@@ -46,6 +46,11 @@ class ModelWeights:
             self.bundle = Bundle(path, calibrated=False)
             self.close = self.bundle.close
             self.config, self.hf_config = self.bundle.config, self.bundle.hf_config
+        try:
+            self.config.refuse_encoder(path)
+        except UserError:
+            self.close()
+            raise
         self.naming = architecture(self.hf_config)
         self.specs = {spec.name: spec for spec in layout(self.config)}
 

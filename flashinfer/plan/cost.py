@@ -67,7 +67,7 @@ def predict(
     tokens: int = 1,
 ) -> Cost:
     """The Cost of a pass of ``tokens`` tokens in the middle of the context, all of which give
-    logits.
+    logits, or of an encoder hidden states.
 
     gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
     """
@@ -76,7 +76,8 @@ def predict(
     for number in range(bundle.config.num_hidden_layers):
         work.attention(number)
         early = work.feed_forward(number, early)
-    work.multiply(HEAD)
+    if not bundle.config.encoder:
+        work.multiply(HEAD)
     return Cost(work.read, work.requests, dict(work.line.seconds))
 
 

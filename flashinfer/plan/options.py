@@ -112,7 +112,7 @@ class Options:
             policy=self.cache or default_policy(self.window),
             window=self.window,
             logit_rows=self.logit_rows,
-            drafting=self.draft != "off" and self.texts == 1,
+            drafting=self.draft != "off" and self.texts == 1 and not config.encoder,
             texts=1 if self.fewer else self.texts,
         )
 
@@ -140,6 +140,8 @@ class Options:
             raise UserError(f"window {self.window} is not 1 token or more")
         if self.context is not None and not 1 <= self.context <= most:
             raise UserError(f"context {self.context} is not within the model's 1 to {most} tokens")
+        if self.texts > 1:
+            bundle.config.refuse_encoder(bundle.path)
         if not 1 <= self.texts <= MOST_TEXTS:
             raise UserError(f"texts {self.texts} is not within 1 to {MOST_TEXTS}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

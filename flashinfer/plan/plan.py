@@ -139,7 +139,8 @@ def make_plan(
     """Divide ``wanted.budget`` bytes, in this order: what a model takes at least; predictors; of
     what is left a part for a prompt's chunk, the units that one token needs, and buffers;
     attention layer by layer; the output head; FFNs of which all units are always used, whole;
-    further slots; and the input embeddings, where all of them fit.
+    further slots; and the input embeddings, where all of them fit. An encoder's output head comes
+    just before these.
 
     slot_bytes  of a slot of each layer's neuron cache; base: bytes the process has now.
     Raises BudgetError, naming the least that works, before anything is read.
@@ -169,13 +170,17 @@ def make_plan(
     attention_bytes = sum(sizes.attention[:attention_layers])
     left -= attention_bytes
     head = 0
-    if attention_layers == len(sizes.attention):
+    if attention_layers == len(sizes.attention) and not sizes.head_last:
         head = min(sizes.by_role[HEAD], left // PAGE * PAGE)
     left -= head
     shares, transit = _share(sizes, left, left + least_cache)
     cache = sum(n * size for n, size in zip(shares.slots, slot_bytes, strict=True)) + transit
+    left += least_cache - cache
+    if sizes.head_last:
+        head = min(sizes.by_role[HEAD], left // PAGE * PAGE)
+        left -= head
     embeddings = sizes.by_role[EMBEDDING]
-    if embeddings > left + least_cache - cache:
+    if embeddings > left:
         embeddings = 0
     return Plan(
         **{**vars(wanted), "window": shares.window},
@@ -276,5 +281,5 @@ def _for_speed(sizes: Sizes, least: _Least, spare: int) -> tuple[int, int, int]:
     if buffers > HUGE_PAGE:
         buffers = max(sizes.least_buffer, buffers // HUGE_PAGE * HUGE_PAGE)
     chunk_bytes = chunk_bytes or spare // 16
-    most = max(sizes.wanted.texts, min(MAX_CHUNK, sizes.wanted.context))
+    most = max(sizes.wanted.texts, min(sizes.most_chunk, sizes.wanted.context))
     return min(most, sizes.least_chunk + chunk_bytes // sizes.per_token), one_token, buffers

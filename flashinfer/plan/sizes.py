@@ -37,6 +37,7 @@ class Sizes:
     whole       {layer: bytes} of the others' FFNs, all units together
     transit     of the slots in transit that are worth having
     attention   (layers,): of each layer's, and of what else streams with it
+    head_last   all else has memory before the output head, of which an encoder uses single rows
     """
 
     def __init__(self, bundle: Bundle, wanted: Decided, slot_bytes: Sequence[int]) -> None:
@@ -64,7 +65,10 @@ class Sizes:
             else:
                 self.whole[i] = layer.ffn.units * slot_bytes[i]
         self.experts = config.reads_experts
-        self.least_chunk = max(LEAST_CHUNK, wanted.texts)
+        self.head_last = config.encoder
+        self.least_chunk, self.most_chunk = max(LEAST_CHUNK, wanted.texts), MAX_CHUNK
+        if config.encoder:  # whose texts go through each layer as one
+            self.least_chunk = self.most_chunk = max(LEAST_CHUNK, wanted.context)
         self.kv_on_flash = _kv_on_flash(bundle, wanted)
         layers = [layer.attention for layer in config.layers]
         self.kv_stage = max(
@@ -104,15 +108,18 @@ def _kv_on_flash(bundle: Bundle, wanted: Decided) -> tuple[int, ...]:
     able = [
         number
         for number, layer in enumerate(bundle.config.layers)
-        if may_lie_on_flash(layer.attention, wanted.context)
+        if may_lie_on_flash(layer.attention, wanted.context) and not bundle.config.encoder
     ]
     n = math.ceil(wanted.kv_share * len(able))
     return tuple(able[(2 * i + 1) * len(able) // (2 * n)] for i in range(n))
 
 
 def _kv_cache(layers: Sequence[AttentionConfig], wanted: Decided, on_flash: Collection[int]) -> int:
-    """Bytes in DRAM of all layers' keys and values, and of alibi's table, which they share."""
+    """Bytes in DRAM of all layers' keys and values, and of alibi's table, which they share. An
+    encoder's layers, which keep nothing for a next token, use one memory in turn."""
     total, table = 0, 0
+    if layers[0].both_ways:
+        return max(kv_bytes(config, wanted, False) for config in layers)
     for number, config in enumerate(layers):
         total += wanted.texts * kv_bytes(config, wanted, number in on_flash)
         if config.alibi:

@@ -1,4 +1,4 @@
-"""Causal self-attention with a key/value cache."""
+"""Self-attention with a key/value cache: causal, or in both directions (an encoder's)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -78,6 +78,7 @@ class Attention:
                 part = kernels.attention(
                     q[rows], cache.keys, cache.values, place, cache.window,
                     self.score_bias, self.config.score_cap or 0.0, self.sinks,
+                    self.config.both_ways,
                 )  # fmt: skip
                 parts.append(part)
                 if self.tap:

@@ -11,6 +11,7 @@ from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.config import ModelConfig
 from flashinfer.paper.interfaces import Tap
 from flashinfer.paper.selection import Tokens
+from flashinfer.transformer.encoder import MaskedHead, Pooler
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.text import Part, rows_of
@@ -23,8 +24,10 @@ class Decoder:
     """What turns tokens into logits: the layers, and what comes before and after them.
 
     embed_tokens, embed_positions  a row for each token id, and for each position, or None
+    embed_type, embed_norm         (d_model,) to add to each embedding, and a norm behind; or None
     project_in, project_out        to the layers' width and back, where embeddings are narrower
-    head, head_bias                from hidden states to logits
+    head, head_bias                from hidden states to logits; an encoder may have no head
+    masked_head, pooler            of an encoder, or None: see transformer/encoder.py
     tap     is told intermediate values, see transformer/values.py; None: nobody
     """
 
@@ -35,8 +38,12 @@ class Decoder:
     project_in: Weights | None
     project_out: Weights | None
     final_norm: Norm | None
-    head: Weights
+    head: Weights | None
     head_bias: Float32Array | None
+    embed_type: Float32Array | None = None
+    embed_norm: Norm | None = None
+    masked_head: MaskedHead | None = None
+    pooler: Pooler | None = None
     tap: Tap | None = field(default=None, init=False)
 
     def __call__(
@@ -68,9 +75,20 @@ class Decoder:
             h = h * np.float32(self.config.embedding_scale)
         if self.project_in is not None:
             h = self.project_in.linear(h)
-        if self.embed_positions is None:
-            return h
-        return h + self.embed_positions.rows(positions + self.config.position_offset)
+        if self.embed_positions is not None:
+            h = h + self.embed_positions.rows(self._position_rows(ids, positions))
+        if self.embed_type is not None:
+            h = h + self.embed_type
+        return h if self.embed_norm is None else self.embed_norm(h)
+
+    def _position_rows(self, ids: Int64Array, positions: Int64Array) -> Int64Array:
+        """The rows of ``embed_positions`` of ids (T,) at these positions (T,), which are those of a
+        whole text where there is a padding that they do not count."""
+        padding = self.config.position_padding
+        if padding is None or not (ids == padding).any():
+            return positions + self.config.position_offset
+        kept = ids != padding
+        return np.where(kept, np.cumsum(kept) - 1 + self.config.position_offset, padding)
 
     def _prefetch(self, number: int, h: Float32Array, token: int) -> None:
         """Guess from h, the layer before it unfinished, what a layer's FFN will use for a token,
@@ -91,6 +109,10 @@ class Decoder:
             h = self.project_out.linear(h)
             if self.tap:
                 self.tap(projected=h)
+        if self.masked_head is not None:
+            h = self.masked_head(h)
+        if self.head is None:
+            raise ValueError("the model has no output head")
         logits = self.head.linear(h, self.head_bias)
         if self.tap:
             self.tap(head=logits)

@@ -14,6 +14,9 @@ and where they are needed
     ROWS                  {our projection: which rows of a packed tensor it is, of a LayerConfig}
     NORM_LESS_ONE         norms are stored with one taken away
     FUSED_FFN, FUSED_ROWS  FFN and ROWS where all of a layer's experts are in one tensor
+    OPTIONAL              {field that no config states: the tensor that a checkpoint has where the
+                          field is true}
+    UNUSED                tensors of checkpoints that have no part in what is computed
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
                           part of the model proper; they are left out
     TURNED                the parts, as ROWS names them, whose matrices have rows and columns
@@ -29,6 +32,7 @@ from ..fp8 import is_supported
 from . import (
     arcee,
     bamboo,
+    bert,
     dots1,
     falcon,
     gemma,
@@ -52,13 +56,15 @@ from . import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    roberta,
     sparsellama,
+    xlm_roberta,
 )
 
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
-    dots1, glm4_moe, gpt_neox, gpt2,
+    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -1,4 +1,4 @@
-"""Causal softmax attention: its sizes and options, and its tensors."""
+"""Softmax attention: its sizes and options, and its tensors."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,6 +43,7 @@ class AttentionConfig:
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
     attention_sinks   each head has a learned extra softmax logit
     score_cap         scores become c tanh(score / c); None: they stay
+    both_ways         each token sees those after it, too, as an encoder's do
     """
 
     hidden_size: int
@@ -59,6 +60,7 @@ class AttentionConfig:
     attention_scale: float | None = None
     attention_sinks: bool = False
     score_cap: float | None = None
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
         width = self.num_attention_heads * self.head_dim
@@ -73,6 +75,8 @@ class AttentionConfig:
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         check_cap("attention", self.score_cap)
+        if self.both_ways and (self.attention_window is not None or self.alibi):
+            raise FormatError("config: attention both ways has no window and no alibi here")
         rotary = self.rotary
         if rotary and (rotary.dim % 2 or not 0 < rotary.dim <= self.head_dim):
             raise FormatError(

@@ -13,7 +13,7 @@ from zipfile import is_zipfile
 import numpy as np
 
 from .. import fp8, mxfp4
-from ..architectures import architecture
+from ..architectures import ARCHITECTURES, architecture
 from ..arrays import Float32Array, UInt8Array
 from ..bounded_json import JsonObject, read_json
 from ..errors import FormatError, UserError, reason
@@ -53,7 +53,7 @@ class Checkpoint:
     shards  where its weights are read from; None: files in the directory
     """
 
-    config: JsonObject  # as Hugging Face wrote it
+    config: JsonObject  # as Hugging Face wrote it, and an architecture's OPTIONAL
     shapes: dict[str, tuple[int, ...]]  # of the tensors
     scales: dict[str, tuple[str, tuple[int, int]]]  # {FP8 tensor: (its scales, their block)}
 
@@ -72,6 +72,7 @@ class Checkpoint:
         self.shapes, self.scales = {}, {}
         try:
             self._find_tensors()
+            self._state_optional()
             self._join_fp8()
             self._join_mxfp4()
         except BaseException:
@@ -84,6 +85,13 @@ class Checkpoint:
                 if name in self.shard_of:
                     raise FormatError(f"{self.directory}: tensor {name} stands in two files")
                 self.shard_of[name], self.shapes[name] = shard, shape
+
+    def _state_optional(self) -> None:
+        """Let the config say which parts the checkpoint has of those that are left to it."""
+        model_type = self.config.get("model_type")
+        module = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+        for field, name in getattr(module, "OPTIONAL", {}).items():
+            self.config[field] = not self.shapes.keys().isdisjoint((name, name.partition(".")[2]))
 
     def _join_mxfp4(self) -> None:
         """Let the tensors X_blocks and X_scales look like one tensor X_mxfp4."""

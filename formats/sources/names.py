@@ -22,7 +22,7 @@ HEADS = ("lm_head.weight", "lm_head.bias")
 # Buffers that older checkpoints store beside weights: rotary frequencies and tables, and masks.
 BUFFERS = (
     "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias",
-    ".attention.bias", ".attn.bias",
+    ".attention.bias", ".attn.bias", "embeddings.position_ids", "embeddings.token_type_ids",
 )  # fmt: skip
 
 
@@ -90,6 +90,8 @@ class Names:
         if layer is not None and template.startswith("layers.{}.ffn."):
             named = self.ffn(layer).get(part_of(template), named)
         names = alternatives(named, layer, expert, bare=template not in HEADS)
+        if template == "embed_tokens.weight" and self.config.tied:
+            names += self.naming.NAMES.get(HEADS[0], HEADS[0]).split("|")
         name = next((n for n in names if n in self.checkpoint.shapes), None)
         if name is None:
             raise FormatError(f"{self.checkpoint.directory}: tensor {names[0]} is missing")
@@ -274,10 +276,8 @@ class Names:
         """Raise FormatError where the checkpoint holds tensors that the architecture lacks."""
         strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
         strangers = {name for name in strangers if not name.endswith(BUFFERS)} - self.left_out
-        for head in self.naming.NAMES.get(HEADS[0], HEADS[0]).split("|"):
-            if self.config.tied and head in strangers:
-                self.refuse_another_head(head, *self.sources["embed_tokens.weight"])
-                strangers.discard(head)
+        strangers -= set(getattr(self.naming, "UNUSED", ()))
+        strangers -= self._copies_of_heads(strangers)
         if strangers:
             some = ", ".join(sorted(strangers)[:3])
             raise FormatError(
@@ -285,8 +285,22 @@ class Names:
                 f"{self.checkpoint.config['model_type']} does not have: {some}"
             )
 
+    def _copies_of_heads(self, strangers: set[str]) -> set[str]:
+        """Those of the strangers that are the output head or its biases once more. Raises
+        FormatError where they are tied, and differ."""
+        found = set()
+        for template in HEADS:
+            tied = self.config.tied and template == HEADS[0]
+            held = self.sources.get("embed_tokens.weight" if tied else template, [])
+            names = self.naming.NAMES.get(template, template).split("|")
+            for copy in strangers.intersection(names) if held else ():
+                if self.config.tied:
+                    self.refuse_another_head(copy, *held)
+                found.add(copy)
+        return found
+
     def refuse_another_head(self, head: str, embeddings: str) -> None:
-        """Raise FormatError where a tied output head in the checkpoint is not the embeddings."""
+        """Raise FormatError where a tied output head, or a copy of its biases, is not the same."""
         shapes, read = self.checkpoint.shapes, self.checkpoint.read_rows
         same = shapes[head] == shapes[embeddings]
         step = max(1, CHUNK_VALUES // int(np.prod(shapes[embeddings][1:])))
@@ -294,9 +308,10 @@ class Names:
             part = (start, min(start + step, shapes[embeddings][0]))
             same = same and np.array_equal(read(head, *part), read(embeddings, *part))
         if not same:
+            hint = '; "tie_word_embeddings": false there uses it' if head.endswith("weight") else ""
             raise FormatError(
                 f"{self.checkpoint.directory}: tensor {head} differs from {embeddings}, to which "
-                'config.json ties it; "tie_word_embeddings": false there uses it'
+                f"config.json ties it{hint}"
             )
 
 

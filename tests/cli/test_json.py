@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import DATA
+from conftest import DATA, ENCODER_DATA
 from flashinfer import Model, kernels
 from flashinfer.cli.common import JSON_SCHEMA
 from flashinfer.cli.main import COMMANDS
 from flashinfer.cli.run import demo_model
+from flashinfer.formats.convert import convert
 from flashinfer.oracle.trace import trace
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
@@ -22,7 +23,8 @@ OF_THEIR_OWN = ("evaluate --modes", "evaluate --against", "evaluate --choices")
 
 def arguments(name, folder, plain):
     """A command line that ends well, and quickly."""
-    out, text = folder / "x.flash", folder / "text.py"
+    out, text, encoder = folder / "x.flash", folder / "text.py", folder / "encoder.flash"
+    convert(ENCODER_DATA / "bert", encoder, "f32")
     text.write_text("def double(x):\n    return 2 * x\n" * 60)
     answer = folder / "answer.py"
     answer.write_text("import numpy as np\n\n\ndef bundle(up, down):\n"
@@ -43,6 +45,7 @@ def arguments(name, folder, plain):
         "evaluate --against": [logits, demo_model(), "--text", text, "--tokens", 64],
         "evaluate --choices": [questions, demo_model()],
         "batch": [plain, prompts, "-o", folder / "texts.jsonl"],
+        "encode": [encoder, "--tokens", "5,17"],
         "surrogate": [plain, "--prompts", prompts, "-o", folder / "x.store"],
         "trace": [plain, "--tokens", "5,17", "-o", folder / "x.safetensors"],
         "compare": [plain, folder / "y.safetensors"],

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_configs import OWN_CODE, random_config
 
-from conftest import DATA
+from conftest import DATA, ENCODER_DATA
 from flashinfer.formats.architectures import ARCHITECTURES, model_config
 from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
@@ -18,7 +18,11 @@ from flashinfer.formats.errors import FormatError
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.transformer.positions import RotaryPositions, alibi_table
 
-CONFIGS = {path.parent.name: json.loads(path.read_text()) for path in DATA.glob("*/config.json")}
+CONFIGS = {
+    path.parent.name: json.loads(path.read_text())
+    for folder in (DATA, ENCODER_DATA)
+    for path in folder.glob("*/config.json")
+}
 
 
 def nested(depth):

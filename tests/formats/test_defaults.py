@@ -8,7 +8,7 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-from random_configs import MODEL_TYPES, random_config, rotary_fields  # noqa: E402
+from random_configs import ENCODERS, MODEL_TYPES, random_config, rotary_fields  # noqa: E402
 
 from flashinfer.formats.architectures import ARCHITECTURES, model_config  # noqa: E402
 from flashinfer.formats.errors import FormatError  # noqa: E402
@@ -30,6 +30,10 @@ NOT_LOOKED_AT = {
     # Of a classifier; and what its model never asks for.
     "gpt_neox": {"classifier_dropout", "is_decoder"},
     # Of another head than that of a language model.
+    **{
+        name: {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}
+        for name in ENCODERS
+    },
     "gpt2": {
         "summary_type",
         "summary_use_proj",
@@ -38,12 +42,15 @@ NOT_LOOKED_AT = {
         "summary_first_dropout",
     },
 }
+# And those that some look at, where most do not.
+LOOKED_AT = {"roberta": {"pad_token_id"}, "xlm-roberta": {"pad_token_id"}}
 # Fields that the classes do not name, but take: what older configs say of rotary positions, a
 # head's width, and others that the class or its model looks for by name.
 UNNAMED = {
     "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
     "head_dim", "rope_local_base_freq", "sliding_window_pattern", "n_embed", "layer_types",
-    "hidden_act_param", "rotary_emb_base", "rotary_pct",
+    "hidden_act_param", "rotary_emb_base", "rotary_pct", "position_embedding_type",
+    "has_pooler", "has_masked_head",
 }  # fmt: skip
 
 
@@ -59,6 +66,7 @@ def test_defaults_are_those_of_the_config_class(model_type):
         assert (field, defaults[field]) == (field, named[field])
     assert defaults.keys() - named.keys() <= UNNAMED
     ignored = WITHOUT_EFFECT | NOT_LOOKED_AT.get(model_type, set())
+    ignored = ignored - LOOKED_AT.get(model_type, set())
     assert named.keys() - defaults.keys() <= ignored, "fields that nobody looked at"
     assert not ignored & defaults.keys()
 

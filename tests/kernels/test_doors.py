@@ -96,10 +96,10 @@ def attention(draw, random):
         FORMATS[name].encode(floats(random, groups, context, width)).view(ELEMENTS[name])
         for _ in range(2)
     )
-    heads = groups * each
-    return [floats(random, t, heads, width), keys, values, start, maybe(draw, draw(SIZES) + 1),
+    heads, window = groups * each, maybe(draw, draw(SIZES) + 1)
+    return [floats(random, t, heads, width), keys, values, start, window,
             maybe(draw, floats(random, heads, context)), draw(st.sampled_from([0.0, 3.0])),
-            maybe(draw, floats(random, heads))]  # fmt: skip
+            maybe(draw, floats(random, heads)), window is None and draw(st.booleans())]  # fmt: skip
 
 
 def remember(draw, random):

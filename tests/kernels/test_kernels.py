@@ -300,6 +300,35 @@ def test_tokens_that_meet_the_keys_together(twin, name, width, window):
         kernels.set_threads(1)
 
 
+@pytest.mark.parametrize("name", KV_DTYPES)
+@pytest.mark.parametrize("n", [1, 5, 6, 20])
+def test_attention_in_both_directions(twin, name, n):
+    """Each token sees all: as the last one of a causal pass does, to the bit."""
+    heads, groups, context, width, start = 4, 2, 40, 64, 7
+    keys, _ = in_cache(RANDOM.standard_normal((groups, context, width)), name)
+    values, _ = in_cache(RANDOM.standard_normal((groups, context, width)), name)
+    q = RANDOM.standard_normal((n, heads, width)).astype(np.float32)
+    sinks = RANDOM.standard_normal(heads).astype(np.float32)
+    bias = RANDOM.standard_normal((heads, context)).astype(np.float32)
+    try:
+        for options in ((None,), (bias, 2.0, sinks)):
+            last = np.concatenate(
+                [
+                    kernels.attention(q[t : t + 1], keys, values, start + n - 1, None, *options)
+                    for t in range(n)
+                ]
+            )
+            for threads in (1, 3):
+                kernels.set_threads(threads)
+                found = kernels.attention(q, keys, values, start, None, *options, both=True)
+                assert np.array_equal(found, last)
+    finally:
+        kernels.set_threads(1)
+    for wrong in ({"both": 1}, {"both": None}, {"both": True, "window": 3}):
+        with pytest.raises(ValueError, match="both"):
+            kernels.attention(q, keys, values, start, **wrong)
+
+
 def test_attention_with_large_scores(twin):
     """Differences beyond the range of exp give weights of 0 and 1, not NaN."""
     keys = np.zeros((1, 4, 32), dtype=np.float32)

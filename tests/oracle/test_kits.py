@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from random_configs import ENCODERS
 
 from flashinfer import kernels
 from flashinfer.formats.architectures import ARCHITECTURES
@@ -90,7 +91,8 @@ def test_the_manifest_lists_every_file(kit):
 
 
 def test_every_architecture_is_in_it():
-    assert {m.model_type for m in MODELS} == {ALIASES.get(name, name) for name in ARCHITECTURES}
+    writing = ARCHITECTURES.keys() - set(ENCODERS)
+    assert {m.model_type for m in MODELS} == {ALIASES.get(name, name) for name in writing}
     assert {GGUF_NAMES[m.model_type] for m in MODELS if m.gguf} == set(GGUF_ARCHITECTURES)
 
 
