@@ -54,7 +54,7 @@ class OpenedModel:
     """What a Model is before it writes. One thread, and one text, at a time.
 
     config    ModelConfig; plan: plan.plan.Plan; stats: what the last calls took
-    tokenizer of an encoder, where it has one that can be used; else None
+    tokenizer of an encoder, or why it has none that can be used; None of other models
     profile   profile.Profile of the flash, where ``flashinfer probe`` measured it, or None
     expected  cost.Cost of a token by that profile, or None
     """
@@ -77,7 +77,8 @@ class OpenedModel:
         UserError where an option is wrong.
         """
         options = replace(options or Options(), **changes)
-        bundle, drafts, tokenizer = opened(path, options), OpenedDraft(), None
+        bundle, drafts = opened(path, options), OpenedDraft()
+        tokenizer: Tokenizer | UserError | None = None
         try:
             drafts = opened_draft(options, bundle, cls.open)
             tokenizer = _tokenizer_of_encoder(bundle, options)
@@ -85,7 +86,7 @@ class OpenedModel:
         except BaseException:
             bundle.close()
             drafts.close()
-            if tokenizer is not None:
+            if isinstance(tokenizer, Tokenizer):
                 tokenizer.close()
             raise
         return cls(bundle, setup, progress, drafts, tokenizer)
@@ -96,7 +97,7 @@ class OpenedModel:
         setup: Setup,
         progress: Progress,
         drafts: OpenedDraft | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Tokenizer | UserError | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.bundle, self.config, self.progress = bundle, bundle.config, progress
@@ -198,8 +199,8 @@ class OpenedModel:
         return ids
 
     def _tokenized(self, text: str) -> list[int]:
-        if self.tokenizer is None:
-            raise UserError(f"{self.bundle.path}: no tokenizer of it can be used; give token ids")
+        if not isinstance(self.tokenizer, Tokenizer):
+            raise UserError(str(self.tokenizer))
         return self.tokenizer.encode(text)
 
     def _encoded(self, ids: Int64Array, logits: bool) -> Encoding:
@@ -334,7 +335,7 @@ class OpenedModel:
             self.drafts.close()
             if self.kv_file is not None:
                 self.kv_file.close()
-            if self.tokenizer is not None:
+            if isinstance(self.tokenizer, Tokenizer):
                 self.tokenizer.close()
 
     def __enter__(self: Some) -> Some:
@@ -344,14 +345,14 @@ class OpenedModel:
         self.close()
 
 
-def _tokenizer_of_encoder(bundle: Bundle, options: Options) -> Tokenizer | None:
+def _tokenizer_of_encoder(bundle: Bundle, options: Options) -> Tokenizer | UserError | None:
     """The tokenizer of an encoder, whose process stays beside the model and has its memory set
-    aside; None where there is none that can be used."""
+    aside; or why there is none that can be used, as token ids do without; None of other models."""
     if not bundle.config.encoder:
         return None
     try:
         tokenizer = Tokenizer(bundle, options.memory)
-    except UserError:  # token ids do without
-        return None
+    except UserError as error:
+        return error
     tokenizer.stay(options.tokens_of(bundle))
     return tokenizer

@@ -186,7 +186,7 @@ def test_several_texts_are_encoded_each_by_itself(bundle):
     ([1] * 49, "49 tokens does not fit the context of 48; the model's most is 48"),
     ([], "one or more whole numbers"), ([96], "96 is not within 0 to 95"), ([-1], "-1 is not"),
     ([1.5], "whole numbers"), (3, "whole numbers"), (None, "whole numbers"),
-    ("abc", "no tokenizer"),
+    ("abc", "has no tokenizer"),
 ])  # fmt: skip
 def test_texts_that_are_refused(text, message, bundle):
     with Model.open(bundle) as model, pytest.raises(UserError, match=message):
@@ -234,6 +234,7 @@ def test_commands_refuse_it_in_one_line(bundle, cli, tmp_path):
     page = tmp_path / "x.html"
     for command in (
         ["run", bundle, "--tokens", ids], ["trace", bundle, "--tokens", ids, "-o", page],
+        ["trace", ENCODER_DATA / "bert", "--engine", "transformers", "--tokens", ids, "-o", page],
         ["digest", bundle, "--tokens", ids], ["compare", bundle, trace],
         ["batch", bundle, prompts, "-o", tmp_path / "out"],
         ["surrogate", bundle, "--prompts", prompts, "-o", tmp_path / "store"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.architectures import architecture, model_config
+from flashinfer.formats.architectures import ARCHITECTURES, architecture, model_config
 from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.bounded_json import JsonObject, read_json
 from flashinfer.formats.config import ModelConfig
@@ -39,7 +39,7 @@ def traced_transformers(
     """
     hf_config = config or model.config.to_dict()
     described, naming = model_config(hf_config), architecture(hf_config)
-    described.refuse_encoder(path)
+    described.refuse_encoder(getattr(model, "name_or_path", "") or path)
     found: dict[str, AnyArray] = {}
     with ExitStack() as hooks:
         for value in values_of(described, naming):
@@ -210,6 +210,8 @@ def trace_transformers(
             f"{folder}: tracing transformers needs: pip install torch transformers"
         ) from None
     config = read_json(Path(folder) / "config.json")
+    if str(config.get("model_type")) in ARCHITECTURES:
+        model_config(config).refuse_encoder(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         model.eval()

@@ -52,7 +52,7 @@ class Tokenizer:
     def __init__(self, bundle: TokenizerFile, budget: int | str | None = None) -> None:
         place = bundle.where(TOKENIZER)
         if place is None:
-            raise UserError(f"{bundle.path}: has no tokenizer; flashinfer run --tokens takes ids")
+            raise UserError(f"{bundle.path}: has no tokenizer; token ids (--tokens) do without")
         if find_spec("tokenizers") is None:
             raise UserError(
                 "text needs the tokenizers library: pip install 'llm-in-a-flash[text]'; token ids "
