@@ -106,7 +106,7 @@ SPOILED = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
-    "architecture": (lambda f: change_config(f, model_type="bert"), "'bert' is not supported"),
+    "architecture": (lambda f: change_config(f, model_type="t5"), "'t5' is not supported"),
     "dimension": (lambda f: change_config(f, ffn_dim="72"), "ffn_dim"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights here"),
     "vocabulary": (lambda f: change_config(f, vocab_size=95), "embed_tokens"),
