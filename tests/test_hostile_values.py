@@ -100,7 +100,7 @@ def test_wrong_arguments_in_python(plain):
 LAYER = {
     "active": 0.1, "predicted": 0.2, "missed": 0.0, "rank": 4, "window_rows": [1.0] * 8,
     "window_rows_most": [2] * 8, "misses": [0.5] * 17, "guessed": 0.5, "surest": 0.5,
-    "threshold": 0.1,
+    "reads": 0.7, "threshold": 0.1,
 }  # fmt: skip
 GOOD = {"layers": [LAYER] * 2, "sparsity": {"method": "cats", "target": 0.5}}
 JUNK = (None, True, "1", [], {}, -1, 10**400, 1e308, float("nan"), float("inf"), [1], "\ud800")

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.calibration.firing import FindCut, Predict, firing
+from flashinfer.calibration.firing import FindCut, Layer, Predict, firing, path_bytes
 from flashinfer.calibration.predictor_import import imported
 from flashinfer.calibration.predictor_training import (
     Choice,
@@ -26,13 +26,12 @@ from flashinfer.formats.bundle.calibration import (
     TRAINED,
     Calibration,
     Cut,
-    LayerCalibration,
     Method,
     Sparsity,
 )
 from flashinfer.formats.bundle.layout import format_of, layout, predictor_layout
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.bundle.writer import new_tensor, stored_tensors, write_bundle
+from flashinfer.formats.bundle.writer import laid_out, new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import refuse_loss, refuse_target
@@ -47,9 +46,10 @@ LEAST_TOKENS = 512
 OTHERS = 4  # one token in so many may be of another text
 SAMPLE = 128  # tokens that thresholds are found on
 
-# A layer's predictor and what is written down of it; None: where only its experts are counted, and
-# of a layer that has no experts then.
-Layers = Iterable[tuple[Found | None, LayerCalibration | None]]
+# In which order a layer's neurons lie in the file: that of their numbers, which training gave them,
+# or each beside those that it fires with.
+LayoutName = Literal["trained", "coactivation"]
+LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 
 
 def calibrate(
@@ -68,6 +68,7 @@ def calibrate(
     predictor: Choice | Literal["none"] = "better",
     predictor_from: Path | str | None = None,
     others: Sequence[int] | AnyArray = (),
+    layout: LayoutName = "trained",
 ) -> Calibration:
     """Calibrate the bundle at ``path`` on a text; return what was found, which the bundle holds.
 
@@ -88,6 +89,8 @@ def calibrate(
     method       which: those whose gate, before its activation, is least ("threshold"); whose
                  gate, after it, is smallest ("cats", Lee et al. 2024); whose contribution to the
                  down projection is ("teal", Liu et al. 2024, there for each input of a product)
+    layout       "coactivation": neurons lie beside those that they fire with, so that one read
+                 brings several; no bit of a result changes
 
     Raises UserError where the text is too short, the result could not be written, or the model
     gives states that are not finite.
@@ -102,10 +105,14 @@ def calibrate(
         apart = config.sparse and not biased and predictor != "none"
         routes = config.mixture and not apart
         _check(bundle, target_sparsity, predictor_from)
+        _check_layout(bundle, layout)
         _check_destination(destination or path, bundle, predictor_from)
         with_others = not (routes or target_sparsity or predictor_from)
         further = min(len(others), len(token_ids) // (OTHERS - 1)) if with_others else 0
-        tokens, sequence = _length(config, tokens, len(token_ids), further, budget, routes)
+        room_for_path = 0 if layout == "trained" else path_bytes(config)
+        tokens, sequence = _length(
+            config, tokens, len(token_ids), further, budget - 3 * room_for_path, routes
+        )
     with Model.open(
         Bundle(path, calibrated=False, memory=room),
         memory=_model_budget(budget),
@@ -124,35 +131,31 @@ def calibrate(
         find_cut: FindCut | None = None
         if target_sparsity:
             find_cut = partial(_cut, method=method, target=target_sparsity)
-        found: Layers
+        found: Iterable[Layer]
         if routes:
-            found = ((None, record) for record in routing(states, progress, budget))
+            found = (Layer(None, record) for record in routing(states, progress, budget))
         else:
-            residual = predictor_from is not None
-            found = firing(states, predict, residual, find_cut, progress, further)
-        predictors, layers = _all(found, states, path)
+            residual, together = predictor_from is not None, layout == "coactivation"
+            found = firing(states, predict, residual, find_cut, progress, further, together)
+        layers = _all(found, states, path)
         calibration = Calibration(
-            tuple(layers),
+            tuple(layer.record for layer in layers),
             text=text,
             tokens=tokens,
             predictor=TRAINED if predictor_from is None else POWERINFER,
             sparsity=Sparsity(method, target_sparsity) if target_sparsity else None,
         )
-        _write(model.bundle, destination or path, predictors, calibration)
+        _write(model.bundle, destination or path, layers, calibration)
     return calibration
 
 
-def _all(
-    found: Layers, states: TextStates, path: Path | str
-) -> tuple[list[Found], list[LayerCalibration | None]]:
-    """The predictors and records that ``found`` yields; UserError where states overflow."""
-    predictors: list[Found] = []
-    layers: list[LayerCalibration | None] = []
+def _all(found: Iterable[Layer], states: TextStates, path: Path | str) -> list[Layer]:
+    """What ``found`` yields; UserError where states overflow."""
+    layers: list[Layer] = []
     with np.errstate(over="ignore", invalid="ignore"):  # found in the states
         try:
-            for predictor, record in found:
-                predictors += [] if predictor is None else [predictor]
-                layers.append(record)
+            for layer in found:
+                layers.append(layer)
                 if not np.isfinite(states.h).all():
                     raise np.linalg.LinAlgError
         except np.linalg.LinAlgError:
@@ -160,7 +163,18 @@ def _all(
                 f"{path}: layer {len(layers)} cannot be calibrated: its weights give values that "
                 "are not finite"
             ) from None
-    return predictors, layers
+    return layers
+
+
+def _check_layout(bundle: Bundle, layout: LayoutName) -> None:
+    """Raise UserError where a bundle cannot have such a layout."""
+    if layout not in LAYOUTS:
+        raise UserError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    if layout != "trained" and bundle.config.mixture:
+        raise UserError(
+            f"{bundle.path}: the experts of a mixture lie in their order; --layout {layout} is for "
+            "models without experts"
+        )
 
 
 def _check(
@@ -283,20 +297,23 @@ def _imported(
 
 
 def _write(
-    bundle: Bundle, destination: Path | str, found: list[Found], calibration: Calibration
+    bundle: Bundle, destination: Path | str, layers: list[Layer], calibration: Calibration
 ) -> None:
-    """The bundle again, with these predictors."""
+    """The bundle again, with these predictors and places of neurons."""
+    found = [layer.found for layer in layers if layer.found is not None]
+    places = [layer.places for layer in layers if layer.places is not None]
     specs = predictor_layout(bundle.config, [len(f.a) for f in found])
     values = [array for f in found for array in (f.a, f.b, f.bias)]
     new = [
         new_tensor(spec.name, format_of(spec), spec.shape, partial(iter, [value]))
         for spec, value in zip(specs, values, strict=True)
     ]
-    old = stored_tensors(bundle, lambda name: ".predictor." not in name)
+    made = ".predictor.", ".ffn.places"
+    old = stored_tensors(bundle, lambda name: not any(part in name for part in made))
     small = sum(spec.role == "small" for spec in layout(bundle.config))
     write_bundle(
         destination,
-        old[:small] + new + old[small:],
+        laid_out(bundle, old[:small] + new + old[small:], places or None),
         bundle.hf_config,
         bundle.source,
         calibration,

@@ -1,10 +1,13 @@
 """Finding out which neurons of each layer fire along a text, and which its predictor names."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.calibration.coactivation import Layout, lay_out
 from flashinfer.calibration.predictor_training import (
     Found,
     Inputs,
@@ -17,6 +20,7 @@ from flashinfer.calibration.text_states import TextStates
 from flashinfer.calibration.traces import miss_curve
 from flashinfer.formats.arrays import Float32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.calibration import Cut, LayerCalibration
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.selection import Selection
@@ -30,6 +34,19 @@ Predict = Callable[[int, FeedForward, Observations], Found]
 FindCut = Callable[[FeedForward, Float32Array], Cut]
 
 
+class Layer(NamedTuple):
+    """What calibration finds of a layer.
+
+    found   its predictor; None: where only its experts are counted
+    record  what is written down of it; None: of a layer without experts in a mixture
+    places  (neurons,): where each neuron is to lie; None: by their numbers
+    """
+
+    found: Found | None
+    record: LayerCalibration | None
+    places: Int64Array | None = None
+
+
 def firing(
     states: TextStates,
     predict: Predict,
@@ -37,11 +54,13 @@ def firing(
     find_cut: FindCut | None,
     progress: Progress,
     others: int = 0,
-) -> Iterator[tuple[Found, LayerCalibration]]:
-    """Yield the predictor and the record of each layer along a text, given as TextStates.
+    together: bool = False,
+) -> Iterator[Layer]:
+    """Yield what is found of each layer along a text, given as TextStates.
 
     residual  whether the predictors read the residual stream
     find_cut  None: the layers' neurons are silent by themselves
+    together  neurons are to lie beside those that they fire with
     progress  is told the layers done, in fractions, as "calibrate"
     others    the first so many tokens are of other texts: see Observations
     """
@@ -62,7 +81,11 @@ def firing(
         reads = x if before is None else before
         observed = Observations(reads, fired, states.starts, others, routed=routed)
         found = predict(number, ffn, observed)
-        yield found, _record(found, observed, asked, cut)
+        record, places = _record(found, observed, asked, cut), None
+        if together:
+            layout = _layout(found, observed, ffn.store.bundles.row_bytes)
+            record, places = replace(record, reads=layout.reads), layout.places
+        yield Layer(found, record, places)
     progress("calibrate", len(layers), len(layers))
 
 
@@ -149,6 +172,23 @@ def _trace(found: Found, observed: Observations) -> Iterator[Selection]:
     for first in range(begin, len(observed.x), 256):
         for says in found.says(observed, slice(first, first + 256)).T:
             yield Selection.of_scores(says[None])
+
+
+def path_bytes(config: ModelConfig) -> int:
+    """Bytes that finding a layer's layout takes: which tokens use each neuron, and copies of it on
+    the way along the path."""
+    return 5 * CACHE_TOKENS // 8 * max(layer.ffn.neurons for layer in config.layers)
+
+
+def _layout(found: Found, observed: Observations, row_bytes: int) -> Layout:
+    """Where a layer's neurons are to lie, by what its predictor names along the text's end."""
+    end = len(observed.x)
+    begin = max(0, end - CACHE_TOKENS)
+    says = [
+        np.packbits(found.says(observed, slice(first, min(first + 256, end))), axis=1)
+        for first in range(begin, end, 256)
+    ]  # whole bytes of each 256 tokens
+    return lay_out(np.concatenate(says, axis=1), end - begin, row_bytes)
 
 
 def _guessed(found: Found, observed: Observations, early: Inputs) -> float:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from flashinfer.calibration.calibrate import OTHERS, calibrate
+from flashinfer.calibration.calibrate import LAYOUTS, OTHERS, calibrate
 from flashinfer.calibration.predictor_training import CHOICES
 from flashinfer.cli.common import (
     add_json,
@@ -50,6 +50,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, default="cats", help="which neurons are taken "
                         "as silent: those with the least gates, the smallest activations, or the "
                         "smallest contributions (cats)")  # fmt: skip
+    parser.add_argument("--layout", choices=LAYOUTS, default="trained", help="the neurons' order "
+                        "in the file: as trained, or each beside those that it fires with, so that "
+                        "one read brings several (trained)")  # fmt: skip
     parser.add_argument("--memory", type=size, metavar="SIZE", help="budget of the whole process")
     parser.add_argument("-t", "--threads", type=positive, help="default: the cores there are")
     add_json(parser)
@@ -64,7 +67,7 @@ def main(args: Namespace) -> None:
         found = calibrate(
             args.model, ids, args.output, Path(args.text).name, args.tokens, args.missed,
             args.steps, args.memory, args.threads, progress, args.target_sparsity, args.method,
-            args.predictor, args.predictor_from, others,
+            args.predictor, args.predictor_from, others, args.layout,
         )  # fmt: skip
     if args.json != "-":
         print_calibration(found)

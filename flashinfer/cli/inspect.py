@@ -39,6 +39,7 @@ def describe(bundle: Bundle) -> JsonObject:
         "bytes_by_role": bytes_by_role(bundle),
         "bundle_bytes": [bundle.bundles(layer).row_bytes for layer in layers],
         "unit_bytes": [bundle.unit_bytes(layer) for layer in layers],
+        "layout": "coactivation" if bundle.has_layout else "trained",
         "calibration": bundle.calibration and bundle.calibration.as_json(),
     }
 
@@ -65,6 +66,8 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         f"\nneurons: {plan.mode}; each {unit_name(plan.mode)} is {unit_bytes} bytes; cache: "
         f"{plan.policy}" + (f", slots for a window of {window} tokens" if window else "")
     )
+    if bundle.has_layout:
+        print("layout: coactivation, neurons lie beside those that they fire with")
     calibration = bundle.calibration
     if config.encoder:
         print("an encoder: flashinfer encode gives the vectors of texts")

@@ -327,15 +327,18 @@ class Flash:
     def row_spans(
         self, tensor: StoredTensor, rows: Int64Array
     ) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """(offsets, lengths, skips) of the aligned reads of single rows; rows int64."""
-        return row_spans(tensor.offset, tensor.row_bytes, rows, self.alignment)
+        """(offsets, lengths, skips) of the aligned reads of single rows, wherever the file has
+        them; rows int64."""
+        place = tensor.place(rows)
+        return row_spans(tensor.offset, tensor.row_bytes, place, self.alignment)
 
     def stream(
         self, tensor: StoredTensor, buffer: UInt8Array, following: StoredTensor | None = None
     ) -> Iterator[tuple[int, int, UInt8Array, Int64Array]]:
         """Yield (first, stop, memory, row_starts), tile by tile, through a whole StoredTensor.
 
-        Two halves of ``buffer``: while the caller computes on one tile the next one is read, and
+        Tiles come in the order of the rows, wherever these lie: sums are made in that order. Two
+        halves of ``buffer``: while the caller computes on one tile the next one is read, and
         during the last one the first of ``following``, the StoredTensor that will be streamed next.
         row_starts (n,) int64 are the bytes of memory where the rows begin.
         """
@@ -364,12 +367,27 @@ class Flash:
     def _read_tile(self, tensor: StoredTensor, first: int, buffer: UInt8Array, side: int) -> Tile:
         """Start to read rows from ``first`` on into a half of buffer; what ``stream`` works on."""
         half = len(buffer) // 2 // self.alignment * self.alignment
+        if tensor.places is not None:
+            return self._gather_tile(tensor, first, buffer, half, side)
         stop = min(first + max(1, (half - self.alignment) // tensor.row_bytes), tensor.rows)
         offset, length, skip = self.span(
             tensor.offset + first * tensor.row_bytes, (stop - first) * tensor.row_bytes
         )
         starts = side * half + skip + np.arange(stop - first, dtype=np.int64) * tensor.row_bytes
         return first, stop, starts, self.submit_range(offset, length, buffer, side * half)
+
+    def _gather_tile(
+        self, tensor: StoredTensor, first: int, buffer: UInt8Array, half: int, side: int
+    ) -> Tile:
+        """The same of rows that lie anywhere: each is read by itself, but neighbours as one."""
+        slot_bytes = self.slot_bytes(tensor.row_bytes)
+        stop = min(first + tile_rows(half, slot_bytes), tensor.rows)
+        offsets, lengths, skips = self.row_spans(tensor, np.arange(first, stop))
+        order = offsets.argsort()
+        starts = np.empty(stop - first, dtype=np.int64)
+        starts[order] = side * half + np.arange(stop - first) * slot_bytes
+        reads = self.submit(offsets[order], lengths[order], buffer, starts[order])
+        return first, stop, starts + skips, reads
 
     def _drop_early(self) -> None:
         """The buffer is wanted for something else than what was read into it early."""
@@ -384,6 +402,11 @@ class Flash:
             self.reader = None
             os.close(self.fd)
             self.fd = -1
+
+
+def tile_rows(half: int, slot_bytes: int) -> int:
+    """How many rows that lie apart, ``slot_bytes`` each, half of a stream's buffer holds."""
+    return max(1, half // slot_bytes)
 
 
 def row_spans(

@@ -23,7 +23,8 @@ class UnitStore:
     What is read and kept as one is a unit: a neuron, or in a mixture of experts an expert, whose
     neurons lie side by side (or a neuron there, too, where predictors tell them apart).
 
-    bundles  StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]
+    bundles  StoredTensor, a row a neuron: [up_i | down_i], or [gate_i | up_i | down_i]; where the
+             file has a layout of its own, its ``places`` say where each lies
     units    the same tensor, a row a unit
     cache    NeuronCache; flash: Flash; buffer: uint8 memory that tiles are streamed through
     inside   (neurons of a unit,) int64: bytes from the unit's beginning to each of its neurons
@@ -72,7 +73,7 @@ class UnitStore:
             progress(len(units[part]) * self.units.row_bytes)
 
     def tiles(self) -> Iterator[tuple[int, int, UInt8Array, Int64Array]]:
-        """The whole layer, in large sequential reads: see ``Flash.stream``."""
+        """The whole layer, tile by tile: see ``Flash.stream``."""
         return self.flash.stream(self.bundles, self.buffer)
 
     def submit(self, units: Int32Array, slots: Int32Array, urgent: bool = True) -> Submitted | None:
@@ -81,8 +82,11 @@ class UnitStore:
         if not len(units):
             return None
         offsets, lengths, _ = self.spans(units)
-        places = self.cache.starts[slots]
-        return self.flash.submit(offsets, lengths, self.cache.memory, places, urgent)
+        starts = self.cache.starts[slots]
+        if self.units.places is not None:  # neighbours in the file are read as one
+            order = offsets.argsort()
+            offsets, lengths, starts = offsets[order], lengths[order], starts[order]
+        return self.flash.submit(offsets, lengths, self.cache.memory, starts, urgent)
 
     def wait(self, reads: Submitted | None) -> None:
         """Returns when the reads are done; None stands for no reads."""

@@ -1,6 +1,7 @@
 """A layer of which every unit stays in DRAM."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,9 +35,10 @@ class Whole:
         """Read the layer into the cache's memory. Call it only where it ``fits``."""
         store, bundles = self.store, self.store.bundles
         n, width, parts = bundles.rows, self.neurons.width, self.neurons.config.parts
-        part, begin = np.arange(parts)[:, None], store.cache.starts[0]
-        for first, stop, memory, starts in store.flash.stream(bundles, store.buffer):
-            places = begin + part * n * width + np.arange(first, stop) * width  # (parts, neurons)
+        part, begin, order = np.arange(parts)[:, None], store.cache.starts[0], bundles.order()
+        in_file = replace(bundles, places=None)  # nothing is summed: read as the file has them
+        for first, stop, memory, starts in store.flash.stream(in_file, store.buffer):
+            places = begin + part * n * width + order[first:stop] * width  # (parts, neurons)
             kernels.copy_rows(
                 memory, (starts + part * width).ravel(), store.cache.memory, places.ravel(),
                 np.full(places.size, width),

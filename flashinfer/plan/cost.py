@@ -9,7 +9,7 @@ import numpy as np
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR, Role, TensorSpec
-from flashinfer.paper.flash import PIECE_BYTES
+from flashinfer.paper.flash import PIECE_BYTES, tile_rows
 from flashinfer.paper.ways import (
     CACHED,
     STREAMED,
@@ -25,7 +25,7 @@ from flashinfer.paper.ways import (
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.plan import Plan
 from flashinfer.plan.profile import Profile
-from flashinfer.plan.timeline import Timeline
+from flashinfer.plan.timeline import STREAMS, Timeline
 from flashinfer.transformer.kv_cache import token_bytes
 
 PARTS: dict[Role, str] = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
@@ -88,6 +88,7 @@ class _Units:
     layer     its number; residence: what of it is in DRAM; way: that it runs, see ways.py
     used      units, of which some are missing in the cache; seconds: of computing them
     right     of those missing the ones that are prefetched; wrong: prefetched and not used
+    together  reads that the missing ones take, of those that as many anywhere would
     """
 
     layer: int
@@ -98,6 +99,7 @@ class _Units:
     missing: float
     right: float = 0.0
     wrong: float = 0.0
+    together: float = 1.0
 
 
 class _Pass:
@@ -217,7 +219,9 @@ class _Pass:
             self._in_waves(units)
             return coming
         line.compute("the rest", self.profile.layer)
-        if units.way == STREAMED:
+        if units.way == STREAMED and self.bundle.has_layout:
+            self._in_tiles(units)
+        elif units.way == STREAMED:
             self._stream(self.bundle.bundles(number), "feed-forward", "neurons")
         else:
             line.multiply("feed-forward", units.seconds)
@@ -252,7 +256,8 @@ class _Pass:
             layer.slots, layer.transit, layer.unit_neurons, self.plan.slot_bytes[units.layer]
         )
         waves = max(1, math.ceil(units.used / size))
-        among = layer.units / waves  # a wave's lie close together
+        # A wave's lie close together, where neurons lie by their numbers.
+        among = layer.units / (1 if self.bundle.has_layout else waves)
         coming: deque[float] = deque()
         for number in range(waves):
             self.line.compute("the rest", self.profile.cached / 2)  # nothing is prefetched
@@ -263,10 +268,23 @@ class _Pass:
                 coming.append(self._submit(units, units.missing / waves, among))
             self.line.multiply("feed-forward", units.seconds / waves)
 
+    def _in_tiles(self, units: _Units) -> None:
+        """All of a layer whose neurons do not lie by their numbers, in which they are added."""
+        every, number = units.residence.units, units.layer
+        size = min(every, tile_rows(self.plan.buffers // 2, self.plan.slot_bytes[number]))
+        seconds = self._linear(self.bundle.bundles(number))
+        coming = self._submit(units, size)
+        for first in range(0, every, size):
+            n, after = min(size, every - first), min(size, every - first - size)
+            there, coming = coming, self._submit(units, after) if after > 0 else 0.0
+            self.line.wait(there, STREAMS)
+            self.line.multiply("feed-forward", seconds * n / every)
+
     def _submit(self, units: _Units, missing: float, among: float | None = None) -> float:
         """Begin to read so many of a layer's units ``among`` these, or all; when they are there."""
         among, unit_bytes = among or units.residence.units, self.bundle.unit_bytes(units.layer)
         nbytes, requests = expected_reads(missing, among, unit_bytes, self.gap_bytes, self.block)
+        requests *= units.together
         self.read["neurons"] += nbytes
         self.requests += requests
         return self.line.submit(requests, nbytes)
@@ -293,6 +311,8 @@ class _Pass:
         if way == WHOLE and not chosen:
             seconds = self._linear(tensor)
         units = _Units(number, residence, way, used, seconds, missing)
+        if way == CACHED and record and record.reads is not None and bundle.has_layout:
+            units.together = record.reads
         in_dram = ffn.reads_experts or plan.predictor > 0
         guesses = number > 0 and self.tokens == 1 and way == CACHED
         guesses = guesses and may_prefetch(residence, in_dram, plan.prefetch)

@@ -41,7 +41,8 @@ def unit_name(mode: str) -> str:
 class Plan(Decided):
     """What a budget affords; every figure in bytes unless it says otherwise.
 
-    base              the process as it was: interpreter, NumPy, the tokenizer where it stays
+    base              the process as it was: interpreter, NumPy, the tokenizer where it stays, and
+                      where the bundle's neurons lie
     small             always in DRAM; predictor, attention, head, embeddings: what of them stays
     attention_layers  layers whose attention stays; the others' is streamed, as is what does not
                       stay of the head

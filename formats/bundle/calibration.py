@@ -61,7 +61,9 @@ class LayerCalibration:
     uses              (experts,): of a mixture, the share of the tokens that used each expert
     guessed           share of the units used that were named one layer early
     surest            share of the surer half of an early router's choice that was used
-    The last five are None where they are not known.
+    reads             reads that missing neurons take where they lie beside those that they fire
+                      with, as a share of what as many of any take; None: there is no such layout
+    The last six are None where they are not known.
     """
 
     active: float
@@ -76,6 +78,7 @@ class LayerCalibration:
     uses: tuple[float, ...] | None = None
     guessed: float | None = None
     surest: float | None = None
+    reads: float | None = None
 
     def as_json(self) -> JsonObject:
         return _known(
@@ -92,6 +95,7 @@ class LayerCalibration:
                 "uses": None if self.uses is None else list(self.uses),
                 "guessed": self.guessed,
                 "surest": self.surest,
+                "reads": self.reads,
             }
         )
 
@@ -191,6 +195,7 @@ def _layer(record: Any, n_experts: int | None, sparsity: Sparsity | None) -> Lay
         uses=_numbers({"uses": [], **record}, "uses", n_experts, most=1) or None,
         guessed=_number(record, "guessed", most=1) if "guessed" in record else None,
         surest=_number(record, "surest", most=1) if "surest" in record else None,
+        reads=_number(record, "reads") if "reads" in record else None,
     )
 
 

@@ -18,6 +18,12 @@ F16 = FORMATS["f16"]
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 
 
+def places_name(layer: int) -> str:
+    """The tensor, (neurons,) I32, that says where each neuron of a layer lies, in rows of its
+    bundles; a file in which neurons lie by their numbers has none."""
+    return f"layers.{layer}.ffn.places"
+
+
 def layout(config: ModelConfig) -> list[TensorSpec]:
     """The TensorSpecs of a model, without predictors, in file order."""
     specs = config.tensors()

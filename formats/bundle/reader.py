@@ -9,14 +9,16 @@ where the model came from, and what calibration found. ``layout.py`` lists the t
 
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import bounded_json
 from ..architectures import model_config
-from ..arrays import Float32Array
+from ..arrays import Float32Array, Int32Array, Int64Array
 from ..bounded_json import JsonObject
 from ..config import ModelConfig
 from ..errors import FormatError, shown
@@ -33,7 +35,7 @@ from .calibration import (
     PredictorForm,
     calibration_from_json,
 )
-from .layout import TEMPLATE, TOKENIZER, layout, predictor_layout
+from .layout import TEMPLATE, TOKENIZER, layout, places_name, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
@@ -41,13 +43,18 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of weights in a bundle: rows of ``row_bytes`` bytes, beginning at ``offset``."""
+    """A tensor of weights in a bundle: rows of ``row_bytes`` bytes, beginning at ``offset``.
+
+    places  (rows,) int32: the place of each row in the file, in rows from ``offset``; None: rows
+            lie in their own order
+    """
 
     name: str
     offset: int
     rows: int
     columns: int
     format: NumberFormat
+    places: Int32Array | None = field(default=None, compare=False, repr=False)
 
     @property
     def row_bytes(self) -> int:
@@ -56,6 +63,14 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         return self.rows * self.row_bytes
+
+    def place(self, rows: Int64Array) -> Int64Array:
+        """The places of rows (n,) int64 in the file, (n,) int64."""
+        return rows if self.places is None else self.places[rows].astype(np.int64)
+
+    def order(self) -> Int64Array:
+        """The row that lies at each place of the file, (rows,) int64."""
+        return np.arange(self.rows) if self.places is None else np.argsort(self.places)
 
 
 class Span(NamedTuple):
@@ -121,6 +136,34 @@ class Bundle:
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
         self.tensors = {spec.name: self._tensor(spec) for spec in self.specs}
+        if any(
+            places_name(number) in self.file.tensors for number in range(len(self.config.layers))
+        ):
+            for number in range(len(self.config.layers)):
+                bundles = self.bundles(number)
+                self.tensors[bundles.name] = replace(bundles, places=self._places(number))
+
+    def _places(self, number: int) -> Int32Array:
+        """Where each neuron of a layer lies, of a bundle with a layout of its own."""
+        ffn, name = self.config.layers[number].ffn, places_name(number)
+        info, where = self.file.tensors.get(name), f"{self.path}: tensor {name}"
+        if info is None:
+            raise FormatError(f"{where} is missing, and other layers have one")
+        if ffn.router:
+            raise FormatError(f"{where} cannot be: the experts of a mixture lie in their order")
+        if info.dtype != "I32" or info.shape != (ffn.neurons,):
+            raise FormatError(
+                f"{where} is {info.dtype} {info.shape}, the config says I32 {(ffn.neurons,)}"
+            )
+        if 2 * info.nbytes > self.memory:
+            raise FormatError(f"{where} has {info.nbytes:,} bytes, too much for the memory")
+        self.memory -= info.nbytes
+        places: Int32Array = self.file.read_bytes(info.offset, info.nbytes).view("<i4")
+        there = np.zeros(ffn.neurons, dtype=bool)
+        there[places[(places >= 0) & (places < ffn.neurons)]] = True
+        if not there.all():
+            raise FormatError(f"{where} is not a permutation: no neuron lies at {there.argmin()}")
+        return places
 
     def _json(self, key: str, finite: bool = True) -> JsonObject:
         """A JSON object from the metadata; all of them together may take ``memory`` bytes."""
@@ -216,6 +259,11 @@ class Bundle:
         """A layer's FFN: a row is a neuron's bundle."""
         return self.tensors[f"layers.{layer}.ffn.bundles"]
 
+    @property
+    def has_layout(self) -> bool:
+        """Whether neurons lie in another order than that of their numbers."""
+        return self.bundles(0).places is not None
+
     def unit_bytes(self, layer: int) -> int:
         """Bytes of a layer's unit: of a neuron's bundle, or of all bundles of an expert."""
         return self.bundles(layer).row_bytes * self.config.layers[layer].ffn.unit_neurons
@@ -279,8 +327,8 @@ class Bundle:
     def read(self, name: str) -> Float32Array:
         """A whole tensor, (rows, columns) or (columns,) float32. Meant for small tensors."""
         tensor = self.tensors[name]
-        raw = self.file.read_bytes(tensor.offset, tensor.nbytes)
-        values = tensor.format.decode(raw.reshape(tensor.rows, -1))
+        raw = self.file.read_bytes(tensor.offset, tensor.nbytes).reshape(tensor.rows, -1)
+        values = tensor.format.decode(raw if tensor.places is None else raw[tensor.places])
         return values if tensor.rows > 1 else values.reshape(-1)
 
     def close(self) -> None:

@@ -3,23 +3,24 @@
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from ..arrays import AnyArray, UInt8Array
+from ..arrays import AnyArray, Int64Array, UInt8Array
 from ..bounded_json import MOST, JsonObject, parsed_bytes
 from ..errors import UserError
 from ..files import replacing
 from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
-from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
+from ..safetensors import CHECKSUMS, CHUNK_BYTES, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
 from .calibration import Calibration
-from .reader import PAGE, VERSION, Bundle
+from .layout import places_name
+from .reader import PAGE, VERSION, Bundle, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,51 @@ def stored_tensors(
         for info in infos
         if not info.name.startswith("_pad.") and names(info.name)
     ]
+
+
+def laid_out(
+    bundle: Bundle, tensors: Iterable[NewTensor], places: Sequence[AnyArray] | None
+) -> list[NewTensor]:
+    """Tensors of an open bundle, some of which are its layers' neurons, in another layout.
+
+    places  of each layer (neurons,), where each neuron is to lie: a permutation; None: neurons lie
+            by their numbers
+    """
+    if places is None and not bundle.has_layout:
+        return list(tensors)
+    layers = {bundle.bundles(i).name: i for i in range(len(bundle.config.layers))}
+    new = []
+    for tensor in tensors:
+        if tensor.name in layers:
+            stored = bundle.bundles(layers[tensor.name])
+            order = np.arange(stored.rows)
+            if places is not None:
+                order = np.argsort(places[layers[tensor.name]])
+            tensor = replace(tensor, chunks=partial(_rows, bundle, stored, order))
+        new.append(tensor)
+    return [*map(_places_tensor, itertools.count(), () if places is None else places), *new]
+
+
+def _places_tensor(layer: int, places: AnyArray) -> NewTensor:
+    data = np.ascontiguousarray(places, dtype="<i4")
+    return NewTensor(
+        places_name(layer), "I32", data.shape, data.nbytes, lambda: [data.view(np.uint8)]
+    )
+
+
+def _rows(bundle: Bundle, stored: StoredTensor, rows: Int64Array) -> Iterator[UInt8Array]:
+    """The bytes of these rows of a tensor, some at a time."""
+    step = max(1, CHUNK_BYTES // stored.row_bytes)
+    for first in range(0, len(rows), step):
+        at = stored.place(rows[first : first + step])
+        ends = np.flatnonzero(np.diff(at, append=-1) != 1) + 1  # of rows that lie side by side
+        runs = zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)
+        yield np.concatenate([
+            bundle.file.read_bytes(
+                stored.offset + int(at[begin]) * stored.row_bytes, (end - begin) * stored.row_bytes
+            )
+            for begin, end in runs
+        ])  # fmt: skip
 
 
 def write_bundle(

@@ -22,7 +22,6 @@ from flashinfer.plan.profile import boards, load
 from flashinfer.study.activity import Sample, Study, Used, activity
 from flashinfer.study.charts import Axis, key, svg
 from flashinfer.study.experiments.batches import mean_union
-from flashinfer.study.experiments.coactivation import path_of, places
 from flashinfer.study.experiments.windows import MOST, aggregated
 from flashinfer.study.findings import Chart, Finding, Table
 from flashinfer.study.ideal import watch
@@ -103,23 +102,6 @@ def test_unions_are_counted(seed, units, share):
         assert found[k] == pytest.approx(np.mean(sizes))
     assert mean_union([layer], 60, apart=False) == pytest.approx(used.any(axis=0).mean())
     assert mean_union([layer], 60, apart=True) == pytest.approx(used.any(axis=0).mean())
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 999), groups=st.integers(1, 6), each=st.integers(1, 6))
-def test_a_path_keeps_together_what_fires_together(seed, groups, each):
-    """Units that always fire together, and never with others, lie side by side."""
-    random = np.random.default_rng(seed)
-    group = random.permutation(np.repeat(np.arange(groups), each))
-    fires = random.random((200, groups)) < 0.3
-    fires[0] = True
-    used = fires[1:][:, group].astype(np.float32)
-    order = path_of(used.T @ used)
-    assert sorted(order) == list(range(groups * each))
-    assert np.array_equal(order[np.argsort(order)], np.arange(len(order)))
-    along = group[order]
-    assert np.count_nonzero(np.diff(along)) <= groups - 1 or not fires[1:].any(axis=0).all()
-    assert np.array_equal(np.argsort(places(order)), order)
 
 
 class Strict(HTMLParser):

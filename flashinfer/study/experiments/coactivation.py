@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from flashinfer.calibration.coactivation import path, places_of, read_together
 from flashinfer.formats.arrays import Int64Array
-from flashinfer.paper.flash import STAGING_BYTES, reads_of, row_spans
 from flashinfer.study.activity import Study, Used, activity
 from flashinfer.study.findings import Chart, Finding, Table
 
 WINDOW = 5  # tokens whose neurons are in DRAM
 EVALUATED = 256  # tokens, of the half of the text that the layouts were not made from
-BLOCK = 4096  # bytes that reads are aligned to
 
 
 def run(study: Study) -> Finding:
@@ -73,40 +72,11 @@ def layouts(layer: Used, tokens: int, together: np.ndarray) -> Iterator[tuple[st
     a unit's friend in the second row."""
     units = np.arange(layer.units)
     yield "as trained", units
-    yield "hottest first", places(np.argsort(-np.diagonal(together), kind="stable"))
-    yield PATH, places(path_of(together))
+    yield "hottest first", places_of(np.argsort(-np.diagonal(together), kind="stable"))
+    yield PATH, places_of(path(layer.bits[:, : tokens // 8]))
     apart = together.copy()
     np.fill_diagonal(apart, -1)
     yield FRIENDS, np.stack([units, apart.argmax(axis=1)])
-
-
-def places(order: Int64Array) -> Int64Array:
-    """Where each unit lies, of units listed in the file's order."""
-    found = np.empty(len(order), dtype=np.int64)
-    found[order] = np.arange(len(order))
-    return found
-
-
-def path_of(together: np.ndarray) -> Int64Array:
-    """The units along one path, each followed by that which fires with it most of those left.
-
-    Greedy, from the busiest; the weight of a step is the share of either's uses that both have
-    (Jaccard's index), so that the busiest do not attract all others.
-    """
-    busy = np.diagonal(together)
-    left = np.ones(len(busy), dtype=bool)
-    order = np.empty(len(busy), dtype=np.int64)
-    unit = int(busy.argmax())
-    for at in range(len(busy)):
-        order[at], left[unit] = unit, False
-        if at + 1 == len(busy):
-            break
-        both = together[unit]
-        weight = np.where(left, both / np.maximum(1, busy + busy[unit] - both), -1.0)
-        unit = int(weight.argmax())
-        if weight[unit] <= 0:  # with nothing that is left: the busiest of it
-            unit = int(np.where(left, busy, -1.0).argmax())
-    return order
 
 
 def costs(
@@ -116,18 +86,10 @@ def costs(
     WINDOW tokens did not use."""
     used = layer.by_token(first, layer.tokens)[: EVALUATED + WINDOW]
     for token in range(WINDOW, len(used)):
-        missing = used[token] & ~used[token - WINDOW : token].any(axis=0)
-        rows = np.flatnonzero(missing)
+        rows = np.flatnonzero(used[token] & ~used[token - WINDOW : token].any(axis=0))
         if layout.ndim == 2:  # each with its friend, whether that is there or not
-            at, each = 2 * rows, 2
+            found = read_together(rows, 2 * layer.nbytes, gap)
         else:
-            at, each = np.sort(layout[rows]), 1
-        if not len(rows):
-            yield 0.0, 0.0, 0.0
-            continue
-        offsets, lengths, _ = row_spans(0, each * layer.nbytes, at // each, BLOCK)
-        slots = 2 * np.arange(len(at)) * int(lengths.max())
-        straight, staged, _ = reads_of(offsets, lengths, slots, gap, STAGING_BYTES)
-        nbytes = int(straight[1].sum() + staged[1].sum())
-        requests = len(straight[1]) + len(staged[1])
-        yield nbytes, requests, study.profile.batch_seconds(requests, nbytes)
+            found = read_together(np.sort(layout[rows]), layer.nbytes, gap)
+        seconds = study.profile.batch_seconds(found.reads, found.nbytes) if len(rows) else 0.0
+        yield found.nbytes, found.reads, seconds

@@ -181,7 +181,8 @@ class Replay:
         if not setting.bundle:
             parts = self.ffns[number].parts
             nbytes //= parts
-        offsets, lengths, _ = row_spans(0, nbytes, units.astype(np.int64), 512)
+        places = np.sort(self.tensors[number].place(units.astype(np.int64)))
+        offsets, lengths, _ = row_spans(0, nbytes, places, 512)
         slots: Int64Array = 2 * np.arange(len(units)) * int(lengths.max())
         straight, staged, _ = reads_of(offsets, lengths, slots, setting.chunk, STAGING_BYTES)
         size = int(straight[1].sum() + staged[1].sum())
