@@ -97,7 +97,7 @@ def as_text(value):
 
 
 class Bundles:
-    """Bundles of three kinds: calibrated, a mixture of experts, without a ReLU."""
+    """Bundles of four kinds: calibrated, with a layout, a mixture of experts, without a ReLU."""
 
     def __init__(self, folder):
         self.folder, self.files = folder, []
@@ -108,6 +108,9 @@ class Bundles:
             if name != "llama-silu":
                 calibrate(path, ids, text="random", tokens=600, steps=2)
             self.files.append(path.read_bytes())
+        path = folder / "opt-plain.flash"
+        calibrate(path, ids, tokens=600, steps=2, layout="coactivation")
+        self.files.append(path.read_bytes())
 
     def changed(self, random):
         raw = self.files[random.integers(len(self.files))]

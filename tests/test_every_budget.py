@@ -18,6 +18,7 @@ from flashinfer.formats.convert import convert
 pytest.importorskip("tokenizers")
 DEMO = str(demo_model())
 LONG = ["--text", "LONG", "--tokens", "600"]
+LAYOUT = "--layout=coactivation"
 COMMANDS = {
     "run": ["run", DEMO, "-p", "def f(x):\n", "-n", "8"],
     "run, a long text": ["run", DEMO, "-f", "LONG", "-n", "8"],
@@ -30,6 +31,7 @@ COMMANDS = {
     "encode": ["encode", "ENCODER", "-p", "ab c", "jj"],
     "evaluate": ["evaluate", DEMO, *LONG],
     "calibrate": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5"],
+    "calibrate, a layout": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5", LAYOUT],
     "plan": ["plan", DEMO, "--device", "rpi5-sd"],
     "inspect": ["inspect", DEMO],
 }

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
 
     found   its predictor; None: where only its experts are counted
     record  what is written down of it; None: of a layer without experts in a mixture
-    places  (neurons,): where each neuron is to lie; None: by their numbers
+    places  (neurons,) int64: where each neuron is to lie; None: by their numbers
     """
 
     found: Found | None

@@ -17,10 +17,12 @@ from ..errors import UserError
 from ..files import replacing
 from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
-from ..safetensors import CHECKSUMS, CHUNK_BYTES, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
+from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
 from .calibration import Calibration
 from .layout import places_name
 from .reader import PAGE, VERSION, Bundle, StoredTensor
+
+ROWS_BYTES = 1 << 20  # of rows that lie apart, read and written at a time
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _places_tensor(layer: int, places: AnyArray) -> NewTensor:
 
 def _rows(bundle: Bundle, stored: StoredTensor, rows: Int64Array) -> Iterator[UInt8Array]:
     """The bytes of these rows of a tensor, some at a time."""
-    step = max(1, CHUNK_BYTES // stored.row_bytes)
+    step = max(1, ROWS_BYTES // stored.row_bytes)
     for first in range(0, len(rows), step):
         at = stored.place(rows[first : first + step])
         ends = np.flatnonzero(np.diff(at, append=-1) != 1) + 1  # of rows that lie side by side
