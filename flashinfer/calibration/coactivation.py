@@ -16,10 +16,9 @@ from flashinfer.plan.expected_reads import expected_reads
 BLOCK = 4096  # bytes that reads are aligned to
 
 
-class Missing(NamedTuple):
-    """What a token reads of a layer: units, in so many bytes and reads."""
+class Reads(NamedTuple):
+    """What a token reads of a layer: bytes, in so many reads."""
 
-    units: int
     nbytes: int
     reads: int
 
@@ -100,13 +99,13 @@ def _missing(used: BoolArray, slots: int) -> Iterator[Int64Array]:
         yield units[misses].astype(np.int64)
 
 
-def read_together(rows: Int64Array, row_bytes: int, gap_bytes: int, block: int = BLOCK) -> Missing:
+def read_together(rows: Int64Array, row_bytes: int, gap_bytes: int, block: int = BLOCK) -> Reads:
     """What reading these rows of a tensor, ascending, comes to by the engine's own way."""
     if not len(rows):
-        return Missing(0, 0, 0)
+        return Reads(0, 0)
     offsets, lengths, _ = row_spans(0, row_bytes, rows, block)
     # Slots are given as they come free: no two that are read together lie side by side.
     slots = 2 * np.arange(len(rows)) * int(lengths.max())
     straight, staged, _ = reads_of(offsets, lengths, slots, gap_bytes, STAGING_BYTES)
     nbytes = int(straight[1].sum() + staged[1].sum())
-    return Missing(len(rows), nbytes, len(straight[1]) + len(staged[1]))
+    return Reads(nbytes, len(straight[1]) + len(staged[1]))

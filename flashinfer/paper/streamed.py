@@ -1,4 +1,4 @@
-"""A layer read whole, in large pieces that are computed as they come."""
+"""A layer read whole, tile by tile, each computed as it comes."""
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from flashinfer.paper.unit_store import UnitStore
 
 
 class Streamed:
-    """Reads all of a layer once, sequentially; keeps the neurons that the last tokens used.
+    """Reads all of a layer once, in the order of its neurons' numbers; keeps those that the last
+    tokens used.
 
     tensor     StoredTensor: the layer's bundles
     following  the StoredTensor that is streamed next, where this layer always is; else None
