@@ -60,9 +60,9 @@ def firing(
 
     residual  whether the predictors read the residual stream
     find_cut  None: the layers' neurons are silent by themselves
-    together  neurons are to lie beside those that they fire with
     progress  is told the layers done, in fractions, as "calibrate"
     others    the first so many tokens are of other texts: see Observations
+    together  neurons are to lie beside those that they fire with
     """
     layers, early = states.model.layers, None
     for number, layer in enumerate(layers):
@@ -183,7 +183,7 @@ def path_bytes(config: ModelConfig) -> int:
 def _layout(found: Found, observed: Observations, row_bytes: int) -> Layout:
     """Where a layer's neurons are to lie, by what its predictor names along the text's end."""
     end = len(observed.x)
-    begin = max(0, end - CACHE_TOKENS)
+    begin = max(observed.others, end - CACHE_TOKENS)
     says = [
         np.packbits(found.says(observed, slice(first, min(first + 256, end))), axis=1)
         for first in range(begin, end, 256)
