@@ -33,7 +33,7 @@ from flashinfer.formats.bundle.layout import format_of, layout, predictor_layout
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import laid_out, new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.config import ModelConfig
-from flashinfer.formats.errors import UserError
+from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.formats.files import refuse_loss, refuse_target
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
 from flashinfer.formats.progress import Progress, no_progress
@@ -113,13 +113,7 @@ def calibrate(
         tokens, sequence = _length(
             config, tokens, len(token_ids), further, budget - 3 * room_for_path, routes
         )
-    with Model.open(
-        Bundle(path, calibrated=False, memory=room),
-        memory=_model_budget(budget),
-        neurons="dense",
-        context=sequence,
-        threads=threads,
-    ) as model:
+    with _opened(path, budget, sequence, threads) as model:
         further = min(further, tokens // OTHERS) // sequence * sequence
         ids = np.concatenate([others[:further], token_ids[: tokens - further]]).astype(np.int64)
         states = TextStates(model, ids, sequence)
@@ -233,8 +227,21 @@ def _tokens_that_fit(config: ModelConfig, budget: int) -> int:
     return max(0, budget // 3 // per_token)
 
 
-def _model_budget(budget: int) -> int:
-    return budget - budget // 3
+def _opened(path: Path | str, budget: int, context: int, threads: int | None) -> Model:
+    """The model, with all of its neurons, in two thirds of the budget: a layer's inputs and what
+    fires take the other. Raises BudgetError, which names the least budget of both."""
+    bundle = Bundle(path, calibrated=False, memory=memory.header_room(budget))
+    try:
+        return Model.open(
+            bundle, memory=budget - budget // 3, neurons="dense", context=context, threads=threads
+        )
+    except BudgetError as error:
+        least = -(-error.least * 3 // (2 << 20)) + 1  # MiB
+        raise BudgetError(
+            f"{path}: --memory {budget >> 20}M is too small; the least to calibrate with a context "
+            f"of {context} tokens is {least}M",
+            least << 20,
+        ) from None
 
 
 def _cut(ffn: FeedForward, x: Float32Array, method: Method, target: float) -> Cut:
