@@ -13,12 +13,12 @@ from flashinfer.model import Model
 from flashinfer.paper.prefetch import NoPrefetch, Prefetch
 from flashinfer.plan.options import Options
 from flashinfer.plan.setup import prepare
+from flashinfer.study.expected import BASE
 from flashinfer.text.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[1] / "data" / "demo.flash"
 TOKENS = 128  # of the text
-# The plan counts from here, whatever this process takes: the same slots on every machine.
-BASE = 100 << 20
+# The plan counts from BASE, whatever this process takes: the same slots on every machine.
 ROOM = 24 << 20  # of which the neuron caches get enough for a third of the neurons
 DEVICE = "rpi5-nvme"  # its profile decides what the plan chooses
 CONTEXT = 256

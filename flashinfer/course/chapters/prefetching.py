@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from flashinfer.course.engine import BASE, Run, opened, run, text
+from flashinfer.course.engine import Run, opened, run, text
 from flashinfer.course.lesson import Answer, Grade, shown
 from flashinfer.formats.arrays import Float32Array, Int32Array
 from flashinfer.kernels import positive
 from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.predictor import Predictor
+from flashinfer.study.expected import BASE
 
 TITLE = "read before the layer's turn"
 ENGINE = "flashinfer/paper/predictor.py: Predictor.early"
