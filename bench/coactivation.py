@@ -27,7 +27,6 @@ from tqdm import tqdm
 from bench.cgroup import Disk, NoCgroups, run_limited
 from bench.end_to_end import DISKS
 from bench.limits import machine
-from bench.python_text import stdlib_files
 from flashinfer import Model
 from flashinfer.calibration.coactivation import lay_out
 from flashinfer.cli.common import add_json, share, size, write_json
@@ -42,6 +41,7 @@ from flashinfer.plan.setup import opened, prepare
 from flashinfer.probe.probing import probe
 from flashinfer.study.activity import Sample, Study
 from flashinfer.study.experiments import failed
+from flashinfer.text.own_texts import stdlib_files
 from flashinfer.text.tokenizer import Tokenizer
 
 PROMPT = 128  # tokens, which fill the cache, too
