@@ -6,8 +6,8 @@
  */
 
 /* Each unit says here how it adds, and what it takes of a format: quants_NAME gives the whole
- * numbers of two blocks, 64 bytes in their order, each with STORED(zero point) added. Formats that
- * a unit has no quants_ and load_ of its own for get them from PORTABLE.
+ * numbers of two blocks, 64 bytes in their order, as it multiplies them. Formats that a unit has no
+ * quants_ and load_ of its own for get them from PORTABLE.
  */
 
 #if defined(UNIT_VNNI)
@@ -15,22 +15,19 @@
 typedef struct { __m512 q; } NAME(lanes);
 typedef struct { __m512i q; } NAME(ints);
 typedef NAME(ints) NAME(weights);
-typedef struct { __m512 q; } NAME(scales);
+typedef struct { __m512 q; } NAME(pair_scales);
 #define ROW_BLOCK_8BIT 4
 
 INLINE NAME(lanes) NAME(no_lanes)(void) { return (NAME(lanes)){_mm512_setzero_ps()}; }
-INLINE NAME(scales) NAME(two)(float first, float second) {
-    return (NAME(scales)){
-        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second))};
-}
-#define STORED(zero) (zero) /* the instruction takes unsigned weights */
-INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block) {
+INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block, int part) {
+    (void)part;
     __m512i w = _mm512_inserti64x4(
         _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(block + 2))),
         _mm256_loadu_si256((const __m256i *)(block + bytes_of_32(Q8_0) + 2)), 1);
     return (NAME(weights)){_mm512_xor_si512(w, _mm512_set1_epi8((char)128))};
 }
-INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
+INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block, int part) {
+    (void)part;
     __m256i packed =
         _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(block + bytes_of_32(Q4_0) + 2)),
                          _mm_loadu_si128((const __m128i *)(block + 2)));
@@ -39,12 +36,27 @@ INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
                                    _mm256_and_si256(_mm256_srli_epi16(packed, 4), low), 1);
     return (NAME(weights)){_mm512_shuffle_i64x2(w, w, 0xd8)}; /* halves of block 0, then of block 1 */
 }
+INLINE NAME(weights) NAME(stored)(two_blocks two, int zero) {
+    __m512i w = _mm512_inserti64x4(_mm512_castsi256_si512(two.q[0]), two.q[1], 1);
+    return (NAME(weights)){zero > 64 ? _mm512_xor_si512(w, _mm512_set1_epi8((char)128)) : w};
+}
 INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
     (void)format;
     return (NAME(ints)){
         _mm512_dpbusd_epi32(_mm512_loadu_si512(less), w.q, _mm512_loadu_si512(q))};
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+INLINE NAME(pair_scales) NAME(two)(float first, float second) {
+    return (NAME(pair_scales)){
+        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second))};
+}
+INLINE NAME(pair_scales) NAME(pair)(int format, const float *scales) {
+    if (scales_of_32(format) == 1) return NAME(two)(scales[0], scales[1]);
+    return (NAME(pair_scales)){_mm512_permutexvar_ps(
+        _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0),
+        _mm512_castps128_ps512(_mm_loadu_ps(scales)))};
+}
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(pair_scales) w,
+                             NAME(pair_scales) x) {
     __m512 scales = _mm512_mul_ps(w.q, x.q);
     return (NAME(lanes)){_mm512_fmadd_ps(_mm512_cvtepi32_ps(p.q), scales, sums.q)};
 }
@@ -57,9 +69,11 @@ typedef __m512i NAME(row_8bit);
 #define TILE_TOKENS_8BIT 4
 INLINE __m512 NAME(zero_8bit)(void) { return _mm512_setzero_ps(); }
 INLINE __m512i NAME(load_row_8bit)(const uint8_t *w) { return _mm512_load_si512(w); }
-/* Fours of the two blocks in turn, so that one 64 bit broadcast brings both scales. */
-INLINE void NAME(spread)(const void *from, uint8_t *to, int64_t apart) {
-    const __m512i order = _mm512_set_epi32(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+/* Fours of the two, or four, groups in turn, so that one broadcast brings all their scales. */
+INLINE void NAME(spread)(int format, const void *from, uint8_t *to, int64_t apart) {
+    const __m512i two = _mm512_set_epi32(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+    const __m512i four = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    const __m512i order = scales_of_32(format) == 1 ? two : four;
     (void)apart;
     _mm512_store_si512(to, _mm512_permutexvar_epi32(order, _mm512_loadu_si512(from)));
 }
@@ -67,45 +81,54 @@ INLINE __m512 NAME(fma_8bit)(int format, __m512i w, const uint8_t *x, const floa
                              __m512 sum) {
     __m512i p = _mm512_dpbusd_epi32(_mm512_load_si512(x + 64), w, _mm512_load_si512(x));
     double two;
-    (void)format;
     memcpy(&two, scales, sizeof two);
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_castpd_ps(_mm512_set1_pd(two)), sum);
+    __m512 each = scales_of_32(format) == 1 ? _mm512_castpd_ps(_mm512_set1_pd(two))
+                                            : _mm512_broadcast_f32x4(_mm_loadu_ps(scales));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), each, sum);
 }
 INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) { /* SCALE_STEPS' scales */
     _mm512_store_ps(to, _mm512_mul_ps(_mm512_load_ps(w), _mm512_load_ps(x)));
 }
-INLINE void NAME(store_8bit)(float *to, __m512 sum) {
-    const __m512i order = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
-    _mm512_store_ps(to, _mm512_permutexvar_ps(order, sum));
+INLINE void NAME(store_8bit)(int format, float *to, __m512 sum) { /* undoes `spread` */
+    const __m512i two = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i four = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    _mm512_store_ps(to, _mm512_permutexvar_ps(scales_of_32(format) == 1 ? two : four, sum));
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums.q), 1));
     return sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(sums.q), high));
 }
 
-#elif defined(UNIT_AVX512) || defined(UNIT_AVX2)
+#elif defined(UNIT_AVX2)
 
 typedef struct { __m256 q[2]; } NAME(lanes);
 typedef struct { __m256i q[2]; } NAME(ints);
 typedef NAME(ints) NAME(weights);
-typedef struct { float q[2]; } NAME(scales);
+typedef struct { __m256 q[2]; } NAME(pair_scales);
 #define ROW_BLOCK_8BIT 1
 
 INLINE NAME(lanes) NAME(no_lanes)(void) {
     return (NAME(lanes)){{_mm256_setzero_ps(), _mm256_setzero_ps()}};
 }
-INLINE NAME(scales) NAME(two)(float first, float second) {
-    return (NAME(scales)){{first, second}};
+INLINE NAME(pair_scales) NAME(two)(float first, float second) {
+    return (NAME(pair_scales)){{_mm256_set1_ps(first), _mm256_set1_ps(second)}};
 }
-/* Unsigned, too, where the sum of two products stays within 16 bits. */
-#define STORED(zero) ((zero) <= 64 ? (zero) : 0)
-INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block) {
+INLINE NAME(pair_scales) NAME(pair)(int format, const float *s) {
+    if (scales_of_32(format) == 1) return NAME(two)(s[0], s[1]);
+    return (NAME(pair_scales)){{_mm256_set_m128(_mm_set1_ps(s[1]), _mm_set1_ps(s[0])),
+                                _mm256_set_m128(_mm_set1_ps(s[3]), _mm_set1_ps(s[2]))}};
+}
+/* Weights are unsigned where the sum of two products stays within 16 bits. */
+#define SIGNED(zero) ((zero) > 64)
+INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block, int part) {
+    (void)part;
     NAME(weights) w;
     for (int b = 0; b < 2; b++, block += bytes_of_32(Q8_0))
         w.q[b] = _mm256_loadu_si256((const __m256i *)(block + 2));
     return w;
 }
-INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
+INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block, int part) {
+    (void)part;
     NAME(weights) w;
     for (int b = 0; b < 2; b++, block += bytes_of_32(Q4_0)) {
         __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2)), low = _mm_set1_epi8(15);
@@ -114,12 +137,16 @@ INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
     }
     return w;
 }
+INLINE NAME(weights) NAME(stored)(two_blocks two, int zero) {
+    (void)zero;
+    return (NAME(weights)){{two.q[0], two.q[1]}};
+}
 INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
     __m256i one = _mm256_set1_epi16(1);
     NAME(ints) p;
     for (int b = 0; b < 2; b++) {
         __m256i x = _mm256_loadu_si256((const __m256i *)(q + b * BLOCK));
-        if (!STORED(number_formats[format].zero)) { /* |w| times x with w's sign: pairs stay within 16 bits */
+        if (SIGNED(number_formats[format].zero)) { /* |w| times x with w's sign: pairs stay within 16 bits */
             __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w.q[b]), _mm256_sign_epi8(x, w.q[b]));
             p.q[b] = _mm256_madd_epi16(pairs, one);
         } else {
@@ -129,9 +156,10 @@ INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, c
     }
     return p;
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(pair_scales) w,
+                             NAME(pair_scales) x) {
     for (int b = 0; b < 2; b++)
-        sums.q[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p.q[b]), _mm256_set1_ps(w.q[b] * x.q[b]),
+        sums.q[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p.q[b]), _mm256_mul_ps(w.q[b], x.q[b]),
                                     sums.q[b]);
     return sums;
 }
@@ -152,43 +180,64 @@ INLINE __m256i NAME(load_row_8bit)(const uint8_t *w) {
 INLINE __m256 NAME(fma_8bit)(int format, __m256i w, const uint8_t *x, const float *scale,
                              __m256 sum) {
     const __m256i one = _mm256_set1_epi16(1);
+    double two;
     __m256i q = _mm256_load_si256((const __m256i *)x), p;
-    if (!STORED(number_formats[format].zero))
+    if (SIGNED(number_formats[format].zero))
         p = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w)), one);
     else
         p = _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(w, q), one),
                              _mm256_load_si256((const __m256i *)(x + 32)));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_broadcast_ss(scale), sum);
+    if (scales_of_32(format) == 1)
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_broadcast_ss(scale), sum);
+    memcpy(&two, scale, sizeof two);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_castpd_ps(_mm256_set1_pd(two)), sum);
 }
 INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) {
     _mm256_store_ps(to, _mm256_mul_ps(_mm256_load_ps(w), _mm256_load_ps(x)));
 }
-INLINE void NAME(store_8bit)(float *to, __m256 sum) { _mm256_store_ps(to, sum); }
+/* Fours of a block's two groups in turn, where it has two. */
+INLINE void NAME(spread)(int format, const void *from, uint8_t *to, int64_t apart) {
+    const __m256i order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
+    for (int g = 0; g < 2; g++) {
+        __m256i q = _mm256_loadu_si256((const __m256i *)((const uint8_t *)from + 32 * g));
+        if (scales_of_32(format) == 2) q = _mm256_permutevar8x32_epi32(q, order);
+        _mm256_store_si256((__m256i *)(to + g * apart), q);
+    }
+}
+INLINE void NAME(store_8bit)(int format, float *to, __m256 sum) {
+    const __m256i order = _mm256_set_epi32(7, 5, 3, 1, 6, 4, 2, 0);
+    _mm256_store_ps(to, scales_of_32(format) == 2 ? _mm256_permutevar8x32_ps(sum, order) : sum);
+}
 
 #elif defined(UNIT_NEON)
 
 typedef struct { float32x4_t q[4]; } NAME(lanes);
 typedef struct { int32x4_t q[4]; } NAME(ints);
 typedef NAME(ints) NAME(weights);
-typedef struct { float q[2]; } NAME(scales);
+typedef struct { float q[4]; } NAME(pair_scales); /* of 16 values each */
 #define ROW_BLOCK_8BIT 1
 
+INLINE NAME(pair_scales) NAME(two)(float first, float second) {
+    return (NAME(pair_scales)){{first, first, second, second}};
+}
+INLINE NAME(pair_scales) NAME(pair)(int format, const float *s) {
+    if (scales_of_32(format) == 1) return NAME(two)(s[0], s[1]);
+    return (NAME(pair_scales)){{s[0], s[1], s[2], s[3]}};
+}
 INLINE NAME(lanes) NAME(no_lanes)(void) {
     float32x4_t zero = vdupq_n_f32(0);
     return (NAME(lanes)){{zero, zero, zero, zero}};
 }
-INLINE NAME(scales) NAME(two)(float first, float second) {
-    return (NAME(scales)){{first, second}};
-}
-#define STORED(zero) 0
-INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block) {
+INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block, int part) {
+    (void)part;
     NAME(weights) w;
     for (int b = 0; b < 2; b++, block += bytes_of_32(Q8_0))
         for (int i = 0; i < 2; i++)
             w.q[2 * b + i] = vreinterpretq_s32_s8(vld1q_s8((const int8_t *)block + 2 + 16 * i));
     return w;
 }
-INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block) {
+INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block, int part) {
+    (void)part;
     NAME(weights) w;
     for (int b = 0; b < 2; b++, block += bytes_of_32(Q4_0)) {
         uint8x16_t packed = vld1q_u8(block + 2);
@@ -215,9 +264,10 @@ INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, c
         w.q[i] = NAME(fours)(vreinterpretq_s8_s32(w.q[i]), vld1q_s8(q + 16 * i));
     return w;
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(pair_scales) w,
+                             NAME(pair_scales) x) {
     for (int i = 0; i < 4; i++)
-        sums.q[i] = vfmaq_n_f32(sums.q[i], vcvtq_f32_s32(p.q[i]), w.q[i / 2] * x.q[i / 2]);
+        sums.q[i] = vfmaq_n_f32(sums.q[i], vcvtq_f32_s32(p.q[i]), w.q[i] * x.q[i]);
     return sums;
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
@@ -243,30 +293,37 @@ INLINE float32x4_t NAME(fma_8bit)(int format, int8x16_t w, const uint8_t *x, con
 INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) {
     for (int i = 0; i < 8; i += 4) vst1q_f32(to + i, vmulq_f32(vld1q_f32(w + i), vld1q_f32(x + i)));
 }
-INLINE void NAME(store_8bit)(float *to, float32x4_t sum) { vst1q_f32(to, sum); }
+INLINE void NAME(store_8bit)(int format, float *to, float32x4_t sum) {
+    (void)format;
+    vst1q_f32(to, sum);
+}
 
 #else /* plain C */
 
 typedef struct { float q[16]; } NAME(lanes);
 typedef struct { int32_t q[16]; } NAME(ints);
 typedef struct { int8_t q[2 * BLOCK]; } NAME(weights);
-typedef struct { float q[2]; } NAME(scales);
+typedef struct { float q[4]; } NAME(pair_scales); /* of 16 values each */
 #define ROW_BLOCK_8BIT 1
 
-INLINE NAME(lanes) NAME(no_lanes)(void) { return (NAME(lanes)){{0}}; }
-INLINE NAME(scales) NAME(two)(float first, float second) {
-    return (NAME(scales)){{first, second}};
+INLINE NAME(pair_scales) NAME(two)(float first, float second) {
+    return (NAME(pair_scales)){{first, first, second, second}};
 }
-#define STORED(zero) 0
+INLINE NAME(pair_scales) NAME(pair)(int format, const float *s) {
+    if (scales_of_32(format) == 1) return NAME(two)(s[0], s[1]);
+    return (NAME(pair_scales)){{s[0], s[1], s[2], s[3]}};
+}
+INLINE NAME(lanes) NAME(no_lanes)(void) { return (NAME(lanes)){{0}}; }
 INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
     NAME(ints) p = {{0}};
     (void)format, (void)less;
     for (int i = 0; i < 2 * BLOCK; i++) p.q[i / 4] += w.q[i] * q[i];
     return p;
 }
-INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(scales) w, NAME(scales) x) {
+INLINE NAME(lanes) NAME(add)(NAME(lanes) sums, NAME(ints) p, NAME(pair_scales) w,
+                             NAME(pair_scales) x) {
     for (int i = 0; i < 16; i++)
-        sums.q[i] = __builtin_fmaf((float)p.q[i], w.q[i / 8] * x.q[i / 8], sums.q[i]);
+        sums.q[i] = __builtin_fmaf((float)p.q[i], w.q[i / 4] * x.q[i / 4], sums.q[i]);
     return sums;
 }
 INLINE float NAME(total)(NAME(lanes) sums) {
@@ -289,90 +346,156 @@ INLINE NAME(weights) NAME(load_row_8bit)(const uint8_t *w) {
 }
 INLINE NAME(lanes) NAME(fma_8bit)(int format, NAME(weights) w, const uint8_t *x,
                                   const float *scales, NAME(lanes) sum) {
-    NAME(scales) one = {{1, 1}}, both = {{scales[0], scales[1]}};
-    return NAME(add)(sum, NAME(products)(format, w, (const int8_t *)x, NULL), both, one);
+    return NAME(add)(sum, NAME(products)(format, w, (const int8_t *)x, NULL),
+                     NAME(pair)(format, scales), NAME(two)(1, 1));
 }
 INLINE void NAME(multiply_8bit)(const float *w, const float *x, float *to) {
     for (int i = 0; i < 16; i++) to[i] = w[i] * x[i];
 }
-INLINE void NAME(store_8bit)(float *to, NAME(lanes) sum) { memcpy(to, sum.q, sizeof sum.q); }
+INLINE void NAME(store_8bit)(int format, float *to, NAME(lanes) sum) {
+    (void)format;
+    memcpy(to, sum.q, sizeof sum.q);
+}
 
 #endif
 
-#if !defined(UNIT_VNNI)
+#if !defined(UNIT_AVX512) && !defined(UNIT_AVX2)
 /* 16 times 4 bytes to their groups of lanes, which lie `apart` bytes from each other. */
-INLINE void NAME(spread)(const void *from, uint8_t *to, int64_t apart) {
+INLINE void NAME(spread)(int format, const void *from, uint8_t *to, int64_t apart) {
+    (void)format;
     for (int g = 0; g < 64 / GROUP_8BIT; g++)
         memcpy(to + g * apart, (const uint8_t *)from + g * GROUP_8BIT, GROUP_8BIT);
 }
 #endif
 
-#if defined(UNIT_AVX512) || defined(UNIT_AVX2)
-INLINE float NAME(scale_f16)(const uint8_t *block) { return f16c_scale(block); }
-#else
-INLINE float NAME(scale_f16)(const uint8_t *block) { return block_scale(block); }
-#endif
-
-INLINE float NAME(scale)(int format, const uint8_t *block) {
-    switch (format) {
-#define CASE(code, name, values, bytes, zero, scale) \
-    case code: return NAME(scale_##scale)(block);
-        BLOCK_FORMATS(CASE)
-#undef CASE
+/* Where a unit has no quants_ of its own. */
+#if defined(UNIT_VNNI) || defined(UNIT_AVX2)
+#define PORTABLE_QUANTS(code, name) \
+    INLINE NAME(weights) NAME(quants_##name)(const uint8_t *block, int part) { \
+        return NAME(stored)(two_##name(block, part), number_formats[code].zero); \
     }
-    __builtin_unreachable();
-}
-
-#define PORTABLE(code, name) \
-    INLINE V NAME(load_##name)(const uint8_t *block) { \
-        int8_t q[BLOCK]; \
-        float values[BLOCK], scale = NAME(scale)(code, block); \
-        unpack_##name(block, q); \
-        for (int i = 0; i < BLOCK; i++) values[i] = scale * q[i]; \
-        return NAME(load_f32)(values); \
-    } \
-    INLINE NAME(weights) NAME(quants_##name)(const uint8_t *block) { \
+#else
+#define PORTABLE_QUANTS(code, name) \
+    static __attribute__((noinline)) NAME(weights) NAME(quants_##name)(const uint8_t *block, \
+                                                                      int part) { \
+        const int next = number_formats[code].block == BLOCK ? number_formats[code].bytes : 0; \
         int8_t q[2 * BLOCK]; \
         NAME(weights) w; \
-        unpack_##name(block, q); \
-        unpack_##name(block + bytes_of_32(code), q + BLOCK); \
-        for (int i = 0; i < 2 * BLOCK; i++) q[i] += STORED(number_formats[code].zero); \
+        unpack_##name(block, part, q); \
+        unpack_##name(block + next, part + 1, q + BLOCK); \
         memcpy(&w, q, sizeof w); \
         return w; \
     }
-
-#if defined(UNIT_PLAIN)
-PORTABLE(Q8_0, q8_0)
-PORTABLE(Q4_0, q4_0)
 #endif
 
-INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block) {
+#if defined(UNIT_PLAIN)
+PORTABLE_QUANTS(Q8_0, q8_0)
+PORTABLE_QUANTS(Q4_0, q4_0)
+#endif
+PORTABLE_QUANTS(Q4_1, q4_1)
+PORTABLE_QUANTS(Q5_0, q5_0)
+PORTABLE_QUANTS(Q5_1, q5_1)
+PORTABLE_QUANTS(Q2_K, q2_K)
+PORTABLE_QUANTS(Q3_K, q3_K)
+PORTABLE_QUANTS(Q4_K, q4_K)
+PORTABLE_QUANTS(Q5_K, q5_K)
+PORTABLE_QUANTS(Q6_K, q6_K)
+PORTABLE_QUANTS(IQ4_NL, iq4_nl)
+PORTABLE_QUANTS(IQ4_XS, iq4_xs)
+PORTABLE_QUANTS(MXFP4, mxfp4)
+#undef PORTABLE_QUANTS
+
+/* The whole numbers of two parts of 32 of a block, from `part` on, as they are multiplied; of blocks
+ * of 32 of this one and the next. */
+INLINE NAME(weights) NAME(quants)(int format, const uint8_t *block, int part) {
     switch (format) {
 #define CASE(code, name, ...) \
-    case code: return NAME(quants_##name)(block);
+    case code: return NAME(quants_##name)(block, part);
         BLOCK_FORMATS(CASE)
 #undef CASE
     }
     __builtin_unreachable();
 }
 
-/* What dots_8bit does at two blocks of each row, from block b on; rows and tokens point there. */
-INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const *block,
-                          const int8_t *const *q, const int32_t *const *less,
-                          const float *const *scales,
-                          NAME(lanes) sums[ROW_BLOCK_8BIT][TOKEN_BLOCK]) {
-    NAME(weights) w[ROW_BLOCK_8BIT];
-    NAME(scales) w_scales[ROW_BLOCK_8BIT];
+/* The scale of a block that has one. */
+INLINE float NAME(scale)(int format, const uint8_t *block) {
+    float scale[16] = {0}, none[16];
+    switch (format) {
+#define CASE(code, name, values, ...) \
+    case code: \
+        if (values == BLOCK) NAME(scales_##name)(block, scale, none); \
+        break;
+        BLOCK_FORMATS(CASE)
+#undef CASE
+    }
+    return scale[0];
+}
+
+/* Whether a block has one scale and no minimum, which then is decoded where it is used. */
+INLINE int NAME(one_scale)(int format) {
+    return number_formats[format].block == BLOCK && !number_formats[format].minima;
+}
+
+/* What dots_8bit needs of SCALES_TOGETHER blocks of 32 of its rows. */
+typedef struct {
+    float scales[ROW_BLOCK_8BIT][2 * SCALES_TOGETHER], minima[ROW_BLOCK_8BIT][2 * SCALES_TOGETHER];
+    float minus[ROW_BLOCK_8BIT][TOKEN_BLOCK][32]; /* lanes of minima times sums of activations */
+} NAME(row_scales);
+
+/* Adds the products of the minima that are decoded, those from block b on, to their lanes as `dots`
+ * does. */
+static __attribute__((noinline)) void NAME(add_minima)(int format, int rows, int count,
+                                                       const activations *x, const int64_t *token,
+                                                       int64_t b, NAME(row_scales) *s) {
+    const int64_t each = scales_of_32(format);
+    for (int k = 0; k < count; k++) {
+        const float *sums = x->sums + (token[k] * x->room + b) * each;
+        for (int r = 0; r < rows; r++)
+            for (int64_t i = 0; i < SCALES_TOGETHER * each; i += 32)
+                NAME(store)(s->minus[r][k],
+                            NAME(fma)(NAME(load_f32)(s->minima[r] + i), NAME(load_f32)(sums + i),
+                                      NAME(load_f32)(s->minus[r][k])));
+    }
+}
+
+/* Decodes the scales and minima of the blocks from block b on. The minima before them are multiplied
+ * only now: by then their stores are done, which are narrower than the loads. */
+static __attribute__((noinline)) void NAME(next_scales)(
+    int format, int rows, int count, const uint8_t *const *row, const activations *x,
+    const int64_t *token, int64_t b, NAME(row_scales) *s) {
+    const int64_t each = scales_of_32(format), left = x->d / BLOCK - b;
+    const int64_t n = left < SCALES_TOGETHER ? left : SCALES_TOGETHER;
+    if (b && number_formats[format].minima)
+        NAME(add_minima)(format, rows, count, x, token, b - SCALES_TOGETHER, s);
     for (int r = 0; r < rows; r++) {
-        w[r] = NAME(quants)(format, block[r]);
-        w_scales[r] = NAME(two)(NAME(scale)(format, block[r]),
-                                NAME(scale)(format, block[r] + bytes_of_32(format)));
+        NAME(scales)(format, row[r], b, n, s->scales[r], s->minima[r]);
+        for (int64_t i = n * each; i < SCALES_TOGETHER * each; i++)
+            s->scales[r][i] = s->minima[r][i] = 0;
+    }
+}
+
+/* What dots_8bit does at two parts of each row's block; tokens point to theirs, and `scales` to those
+ * of the block, from place `at` on, unless each part has one of its own. */
+INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const *block, int part,
+                          const int8_t *const *q, const int32_t *const *less,
+                          const float *const *x_scales, const NAME(row_scales) *scales, int64_t at,
+                          NAME(lanes) sums[ROW_BLOCK_8BIT][TOKEN_BLOCK]) {
+    const int each = scales_of_32(format), size = number_formats[format].bytes;
+    NAME(weights) w[ROW_BLOCK_8BIT];
+    NAME(pair_scales) w_scales[ROW_BLOCK_8BIT];
+    for (int r = 0; r < rows; r++) {
+        w[r] = NAME(quants)(format, block[r], part);
+        w_scales[r] = NAME(one_scale)(format) ? NAME(two)(NAME(scale)(format, block[r]),
+                                                          NAME(scale)(format, block[r] + size))
+                                              : NAME(pair)(format, scales->scales[r] + at);
     }
     for (int k = 0; k < count; k++) {
-        NAME(scales) x_scales = NAME(two)(scales[k][0], scales[k][1]);
+        NAME(pair_scales) of_x = NAME(pair)(format, x_scales[k] + part * each);
         for (int r = 0; r < rows; r++)
-            sums[r][k] = NAME(add)(sums[r][k], NAME(products)(format, w[r], q[k], less[k]),
-                                   w_scales[r], x_scales);
+            sums[r][k] = NAME(add)(sums[r][k],
+                                   NAME(products)(format, w[r], q[k] + part * BLOCK,
+                                                  less[k] + part * BLOCK / 4),
+                                   w_scales[r], of_x);
     }
 }
 
@@ -380,46 +503,71 @@ INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const 
 INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *const *row,
                             const uint8_t *const *coming, const activations *x,
                             const int64_t *token, float out[MOST_ROWS][TOKEN_BLOCK]) {
-    int64_t size = bytes_of_32(format), blocks = x->d / BLOCK, b = 0;
+    const int64_t blocks = x->d / BLOCK, size = number_formats[format].bytes;
+    const int64_t parts = number_formats[format].block / BLOCK, step = parts == 1 ? 2 : parts;
+    const int each = scales_of_32(format), minima = number_formats[format].minima;
     NAME(lanes) sums[ROW_BLOCK_8BIT][TOKEN_BLOCK];
+    NAME(row_scales) scales;
     const uint8_t *block[ROW_BLOCK_8BIT];
     const int8_t *q[TOKEN_BLOCK];
     const int32_t *less[TOKEN_BLOCK];
-    const float *scales[TOKEN_BLOCK];
+    const float *x_scales[TOKEN_BLOCK];
     for (int r = 0; r < rows; r++)
-        for (int k = 0; k < count; k++) sums[r][k] = NAME(no_lanes)();
-    for (; b + 2 <= blocks; b += 2) {
-        for (int r = 0; r < rows; r++) {
-            block[r] = row[r] + b * size;
-            if (b * size % 64 < 2 * size) __builtin_prefetch(coming[r] + b * size, 0, 2);
-            if (2 * size > 64) __builtin_prefetch(coming[r] + (b + 1) * size, 0, 2);
-        }
         for (int k = 0; k < count; k++) {
-            q[k] = x->q + token[k] * x->d + b * BLOCK;
-            less[k] = x->less + token[k] * x->d / 4 + b * 8;
-            scales[k] = x->scales + token[k] * blocks + b;
+            sums[r][k] = NAME(no_lanes)();
+            if (minima) NAME(store)(scales.minus[r][k], NAME(set)(0));
         }
-        NAME(add_two)(format, rows, count, block, q, less, scales, sums);
+    const int8_t *its_q[TOKEN_BLOCK];
+    const int32_t *its_less[TOKEN_BLOCK];
+    const float *its_scales[TOKEN_BLOCK];
+    for (int k = 0; k < count; k++) {
+        its_q[k] = x->q + token[k] * x->d, its_less[k] = x->less + token[k] * x->d / 4;
+        its_scales[k] = x->scales + token[k] * x->room * each;
     }
-    if (b < blocks) { /* the last one by itself, and zeros beside it */
-        uint8_t padded[ROW_BLOCK_8BIT][2 * sizeof(any_block)] = {{0}};
+    int64_t b = 0;
+#define ADD(part) \
+    NAME(add_two)(format, rows, count, block, part, q, less, x_scales, &scales, \
+                  (b % SCALES_TOGETHER + part) * each, sums)
+    for (; b + step <= blocks; b += step) {
+        const int64_t offset = b / parts * size;
+        if (!NAME(one_scale)(format) && b % SCALES_TOGETHER == 0)
+            NAME(next_scales)(format, rows, count, row, x, token, b, &scales);
+        for (int r = 0; r < rows; r++) {
+            block[r] = row[r] + offset;
+            if (parts > 1 || offset % 64 < 2 * size) __builtin_prefetch(coming[r] + offset, 0, 2);
+            if (parts == 1 && size > 32) __builtin_prefetch(coming[r] + offset + size, 0, 2);
+            for (int64_t line = 64; parts > 1 && line < size; line += 64)
+                __builtin_prefetch(coming[r] + offset + line, 0, 2);
+        }
+        for (int k = 0; k < count; k++)
+            q[k] = its_q[k] + b * BLOCK, less[k] = its_less[k] + b * 8,
+            x_scales[k] = its_scales[k] + b * each;
+        if (parts == 1) ADD(0);
+        else if (count == 1) ADD(0), ADD(2), ADD(4), ADD(6); /* so that shifts are constant */
+        else
+            for (int part = 0; part < parts; part += 2) ADD(part);
+    }
+    if (parts == 1 && b < blocks) { /* the last one by itself, and zeros beside it */
+        uint8_t padded[ROW_BLOCK_8BIT][2 * sizeof(block_of_32)] = {{0}};
         int8_t last_q[TOKEN_BLOCK][2 * BLOCK] = {{0}};
         int32_t last_less[TOKEN_BLOCK][16] = {{0}};
-        float last_scales[TOKEN_BLOCK][2] = {{0}};
-        for (int r = 0; r < rows; r++) {
-            memcpy(padded[r], row[r] + b * size, size);
-            block[r] = padded[r];
-        }
+        if (!NAME(one_scale)(format) && b % SCALES_TOGETHER == 0)
+            NAME(next_scales)(format, rows, count, row, x, token, b, &scales);
+        for (int r = 0; r < rows; r++) block[r] = memcpy(padded[r], row[r] + b * size, size);
         for (int k = 0; k < count; k++) {
-            memcpy(last_q[k], x->q + token[k] * x->d + b * BLOCK, BLOCK);
-            memcpy(last_less[k], x->less + token[k] * x->d / 4 + b * 8, 32);
-            last_scales[k][0] = x->scales[token[k] * blocks + b];
-            q[k] = last_q[k], less[k] = last_less[k], scales[k] = last_scales[k];
+            q[k] = memcpy(last_q[k], its_q[k] + b * BLOCK, BLOCK);
+            less[k] = memcpy(last_less[k], its_less[k] + b * 8, 32);
+            x_scales[k] = its_scales[k] + b * each; /* and a zero */
         }
-        NAME(add_two)(format, rows, count, block, q, less, scales, sums);
+        ADD(0);
     }
+#undef ADD
+    if (minima && blocks)
+        NAME(add_minima)(format, rows, count, x, token,
+                         (blocks - 1) / SCALES_TOGETHER * SCALES_TOGETHER, &scales);
     for (int r = 0; r < rows; r++)
-        for (int k = 0; k < count; k++) out[r][k] = NAME(total)(sums[r][k]);
+        for (int k = 0; k < count; k++) {
+            out[r][k] = NAME(total)(sums[r][k]);
+            if (minima) out[r][k] -= NAME(sum)(NAME(load_f32)(scales.minus[r][k]));
+        }
 }
-
-#undef PORTABLE

@@ -3,10 +3,10 @@
  * Codes, sizes and every switch are made from these tables, and Python learns from them which
  * names there are (tables() in sparse_matmul.pxi; flashinfer/kernels compares at import).
  *
- * A new number format is its class in formats/number_formats.py and here its row in a table. One
- * of floats needs load_NAME for each vector unit (vectors.h); one of blocks needs unpack_NAME
- * below and a line PORTABLE(CODE, NAME) in blocks.h, which makes the loaders of every vector unit
- * from it. A unit may have faster ones of its own instead.
+ * A new number format is its class in formats/number_formats/ and here its row in a table. One of
+ * floats needs load_NAME for each vector unit (vectors.h); one of blocks needs unpack_NAME (unpack.h)
+ * and scales_NAME (groups.h), and a line PORTABLE(CODE, NAME) in blocks.h, which makes the loaders of
+ * every vector unit from them. A unit may have faster ones of its own instead.
  */
 #pragma once
 
@@ -18,11 +18,22 @@
     X(F16, f16, 1, 2) \
     X(BF16, bf16, 1, 2)
 
-/* X(CODE, name, values in a block, bytes of a block, zero point, scale): blocks of 32 values
- * scale * q, where q + zero point is not negative. `scale` says how the first bytes hold it. */
+/* X(CODE, name, values in a block, bytes of a block, values that share a scale, zero point,
+ *   whether there are minima): value = scale * q - minimum, where q + zero point is not negative. */
 #define BLOCK_FORMATS(X) \
-    X(Q8_0, q8_0, 32, 34, 128, f16) \
-    X(Q4_0, q4_0, 32, 18, 8, f16)
+    X(Q8_0, q8_0, 32, 34, 32, 128, 0) \
+    X(Q4_0, q4_0, 32, 18, 32, 8, 0) \
+    X(Q4_1, q4_1, 32, 20, 32, 0, 1) \
+    X(Q5_0, q5_0, 32, 22, 32, 16, 0) \
+    X(Q5_1, q5_1, 32, 24, 32, 0, 1) \
+    X(Q2_K, q2_K, 256, 84, 16, 0, 1) \
+    X(Q3_K, q3_K, 256, 110, 16, 4, 0) \
+    X(Q4_K, q4_K, 256, 144, 32, 0, 1) \
+    X(Q5_K, q5_K, 256, 176, 32, 0, 1) \
+    X(Q6_K, q6_K, 256, 210, 16, 32, 0) \
+    X(IQ4_NL, iq4_nl, 32, 18, 32, 128, 0) \
+    X(IQ4_XS, iq4_xs, 256, 136, 32, 128, 0) \
+    X(MXFP4, mxfp4, 32, 17, 32, 12, 0)
 
 #define NUMBER_FORMATS(X) FLOAT_FORMATS(X) BLOCK_FORMATS(X)
 
@@ -37,7 +48,7 @@
     X(QUICK_GELU, quick_gelu, v * sigmoid_f32(1.702f * v)) \
     X(SIGMOID, sigmoid, sigmoid_f32(v))
 
-enum { BLOCK = 32 }; /* values in a block, where a format has blocks */
+enum { BLOCK = 32 }; /* values that are multiplied as one, where a format has blocks */
 
 #define CODE(code, ...) code,
 enum { NUMBER_FORMATS(CODE) N_FORMATS };
@@ -47,11 +58,14 @@ enum { ACTIVATIONS(CODE) N_ACTIVATIONS };
 typedef struct {
     const char *name;
     int64_t block, bytes; /* values in a block, bytes of it */
+    int group;            /* values that share a scale, where there are scales */
     int zero;             /* the zero point of blocks, otherwise 0 */
+    int minima;           /* whether there are any */
 } number_format;
 
-#define FLOATS(code, name, block, bytes) {#name, block, bytes, 0},
-#define BLOCKS(code, name, block, bytes, zero, scale) {#name, block, bytes, zero},
+#define FLOATS(code, name, block, bytes) {#name, block, bytes, BLOCK, 0, 0},
+#define BLOCKS(code, name, block, bytes, group, zero, minima) \
+    {#name, block, bytes, group, zero, minima},
 static const number_format number_formats[] = {FLOAT_FORMATS(FLOATS) BLOCK_FORMATS(BLOCKS)};
 #undef FLOATS
 #undef BLOCKS
@@ -60,16 +74,22 @@ static const number_format number_formats[] = {FLOAT_FORMATS(FLOATS) BLOCK_FORMA
 static const char *const activation_names[] = {ACTIVATIONS(NAMED)};
 #undef NAMED
 
-/* As long as the longest block. */
-#define MEMBER(code, name, block, bytes, ...) uint8_t name[bytes];
-typedef union { BLOCK_FORMATS(MEMBER) } any_block;
+/* As long as the longest block of 32 values. */
+#define MEMBER(code, name, block, bytes, ...) uint8_t name[block == BLOCK ? bytes : 1];
+typedef union { BLOCK_FORMATS(MEMBER) } block_of_32;
 #undef MEMBER
 
 INLINE int has_blocks(int format) { return number_formats[format].block > 1; }
 
-INLINE int64_t bytes_of_32(int format) {
-    return number_formats[format].bytes * (32 / number_formats[format].block);
+/* Scales that 32 values have. */
+INLINE int scales_of_32(int format) { return BLOCK / number_formats[format].group; }
+
+/* Bytes from the beginning of a row to its value j, a multiple of 32: of a larger block about. */
+INLINE int64_t bytes_before(int format, int64_t j) {
+    return j * number_formats[format].bytes / number_formats[format].block;
 }
+
+INLINE int64_t bytes_of_32(int format) { return bytes_before(format, 32); }
 
 /* Bytes of a row of d values, or -1 where a format has no such row. */
 static int64_t bytes_of_row(int format, int64_t d) {
@@ -104,19 +124,9 @@ INLINE uint16_t f32_to_f16(float value) {
     return sign | ((bits >> 13) - (112 << 10));
 }
 
-INLINE float block_scale(const uint8_t *block) {
+/* The float16 at p. */
+INLINE float half_at(const uint8_t *p) {
     uint16_t half;
-    memcpy(&half, block, 2);
+    memcpy(&half, p, 2);
     return f16_to_f32(half);
-}
-
-/* The 32 whole numbers of a block. */
-
-INLINE void unpack_q8_0(const uint8_t *block, int8_t *q) { memcpy(q, block + 2, BLOCK); }
-
-INLINE void unpack_q4_0(const uint8_t *block, int8_t *q) {
-    for (int i = 0; i < 16; i++) {
-        q[i] = (block[2 + i] & 15) - 8;
-        q[i + 16] = (block[2 + i] >> 4) - 8;
-    }
 }

@@ -6,20 +6,26 @@
  * take activations of 8 bits, see blocks.h.
  */
 
-/* 32 values of a row of weights from column j, a multiple of 32, as float32. */
+/* 32 values of a row of weights from column j, a multiple of 32, as float32. Of the formats of
+ * blocks q8_0 and q4_0 have a loader; decode_blocks is for all of them. */
 INLINE V NAME(load)(int format, const uint8_t *row, int64_t j) {
     switch (format) {
-#define CASE(code, name, block, bytes, ...) \
-    case code: return NAME(load_##name)((const void *)(row + j / block * bytes));
-        NUMBER_FORMATS(CASE)
+#define CASE(code, name, block, bytes) \
+    case code: return NAME(load_##name)((const void *)(row + j * bytes));
+        FLOAT_FORMATS(CASE)
 #undef CASE
+    case Q8_0: return NAME(load_q8_0)(row, j / BLOCK);
+    case Q4_0: return NAME(load_q4_0)(row, j / BLOCK);
     }
     __builtin_unreachable();
 }
 
+INLINE int NAME(has_loader)(int format) { return format <= Q4_0; }
+
 /* The last n < 32 values, with zeros behind them; rows of blocks have no such. */
 INLINE V NAME(load_tail)(int format, const uint8_t *row, int64_t j, int64_t n) {
     float padded[32] = {0};
+    if (has_blocks(format)) __builtin_unreachable();
     int64_t size = bytes_of_32(format) / 32;
     memcpy(padded, row + j * size, n * size);
     return NAME(load)(format, (const uint8_t *)padded, 0);
@@ -37,7 +43,7 @@ INLINE void NAME(dots)(int format, int rows, int count, const uint8_t *const *ro
     for (; j + 32 <= d; j += 32) {
         for (int r = 0; r < rows; r++) {
             w[r] = NAME(load)(format, row[r], j);
-            __builtin_prefetch(coming[r] + j / 32 * bytes_of_32(format), 0, 2);
+            __builtin_prefetch(coming[r] + bytes_before(format, j), 0, 2);
         }
         for (int k = 0; k < count; k++) {
             V values = NAME(load_f32)(x + token[k] * d + j);
@@ -67,10 +73,12 @@ INLINE void NAME(up_block)(const up_task *task, int format, int rows, int count,
         result = task->out + task->indptr[i];
         for (int b = 0; b < count; b++) token[b] = task->tokens[task->indptr[i] + k + b];
     }
-    if (has_blocks(format))
-        NAME(dots_8bit)(format, rows, count, row, coming, task->quantised, token, out);
-    else
+    if (!has_blocks(format))
         NAME(dots)(format, rows, count, row, coming, task->x, token, task->d, out);
+#ifndef UNIT_FLOATS
+    else
+        NAME(dots_8bit)(format, rows, count, row, coming, task->quantised, token, out);
+#endif
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < count; b++)
             result[r * task->out_row + (k + b) * task->out_token] =
@@ -82,8 +90,12 @@ INLINE void NAME(up_block)(const up_task *task, int format, int rows, int count,
  * the nearest cache. */
 INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int64_t end) {
     const uint8_t *row[ROW_PANEL], *coming[ROW_PANEL];
+#ifdef UNIT_FLOATS
+    const int most = ROW_BLOCK;
+#else
     const int most = has_blocks(format) ? ROW_BLOCK_8BIT : ROW_BLOCK;
-    int64_t ahead = 1 + PREFETCH_BYTES / (task->d * bytes_of_32(format) / 32 + 1);
+#endif
+    int64_t ahead = 1 + PREFETCH_BYTES / (bytes_before(format, task->d) + 1);
     int64_t panel = !task->indptr && task->n_tokens >= TOKEN_BLOCK ? ROW_PANEL : 1;
     for (int64_t i = begin; i < end; i += panel) {
         int64_t rows = end - i < panel ? end - i : panel;
@@ -96,7 +108,9 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
 #define UP(rows, count) NAME(up_block)(task, format, rows, count, row + r, coming + r, i + r, k)
         for (int64_t k = 0; k < count; k += count - k >= TOKEN_BLOCK ? TOKEN_BLOCK : 1)
             for (int64_t r = 0; r < rows; r += rows - r >= most ? most : 1) {
-                if (count - k >= TOKEN_BLOCK && rows - r >= most) UP(most, TOKEN_BLOCK);
+                /* So many tokens of all rows of blocks go through tiles. */
+                if (!has_blocks(format) && count - k >= TOKEN_BLOCK && rows - r >= most)
+                    UP(most, TOKEN_BLOCK);
                 else if (count - k >= TOKEN_BLOCK) UP(1, TOKEN_BLOCK);
                 else if (rows - r >= most) UP(most, 1);
                 else UP(1, 1);
@@ -108,10 +122,21 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
 #define CASE(code, ...) \
     case code: NAME(up_format)(task, code, begin, end); break;
 
+#ifndef UNIT_FLOATS /* Its products with blocks are those of another unit. */
+
 static void NAME(up_blocks)(const up_task *task, int64_t begin, int64_t end) {
+#if defined(UNIT_PLAIN) /* where one loop does for the others */
+    switch (task->format) {
+        CASE(Q8_0)
+        CASE(Q4_0)
+    default: NAME(up_format)(task, task->format, begin, end);
+    }
+#else
     switch (task->format) { BLOCK_FORMATS(CASE) }
+#endif
 }
 
+#endif
 #ifndef UNIT_EXTENDS /* Only the products with blocks differ from those of the unit it extends. */
 
 static void NAME(up)(const up_task *task, int64_t begin, int64_t end) {
@@ -125,7 +150,7 @@ INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int
     const uint8_t *row[DOWN_TOGETHER], *coming[DOWN_TOGETHER];
     float a[DOWN_TOGETHER];
     const int64_t size = bytes_of_32(format);
-    int64_t ahead = DOWN_AHEAD_BYTES / ((end - begin) * size / 32 + 1);
+    int64_t ahead = DOWN_AHEAD_BYTES / (bytes_before(format, end - begin) + 1);
     for (int64_t i = 0; i < task->n_rows;) {
         int rows = 0;
         for (; rows < DOWN_TOGETHER && i < task->n_rows; i++) {
@@ -139,7 +164,7 @@ INLINE void NAME(down_one)(const down_task *task, int format, int64_t begin, int
         }
         for (int64_t j = begin; j < end; j += 32) {
             int64_t n = end - j < 32 ? end - j : 32;
-            const int64_t at = j / 32 * size;
+            const int64_t at = bytes_before(format, j);
             if (at % 64 < size) /* once a cache line */
                 for (int r = 0; r < DOWN_TOGETHER; r++) __builtin_prefetch(coming[r] + at, 0, 2);
             float padded[32] = {0};
@@ -245,8 +270,13 @@ INLINE void NAME(decode_down)(const down_task *task, int format, int64_t i, int6
         const uint8_t *row = task->memory + task->rows[i + r];
         int64_t later = i + r + rows < task->n_rows ? i + r + rows : i + r;
         const uint8_t *coming = task->memory + task->rows[later];
+        if (!NAME(has_loader)(format)) {
+            __builtin_prefetch(coming + bytes_before(format, c), 0, 2);
+            NAME(decode_blocks)(format, row, c / 32, width / 32, w[0][r], DOWN_ROWS * 32);
+            continue;
+        }
         for (int64_t j = 0; j < DOWN_COLUMNS; j += 32) {
-            if (j < width) __builtin_prefetch(coming + (c + j) / 32 * bytes_of_32(format), 0, 2);
+            if (j < width) __builtin_prefetch(coming + bytes_before(format, c + j), 0, 2);
             NAME(store)(w[j / 32][r], width - j >= 32  ? NAME(load)(format, row, c + j)
                                       : width - j > 0 ? NAME(load_tail)(format, row, c + j, width - j)
                                                       : NAME(set)(0));
@@ -290,8 +320,12 @@ static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_p
         if (one) NAME(down_one)(task, code, begin, end); \
         else NAME(down_many)(task, code, begin, end, panel); \
         break;
-        NUMBER_FORMATS(CASE)
-#undef CASE
+        FLOAT_FORMATS(CASE)
+        CASE(Q8_0)
+        CASE(Q4_0)
+    default: /* one loop for the others, whose neurons are seldom apart in a file */
+        if (NAME(has_loader)(task->format)) __builtin_unreachable();
+        NAME(down_many)(task, task->format, begin, end, panel);
     }
 }
 

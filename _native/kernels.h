@@ -22,19 +22,21 @@
 #endif
 
 #include "formats.h"
+#include "unpack.h"
 
 #define TOKEN_BLOCK 4   /* tokens that share one decoding of a row */
 #define MOST_ROWS 4     /* rows that share one loading of tokens, at most */
 #define ROW_PANEL 24    /* rows that meet a block of tokens while that is in the nearest cache */
 /* Tokens from which on it pays to lay rows and them out in tiles, see tiles.h. */
 #define MANY_TOKENS 16
-#define MANY_TOKENS_8BIT 8
+#define MANY_TOKENS_8BIT TOKEN_BLOCK
 #define ROUND_TOKENS 192 /* tokens that are laid out at a time */
 #define PANEL_ROWS 24   /* rows that are laid out at a time, WHOLE_TILES */
 #define MOST_TILE_TOKENS 6
 #define WHOLE_TILES 12  /* rows, or tokens, that are whole tiles of every unit */
 #define TILE_STEPS 64   /* of 32 columns, for which a tile's tokens stay in the nearest cache */
 #define SCALE_STEPS 8   /* of two blocks, whose scales are multiplied at a time */
+#define SCALES_TOGETHER 32 /* blocks of 32 whose scales are multiplied at a time */
 #define PREFETCH_BYTES 12288 /* how far ahead of its use a row is fetched into the cache */
 #define DOWN_TOGETHER 8 /* rows that one token's sums of the down projection meet at a time */
 #define DOWN_AHEAD_BYTES 8192 /* how far ahead they are fetched */
@@ -44,24 +46,32 @@
 
 /* What tokens bring to products with blocks: x = q * scale in blocks of 32, rounded to 8 bits. */
 typedef struct {
-    int64_t d;
-    int8_t *q;      /* (n_tokens, d) */
-    int32_t *less;  /* (n_tokens, d / 4): what four q add too much where w is taken unsigned */
-    float *scales;  /* (n_tokens, d / 32) */
+    int64_t d, room; /* room: d / 32, up to a multiple of SCALES_TOGETHER */
+    int8_t *q;       /* (n_tokens, d) */
+    int32_t *less;   /* (n_tokens, d / 4): what four q add too much where w is taken unsigned */
+    float *scales;   /* (n_tokens, room * scales_of_32): of the format's groups */
+    float *sums;     /* the same: of each group's x, what a minimum is multiplied with */
 } activations;
 
 /* Some of the tokens of an up_task, laid out by tiles.h. */
 typedef struct {
     int64_t first, count;
-    float *tiles, *scales;
+    float *tiles, *scales, *sums; /* sums: of groups of x, where there are minima */
 } tile_round;
 
 INLINE int64_t steps_of(int64_t d) { return (d + 31) / 32; }
 INLINE int64_t pairs_of(int64_t d) { return (d + 63) / 64; } /* of blocks */
 
-/* Scales of a row or token as they are laid out: two a pair, for whole SCALE_STEPS. */
-INLINE int64_t scale_room(int64_t d) {
-    return 2 * SCALE_STEPS * ((pairs_of(d) + SCALE_STEPS - 1) / SCALE_STEPS);
+/* Scales of a row or token as they are laid out, for whole SCALE_STEPS. */
+INLINE int64_t scale_room(int format, int64_t d) {
+    int64_t steps = (pairs_of(d) + SCALE_STEPS - 1) / SCALE_STEPS * SCALE_STEPS;
+    return 2 * steps * scales_of_32(format);
+}
+
+/* Groups that share a scale, and a minimum, in a row; floats that the minima take, laid out. */
+INLINE int64_t groups_of(int format, int64_t d) { return d / BLOCK * scales_of_32(format); }
+INLINE int64_t minima_room(int format, int64_t d) {
+    return number_formats[format].minima ? steps_of(groups_of(format, d)) * 32 : 0;
 }
 
 /* rows[i] . x[t] + bias[i], for all tokens or, with indptr, for tokens[indptr[i]:indptr[i+1]] */
@@ -111,27 +121,42 @@ INLINE int64_t end_seen(const attention_task *task, int64_t t) {
     return task->start + (task->both ? task->n_tokens : t + 1);
 }
 
-/* One token's x (d,) as activations: in each block q = x * 127 / largest, rounded to even. */
-INLINE void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less,
-                     float *scales) {
+/* One block of x as activations: q = x * 127 / largest, rounded to even; the sums of each four q and
+ * of each of the block's groups, of which the compiler knows the number. */
+INLINE void quantise_block(const float *x, const int groups, int8_t *q, int32_t *fours,
+                           float *scales, float *sums) {
+    enum { FOURS = BLOCK / 4 };
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    float largest = 0;
+    for (int i = 0; i < BLOCK; i++) {
+        float size = fabsf(x[i]);
+        largest = size > largest ? size : largest;
+    }
+    float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (int i = 0; i < BLOCK; i++) {
+        float value = x[i] * inverse;
+        value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
+        value = value <= 127.0f ? value : 127.0f;
+        q[i] = (int8_t)((value + magic) - magic);
+    }
+    for (int i = 0; i < FOURS; i++)
+        fours[i] = q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3];
+    for (int g = 0; g < groups; g++) {
+        int32_t sum = 0;
+        for (int i = g * FOURS / groups; i < (g + 1) * FOURS / groups; i++) sum += fours[i];
+        scales[g] = largest / 127.0f, sums[g] = sum * (largest / 127.0f);
+    }
+}
+
+/* One token's x (d,) as activations. */
+INLINE void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less,
+                     float *scales, float *sums) {
     const int32_t zero = number_formats[format].zero;
+    const int each = scales_of_32(format);
     for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, less += BLOCK / 4) {
-        float largest = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            float size = fabsf(x[i]);
-            largest = size > largest ? size : largest;
-        }
-        float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        for (int i = 0; i < BLOCK; i++) {
-            float value = x[i] * inverse;
-            value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
-            value = value <= 127.0f ? value : 127.0f;
-            q[i] = (int8_t)((value + magic) - magic);
-        }
-        for (int i = 0; i < BLOCK / 4; i++)
-            less[i] = -zero * (q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3]);
-        scales[b] = largest / 127.0f;
+        if (each == 1) quantise_block(x, 1, q, less, scales + b, sums + b);
+        else quantise_block(x, 2, q, less, scales + 2 * b, sums + 2 * b);
+        for (int i = 0; i < BLOCK / 4; i++) less[i] *= -zero;
     }
 }
 
@@ -151,17 +176,20 @@ INLINE float sum_of_8(__m256 v) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-INLINE float f16c_scale(const uint8_t *block) {
+INLINE float f16c_half(const uint8_t *p) {
     uint16_t half;
-    memcpy(&half, block, 2);
+    memcpy(&half, p, 2);
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 }
+#include "unpack_avx2.h"
 #define UNIT_AVX2
 #define NAME(x) PASTE(x, avx2)
 #include "vectors.h"
+#include "groups.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "block_tiles.h"
 #include "query_tiles.h"
 #undef NAME
 #undef UNIT_AVX2
@@ -172,13 +200,15 @@ INLINE float f16c_scale(const uint8_t *block) {
 #pragma GCC target("avx512f,avx2,fma,f16c")
 #endif
 #define UNIT_AVX512
+#define UNIT_FLOATS
 #define NAME(x) PASTE(x, avx512)
 #include "vectors.h"
-#include "blocks.h"
+#include "groups.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
 #include "query_tiles.h"
 #undef NAME
+#undef UNIT_FLOATS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vnni,avx2,fma,f16c"))), apply_to = function)
@@ -189,10 +219,11 @@ INLINE float f16c_scale(const uint8_t *block) {
 #define UNIT_EXTENDS
 #define NAME(x) PASTE(x, avx512vnni)
 #include "vectors.h"
+#include "groups.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
-#include "query_tiles.h"
+#include "block_tiles.h"
 #undef NAME
 #undef UNIT_EXTENDS
 #undef UNIT_VNNI
@@ -207,9 +238,11 @@ INLINE float f16c_scale(const uint8_t *block) {
 #define UNIT_NEON
 #define NAME(x) PASTE(x, neon)
 #include "vectors.h"
+#include "groups.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "block_tiles.h"
 #include "query_tiles.h"
 #undef NAME
 #if defined(__clang__)
@@ -222,10 +255,11 @@ INLINE float f16c_scale(const uint8_t *block) {
 #define UNIT_EXTENDS
 #define NAME(x) PASTE(x, neon_dotprod)
 #include "vectors.h"
+#include "groups.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
-#include "query_tiles.h"
+#include "block_tiles.h"
 #undef NAME
 #undef UNIT_EXTENDS
 #undef UNIT_DOTPROD
@@ -240,9 +274,11 @@ INLINE float f16c_scale(const uint8_t *block) {
 #define UNIT_PLAIN
 #define NAME(x) PASTE(x, plain)
 #include "vectors.h"
+#include "groups.h"
 #include "blocks.h"
 #include "kernel_bodies.h"
 #include "tiles.h"
+#include "block_tiles.h"
 #include "query_tiles.h"
 #undef NAME
 #undef UNIT_PLAIN
@@ -250,29 +286,32 @@ INLINE float f16c_scale(const uint8_t *block) {
 typedef struct {
     const char *name;
     void (*up)(const up_task *, int64_t, int64_t);
-    void (*up_blocks)(const up_task *, int64_t, int64_t);
     void (*lay_out)(const up_task *, int64_t, int64_t);
     void (*up_tiles)(const up_task *, int64_t, int64_t, float *);
+    void (*up_blocks)(const up_task *, int64_t, int64_t);
+    void (*lay_out_blocks)(const up_task *, int64_t, int64_t);
+    void (*up_tiles_8bit)(const up_task *, int64_t, int64_t, float *);
     void (*down)(const down_task *, int64_t, int64_t, down_panel *);
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
     void (*attend_tiles)(const attention_task *, int64_t, int64_t, float *, int64_t);
     void (*activate)(float *, int64_t, int64_t, int, float);
 } vector_unit;
 
-/* A unit, and the one that it extends by products of 8 bits; itself, where it extends none. */
-#define UNIT(u, base) \
-    {#u, PASTE(up, base), PASTE(up_blocks, u), PASTE(lay_out, u), PASTE(up_tiles, u), \
-     PASTE(down, base), PASTE(attend, base), PASTE(attend_tiles, base), \
-     PASTE(activate, base)}
+/* A unit, the one that has all its functions but the products with blocks, and the one with these. */
+#define UNIT(u, floats, blocks) \
+    {#u, PASTE(up, floats), PASTE(lay_out, floats), PASTE(up_tiles, floats), \
+     PASTE(up_blocks, blocks), PASTE(lay_out_blocks, blocks), PASTE(up_tiles_8bit, blocks), \
+     PASTE(down, floats), PASTE(attend, floats), PASTE(attend_tiles, floats), \
+     PASTE(activate, floats)}
 
 static const vector_unit *best_unit(void) {
     static const vector_unit units[] = {
 #if defined(__x86_64__)
-        UNIT(avx512vnni, avx512), UNIT(avx512, avx512), UNIT(avx2, avx2),
+        UNIT(avx512vnni, avx512, avx512vnni), UNIT(avx512, avx512, avx2), UNIT(avx2, avx2, avx2),
 #elif defined(__aarch64__)
-        UNIT(neon_dotprod, neon), UNIT(neon, neon),
+        UNIT(neon_dotprod, neon, neon_dotprod), UNIT(neon, neon, neon),
 #endif
-        UNIT(plain, plain)};
+        UNIT(plain, plain, plain)};
     static const vector_unit *chosen = NULL;
     if (chosen) return chosen;
     const char *forced = getenv("FLASHINFER_VECTOR_UNIT");
@@ -396,18 +435,24 @@ static int run_up_tiles(up_task *task, int threads) {
     const int blocks = has_blocks(task->format);
     const int64_t d = task->d, most = task->n_tokens < ROUND_TOKENS ? task->n_tokens : ROUND_TOKENS;
     /* in floats: a token or row, which has as many bytes of whole numbers as values; sums */
-    const int64_t token = blocks ? pairs_of(d) * 32 + scale_room(d) : steps_of(d) * 32;
-    const int64_t row = blocks ? pairs_of(d) * 16 + scale_room(d) : steps_of(d) * 32;
+    const int64_t pairs = pairs_of(d);
+    const int64_t scales = blocks ? scale_room(task->format, d) : 0;
+    const int64_t minima = blocks ? minima_room(task->format, d) : 0;
+    const int64_t token = blocks ? pairs * 32 + scales + minima : steps_of(d) * 32;
+    const int64_t row = blocks ? pairs * 16 + scales + minima : steps_of(d) * 32;
     const int64_t scratch = PANEL_ROWS * (row + MOST_TILE_TOKENS * 32);
     char *memory = malloc((most * token + threads * scratch) * sizeof(float) + 64);
     if (!memory) return -1;
     float *own = (float *)(memory + 64 - (uintptr_t)memory % 64), *tiles = own + threads * scratch;
-    tile_round round = {0, most, tiles, tiles + most * pairs_of(d) * 32};
+    float *after = tiles + most * pairs * 32;
+    tile_round round = {0, most, tiles, after, after + most * scales};
     task->round = &round;
     for (; round.first < task->n_tokens; round.first += most) {
         if (round.count > task->n_tokens - round.first) round.count = task->n_tokens - round.first;
-        SPLIT(threads, round.count, WHOLE_TILES, unit->lay_out(task, begin, end));
-        SPLIT(threads, task->n_rows, WHOLE_TILES, unit->up_tiles(task, begin, end, own + part * scratch));
+        SPLIT(threads, round.count, WHOLE_TILES,
+              (blocks ? unit->lay_out_blocks : unit->lay_out)(task, begin, end));
+        SPLIT(threads, task->n_rows, WHOLE_TILES,
+              (blocks ? unit->up_tiles_8bit : unit->up_tiles)(task, begin, end, own + part * scratch));
     }
     free(memory);
     return 0;
@@ -416,20 +461,23 @@ static int run_up_tiles(up_task *task, int threads) {
 /* Returns 0, or -1 where there is no memory for the activations. */
 static int run_up(up_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();
-    activations x = {task->d, NULL, NULL, NULL};
+    activations x = {.d = task->d};
     if (products * task->d < SMALL_WORK) threads = 1;
     int blocks = has_blocks(task->format);
     if (!task->indptr && task->n_tokens >= (blocks ? MANY_TOKENS_8BIT : MANY_TOKENS))
         return run_up_tiles(task, threads);
     if (blocks) {
-        int64_t n = task->n_tokens * task->d;
-        x.less = malloc(n + n / 8 + n + 64); /* the three lie behind each other */
+        const int64_t n = task->n_tokens * task->d;
+        x.room = (task->d / BLOCK + SCALES_TOGETHER - 1) / SCALES_TOGETHER * SCALES_TOGETHER;
+        const int64_t width = x.room * scales_of_32(task->format), scales = task->n_tokens * width;
+        x.less = malloc(n + 8 * scales + n + 64); /* the four lie behind each other */
         if (!x.less) return -1;
-        x.scales = (float *)(x.less + n / 4);
-        x.q = (int8_t *)(x.scales + n / BLOCK);
+        x.scales = (float *)(x.less + n / 4), x.sums = x.scales + scales;
+        x.q = (int8_t *)(x.sums + scales);
+        memset(x.scales, 0, 8 * scales);
         for (int64_t t = 0; t < task->n_tokens; t++)
             quantise(task->x + t * task->d, task->d, task->format, x.q + t * task->d,
-                     x.less + t * task->d / 4, x.scales + t * task->d / BLOCK);
+                     x.less + t * task->d / 4, x.scales + t * width, x.sums + t * width);
         task->quantised = &x;
     }
     SPLIT(threads, task->n_rows, 1, (blocks ? unit->up_blocks : unit->up)(task, begin, end));
@@ -441,7 +489,7 @@ static int run_up(up_task *task, int64_t products, int threads) {
 static int run_down(const down_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();
     if (products * task->d < SMALL_WORK) threads = 1;
-    int64_t room = task->n_tokens > 1 || task->indptr ? task->n_tokens : 0;
+    int64_t room = task->n_tokens;
     down_panel *panels = malloc(sizeof *panels * threads * room + 1);
     if (!panels) return -1;
     SPLIT(threads, task->d, 64, unit->down(task, begin, end, panels + part * room));

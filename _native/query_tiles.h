@@ -43,7 +43,7 @@ INLINE void NAME(score_tile)(const attention_task *task, int format, int64_t t, 
         for (int64_t k = 0; k < count; k += TILE_TOKENS) {
             int64_t n = count - k < TILE_TOKENS ? count - k : TILE_TOKENS;
             NAME(panel)(s->keys, s->queries + k * width, rows, n, width, s->sums);
-            NAME(fold_tile)(&keys, s->sums, 32, i, rows, k, n);
+            NAME(fold_tile)(&keys, s->sums, 32, NULL, i, rows, k, n);
         }
     }
 }

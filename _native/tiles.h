@@ -62,16 +62,22 @@ INLINE void NAME(fold_16)(const float *sums, int n, float *out) {
 }
 #endif
 
-/* The products of a panel's rows, from row i on, with tokens first..first + count, out of their
- * sums (count, PANEL_ROWS, lanes). */
-INLINE void NAME(fold_tile)(const up_task *task, const float *sums, int lanes, int64_t i,
-                            int64_t rows, int64_t first, int64_t count) {
-    float folded[MOST_TILE_TOKENS * PANEL_ROWS] __attribute__((aligned(64)));
+/* Folds the sums (count, PANEL_ROWS, lanes) of a panel with a tile of tokens. */
+INLINE void NAME(fold)(const float *sums, int lanes, int64_t count, float *out) {
     for (int64_t n = 0; n < count * PANEL_ROWS; n += 16)
-        NAME(fold_16)(sums + n * lanes, lanes, folded + n);
+        NAME(fold_16)(sums + n * lanes, lanes, out + n);
+}
+
+/* The products of a panel's rows, from row i on, with tokens first..first + count, out of their
+ * sums as `fold` takes them; less what `minus`, which is folded already, has for each. */
+INLINE void NAME(fold_tile)(const up_task *task, const float *sums, int lanes, const float *minus,
+                            int64_t i, int64_t rows, int64_t first, int64_t count) {
+    float folded[MOST_TILE_TOKENS * PANEL_ROWS] __attribute__((aligned(64)));
+    NAME(fold)(sums, lanes, count, folded);
     for (int64_t k = 0; k < count; k++) {
         float *from = folded + k * PANEL_ROWS;
         float *out = task->out + i * task->out_row + (first + k) * task->out_token;
+        for (int64_t r = 0; minus && r < rows; r++) from[r] -= minus[k * PANEL_ROWS + r];
         for (int64_t r = 0; r < rows; r++) from[r] += task->bias ? task->bias[i + r] : 0.0f;
         if (task->out_row == 1) memcpy(out, from, rows * sizeof(float));
         else
@@ -93,29 +99,6 @@ INLINE void NAME(fold_tile)(const up_task *task, const float *sums, int lanes, i
 /* Where row i of the weights lies. */
 INLINE const uint8_t *NAME(row_at)(const up_task *task, int64_t i) {
     return task->memory + (task->rows ? task->rows[i] : i * task->row_bytes);
-}
-
-/* A tile of tokens from the k-th on, rounded to 8 bits, as (group, step, token, {q, less}), where a
- * step is two blocks, and their scales as (half, token, step). */
-INLINE void NAME(lay_out_8bit)(const up_task *task, int64_t k, int64_t count, uint8_t *tile,
-                               float *scales) {
-    const int64_t pairs = pairs_of(task->d), width = scale_room(task->d) / HALVES_8BIT;
-    memset(scales, 0, count * scale_room(task->d) * sizeof(float));
-    for (int64_t t = 0; t < count; t++)
-        for (int64_t s = 0; s < pairs; s++) {
-            int8_t q[2 * BLOCK] = {0};
-            int32_t less[16] = {0};
-            float two[2] = {0};
-            int64_t n = task->d - s * 64 < 64 ? BLOCK : 2 * BLOCK;
-            quantise(task->x + (k + t) * task->d + s * 64, n, task->format, q, less, two);
-            uint8_t *to = tile + (s * count + t) * 2 * GROUP_8BIT;
-            NAME(spread)(q, to, pairs * count * 2 * GROUP_8BIT);
-            NAME(spread)((const int8_t *)less, to + GROUP_8BIT, pairs * count * 2 * GROUP_8BIT);
-            for (int b = 0; b < 2; b++) {
-                int64_t half = HALVES_8BIT == 2 ? b : 0, at = HALVES_8BIT == 2 ? s : 2 * s + b;
-                scales[(half * count + t) * width + at] = two[b];
-            }
-        }
 }
 
 /* A tile of tokens from the k-th on as (group of lanes, step, token, lane); d is padded to whole
@@ -204,116 +187,20 @@ INLINE void NAME(up_tiles_format)(const up_task *task, int format, int64_t begin
         for (int64_t k = 0; k < round->count; k += TILE_TOKENS) {
             int64_t left = round->count - k, count = left < TILE_TOKENS ? left : TILE_TOKENS;
             NAME(panel)(w, round->tiles + k * padded, rows, count, task->d, sums);
-            NAME(fold_tile)(task, sums, 32, i, rows, round->first + k, count);
+            NAME(fold_tile)(task, sums, 32, NULL, i, rows, round->first + k, count);
         }
     }
 }
 
-/* As decode_tile, for rows of blocks: whole numbers as (group, step, row), and their scales as
- * (half, row, step). */
-INLINE void NAME(decode_tile_8bit)(const up_task *task, int format, int64_t i, int64_t end,
-                                   uint8_t *tile, float *scales) {
-    const int64_t blocks = task->d / BLOCK, pairs = pairs_of(task->d), size = bytes_of_32(format);
-    const int64_t width = scale_room(task->d) / HALVES_8BIT;
-    memset(scales, 0, TILE_ROWS_8BIT * scale_room(task->d) * sizeof(float));
-    for (int r = 0; r < TILE_ROWS_8BIT; r++) {
-        int64_t later = i + r + TILE_ROWS_8BIT < end ? i + r + TILE_ROWS_8BIT : end - 1;
-        const uint8_t *row = NAME(row_at)(task, i + r < end ? i + r : end - 1);
-        const uint8_t *coming = NAME(row_at)(task, later);
-        for (int64_t s = 0; s < pairs; s++) {
-            uint8_t padded[2 * sizeof(any_block)] = {0};
-            const uint8_t *block = row + 2 * s * size;
-            if (2 * s + 1 == blocks) block = memcpy(padded, block, size);
-            __builtin_prefetch(coming + 2 * s * size, 0, 2);
-            NAME(weights) w = NAME(quants)(format, block);
-            NAME(spread)((const int8_t *)&w, tile + (s * TILE_ROWS_8BIT + r) * GROUP_8BIT,
-                         pairs * TILE_ROWS_8BIT * GROUP_8BIT);
-            for (int b = 0; b < 2; b++) {
-                int64_t half = HALVES_8BIT == 2 ? b : 0, at = HALVES_8BIT == 2 ? s : 2 * s + b;
-                scales[(half * TILE_ROWS_8BIT + r) * width + at] =
-                    NAME(scale)(format, block + b * size);
-            }
-        }
-    }
-}
-
-/* sums[r][k] = w[r] . x[k] for one group of lanes. The products of scales are made SCALE_STEPS at
- * a time. `count` is known to the compiler. */
-INLINE void NAME(tile_8bit)(int format, int count, const uint8_t *w, const float *w_scales,
-                            const uint8_t *x, const float *x_scales, int64_t steps, int64_t width,
-                            float *sums) {
-    enum { EACH_STEP = 2 / HALVES_8BIT, TOGETHER = SCALE_STEPS * EACH_STEP };
-    NAME(lanes_8bit) sum[TILE_ROWS_8BIT][TILE_TOKENS_8BIT];
-    NAME(row_8bit) row[TILE_ROWS_8BIT];
-    float scales[TILE_ROWS_8BIT][TILE_TOKENS_8BIT][TOGETHER] __attribute__((aligned(64)));
-    for (int r = 0; r < TILE_ROWS_8BIT; r++)
-        for (int k = 0; k < count; k++) sum[r][k] = NAME(zero_8bit)();
-    for (int64_t first = 0; first < steps; first += SCALE_STEPS) {
-        int64_t n = steps - first < SCALE_STEPS ? steps - first : SCALE_STEPS;
-        for (int r = 0; r < TILE_ROWS_8BIT; r++)
-            for (int k = 0; k < count; k++)
-                NAME(multiply_8bit)(w_scales + r * width + first * EACH_STEP,
-                                    x_scales + k * width + first * EACH_STEP, scales[r][k]);
-        for (int64_t s = 0; s < n; s++) {
-            for (int r = 0; r < TILE_ROWS_8BIT; r++)
-                row[r] = NAME(load_row_8bit)(w + r * GROUP_8BIT);
-            for (int k = 0; k < count; k++)
-                for (int r = 0; r < TILE_ROWS_8BIT; r++)
-                    sum[r][k] = NAME(fma_8bit)(format, row[r], x + k * 2 * GROUP_8BIT,
-                                               scales[r][k] + s * EACH_STEP, sum[r][k]);
-            w += TILE_ROWS_8BIT * GROUP_8BIT, x += count * 2 * GROUP_8BIT;
-        }
-    }
-    for (int r = 0; r < TILE_ROWS_8BIT; r++)
-        for (int k = 0; k < count; k++)
-            NAME(store_8bit)(sums + (k * PANEL_ROWS + r) * 16, sum[r][k]);
-}
-
-/* As up_tiles_format, for blocks of 8 bits. */
-INLINE void NAME(up_tiles_8bit)(const up_task *task, int format, int64_t begin, int64_t end,
-                                float *scratch) {
-    const int64_t pairs = pairs_of(task->d), room = scale_room(task->d);
-    const tile_round *round = task->round;
-    float *sums = scratch, *scales = sums + PANEL_ROWS * MOST_TILE_TOKENS * 16;
-    uint8_t *w = (uint8_t *)(scales + PANEL_ROWS * room);
-    for (int64_t i = begin; i < end; i += PANEL_ROWS) {
-        int64_t rows = end - i < PANEL_ROWS ? end - i : PANEL_ROWS;
-        for (int64_t r = 0; r < rows; r += TILE_ROWS_8BIT)
-            NAME(decode_tile_8bit)(task, format, i + r, end, w + r * pairs * 64, scales + r * room);
-        for (int64_t k = 0; k < round->count; k += TILE_TOKENS_8BIT) {
-            int64_t left = round->count - k;
-            int64_t count = left < TILE_TOKENS_8BIT ? left : TILE_TOKENS_8BIT;
-            for (int g = 0; g < 64 / GROUP_8BIT; g++)
-                for (int64_t r = 0; r < rows; r += TILE_ROWS_8BIT) {
-                    const uint8_t *tile = w + r * pairs * 64 + g * pairs * TILE_ROWS_8BIT * GROUP_8BIT;
-                    const uint8_t *x = (const uint8_t *)round->tiles + k * pairs * 128 +
-                                       g * pairs * count * 2 * GROUP_8BIT;
-                    const int64_t width = room / HALVES_8BIT, half = g * HALVES_8BIT * GROUP_8BIT / 64;
-                    const float *w_scales = scales + r * room + half * TILE_ROWS_8BIT * width;
-                    const float *x_scales = round->scales + k * room + half * count * width;
-                    float *to = sums + r * 16 + g * GROUP_8BIT / 4;
-#define TILE(known) \
-    NAME(tile_8bit)(format, known, tile, w_scales, x, x_scales, pairs, width, to)
-                    COUNTED(TILE, TILE_TOKENS_8BIT)
-#undef TILE
-                }
-            NAME(fold_tile)(task, sums, 16, i, rows, round->first + k, count);
-        }
-    }
-}
+#ifndef UNIT_EXTENDS
 
 /* Lays out a round's tokens begin..end, whole tiles. */
 static void NAME(lay_out)(const up_task *task, int64_t begin, int64_t end) {
     const tile_round *round = task->round;
-    const int blocks = has_blocks(task->format), most = blocks ? TILE_TOKENS_8BIT : TILE_TOKENS;
-    const int64_t padded = steps_of(task->d) * 32, pairs = pairs_of(task->d);
-    for (int64_t k = begin; k < end; k += most) {
-        int64_t count = end - k < most ? end - k : most;
-        if (blocks)
-            NAME(lay_out_8bit)(task, round->first + k, count, (uint8_t *)round->tiles + k * pairs * 128,
-                               round->scales + k * scale_room(task->d));
-        else
-            NAME(lay_out_floats)(task, round->first + k, count, round->tiles + k * padded);
+    for (int64_t k = begin; k < end; k += TILE_TOKENS) {
+        int64_t count = end - k < TILE_TOKENS ? end - k : TILE_TOKENS;
+        NAME(lay_out_floats)(task, round->first + k, count,
+                             round->tiles + k * steps_of(task->d) * 32);
     }
 }
 
@@ -324,12 +211,7 @@ static void NAME(up_tiles)(const up_task *task, int64_t begin, int64_t end, floa
     case code: NAME(up_tiles_format)(task, code, begin, end, scratch); break;
         FLOAT_FORMATS(CASE)
 #undef CASE
-#define CASE(code, ...) \
-    case code: NAME(up_tiles_8bit)(task, code, begin, end, scratch); break;
-        BLOCK_FORMATS(CASE)
-#undef CASE
     }
 }
 
-#undef COUNTED
-#undef STORED
+#endif

@@ -128,16 +128,18 @@ INLINE V NAME(scaled)(const int8x16_t *quants, float scale) { /* 32 int8 */
     EACH v.q[i] = vmulq_n_f32(v.q[i], scale);
     return v;
 }
-INLINE V NAME(load_q8_0)(const uint8_t *block) {
+INLINE V NAME(load_q8_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q8_0);
     int8x16_t q[2] = {vld1q_s8((const int8_t *)block + 2), vld1q_s8((const int8_t *)block + 18)};
-    return NAME(scaled)(q, block_scale(block));
+    return NAME(scaled)(q, half_at(block));
 }
-INLINE V NAME(load_q4_0)(const uint8_t *block) {
+INLINE V NAME(load_q4_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q4_0);
     uint8x16_t packed = vld1q_u8(block + 2);
     int8x16_t eight = vdupq_n_s8(8);
     int8x16_t q[2] = {vsubq_s8(vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), eight),
                       vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), eight)};
-    return NAME(scaled)(q, block_scale(block));
+    return NAME(scaled)(q, half_at(block));
 }
 INLINE float NAME(sum)(V v) {
     for (int i = 0; i < 4; i++) v.q[i] = vaddq_f32(v.q[i], v.q[i + 4]);
@@ -183,6 +185,22 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
     EACH v.q[i] = float_of_bits((uint32_t)halves[i] << 16);
     return v;
 }
+INLINE V NAME(load_q8_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q8_0);
+    V v;
+    int8_t q[BLOCK];
+    unpack_q8_0(block, 0, q);
+    EACH v.q[i] = half_at(block) * q[i];
+    return v;
+}
+INLINE V NAME(load_q4_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q4_0);
+    V v;
+    int8_t q[BLOCK];
+    unpack_q4_0(block, 0, q);
+    EACH v.q[i] = half_at(block) * q[i];
+    return v;
+}
 INLINE float NAME(sum)(V v) {
     for (int n = 16; n; n /= 2)
         for (int i = 0; i < n; i++) v.q[i] += v.q[i + n];
@@ -204,27 +222,30 @@ INLINE V NAME(fma_lanes)(V x, V y, V z) { return NAME(fma)(x, y, z); }
 
 #if defined(UNIT_AVX512) || defined(UNIT_AVX2)
 
-INLINE V NAME(load_q8_0)(const uint8_t *block) {
+INLINE V NAME(load_q8_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q8_0);
     __m128i q[2] = {_mm_loadu_si128((const __m128i *)(block + 2)),
                     _mm_loadu_si128((const __m128i *)(block + 18))};
-    return NAME(scaled)(q, f16c_scale(block));
+    return NAME(scaled)(q, f16c_half(block));
 }
 #if defined(UNIT_AVX512)
-INLINE V NAME(load_q4_0)(const uint8_t *block) { /* each of 16 values is looked up */
+INLINE V NAME(load_q4_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q4_0);
     const __m512 values =
         _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
     __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(block + 2)));
-    __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(f16c_scale(block)));
+    __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(f16c_half(block)));
     return (V){{_mm512_permutexvar_ps(packed, scaled),
                 _mm512_permutexvar_ps(_mm512_srli_epi32(packed, 4), scaled)}};
 }
 #else
-INLINE V NAME(load_q4_0)(const uint8_t *block) {
+INLINE V NAME(load_q4_0)(const uint8_t *row, int64_t b) {
+    const uint8_t *block = row + b * bytes_of_32(Q4_0);
     __m128i packed = _mm_loadu_si128((const __m128i *)(block + 2));
     __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
     __m128i q[2] = {_mm_sub_epi8(_mm_and_si128(packed, low), eight),
                     _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), eight)};
-    return NAME(scaled)(q, f16c_scale(block));
+    return NAME(scaled)(q, f16c_half(block));
 }
 #endif
 

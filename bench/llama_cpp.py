@@ -37,8 +37,7 @@ def write_gguf(path, name):
     import gguf
 
     random, format = np.random.default_rng(0), FORMATS[name]
-    kinds = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0,
-             "q4_0": gguf.GGMLQuantizationType.Q4_0}  # fmt: skip
+    kind = gguf.GGMLQuantizationType[name.upper()]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(2048)
@@ -56,7 +55,7 @@ def write_gguf(path, name):
         if name == "f16":
             writer.add_tensor(tensor, raw.view(np.float16))
         else:
-            writer.add_tensor(tensor, raw, raw_dtype=kinds[name])
+            writer.add_tensor(tensor, raw, raw_dtype=kind)
 
     matrix("token_embd.weight", VOCABULARY, WIDTH)
     matrix("output.weight", VOCABULARY, WIDTH)

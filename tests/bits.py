@@ -24,12 +24,16 @@ from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.tensors import FFN, PREDICTOR
 from flashinfer.kernels import fixed_math
 from flashinfer.oracle.digest import digest as oracle_digest
+from flashinfer.synth import synthesize
+from flashinfer.synth.shapes import opt_config
 from flashinfer.transformer.kv_cache import KV_DTYPES
 
 DATA = Path(__file__).parent / "data"
 ENCODER_DATA = Path(__file__).parent / "encoders"
 COMMITTED = Path(__file__).with_suffix(".json")
-BLOCKS = "gpt-oss"  # its rows are whole blocks, so that it exists in every number format
+BLOCKS = "gpt-oss"  # its rows are whole blocks of 32, so that it exists in most number formats
+SMALL = [name for name, format in FORMATS.items() if format.block <= 32]
+WIDE = opt_config(256, 2, 4, 512, vocab_size=300, positions=64)  # whole blocks of 256
 
 
 def digest(*arrays):
@@ -79,13 +83,16 @@ def all_digests():
         found[f"demo, {dtype} keys"] = of_model(demo_model(), kv_dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.flash"
-        for name in FORMATS:
+        for name in (name for name in FORMATS if name not in SMALL):
+            synthesize(path, WIDE, name)
+            found[f"synthetic, {name}"] = of_model(path)
+        for name in SMALL:
             requantised(demo_model(), path, name)
             found[f"demo, dense, {name}"] = of_model(path)
         for source in (*sorted(DATA.iterdir()), *sorted(ENCODER_DATA.iterdir())):
             if not (source / "model.safetensors").exists():
                 continue
-            for name in FORMATS if source.name == BLOCKS else ("f32",):
+            for name in SMALL if source.name == BLOCKS else ("f32",):
                 convert(source, path, name)
                 found[f"{source.name}, {name}"] = of_model(path)
     return found

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.architectures.hugging_face import interleaved
+from flashinfer.formats.sources.gguf import BY_TYPE
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "bamboo": "bamboo", "qwen2": "qwen2",
@@ -96,7 +97,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         if kind is None:
             writer.add_tensor(name, values)
         else:
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, _quantised(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -105,6 +106,16 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         with open(path, "r+b") as file:
             file.write(b"PWRI")
     return path
+
+
+def _quantised(values, kind):
+    """The bytes of values; the gguf package has no encoder of K-quants."""
+    import gguf
+
+    format = BY_TYPE.get(kind.name)
+    if format is None or format.block == 1:
+        return gguf.quants.quantize(values, kind)
+    return format.encode(values)
 
 
 def _add_rotary(writer, rotary):

@@ -24,15 +24,25 @@ static float *uniforms(int64_t n) {
     return values;
 }
 
-static void products(int format, int64_t d) {
-    int64_t row_bytes = d * bytes_of_32(format) / 32, rows[ROWS];
-    uint8_t *weights = malloc(ROWS * row_bytes);
-    for (int64_t i = 0; i < ROWS; i++) rows[i] = i * row_bytes;
+/* Random rows of finite numbers: no exponent of all ones, in the values or in the blocks' scales. */
+static uint8_t *random_rows(int format, int64_t row_bytes) {
+    /* The last bytes of a block's one or two floats. */
+    static const int last[N_FORMATS][2] = {
+        [F32] = {3, 3}, [F16] = {1, 1}, [BF16] = {1, 1}, [Q8_0] = {1, 1}, [Q4_0] = {1, 1},
+        [Q4_1] = {1, 3}, [Q5_0] = {1, 1}, [Q5_1] = {1, 3}, [Q2_K] = {81, 83}, [Q3_K] = {109, 109},
+        [Q4_K] = {1, 3}, [Q5_K] = {1, 3}, [Q6_K] = {209, 209}, [IQ4_NL] = {1, 1},
+        [IQ4_XS] = {1, 1}, [MXFP4] = {0, 0}};
+    uint8_t *weights = malloc((size_t)(ROWS * row_bytes));
     for (int64_t i = 0; i < ROWS * row_bytes; i++) weights[i] = next() >> 24;
-    /* Finite numbers: no exponent of all ones, in the values or in the blocks' scales. */
-    int64_t step = format == F32 ? 4 : format <= BF16 ? 2 : bytes_of_32(format);
-    for (int64_t i = 0; i < ROWS * row_bytes; i += step)
-        weights[i + (format == F32 ? 3 : 1)] &= 0xBF;
+    for (int64_t i = 0; i < ROWS * row_bytes; i += number_formats[format].bytes)
+        for (int k = 0; k < 2; k++) weights[i + last[format][k]] &= 0xBF;
+    return weights;
+}
+
+static void products(int format, int64_t d) {
+    int64_t row_bytes = bytes_of_row(format, d), rows[ROWS];
+    uint8_t *weights = random_rows(format, row_bytes);
+    for (int64_t i = 0; i < ROWS; i++) rows[i] = i * row_bytes;
     float *x = uniforms(TOKENS * d), *a = malloc(4 * ROWS * TOKENS), *y = calloc(TOKENS * d, 4);
     up_task up = {weights, rows, 0, ROWS, d, TOKENS, format, x, NULL, NULL, NULL, a, TOKENS, 1, NULL};
     if (run_up(&up, ROWS * TOKENS, 2)) exit(1);
@@ -48,12 +58,8 @@ static void products(int format, int64_t d) {
 /* Products of many tokens, which go through tiles, are those of each token by itself. */
 static void tiles(int format, int64_t d) {
     enum { MANY = 31 };
-    int64_t row_bytes = d * bytes_of_32(format) / 32;
-    uint8_t *weights = malloc(ROWS * row_bytes);
-    for (int64_t i = 0; i < ROWS * row_bytes; i++) weights[i] = next() >> 24;
-    int64_t step = format == F32 ? 4 : format <= BF16 ? 2 : bytes_of_32(format);
-    for (int64_t i = 0; i < ROWS * row_bytes; i += step)
-        weights[i + (format == F32 ? 3 : 1)] &= 0xBF;
+    int64_t row_bytes = bytes_of_row(format, d);
+    uint8_t *weights = random_rows(format, row_bytes);
     float *x = uniforms(MANY * d), together[ROWS][MANY], alone[ROWS];
     up_task up = {.memory = weights, .row_bytes = row_bytes, .n_rows = ROWS, .d = d,
                   .n_tokens = MANY, .format = format, .x = x, .out = together[0],
@@ -160,8 +166,8 @@ static void small_keys(int format) {
 int main(void) {
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) products(format, d);
-    for (int format = Q8_0; format <= Q4_0; format++)
-        for (int64_t d = 32; d <= 320; d += 96) products(format, d);
+    for (int format = Q8_0; format < N_FORMATS; format++)
+        for (int64_t d = 32; d <= 320; d += 96) products(format, d * number_formats[format].block / 32);
     norms();
     attention();
     uint64_t first = hash;
@@ -173,8 +179,8 @@ int main(void) {
     small_keys(Q8_0);
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) tiles(format, d);
-    for (int format = Q8_0; format <= Q4_0; format++)
-        for (int64_t d = 32; d <= 640; d += 96) tiles(format, d);
+    for (int format = Q8_0; format < N_FORMATS; format++)
+        for (int64_t d = 32; d <= 640; d += 96) tiles(format, d * number_formats[format].block / 32);
     printf("%s %016" PRIx64 " %016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n", best_unit()->name,
            first, second, third, hash);
     return 0;

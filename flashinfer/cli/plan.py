@@ -41,8 +41,10 @@ def main(args: Namespace) -> None:
                 "this device has not been measured; do so with flashinfer probe PATH, or name a "
                 "device with --device"
             )
+        formats = {tensor.format.name for tensor in bundle.tensors.values()}
         figures = {
             "model": str(bundle.path), "device": profile.name, "plan": asdict(plan),
+            "formats_unmeasured": sorted(formats.intersection(profile.unmeasured)),
             "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
             "cost": {**asdict(cost), "bytes": cost.bytes, "total": cost.total,
                      "tokens_per_second": cost.tokens_per_second},
@@ -104,6 +106,9 @@ def print_cost(cost: Cost, figures: JsonObject, profile: Profile) -> None:
     if cost.requests:
         share = {0.0: "none", 1.0: "all"}.get(plan["prefetch"], "the surest half")
         notes.append(f"prefetched: {share} of the {unit}s guessed")
+    if figures["formats_unmeasured"]:
+        names = ", ".join(figures["formats_unmeasured"])
+        notes.append(f"not measured there: {names}; taken as the number format nearest in size")
     print(
         f"\non {printable(profile.name)} ({printable(profile.note)})\n{'; '.join(notes)}\n\n"
         "a token                      read         time"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array
-from flashinfer.formats.number_formats import Q8_0
+from flashinfer.formats.number_formats.blocks import Q8_0
 from flashinfer.kernels import doors
 from flashinfer.kernels.doors import checked
 from flashinfer.kernels.sparse_matmul import activate

@@ -17,6 +17,7 @@ from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.doors import checked
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
+BLOCK = 32  # activations that share a scale, where the weights are in blocks
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Matrix:
 def linear(x: Float32Array, weight: Matrix, bias: Float32Array | None = None) -> Float32Array:
     """x (T, d), weight (n, d), bias (n,) -> (T, n).
 
-    Weights in blocks of 4 or 8 bits are multiplied with ``quantise(x)``, as in GGML.
+    Weights in blocks are multiplied with ``quantise(x)``, in GGML's manner.
     """
     out = np.empty((x.shape[0], weight.data.shape[0]), dtype=np.float32)
     for start in range(0, out.shape[1], BLOCK_ROWS):
@@ -137,7 +138,7 @@ def quantise(x: Float32Array) -> tuple[Float32Array, Int8Array]:
 
     x is approximately q * scales. In each block of 32 the largest magnitude becomes 127 or -127.
     """
-    blocks = x.reshape(len(x), x.shape[1] // 32, 32)
+    blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     q = np.fmin(np.fmax(np.rint(blocks * inverse), -127), 127)  # a NaN becomes -127
@@ -151,11 +152,16 @@ def _dots(x: Float32Array, raw: UInt8Array, format: NumberFormat) -> Float32Arra
     """
     if not isinstance(format, BlockFormat):
         return np.einsum("td,nd->tn", x, format.decode(raw), optimize=False)
-    scales, quants = format.quants(raw)  # (n, blocks, 1), (n, blocks, 32)
+    scales, quants, minima = format.groups(raw)  # (n, groups), (n, groups, group), (n, groups)
     out = np.empty((len(x), len(raw)), dtype=np.float32)
-    for t, (x_scales, q) in enumerate(zip(*quantise(x), strict=True)):
-        whole = np.einsum("nbk,bk->nb", quants, q, dtype=np.int32)  # exact
-        out[t] = (whole * (scales * x_scales)[..., 0]).sum(axis=1, dtype=np.float32)
+    for t, (of_blocks, q) in enumerate(zip(*quantise(x), strict=True)):
+        x_scales = np.repeat(of_blocks[:, 0], BLOCK // format.group)  # (groups,)
+        q = q.reshape(-1, format.group)  # (groups, group)
+        whole = np.einsum("ngk,gk->ng", quants, q, dtype=np.int32)  # exact
+        out[t] = (whole * (scales * x_scales)).sum(axis=1, dtype=np.float32)
+        if minima is not None:
+            sums = q.sum(axis=1, dtype=np.int32) * x_scales
+            out[t] -= (minima * sums).sum(axis=1, dtype=np.float32)
     return out
 
 

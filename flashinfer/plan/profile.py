@@ -47,6 +47,7 @@ class Profile:
     wake        what the first product takes longer where its threads sleep, as they do after a wait
     submit      {bytes of a read: what one takes of the CPU's time, to be begun and at its end}
     most_bytes, most_reads  a second, where the flash is held to them; 0: it is not
+    unmeasured  number formats whose figures are those of the one nearest in size
     """
 
     name: str
@@ -65,6 +66,7 @@ class Profile:
     many: dict[str, float]
     most_bytes: float = 0.0
     most_reads: float = 0.0
+    unmeasured: tuple[str, ...] = ()
 
     def read_seconds(self, nbytes: float) -> float:
         """What one read of this size takes of the flash's time, when many are in flight."""
@@ -134,8 +136,12 @@ def prepare(path: Path) -> None:
 def save(profile: Profile, path: Path) -> None:
     """Write a profile as JSON, whole or not at all. Raises UserError where that fails."""
     prepare(path)
+    raw = asdict(profile)
+    for name in raw.pop("unmeasured"):
+        for kind in SPEEDS:
+            raw[kind].pop(name, None)
     with replacing(path) as file:
-        file.write((json.dumps(asdict(profile), indent=2) + "\n").encode())
+        file.write((json.dumps(raw, indent=2) + "\n").encode())
 
 
 def load(path: Path | str) -> Profile:
@@ -164,10 +170,10 @@ def load(path: Path | str) -> Profile:
         and is_whole(threads, 1, MOST_THREADS)
     ):
         raise FormatError(f"{path}: is not a profile; flashinfer probe makes one")
-    for name in FORMATS:
-        if not all(name in raw[kind] for kind in speeds):
-            texts["note"] += f"; no figures for {name}: those of the format nearest in size"
-    return Profile(threads=threads, **texts, **numbers, **limits, **tables, **speeds)
+    lacking = [name for name in FORMATS if not all(name in raw[kind] for kind in speeds)]
+    return Profile(
+        threads=threads, unmeasured=tuple(lacking), **texts, **numbers, **limits, **tables, **speeds
+    )
 
 
 def _speeds(entries: dict[str, Any]) -> dict[str, float]:

@@ -340,7 +340,8 @@ class GgufCheckpoint:
         kind = self.file.tensors[name].type
         if kind.format is not None:
             return kind.format
-        return FORMATS["q4_0" if kind.name[1] in "234" else "q8_0"]
+        bits = next(int(character) for character in kind.name if character.isdigit())
+        return FORMATS["q4_0" if bits <= 4 else "q8_0"]
 
     def requantised(self) -> list[str]:
         """Names of the types in this file that no number format of a bundle keeps bit for bit."""

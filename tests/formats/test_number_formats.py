@@ -52,21 +52,69 @@ def test_f16_refuses_what_it_cannot_hold():
 
 
 BLOCKED = [name for name, format in FORMATS.items() if format.block > 1]
+# Those that the gguf package has an encoder of; that of the others searches for better scales.
+ENCODED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4")
 
 
-@pytest.mark.parametrize("name", BLOCKED)
-def test_blocks_are_ggmls(name):
-    """Bit for bit what the gguf package writes and reads."""
+def ggml(name):
+    """(the gguf package's functions, its name of a format)."""
     quants = pytest.importorskip("gguf.quants")
-    kind = quants.GGMLQuantizationType[name.upper()]
-    random = np.random.default_rng(4)
-    values = random.standard_normal((40, 96)).astype(np.float32)
+    return quants, quants.GGMLQuantizationType[name.upper()]
+
+
+def some_values(random):
+    """Rows of several magnitudes, with zeros and a largest value of either sign."""
+    values = random.standard_normal((40, 768)).astype(np.float32)
     values *= 10 ** random.uniform(-3, 3, (40, 1)).astype(np.float32)
     values[3, :32] = 0
     values[4, 5] = -values[4, :32].max() * 3
-    raw = FORMATS[name].encode(values)
-    assert np.array_equal(raw, quants.quantize(values, kind))
-    assert np.array_equal(FORMATS[name].decode(raw), quants.dequantize(raw, kind))
+    return values
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_any_bytes_are_ggmls_values(name):
+    """Every value bit for bit as the gguf package decodes it, whatever the bytes."""
+    quants, kind = ggml(name)
+    format = FORMATS[name]
+    raw = np.random.default_rng(6).integers(0, 256, (500, 4 * format.block_bytes), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        found, expected = format.decode(raw), quants.dequantize(raw, kind)
+    numbers = ~np.isnan(expected)
+    assert numbers.mean() > 0.9 and np.array_equal(np.isnan(found), ~numbers)
+    assert np.array_equal(found.view(np.uint32)[numbers], expected.view(np.uint32)[numbers])
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_blocks_are_ggmls(name):
+    """Bit for bit what the gguf package writes."""
+    quants, kind = ggml(name)
+    values = some_values(np.random.default_rng(4))
+    assert np.array_equal(FORMATS[name].encode(values), quants.quantize(values, kind))
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_encoding_is_near_and_settles(name):
+    """What was encoded is near, by its bits; and encoding it again gives nearly the same, since
+    the scales, too, are rounded."""
+    format, values = FORMATS[name], some_values(np.random.default_rng(5))
+    found = format.decode(format.encode(values))
+    again = format.decode(format.encode(found))
+    size = np.linalg.norm(values, axis=1)
+    bits = 8 * format.block_bytes / format.block
+    assert (np.linalg.norm(found - values, axis=1) <= 3 * 2.0**-bits * size).all()
+    assert (np.linalg.norm(again - found, axis=1) <= 2.0**-bits * size).all()
+    assert format.encode(values[:0]).shape == (0, format.row_bytes(768))
+    assert format.decode(format.encode(values[:0])).shape == (0, 768)
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_scales_that_do_not_fit_are_refused(name):
+    values = np.full((1, 256), 3e38, dtype=np.float32)
+    if name == "mxfp4":  # whose scale has the exponents of a float32
+        assert np.isfinite(FORMATS[name].decode(FORMATS[name].encode(values))).all()
+        return
+    with pytest.raises(UserError, match="bf16 or f32"):
+        FORMATS[name].encode(values)
 
 
 @pytest.mark.parametrize("name, steps", [("q8_0", 127), ("q4_0", 8)])
@@ -81,7 +129,7 @@ def test_blocks_are_near(name, steps):
 
 @pytest.mark.parametrize("name", BLOCKED)
 def test_rows_of_no_whole_blocks_are_refused(name):
-    with pytest.raises(UserError, match="multiple of 32, not 40"):
+    with pytest.raises(UserError, match=r"multiple of (32|256), not 40"):
         FORMATS[name].row_bytes(40)
 
 

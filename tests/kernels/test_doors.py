@@ -40,7 +40,8 @@ def floats(random, *shape):
 def weights(draw, random, rows):
     """(memory, starts, format, columns) of rows of any format, at any bytes."""
     format = draw(st.sampled_from(list(FORMATS.values())))
-    columns = draw(st.integers(0, 3)) * 32 + (draw(SIZES) if format.block == 1 else 0)
+    columns = draw(st.integers(0, 3)) * max(32, format.block)
+    columns += draw(SIZES) if format.block == 1 else 0
     width = format.row_bytes(columns)
     raw = format.encode(floats(random, rows, columns))
     gap = draw(st.integers(0, 3))

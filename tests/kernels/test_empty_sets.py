@@ -63,7 +63,8 @@ def test_layers_without_a_neuron(kind, seed, twin, request):
 def test_rows_wherever_they_are(name, tmp_path):
     """Rows of a matrix in DRAM, on flash, or partly there: any of them, and none."""
     path = tmp_path / "x.flash"
-    synthesize(path, opt_config(64, 1, 1, 64, vocab_size=400, positions=16), name)
+    width = max(64, FORMATS[name].block)
+    synthesize(path, opt_config(width, 1, 1, width, vocab_size=400, positions=16), name)
     random = np.random.default_rng(1)
     with Bundle(path) as bundle:
         tensor, flash = bundle.tensors["embed_tokens.weight"], Flash(path)
@@ -78,7 +79,7 @@ def test_rows_wherever_they_are(name, tmp_path):
                     ids = random.integers(low, high, n)
                     assert np.array_equal(matrix.rows(ids), whole.rows(ids))
             for n in (0, 1, 5):
-                x = random.standard_normal((n, 64)).astype(np.float32)
+                x = random.standard_normal((n, width)).astype(np.float32)
                 assert np.array_equal(matrix.linear(x), whole.linear(x))
         flash.close()
 

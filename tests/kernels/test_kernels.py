@@ -22,7 +22,7 @@ RANDOM = np.random.default_rng(3)
 WIDTHS = [
     (name, columns)
     for name, format in FORMATS.items()
-    for columns in (1, 31, 32, 33, 64, 96, 100, 257, 1024)
+    for columns in (1, 31, 32, 33, 64, 96, 100, 256, 257, 1024, 1280)
     if columns % format.block == 0
 ]
 
@@ -126,7 +126,7 @@ def test_sparse_up_and_down(twin, name, columns):
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_split_changes_a_bit(twin, name):
     """Rows in pieces, tokens one by one or together, one thread or four: the same bits."""
-    columns, n_tokens = 224, 11
+    columns, n_tokens = (224 if FORMATS[name].block <= 32 else 768), 11
     memory, starts, format, _ = scattered(150, columns, name)  # more than a panel
     matrix, _ = weights(150, columns, name)
     x = RANDOM.standard_normal((n_tokens, columns)).astype(np.float32)
@@ -208,8 +208,9 @@ def test_no_tile_changes_a_bit(twin, name, columns, rows):
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_tokens_in_rounds(twin, name):
     """More tokens than are laid out at a time."""
-    matrix, _ = weights(7, 64, name)
-    x = RANDOM.standard_normal((413, 64)).astype(np.float32)
+    columns = max(64, FORMATS[name].block)
+    matrix, _ = weights(7, columns, name)
+    x = RANDOM.standard_normal((413, columns)).astype(np.float32)
     whole = kernels.linear(x, matrix)
     for t in range(0, len(x), 3):
         assert np.array_equal(kernels.linear(x[t : t + 1], matrix)[0], whole[t])

@@ -11,6 +11,7 @@ from flashinfer import Model
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, FormatError, UserError
+from flashinfer.formats.number_formats import FORMATS
 from flashinfer.paper import ways
 from flashinfer.paper.router import SURE
 from flashinfer.paper.unit_store import UnitStore
@@ -54,15 +55,19 @@ def test_a_profile_is_kept_and_read_again(tmp_path):
 
 
 def test_a_profile_from_before_a_number_format_takes_the_nearest_ones_figures(tmp_path):
-    """q4_0 is nearest to q8_0 in size; the note says so."""
+    """q4_0 is as large as others of its bits; the profile knows that it was not measured."""
     board = profile.find(SLOW, tmp_path)
     raw = asdict(board)
-    raw["linear"].pop("q4_0")
+    raw.pop("unmeasured")
+    known = ("f32", "f16", "bf16", "q8_0")
+    for kind in ("linear", "sparse", "many"):
+        raw[kind] = {name: raw[kind][name] for name in known}
     (tmp_path / "x.json").write_text(json.dumps(raw))
     found = profile.load(tmp_path / "x.json")
-    assert found.linear == {**board.linear, "q4_0": board.linear["q8_0"]}
-    assert found.sparse == board.sparse
-    assert found.note == f"{board.note}; no figures for q4_0: those of the format nearest in size"
+    assert found.linear["q4_0"] == found.linear["q4_K"] == board.linear["q8_0"]
+    assert found.note == board.note and set(found.unmeasured) == set(FORMATS) - set(known)
+    profile.save(found, tmp_path / "x.json")
+    assert profile.load(tmp_path / "x.json") == found
     raw["linear"].clear()
     (tmp_path / "x.json").write_text(json.dumps(raw))
     with pytest.raises(FormatError, match="is not a profile"):
