@@ -8,8 +8,8 @@ from pathlib import Path
 from .architectures import model_config
 from .arrays import UInt8Array
 from .bounded_json import JsonObject
-from .bundle.layout import TEMPLATE, TOKENIZER, layout
-from .bundle.writer import NewTensor, byte_tensor, write_bundle
+from .bundle.layout import TEMPLATE, TOKENIZER, format_of, layout
+from .bundle.writer import NewTensor, byte_tensor, new_tensor, write_bundle
 from .config import ModelConfig
 from .errors import FormatError, UserError
 from .files import refuse_loss, refuse_target, scratch_directory
@@ -32,6 +32,7 @@ def convert(
     activation: str | None = None,
     low_disk: bool = False,
     note: Callable[[str], None] = lambda line: None,
+    outline: bool = False,
 ) -> int:
     """Convert a checkpoint to the bundle ``destination``; return its size in bytes.
 
@@ -45,6 +46,7 @@ def convert(
                  ``destination``, and delete each shard when it is converted
     note         is called with a line about each part of the checkpoint that is left out, such as
                  a GGUF file's tokenizer that is damaged or of an unknown kind
+    outline      read and write no weights: see ``write_bundle``
 
     Memory: the largest FFN matrix in the checkpoint's own format, some tens of MB, and up to 1 GiB
     for the tokenizer's JSON. Raises FormatError where the checkpoint is not sound or not supported,
@@ -74,7 +76,25 @@ def convert(
             source={"checkpoint": Path(source).name or Path(source).resolve().name},
             progress=progress,
             order=order,
+            outline=outline,
         )
+
+
+def outline(
+    config: JsonObject, destination: Path | str, dtype: str, dense_dtype: str | None = None
+) -> int:
+    """Write what ``convert`` would make of a checkpoint with this config, without its weights and
+    texts; return the size in bytes that it would have. dtype, dense_dtype: as ``convert``'s.
+
+    Raises FormatError where the config is not sound or not supported, UserError where the
+    destination cannot be written.
+    """
+    ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
+    tensors = [
+        new_tensor(spec.name, format_of(spec, ffn, dense), spec.shape, lambda: ())
+        for spec in layout(model_config(config))
+    ]
+    return write_bundle(destination, tensors, config, source={}, outline=True)
 
 
 def _tensors(

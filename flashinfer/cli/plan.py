@@ -1,13 +1,15 @@
 """Say what a model will need and how fast it will be, here or on another board, before it runs."""
 
+import contextlib
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from flashinfer.cli.common import add_json, positive, write_json
+from flashinfer.cli.common import add_dtypes, add_json, positive, write_json
 from flashinfer.cli.model_options import add_model_arguments, options_of
+from flashinfer.cli.outlines import to_plan
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.errors import UserError, printable
+from flashinfer.formats.errors import BudgetError, UserError, printable
 from flashinfer.formats.tensors import (
     ATTENTION,
     EMBEDDING,
@@ -21,19 +23,42 @@ from flashinfer.formats.tensors import (
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.plan import Plan, unit_name
-from flashinfer.plan.profile import Profile
+from flashinfer.plan.profile import Profile, boards, measured
 from flashinfer.plan.setup import Setup, opened, prepare
+from flashinfer.synth.shapes import NAMES
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a bundle, or a model that is to become one: a "
+        "config.json, a directory with one, a GGUF file, a name on the Hugging Face Hub, or an "
+        "address of one of these files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--like", choices=NAMES, metavar="NAME", help=f"a published shape: {', '.join(NAMES)}"
+    )
+    add_dtypes(parser, default=None, meaning="f16; of a GGUF file its own")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens (up to 1024)")
+    parser.add_argument(
+        "--table", action="store_true", help="tokens/s by budget, on this device and on the boards "
+        "that are known; --memory: the largest budget",
+    )  # fmt: skip
     add_model_arguments(parser)
     add_json(parser)
 
 
 def main(args: Namespace) -> None:
-    with opened(args.model, options_of(args)) as bundle:
+    with (
+        to_plan(args.model, args.like, args.dtype, args.dense_dtype) as path,
+        opened(path, options_of(args)) as bundle,
+    ):
+        name = args.model or args.like
+        if args.table:
+            rows = table(bundle, args)
+            if args.json != "-":
+                print_table(name, path.stat().st_size, rows)
+            write_json(args.json, {"model": name, "bytes": path.stat().st_size, "table": rows})
+            return
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
         if profile is None or cost is None:
@@ -43,16 +68,65 @@ def main(args: Namespace) -> None:
             )
         formats = {tensor.format.name for tensor in bundle.tensors.values()}
         figures = {
-            "model": str(bundle.path), "device": profile.name, "plan": asdict(plan),
+            "model": name, "device": profile.name, "plan": asdict(plan),
+            "bytes": path.stat().st_size,
             "formats_unmeasured": sorted(formats.intersection(profile.unmeasured)),
             "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
             "cost": {**asdict(cost), "bytes": cost.bytes, "total": cost.total,
                      "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
+            if str(path) != args.model:
+                print_assumed(name, path.stat().st_size, bundle)
             print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
             print_cost(cost, figures, profile)
     write_json(args.json, figures)
+
+
+def table(bundle: Bundle, args: Namespace) -> list[JsonObject]:
+    """What is expected for each known device and each budget, a power of two, up to ``--memory`` or
+    to twice the file; "tokens_per_second" is None where the budget is too small."""
+    most = args.memory or 2 * bundle.path.stat().st_size
+    budgets = [1 << bits for bits in range(27, 50) if 1 << bits <= most]
+    here = "here" if args.device is None and measured(bundle.path) else args.device
+    rows: list[JsonObject] = []
+    for device in dict.fromkeys([*([here] if here else []), *boards()]):
+        for budget in budgets:
+            args.device, args.memory = None if device == "here" else device, budget
+            row: JsonObject = {"device": device, "memory": budget, "tokens_per_second": None}
+            with contextlib.suppress(BudgetError):
+                cost = prepared(bundle, args).expected
+                assert cost is not None
+                row |= {"tokens_per_second": cost.tokens_per_second, "bytes": cost.bytes}
+            rows.append(row)
+    return rows
+
+
+def print_table(name: str, nbytes: int, rows: list[JsonObject]) -> None:
+    """Print tokens/s, a line a device and a column a budget, without those too small for all."""
+    speeds = {(row["device"], row["memory"]): row["tokens_per_second"] for row in rows}
+    memories = [m for m in dict.fromkeys(row["memory"] for row in rows)
+                if any(speeds[row["device"], m] for row in rows)]  # fmt: skip
+    print(f"{printable(name)}: {format_size(nbytes)}; tokens/s by budget\n")
+    print(f"{'':<16}" + "".join(f"{format_size(memory):>12}" for memory in memories))
+    for device in dict.fromkeys(row["device"] for row in rows):
+        found = [speeds[device, memory] for memory in memories]
+        cells = "".join(f"{speed:>12.2f}" if speed else f"{'-':>12}" for speed in found)
+        print(f"{printable(device):<16}{cells}")
+
+
+def print_assumed(name: str, nbytes: int, bundle: Bundle) -> None:
+    """Print what is planned of a model that is not here, and what is taken for granted."""
+    layers = bundle.config.layers
+    assumed = "every neuron is used by every token"
+    if bundle.config.mixture:
+        assumed = "each token chooses its experts as if it were the only one"
+    elif any(layer.ffn.sparse for layer in layers):
+        assumed += ": no neuron is known to be silent before calibrate"
+    print(
+        f"{printable(name)} as a bundle: {format_size(nbytes)}, which convert writes beside the "
+        f"checkpoint; uncalibrated: {assumed}\n"
+    )
 
 
 def prepared(bundle: Bundle, args: Namespace) -> Setup:

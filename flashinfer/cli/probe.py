@@ -7,7 +7,6 @@ it reads that file and writes none. The profile is kept in XDG_CACHE_HOME/flashi
 
 import os
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 from pathlib import Path
 
 from flashinfer.cli.common import add_json, positive, progress_bars, write_json
@@ -38,7 +37,7 @@ def main(args: Namespace) -> None:
     if args.json != "-":
         print_profile(found)
         print(f"\nkept in {printable(path)}")
-    write_json(args.json, asdict(found))
+    write_json(args.json, found.as_json())
 
 
 def print_profile(profile: Profile) -> None:
@@ -53,12 +52,12 @@ def print_profile(profile: Profile) -> None:
         f"streams, tiles of  {', '.join(tiles)} MB/s\n"
         f"DRAM               {profile.dram / 1e9:.1f} GB/s, {profile.threads} threads\n"
     )
-    print("products, GB/s of weights  " + "".join(f"{name:>8}" for name in profile.linear))
-    for what, speeds in (("all rows", profile.linear), ("some rows", profile.sparse)):
-        print(f"  {what:<25}" + "".join(f"{speed / 1e9:8.1f}" for speed in speeds.values()))
-    print(
-        f"  {f'{MANY} tokens, of one':<25}" + "".join(f"{v:7.1f}x" for v in profile.many.values())
-    )
+    print(f"products, GB/s of weights    all rows   some rows   {MANY} tokens, of one")
+    for name in profile.linear:
+        print(
+            f"  {name:<24}{profile.linear[name] / 1e9:11.1f}{profile.sparse[name] / 1e9:12.1f}"
+            f"{profile.many[name]:17.1f}x"
+        )
     submits = [1e6 * seconds for seconds in profile.submit.values()]
     print(
         f"\na layer besides these  {1e6 * profile.layer:.0f} us a token, with a neuron cache "

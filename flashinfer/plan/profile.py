@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flashinfer.formats import bounded_json
+from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import read_bytes, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS
@@ -67,6 +68,14 @@ class Profile:
     most_bytes: float = 0.0
     most_reads: float = 0.0
     unmeasured: tuple[str, ...] = ()
+
+    def as_json(self) -> JsonObject:
+        """What a file has of it: no figures of formats that were not measured."""
+        raw = asdict(self)
+        for name in raw.pop("unmeasured"):
+            for kind in SPEEDS:
+                raw[kind].pop(name, None)
+        return raw
 
     def read_seconds(self, nbytes: float) -> float:
         """What one read of this size takes of the flash's time, when many are in flight."""
@@ -136,12 +145,8 @@ def prepare(path: Path) -> None:
 def save(profile: Profile, path: Path) -> None:
     """Write a profile as JSON, whole or not at all. Raises UserError where that fails."""
     prepare(path)
-    raw = asdict(profile)
-    for name in raw.pop("unmeasured"):
-        for kind in SPEEDS:
-            raw[kind].pop(name, None)
     with replacing(path) as file:
-        file.write((json.dumps(raw, indent=2) + "\n").encode())
+        file.write((json.dumps(profile.as_json(), indent=2) + "\n").encode())
 
 
 def load(path: Path | str) -> Profile:

@@ -1,0 +1,140 @@
+"""A model that is not here as a bundle, as one without weights, which can be planned."""
+
+import contextlib
+import re
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flashinfer.formats import bounded_json
+from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.convert import convert, outline
+from flashinfer.formats.errors import FormatError, UserError, reason
+from flashinfer.formats.files import read_bytes, scratch_directory
+from flashinfer.formats.sources.gguf import is_gguf
+from flashinfer.formats.sources.hub import fetch, names_a_repository
+from flashinfer.synth.shapes import config_like
+
+CONFIG = "config.json"
+GGUF_HEADER = (
+    64 << 20
+)  # bytes of a remote GGUF file that are fetched: its header with the tokenizer
+PAGE_OF_HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/[^/]+)?/?")
+MOST_CONFIG = 4 << 20  # bytes
+SECONDS = 30.0  # to wait for a server
+
+
+@contextmanager
+def to_plan(
+    model: str | None, like: str | None, dtype: str | None, dense_dtype: str | None
+) -> Iterator[Path]:
+    """The path of a bundle: ``model`` where it is one, else that of an outline, for a while.
+
+    model  besides a bundle a config.json, a directory with one, a GGUF file, a name or page on the
+           Hugging Face Hub, or the address of a config.json or a GGUF file
+    like   the name of a published shape, in place of a model
+    Of a GGUF file each tensor has its own number format, unless ``dtype`` says otherwise.
+    Raises UserError where neither or both are given, or what is named cannot be had; FormatError
+    where it is not sound or not supported.
+    """
+    if (model is None) == (like is None):
+        raise UserError("give either a model or --like NAME")
+    where = Path.cwd()  # whose device is planned for, where none is named
+    with contextlib.ExitStack() as stack:
+        if not isinstance(model, str) or not _is_bundle(model):
+            try:
+                folder = stack.enter_context(scratch_directory(where, "outline"))
+            except OSError:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if model is None:
+            assert like is not None
+            path = folder / "outline.flash"
+            outline(config_like(like), path, dtype or "f16", dense_dtype)
+        elif _is_bundle(model):
+            path = Path(model)
+        else:
+            path = folder / "outline.flash"
+            _write(model, path, dtype, dense_dtype)
+        yield path
+
+
+def _is_bundle(model: str) -> bool:
+    """Whether this is to be opened as a bundle, which says what is wrong where it is none."""
+    path = Path(model)
+    if path.is_dir() or path.suffix == ".json" or is_gguf(path):
+        return False
+    return not (_is_address(model) or names_a_repository(model))
+
+
+def _is_address(model: str) -> bool:
+    return model.startswith(("https://", "http://"))
+
+
+def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -> None:
+    """Write the outline of a model to ``path``."""
+    page = PAGE_OF_HUB.fullmatch(model)
+    if page is not None:
+        model = page[1]
+    if _is_address(model) and not model.partition("?")[0].endswith(".json"):
+        header = path.with_suffix(".gguf")
+        _fetch_header(model, header)
+        try:
+            convert(header, path, dtype, dense_dtype=dense_dtype, outline=True)
+        except (FormatError, UserError) as error:
+            raise type(error)(str(error).replace(str(header), model)) from None
+        header.unlink()
+    elif is_gguf(model):
+        convert(model, path, dtype, dense_dtype=dense_dtype, outline=True)
+    else:
+        config, named = _config(model)
+        try:
+            outline(config, path, dtype or "f16", dense_dtype)
+        except FormatError as error:
+            raise FormatError(f"{named}: {error}") from None
+
+
+def _config(model: str) -> tuple[JsonObject, str]:
+    """(the config of a model, the name of the file that it is in)."""
+    if _is_address(model):
+        with _answer(model) as answer:
+            name, text = model, answer.read(MOST_CONFIG)
+    else:
+        if names_a_repository(model):
+            path = fetch(model, weights=()) / CONFIG
+        else:
+            path = Path(model) / CONFIG if Path(model).is_dir() else Path(model)
+        name, text = str(path), read_bytes(path, MOST_CONFIG)
+    config = bounded_json.parse(text, name)
+    if not isinstance(config, dict):
+        raise FormatError(f"{name}: is not the config of a model")
+    return config, name
+
+
+def _fetch_header(address: str, path: Path) -> None:
+    """A GGUF file on a server, of which only the header is fetched: the rest is a hole."""
+    with _answer(address, GGUF_HEADER) as answer, open(path, "wb") as file:
+        total = re.fullmatch(r"bytes 0-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        size = int(total[1]) if total else int(answer.headers.get("Content-Length") or 0)
+        left = GGUF_HEADER
+        while left and (part := answer.read(min(left, 1 << 20))):
+            left -= len(part)
+            file.write(part)
+        file.truncate(max(size, file.tell()))
+
+
+@contextmanager
+def _answer(address: str, first: int | None = None) -> Iterator[Any]:
+    """What a server answers; first: that many bytes are wanted. Raises UserError."""
+    headers = {"User-Agent": "flashinfer"}
+    if first is not None:
+        headers["Range"] = f"bytes=0-{first - 1}"
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            yield answer
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise UserError(f"{address}: cannot be fetched: {reason(error)}") from None
