@@ -12,6 +12,7 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig, Rotary
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.norm import NormConfig
+from flashinfer.formats.number_formats import Matrices
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import Flash, aligned_bytes
@@ -22,6 +23,7 @@ from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
+from flashinfer.paper.whole_units import WholeUnits
 from flashinfer.plan.plan import Plan
 from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.decoder import Decoder
@@ -189,8 +191,11 @@ def _feed_forward(
     if config.router and biases["down"] is not None:
         biases["down"] = biases["down"].reshape(config.experts, -1)
     cut = bundle.cut(i) if plan.mode == "predicted" else None
-    neurons = Neurons(config, bundle.bundles(i).format, biases, cut)
-    store = UnitStore(bundle.bundles(i), config.unit_neurons, cache, flash, buffer)
+    format, together = bundle.bundles(i).format, config.unit_neurons
+    neurons = Neurons(config, format, biases, cut)
+    if isinstance(format, Matrices):
+        neurons, together = WholeUnits(config, format, biases), 1
+    store = UnitStore(bundle.bundles(i), together, cache, flash, buffer)
     predictor = _predictor(bundle, plan, config, weights, name)
     return FeedForward(neurons, store, predictor, Prefetch(plan.prefetch), shared)
 

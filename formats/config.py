@@ -1,6 +1,6 @@
 """What a model is, in the engine's terms: a list of layers, whatever the architecture's name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -120,6 +120,14 @@ class ModelConfig:
             for layer in self.layers
         )
         return replace(self, layers=tuple(apart))
+
+    def with_matrices(self, layers: Collection[int]) -> "ModelConfig":
+        """The same model, of which these layers' FFNs keep their matrices whole."""
+        whole = (
+            replace(layer, ffn=replace(layer.ffn, matrices=number in layers))
+            for number, layer in enumerate(self.layers)
+        )
+        return replace(self, layers=tuple(whole))
 
     def tensors(self) -> list[TensorSpec]:
         """The TensorSpecs of the model but for those of its layers."""

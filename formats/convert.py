@@ -65,7 +65,9 @@ def convert(
                 f"{source}: layers after the last, which predict further tokens, are left out "
                 f"(tensors: {len(names.left_out)})"
             )
-        tensors = _tensors(names, config, dtype, dense_dtype, _texts(checkpoint, note))
+        if dtype is None:
+            names.keep_matrices()
+        tensors = _tensors(names, names.config, dtype, dense_dtype, _texts(checkpoint, note))
         order: list[str] = []
         if low_disk and isinstance(checkpoint, Checkpoint):
             tensors, order = _shard_by_shard(tensors, names.sources, checkpoint)

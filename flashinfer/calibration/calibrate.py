@@ -188,6 +188,11 @@ def _check(
                if target_sparsity else
                "no neuron silent; --target-sparsity 0.5 takes half of them as silent")
         )  # fmt: skip
+    if target_sparsity and any(layer.ffn.matrices for layer in config.layers):
+        raise UserError(
+            f"{path}: its FFNs lie as a GGUF file has them, where no neuron can be read by itself; "
+            "convert it with --dtype"
+        )
 
 
 def _check_destination(

@@ -38,8 +38,9 @@ def main(args: Namespace) -> None:
         name, sparse = bundle.ffn_formats, bundle.config.sparse
         activation, experts = bundle.config.activations, bundle.config.mixture
         encoder = bundle.config.encoder
+        apart = not all(layer.ffn.matrices for layer in bundle.config.layers)
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
-    for line in [*notes, *requantised(args)]:
+    for line in [*notes, *requantised(args, apart)]:
         print(line, file=sys.stderr)
     if encoder:
         print(f"Next: flashinfer encode {args.destination} -p TEXT", file=sys.stderr)
@@ -54,13 +55,14 @@ def main(args: Namespace) -> None:
     write_json(args.json, {"model": args.destination, "bytes": size, "number_format": name})
 
 
-def requantised(args: Namespace) -> Iterator[str]:
-    """Yield a line about each kind of a GGUF file's tensors that was not kept bit for bit."""
+def requantised(args: Namespace, apart: bool) -> Iterator[str]:
+    """Yield a line about each kind of a GGUF file's tensors that was not kept bit for bit; apart:
+    neurons are read one by one."""
     if args.dtype or not is_gguf(args.source):
         return
     with GgufCheckpoint(args.source) as checkpoint:
         for name in checkpoint.requantised():
             yield f"{name} is requantised, as no number format here keeps it"
         down = checkpoint.naming.FFN.get("down")  # missing where the file has it transposed
-        if down and checkpoint.format_of(down.format(0)).block > 1:
+        if apart and down and checkpoint.format_of(down.format(0)).block > 1:
             yield "the down projections' blocks lie across neurons there, and were made anew"

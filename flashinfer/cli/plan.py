@@ -23,7 +23,7 @@ from flashinfer.formats.tensors import (
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.plan import Plan, unit_name
-from flashinfer.plan.profile import Profile, boards, measured
+from flashinfer.plan.profile import Profile, boards, bytes_by_format, measured
 from flashinfer.plan.setup import Setup, opened, prepare
 from flashinfer.synth.shapes import NAMES
 
@@ -66,7 +66,7 @@ def main(args: Namespace) -> None:
                 "this device has not been measured; do so with flashinfer probe PATH, or name a "
                 "device with --device"
             )
-        formats = {tensor.format.name for tensor in bundle.tensors.values()}
+        formats = {name for t in bundle.tensors.values() for name in bytes_by_format(t)}
         figures = {
             "model": name, "device": profile.name, "plan": asdict(plan),
             "bytes": path.stat().st_size,

@@ -11,7 +11,7 @@ from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.convert import hugging_face_config, open_checkpoint
 from flashinfer.formats.errors import FormatError, UserError
-from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.number_formats import FORMATS, Matrices
 from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 from flashinfer.formats.sources.names import Names
@@ -80,7 +80,10 @@ class ModelWeights:
     def _read(self, name: str) -> np.ndarray:
         spec = self.specs[name]
         if self.bundle is not None:
-            return self.bundle.read(name).reshape(spec.shape)
+            values = self.bundle.read(name)
+            if isinstance(format := self.bundle.tensors[name].format, Matrices):
+                return _as_bundles(values.reshape(spec.shape), format)
+            return values.reshape(spec.shape)
         made = self.names.tensor(spec, EXACT, EXACT)
         raw = np.concatenate([np.frombuffer(chunk, dtype=np.uint8) for chunk in made.chunks()])
         return raw.view(np.float32).reshape(spec.shape)
@@ -96,7 +99,9 @@ class ModelWeights:
               "up" or "down"
         """
         if self.bundle is not None:
-            return self.bundle.tensors[name].format.name
+            format = self.bundle.tensors[name].format
+            named = format.parts[part].format if isinstance(format, Matrices) else format
+            return named.name
         if not isinstance(self.checkpoint, GgufCheckpoint):
             return "f32"
         return self.checkpoint.file.tensors[self._source(name, part)].type.name.lower()
@@ -112,3 +117,15 @@ class ModelWeights:
         shape = (ffn.hidden_size, ffn.d_ffn) if part == "down" else (ffn.d_ffn, ffn.hidden_size)
         expert = 0 if ffn.router else None
         return self.names.find(f"layers.{{}}.ffn.{part}", spec.layer, shape, expert).name
+
+
+def _as_bundles(units: np.ndarray, format: Matrices) -> np.ndarray:
+    """The matrices of units (n, values) as neurons' bundles (neurons, parts * d_model)."""
+    at, parts = 0, []
+    for name, part in format.parts.items():
+        size = part.rows * part.columns
+        matrices = units[:, at : at + size].reshape(len(units), part.rows, part.columns)
+        matrices = matrices.swapaxes(1, 2) if name == "down" else matrices
+        parts.append(matrices.reshape(-1, matrices.shape[2]))
+        at += size
+    return np.concatenate(parts, axis=1)

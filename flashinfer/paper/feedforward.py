@@ -6,12 +6,12 @@ are in DRAM still, in slots of a fixed memory (3.1, 3.3); the others are read, e
 its rows and columns (3.2); and what the window has left makes room.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from flashinfer.formats.arrays import Float32Array, Int64Array
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int64Array
 from flashinfer.paper.interfaces import Chooser, Shared, Stream, Tap
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.prefetch import Prefetch
@@ -21,6 +21,7 @@ from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.paper.waves import Waves
 from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, Residence, way_to_run
 from flashinfer.paper.whole import Whole
+from flashinfer.paper.whole_units import Resident, StreamedUnit, WholeUnits
 
 
 class Drafted(NamedTuple):
@@ -52,9 +53,11 @@ class FeedForward:
         self.neurons, self.store, self.predictor = neurons, store, predictor
         self.prefetch, self.shared = prefetch, shared
         self.drafted: Drafted | None = None  # what the last call's drafts use
-        self.whole = Whole(store, neurons)
-        self.streamed = Streamed(store, neurons)
-        self.others: dict[str, Whole | Streamed | Waves] = {
+        self.whole: Whole | Resident = Whole(store, neurons)
+        self.streamed: Streamed | StreamedUnit = Streamed(store, neurons)
+        if isinstance(neurons, WholeUnits):
+            self.whole, self.streamed = Resident(store, neurons), StreamedUnit(store, neurons)
+        self.others: dict[str, Whole | Resident | Streamed | StreamedUnit | Waves] = {
             WHOLE: self.whole,
             STREAMED: self.streamed,
             WAVES: Waves(store, neurons),
@@ -131,6 +134,11 @@ class FeedForward:
         late = store.submit(units[misses], slots[misses])
         meanwhile()
         a = np.empty((*offsets.shape, len(x)), dtype=np.float32)  # (n, neurons of each, T)
+        if isinstance(self.neurons, WholeUnits):
+            self._compute_units(x, selection, offsets, store.arrivals(
+                early, misses, self.prefetch.taken(), late, selection), y)  # fmt: skip
+            cache.used_at(slots, tokens.first, selection.last)
+            return
         # Those in DRAM are computed while the others come: a_i = relu(up_i . x), or gated.
         for which in store.arrivals(early, misses, self.prefetch.taken(), late, selection):
             part = self.neurons.activations(
@@ -146,6 +154,27 @@ class FeedForward:
         self.neurons.add_down(cache.memory, down, a, selection, y)
         # 3.1: with a window of k tokens a unit is forgotten when the last k did not use it.
         cache.used_at(slots, tokens.first, selection.last)
+
+    def _compute_units(
+        self,
+        x: Float32Array,
+        selection: Selection,
+        offsets: Int64Array,
+        arrivals: Iterator[AnyArray | slice],
+        y: Float32Array,
+    ) -> None:
+        """One token's units that are used whole: each is computed when it is there, and they are
+        added in ascending order."""
+        units, neurons = selection.units, self.neurons
+        assert isinstance(neurons, WholeUnits)
+        outputs = np.empty((len(units), x.shape[1]), dtype=np.float32)
+        for which in arrivals:
+            for i in np.arange(len(units))[which]:
+                outputs[i] = neurons.outputs(
+                    self.store.cache.memory, offsets[i, 0], units[i], x
+                )[0]  # fmt: skip
+        for weight, output in zip(selection.weights, outputs, strict=True):
+            y += weight * output
 
     def abandon(self) -> None:
         """After a failure, once no read is in flight: forgets what may not have been read."""
@@ -167,7 +196,8 @@ class FeedForward:
         """What of this layer is in DRAM."""
         cache, store = self.store.cache, self.store
         return Residence(
-            self.predictor is not None, store.units.rows, len(store.inside), cache.capacity,
+            self.predictor is not None, store.units.rows, self.neurons.config.unit_neurons,
+            cache.capacity,
             self.whole.offsets is not None, cache.transit,
         )  # fmt: skip
 
@@ -184,4 +214,4 @@ class FeedForward:
         parts = () if self.shared is None else self.shared.streams()
         if self.predictor is not None:
             return (*parts, *self.predictor.streams())
-        return parts if self.whole.offsets is not None else (*parts, self.streamed)
+        return parts if self.whole.offsets is not None else (*parts, *self.streamed.streams())

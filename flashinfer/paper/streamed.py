@@ -5,9 +5,31 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.paper.flash import Flash
+from flashinfer.paper.interfaces import Stream
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.unit_store import UnitStore
+
+
+def streamed_linear(
+    flash: Flash,
+    tensor: StoredTensor,
+    buffer: UInt8Array,
+    following: StoredTensor | None,
+    x: Float32Array,
+    bias: Float32Array | None = None,
+) -> Float32Array:
+    """x (T, columns) times a matrix on flash, (T, rows) float32, tile by tile as it comes."""
+    out = np.empty((len(x), tensor.rows), dtype=np.float32)
+    for first, stop, memory, starts in flash.stream(tensor, buffer, following):
+        begin = int(starts[0])
+        rows = memory[begin : begin + (stop - first) * tensor.row_bytes]
+        matrix = kernels.Matrix(
+            rows.reshape(stop - first, tensor.row_bytes), tensor.columns, tensor.format
+        )
+        out[:, first:stop] = kernels.linear(x, matrix, None if bias is None else bias[first:stop])
+    return out
 
 
 class Streamed:
@@ -22,6 +44,10 @@ class Streamed:
         self.store, self.neurons = store, neurons
         self.tensor = store.bundles
         self.following: StoredTensor | None = None
+
+    def streams(self) -> tuple[Stream, ...]:
+        """What is streamed at every token."""
+        return (self,)
 
     def __call__(
         self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array

@@ -31,7 +31,8 @@ class Waves:
     ) -> None:
         """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
         store, cache, now = self.store, self.store.cache, tokens.now
-        cuts = in_waves(cache, selection.units, now, len(store.inside), store.submit, store.wait)
+        each = self.neurons.config.unit_neurons
+        cuts = in_waves(cache, selection.units, now, each, store.submit, store.wait)
         for first, stop, slots in cuts:
             part = selection.part(first, stop)
             self.neurons.add(cache.memory, store.offsets(part.units, slots), x, part, y)

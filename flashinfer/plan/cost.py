@@ -156,9 +156,7 @@ class _Pass:
         self.line.stream(part, nbytes, self.plan.buffers / 2, seconds)
 
     def _linear(self, tensor: StoredTensor) -> float:
-        format = tensor.format.name
-        one = tensor.nbytes / self.profile.linear[format]
-        return one * self.profile.times_of_one(format, self.tokens)
+        return self.profile.linear_seconds(tensor, self.tokens)
 
     def attention(self, number: int) -> None:
         """With half of the context's keys and values."""
@@ -305,9 +303,8 @@ class _Pass:
             if self.tokens > 1:  # what several tokens miss is read once
                 missing = min(self.tokens * missing, used)
         way = way_to_run(residence, self.tokens, used, lambda: missing)
-        format, share = tensor.format.name, self.tokens * one / max(used, 1e-9)
-        seconds = used * bundle.unit_bytes(number) / self.profile.sparse[format]
-        seconds *= self.profile.times_of_one(format, share)
+        share = self.tokens * one / max(used, 1e-9)
+        seconds = used / ffn.units * self.profile.sparse_seconds(tensor, share)
         if way == WHOLE and not chosen:
             seconds = self._linear(tensor)
         units = _Units(number, residence, way, used, seconds, missing)

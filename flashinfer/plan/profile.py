@@ -12,9 +12,10 @@ import numpy as np
 
 from flashinfer.formats import bounded_json
 from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import read_bytes, refuse_target, replacing
-from flashinfer.formats.number_formats import FORMATS
+from flashinfer.formats.number_formats import FORMATS, Matrices
 from flashinfer.formats.numbers import is_number, is_whole
 
 MOST_GAP = 256 << 10
@@ -99,6 +100,21 @@ class Profile:
         """How many times as long a product with so many tokens takes as with one."""
         return 1 + (self.many[format] - 1) * (tokens - 1) / (MANY - 1)
 
+    def linear_seconds(self, tensor: StoredTensor, tokens: float = 1) -> float:
+        """What products with all rows of a tensor take, with so many tokens."""
+        return sum(
+            nbytes / self.linear[format] * self.times_of_one(format, tokens)
+            for format, nbytes in bytes_by_format(tensor).items()
+        )
+
+    def sparse_seconds(self, tensor: StoredTensor, tokens: float = 1) -> float:
+        """The same, where some rows are multiplied, wherever they lie; a unit's matrices, which are
+        always used whole, are multiplied as all rows are."""
+        if isinstance(tensor.format, Matrices):
+            return self.linear_seconds(tensor, tokens)
+        format = tensor.format.name
+        return tensor.nbytes / self.sparse[format] * self.times_of_one(format, tokens)
+
     def stream_speed(self, tile_bytes: float) -> float:
         """Bytes/s of a stream in tiles of this size."""
         times = {size: size / speed for size, speed in self.streams.items()}
@@ -123,6 +139,16 @@ class Profile:
     def held(self, bytes_per_second: float, reads_per_second: float = 0.0) -> "Profile":
         """The same machine with its flash held to these limits, as a cgroup's throttle does."""
         return replace(self, most_bytes=bytes_per_second or 0.0, most_reads=reads_per_second or 0.0)
+
+
+def bytes_by_format(tensor: StoredTensor) -> dict[str, int]:
+    """{number format: bytes of it} of a tensor: of matrices there may be several."""
+    if not isinstance(tensor.format, Matrices):
+        return {tensor.format.name: tensor.nbytes}
+    found: dict[str, int] = {}
+    for part in tensor.format.parts.values():
+        found[part.format.name] = found.get(part.format.name, 0) + tensor.rows * part.nbytes
+    return found
 
 
 def _at(nbytes: float, seconds: dict[int, float]) -> float:

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Collection, Sequence
 
-from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
-from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL
+from flashinfer.formats.number_formats import Matrices
+from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL, TensorSpec
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
 from flashinfer.paper.ways import transit_slots
@@ -77,7 +79,7 @@ class Sizes:
         )
         self.kv_cache = 2 * self.kv_stage + _kv_cache(layers, wanted, self.kv_on_flash)
         # A tile of the stream holds at least one row of anything that streams, widened.
-        largest = max(tensor.row_bytes for tensor in bundle.tensors.values() if tensor.rows > 1)
+        largest = max(widest(tensor) for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
         self.per_token = FEATURE * config.hidden_size + PANEL * wanted.threads
         self.per_token += max(
@@ -86,7 +88,7 @@ class Sizes:
         )
         # Each thread has scores of some tokens, and rows of weights that it multiplies with many.
         columns = max(
-            config.hidden_size if spec.role == FFN else bundle.tensors[spec.name].columns
+            most_columns(config, spec, bundle.tensors[spec.name])
             for spec in bundle.specs
             if len(spec.shape) > 1
         )
@@ -100,6 +102,20 @@ class Sizes:
         # The logits after a drafted token, and which units it uses, until it is accepted.
         self.per_draft = 4 * config.vocab_size
         self.per_draft += SELECTED * sum(layer.needs[0] for layer in self.cached.values())
+
+
+def widest(tensor: StoredTensor) -> int:
+    """Bytes of a tensor's row as it is streamed: of matrices, of the longest of their rows."""
+    if isinstance(tensor.format, Matrices):
+        return max(part.row_bytes for part in tensor.format.parts.values())
+    return tensor.row_bytes
+
+
+def most_columns(config: ModelConfig, spec: TensorSpec, tensor: StoredTensor) -> int:
+    """Columns of the longest rows that a tensor is multiplied by."""
+    if isinstance(tensor.format, Matrices):
+        return max(part.columns for part in tensor.format.parts.values())
+    return config.hidden_size if spec.role == FFN else tensor.columns
 
 
 def _kv_on_flash(bundle: Bundle, wanted: Decided) -> tuple[int, ...]:

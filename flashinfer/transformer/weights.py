@@ -12,6 +12,7 @@ from flashinfer.formats.arrays import Float32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.paper.flash import Flash
 from flashinfer.paper.interfaces import Stream
+from flashinfer.paper.streamed import streamed_linear
 
 
 class Resident:
@@ -59,17 +60,7 @@ class Streamed:
 
     def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
-        tensor = self.tensor
-        out = np.empty((x.shape[0], tensor.rows), dtype=np.float32)
-        for first, stop, memory, starts in self.flash.stream(tensor, self.buffer, self.following):
-            begin = int(starts[0])
-            tile = memory[begin : begin + (stop - first) * tensor.row_bytes]
-            matrix = kernels.Matrix(
-                tile.reshape(stop - first, tensor.row_bytes), tensor.columns, tensor.format
-            )
-            part = None if bias is None else bias[first:stop]
-            out[:, first:stop] = kernels.linear(x, matrix, part)
-        return out
+        return streamed_linear(self.flash, self.tensor, self.buffer, self.following, x, bias)
 
     def some(self, x: Float32Array, ids: Int64Array, bias: Float32Array) -> Float32Array:
         """As ``linear``, of the rows ``ids`` alone, though all are read."""

@@ -18,6 +18,11 @@ F16 = FORMATS["f16"]
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 
 
+def bundles_name(layer: int) -> str:
+    """The tensor of a layer's FFN."""
+    return f"layers.{layer}.ffn.bundles"
+
+
 def places_name(layer: int) -> str:
     """The tensor, (neurons,) I32, that says where each neuron of a layer lies, in rows of its
     bundles; a file in which neurons lie by their numbers has none."""

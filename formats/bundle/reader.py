@@ -21,9 +21,9 @@ from ..architectures import model_config
 from ..arrays import Float32Array, Int32Array, Int64Array
 from ..bounded_json import JsonObject
 from ..config import ModelConfig
-from ..errors import FormatError, shown
+from ..errors import FormatError, UserError, shown
 from ..files import MOST_TEXT
-from ..number_formats import BY_SAFETENSORS, FORMATS, NumberFormat
+from ..number_formats import BY_SAFETENSORS, FORMATS, Matrices, NumberFormat, number_format
 from ..progress import Progress, no_progress
 from ..safetensors import CHECKSUMS, SafetensorsFile, TensorInfo
 from ..tensors import TensorSpec
@@ -35,7 +35,7 @@ from .calibration import (
     PredictorForm,
     calibration_from_json,
 )
-from .layout import TEMPLATE, TOKENIZER, layout, places_name, predictor_layout
+from .layout import TEMPLATE, TOKENIZER, bundles_name, layout, places_name, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
@@ -127,7 +127,7 @@ class Bundle:
         self.source = self._json("flashinfer.source")
         self.formats = self._json("flashinfer.formats")
         try:
-            self.config = model_config(self.hf_config)
+            self.config = self._with_matrices(model_config(self.hf_config))
             ranks = self._ranks() if self.calibrated else []
             if ranks and self.config.mixture:
                 self.config = self.config.with_neurons_apart()
@@ -142,6 +142,13 @@ class Bundle:
             for number in range(len(self.config.layers)):
                 bundles = self.bundles(number)
                 self.tensors[bundles.name] = replace(bundles, places=self._places(number))
+
+    def _with_matrices(self, config: ModelConfig) -> ModelConfig:
+        """The config, of which some layers' units may be matrices: those with several formats."""
+        formats = [self.formats.get(bundles_name(i)) for i in range(len(config.layers))]
+        return config.with_matrices(
+            [i for i, name in enumerate(formats) if isinstance(name, str) and "," in name]
+        )
 
     def _places(self, number: int) -> Int32Array:
         """Where each neuron of a layer lies, of a bundle with a layout of its own."""
@@ -202,7 +209,7 @@ class Bundle:
             raise FormatError(f"{self.path}: tensor {spec.name} is missing")
         format = self._format(spec, info)
         expected = spec.shape
-        if format.block > 1:
+        if format.safetensors == "U8":
             expected = (*spec.shape[:-1], format.row_bytes(spec.shape[-1]))
         if info.shape != expected:
             raise FormatError(
@@ -217,6 +224,8 @@ class Bundle:
         """A tensor's NumberFormat: by its dtype, or by name where safetensors has none."""
         name = self.formats.get(spec.name)
         named = FORMATS.get(name) if isinstance(name, str) else None
+        if isinstance(name, str) and spec.layer is not None and "," in name:
+            named = self._matrices(spec.layer, name)
         format = named or BY_SAFETENSORS.get(info.dtype)
         if (
             format is None
@@ -225,6 +234,19 @@ class Bundle:
         ):
             raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
         return format
+
+    def _matrices(self, layer: int, names: str) -> Matrices:
+        """The Matrices of a layer's units, of number formats of these names."""
+        shapes, found = self.config.layers[layer].ffn.matrix_shapes(), names.split(",")
+        if len(found) != len(shapes):
+            raise FormatError(
+                f"{self.path}: layer {layer} has the number formats {shown(names)}, and "
+                f"{len(shapes)} matrices"
+            )
+        try:
+            return Matrices(shapes, [number_format(name) for name in found])
+        except UserError as error:
+            raise FormatError(f"{self.path}: layer {layer}: {error}") from None
 
     @cached_property
     def digest(self) -> str:
@@ -256,8 +278,8 @@ class Bundle:
         return "layers.0.predictor.a" in self.tensors
 
     def bundles(self, layer: int) -> StoredTensor:
-        """A layer's FFN: a row is a neuron's bundle."""
-        return self.tensors[f"layers.{layer}.ffn.bundles"]
+        """A layer's FFN: a row is a neuron's bundle, or where they are ``matrices`` a unit's."""
+        return self.tensors[bundles_name(layer)]
 
     @property
     def has_layout(self) -> bool:
@@ -265,8 +287,9 @@ class Bundle:
         return self.bundles(0).places is not None
 
     def unit_bytes(self, layer: int) -> int:
-        """Bytes of a layer's unit: of a neuron's bundle, or of all bundles of an expert."""
-        return self.bundles(layer).row_bytes * self.config.layers[layer].ffn.unit_neurons
+        """Bytes of a layer's unit: of a neuron's bundle, or of all that an expert has."""
+        ffn, bundles = self.config.layers[layer].ffn, self.bundles(layer)
+        return bundles.row_bytes * (1 if ffn.matrices else ffn.unit_neurons)
 
     @property
     def ffn_formats(self) -> str:

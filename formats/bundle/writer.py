@@ -56,7 +56,7 @@ def new_tensor(
             raise type(error)(f"tensor {name}: {error}") from None
 
     nbytes = prod(shape[:-1]) * format.row_bytes(shape[-1])
-    if format.block == 1:
+    if format.safetensors != "U8":
         return NewTensor(name, format.safetensors, shape, nbytes, all_encoded)
     shape = (*shape[:-1], format.row_bytes(shape[-1]))
     return NewTensor(name, format.safetensors, shape, nbytes, all_encoded, format.name)

@@ -84,6 +84,8 @@ class FFNConfig:
     router        of a mixture of experts; None: there are no experts
     neurons_apart  of a mixture with predictors, which tell its neurons apart: those are read one by
                   one, and not whole experts
+    matrices      the FFN, or each expert, is always used whole, and its matrices lie as the model's
+                  source had them
     shared_d_ffn  neurons of the shared expert, which every token uses; 0: there is none
     shared_gated  its output is multiplied with sigmoid(shared_weigh . x)
     """
@@ -98,6 +100,7 @@ class FFNConfig:
     ffn_bias: bool = False
     router: RouterConfig | None = None
     neurons_apart: bool = False
+    matrices: bool = False
     shared_d_ffn: int = 0
     shared_gated: bool = False
 
@@ -135,12 +138,14 @@ class FFNConfig:
 
     @property
     def units(self) -> int:
-        """What is read and kept as one: its neurons, or its experts."""
+        """What is read and kept as one: its neurons, its experts, or all of it."""
+        if self.matrices:
+            return max(1, self.experts)
         return self.experts if self.reads_experts else self.neurons
 
     @property
     def unit_neurons(self) -> int:
-        return self.d_ffn if self.reads_experts else 1
+        return self.d_ffn if self.reads_experts or self.matrices else 1
 
     @property
     def routed_units(self) -> int:
@@ -151,6 +156,12 @@ class FFNConfig:
     def parts(self) -> int:
         """Rows of a bundle, each hidden_size wide: [up | down], or [gate | up | down]."""
         return 3 if self.gated else 2
+
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """{"gate", "up", "down": (rows, columns)} of the FFN, or of an expert."""
+        d, n = self.hidden_size, self.d_ffn
+        gate = {"gate": (n, d)} if self.gated else {}
+        return {**gate, "up": (n, d), "down": (d, n)}
 
     def shared_shapes(self) -> dict[str, tuple[int, int]]:
         """{"gate", "up", "down": (rows, columns)} of the expert that every token uses."""
@@ -176,6 +187,8 @@ class FFNConfig:
         # One row a neuron: [up_i | down_i] or [gate_i | up_i | down_i] (paper section 3.2,
         # row-column bundling).
         bundles = (self.neurons, self.parts * d)
+        if self.matrices:  # one row a unit: all of its matrices
+            bundles = (self.units, self.unit_neurons * self.parts * d)
         return [*specs, TensorSpec(f"{name}.ffn.bundles", bundles, FFN)]
 
     def predictor_tensors(self, name: str, rank: int) -> list[TensorSpec]:

@@ -10,10 +10,11 @@ from .base import BlockFormat, Groups, NumberFormat
 from .blocks import IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from .floats import BF16, F8E4M3, F16, F32, F64
 from .k_quants import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
+from .matrices import Matrices, Part
 
 __all__ = [
-    "BY_SAFETENSORS", "FORMATS", "SOURCES", "BlockFormat", "Groups", "NumberFormat",
-    "number_format",
+    "BY_SAFETENSORS", "FORMATS", "SOURCES", "BlockFormat", "Groups", "Matrices", "NumberFormat",
+    "Part", "number_format",
 ]  # fmt: skip
 
 FORMATS: dict[str, NumberFormat] = {

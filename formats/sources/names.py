@@ -11,7 +11,7 @@ from ..bundle.layout import bundled, format_of
 from ..bundle.writer import NewTensor, encoded, new_tensor
 from ..config import MOST_LAYERS, ModelConfig
 from ..errors import FormatError
-from ..number_formats import NumberFormat
+from ..number_formats import Matrices, NumberFormat
 from ..numbers import is_whole
 from ..tensors import FFN, TensorSpec
 from .checkpoint import COLUMN_CHUNK, Checkpoint
@@ -49,6 +49,25 @@ class Names:
         self.less_one = getattr(naming, "NORM_LESS_ONE", False)
         self.sources: dict[str, list[str]] = {}  # {our tensor: the checkpoint's that it is made of}
         self.left_out = self._further_layers()  # tensors that are no part of the model proper
+
+    def keep_matrices(self) -> None:
+        """From now on units that are always used whole keep their matrices as the checkpoint has
+        them, where these are in blocks: of ``config`` these layers have ``matrices``."""
+        self.config = self.config.with_matrices(
+            [i for i in range(len(self.config.layers)) if self._in_blocks(i)]
+        )
+
+    def _in_blocks(self, layer: int) -> bool:
+        """Whether a layer's units are used whole, and have blocks along their matrices' rows."""
+        ffn, names = self.config.layers[layer].ffn, self.ffn(layer)
+        if not isinstance(self.checkpoint, GgufCheckpoint) or ffn.sparse or "down" not in names:
+            return False
+        return any(
+            self.checkpoint.format_of(name).block > 1
+            for part in names.values()
+            for name in alternatives(part, layer, 0)
+            if name in self.checkpoint.shapes
+        )
 
     def _has_any(self, named: str) -> bool:
         """Whether the checkpoint holds a tensor of this name in any layer."""
@@ -201,6 +220,12 @@ class Names:
             for expert in experts
         ]
         self.sources[spec.name] = [name for parts in found for name, _ in parts.values()]
+        if ffn.matrices:
+            formats = [
+                self.checkpoint.format_of(found[0][part].name) for part in ffn.matrix_shapes()
+            ]
+            whole = Matrices(ffn.matrix_shapes(), formats)
+            return new_tensor(spec.name, whole, spec.shape, lambda: self.matrices(found, whole))
         chosen = format or self.checkpoint.format_of(found[0]["up"].name)
 
         def chunks() -> Iterator[UInt8Array]:
@@ -237,6 +262,23 @@ class Names:
                 ids = np.arange(start, stop) if rows is None else rows[start:stop]
                 bundle.append(self.rows_of_expert(name, expert, ids, format))
             yield bundled([encoded(p, format) for p in bundle])
+
+    def matrices(
+        self, found: list[dict[str, Found]], whole: Matrices
+    ) -> Iterator[Float32Array | UInt8Array]:
+        """Yield the bytes of each unit's matrices, and of what fills its last page."""
+        used = sum(part.nbytes for part in whole.parts.values())
+        for number, parts in enumerate(found):
+            for part, described in whole.parts.items():
+                name, rows = parts[part]
+                step = max(1, CHUNK_VALUES // described.columns)
+                for start in range(0, described.rows, step):
+                    stop = min(start + step, described.rows)
+                    ids = np.arange(start, stop) if rows is None else rows[start:stop]
+                    values = self.rows_of_expert(name, number, ids, described.format)
+                    yield encoded(values, described.format)
+            if used < whole.block_bytes:
+                yield np.zeros((1, whole.block_bytes - used), dtype=np.uint8)
 
     def rows_of_expert(
         self, name: str, expert: int, ids: AnyArray, format: NumberFormat

@@ -80,11 +80,12 @@ def random_qwen2(folder, width=256, ffn=512):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_kept_bit_for_bit(name, tmp_path):
-    """All but the down projection's blocks, which lie across neurons and are made anew."""
+    """Where neurons are read one by one: all but the down projection's blocks, which lie across
+    neurons and are made anew. test_whole_units.py has the others."""
     kind, format = Q[name.upper()], FORMATS[name]
     folder = random_qwen2(tmp_path / "hf")
     path = write_gguf(folder, tmp_path / "x.gguf", lambda name, values: kind)
-    convert(path, tmp_path / "x.flash")
+    convert(path, tmp_path / "x.flash", activation="relu")
     with GgufFile(path) as source, Bundle(tmp_path / "x.flash") as bundle:
         for ours, theirs in (("q_proj", "attn_q"), ("o_proj", "attn_output")):
             tensor = bundle.tensors[f"layers.0.{ours}.weight"]

@@ -113,8 +113,8 @@ class Replay:
         count: int,
     ) -> None:  # fmt: skip
         """A layer's FFN: what is there is computed while the rest comes."""
-        format = self.tensors[number].format.name
-        whole = self.unit_bytes[number] / self.profile.sparse[format]
+        tensor = self.tensors[number]
+        whole = self.profile.sparse_seconds(tensor) / self.ffns[number].units
         if setting.many:
             done = line.submit(count, size)
         else:

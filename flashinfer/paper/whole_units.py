@@ -1,0 +1,199 @@
+"""Units that are always used whole, whose matrices lie as the model's source had them."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from flashinfer import kernels
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, Int64Array, UInt8Array
+from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.number_formats import Matrices
+from flashinfer.paper.interfaces import Stream
+from flashinfer.paper.neurons import Neurons
+from flashinfer.paper.selection import Selection, Tokens
+from flashinfer.paper.streamed import streamed_linear
+from flashinfer.paper.unit_store import UnitStore
+
+FILL_BYTES = 8 << 20  # read at a time
+
+
+class WholeUnits(Neurons):
+    """The arithmetic of an FFN, or of each of a mixture's experts, by its matrices.
+
+    A unit's down projection is multiplied row by row, as all others are, where Neurons adds a
+    neuron's column after the other: nothing has to be turned, and no weight rounded again.
+
+    format  Matrices; the others as in Neurons
+    """
+
+    def __init__(
+        self, config: FFNConfig, format: Matrices, biases: dict[str, Float32Array | None]
+    ) -> None:
+        super().__init__(config, format, biases)
+        self.matrices = format
+        self.width = self.down_at = 0  # all that a unit has is found from where it begins
+
+    def one_by_one(self, selection: Selection) -> bool:
+        """Each is multiplied with its own tokens only."""
+        return True
+
+    def add(
+        self,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        part: Selection,
+        y: Float32Array,
+        apart: int | None = None,
+    ) -> None:
+        """As ``Neurons.add``; rows (units, 1)."""
+        if part.indptr is None:
+            for i, start in enumerate(rows[:, 0]):
+                out = self.outputs(memory, start, part.units[i], x)
+                y += out if part.weights is None else part.weights[i] * out
+            return
+        for i, pairs in enumerate(part.pairs()):
+            tokens = part.tokens[pairs]
+            out = self.outputs(memory, rows[i, 0], part.units[i], x[tokens])
+            y[tokens] += part.weights[pairs, None] * out
+
+    def outputs(self, memory: UInt8Array, start: int, unit: int, x: Float32Array) -> Float32Array:
+        """What the unit that begins at ``start`` of memory gives for x (T, d_model): the same
+        shape, without the down projection's bias."""
+        a = self.activations(memory, np.array([start]), x, self.of(np.array([unit])))
+        return kernels.linear(np.ascontiguousarray(a.T), self._matrix("down", memory, start))
+
+    def products(
+        self,
+        part: str,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None = None,
+        tokens: Int32Array | None = None,
+    ) -> Float32Array:
+        """part . x + its bias, for the "gate" or "up" of the unit at ``rows`` (1,): (n, T)."""
+        bias = self.biases[part]
+        bias = None if bias is None else bias[neurons]
+        matrix = self._matrix(part, memory, rows[0])
+        return np.ascontiguousarray(kernels.linear(x, matrix, bias).T)
+
+    def _matrix(self, part: str, memory: UInt8Array, start: int) -> kernels.Matrix:
+        described = self.matrices.parts[part]
+        at = int(start) + described.at
+        data = memory[at : at + described.nbytes].reshape(described.rows, described.row_bytes)
+        return kernels.Matrix(data, described.columns, described.format)
+
+
+class Resident:
+    """A layer of which every unit stays in DRAM; see ``whole.Whole``, which it stands for."""
+
+    def __init__(self, store: UnitStore, units: WholeUnits) -> None:
+        self.store, self.units = store, units
+        self.offsets: Int64Array | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every unit has a slot, and keeps it."""
+        cache = self.store.cache
+        return cache.capacity == self.store.units.rows and cache.window is None
+
+    def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:
+        """Read the layer into the cache's memory. Call it only where it ``fits``."""
+        store, tensor = self.store, self.store.units
+        begin = int(store.cache.starts[0])
+        for at in range(0, tensor.nbytes, FILL_BYTES):
+            size = min(FILL_BYTES, tensor.nbytes - at)  # units begin and end on pages
+            read = store.flash.submit_range(
+                tensor.offset + at, size, store.cache.memory, begin + at
+            )
+            store.wait(read)
+            progress(size)
+        self.offsets = begin + np.arange(tensor.rows, dtype=np.int64)[:, None] * tensor.row_bytes
+
+    def __call__(
+        self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array
+    ) -> None:
+        """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
+        assert self.offsets is not None
+        self.store.cache.hits += len(selection.units)
+        self.units.add(self.store.cache.memory, self.offsets[selection.units], x, selection, y)
+
+
+class StreamedMatrix:
+    """One of a unit's matrices, brought through the buffer whenever it is needed.
+
+    following  the StoredTensor that will be streamed next, as far as is known
+    """
+
+    def __init__(self, tensor: StoredTensor, store: UnitStore) -> None:
+        self.tensor, self.store = tensor, store
+        self.following: StoredTensor | None = None
+
+    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
+        """x (T, columns) -> (T, rows) float32."""
+        flash, buffer = self.store.flash, self.store.buffer
+        return streamed_linear(flash, self.tensor, buffer, self.following, x, bias)
+
+
+class StreamedUnit(WholeUnits):
+    """A unit that is streamed, matrix after matrix: an FFN at every token; nothing of it is kept.
+
+    unit  its number; an FFN without experts has one
+    """
+
+    def __init__(self, store: UnitStore, units: WholeUnits, unit: int = 0) -> None:
+        super().__init__(units.config, units.matrices, units.biases)
+        self.store, self.units, self.unit, tensor = store, units, unit, store.units
+        begin = tensor.offset + unit * tensor.row_bytes
+        self.streamed = {
+            name: StreamedMatrix(
+                replace(
+                    tensor, name=f"{tensor.name}.{name}", offset=begin + part.at,
+                    rows=part.rows, columns=part.columns, format=part.format,
+                ),
+                store,
+            )
+            for name, part in units.matrices.parts.items()
+        }  # fmt: skip
+        streams = list(self.streamed.values())
+        for stream, after in itertools.pairwise(streams):
+            stream.following = after.tensor
+
+    def streams(self) -> tuple[Stream, ...]:
+        """What is streamed at every token, in this order."""
+        return tuple(self.streamed.values())
+
+    def __call__(
+        self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array
+    ) -> None:
+        """y (T, d_model) += the FFN of x (T, d_model)."""
+        self.tap = self.units.tap
+        self.store.cache.misses += len(selection.units)
+        y += self.outputs_of(x)
+
+    def outputs_of(self, x: Float32Array) -> Float32Array:
+        """What the unit gives for x (T, d_model): the same shape, without the down projection's
+        bias."""
+        nowhere, neurons = np.empty(0, dtype=np.uint8), self.of(np.array([self.unit]))
+        a = self.activations(nowhere, np.zeros(1, dtype=np.int64), x, neurons)
+        return self.streamed["down"].linear(np.ascontiguousarray(a.T))
+
+    def products(
+        self,
+        part: str,
+        memory: UInt8Array,
+        rows: AnyArray,
+        x: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None = None,
+        tokens: Int32Array | None = None,
+    ) -> Float32Array:
+        """As ``WholeUnits.products``, of a matrix that is streamed."""
+        bias = self.biases[part]
+        bias = None if bias is None else bias[neurons]
+        return np.ascontiguousarray(self.streamed[part].linear(x, bias).T)
