@@ -18,7 +18,14 @@ from .progress import Progress, no_progress
 from .sources.checkpoint import Checkpoint
 from .sources.gguf import is_gguf
 from .sources.gguf_checkpoint import GgufCheckpoint
-from .sources.hub import HubShard, fetch, lean_checkpoint, names_a_repository
+from .sources.hub import (
+    HubShard,
+    fetch,
+    fetch_gguf,
+    lean_checkpoint,
+    names_a_gguf_file,
+    names_a_repository,
+)
 from .sources.names import Names
 from .tensors import EMBEDDING, FFN
 
@@ -36,7 +43,8 @@ def convert(
 ) -> int:
     """Convert a checkpoint to the bundle ``destination``; return its size in bytes.
 
-    source       the directory of a Hugging Face checkpoint, its name on the Hub, or a GGUF file
+    source       the directory of a Hugging Face checkpoint, its name on the Hub, or a GGUF file (of
+                 several the first), also as "org/name:Q4_K_M" on the Hub
     dtype        number format of the weights; norms and biases are always f32. None: f16; of a
                  GGUF file each tensor's own, or the nearest to it
     progress     is told the bytes written, as "write"
@@ -205,6 +213,8 @@ def open_checkpoint(
     activation  see ``convert``
     Raises UserError.
     """
+    if names_a_gguf_file(source):
+        source = fetch_gguf(source)
     if is_gguf(source):
         return GgufCheckpoint(source, activation)
     if activation is not None:

@@ -13,7 +13,8 @@ from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="the checkpoint's directory, its name "
-                        "on the Hugging Face Hub (org/name), or x.gguf")  # fmt: skip
+                        "on the Hugging Face Hub (org/name, or org/name:Q4_K_M for a GGUF file "
+                        "there), or x.gguf; of several files the first")  # fmt: skip
     parser.add_argument("destination", metavar="DST", help="the bundle to write, such as x.flash")
     add_dtypes(parser, None, "f16; of a GGUF file, as they are there")
     parser.add_argument(

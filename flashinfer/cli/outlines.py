@@ -16,7 +16,15 @@ from flashinfer.formats.convert import convert, outline
 from flashinfer.formats.errors import FormatError, UserError, reason
 from flashinfer.formats.files import read_bytes, scratch_directory
 from flashinfer.formats.sources.gguf import is_gguf
-from flashinfer.formats.sources.hub import fetch, names_a_repository
+from flashinfer.formats.sources.hub import (
+    address_of,
+    fetch,
+    gguf_file,
+    names_a_gguf_file,
+    names_a_repository,
+)
+from flashinfer.formats.sources.split_gguf import MOST_FILES
+from flashinfer.formats.sources.split_gguf import NAME as SPLIT
 from flashinfer.synth.shapes import config_like
 
 CONFIG = "config.json"
@@ -67,7 +75,7 @@ def _is_bundle(model: str) -> bool:
     path = Path(model)
     if path.is_dir() or path.suffix == ".json" or is_gguf(path):
         return False
-    return not (_is_address(model) or names_a_repository(model))
+    return not (_is_address(model) or names_a_repository(model) or names_a_gguf_file(model))
 
 
 def _is_address(model: str) -> bool:
@@ -79,14 +87,14 @@ def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -
     page = PAGE_OF_HUB.fullmatch(model)
     if page is not None:
         model = page[1]
+    if names_a_gguf_file(model):
+        model = address_of(*gguf_file(model))
     if _is_address(model) and not model.partition("?")[0].endswith(".json"):
-        header = path.with_suffix(".gguf")
-        _fetch_header(model, header)
+        header = _fetch_headers(model, path.parent)
         try:
             convert(header, path, dtype, dense_dtype=dense_dtype, outline=True)
         except (FormatError, UserError) as error:
             raise type(error)(str(error).replace(str(header), model)) from None
-        header.unlink()
     elif is_gguf(model):
         convert(model, path, dtype, dense_dtype=dense_dtype, outline=True)
     else:
@@ -112,6 +120,21 @@ def _config(model: str) -> tuple[JsonObject, str]:
     if not isinstance(config, dict):
         raise FormatError(f"{name}: is not the config of a model")
     return config, name
+
+
+def _fetch_headers(address: str, folder: Path) -> Path:
+    """The path of a GGUF file on a server, of which there are the headers only; of a model in
+    several files, of the first."""
+    base, _, name = address.partition("?")[0].rpartition("/")
+    split = SPLIT.fullmatch(name)
+    count = int(split[3]) if split is not None else 1
+    if split is None or not 1 < count <= MOST_FILES:
+        _fetch_header(address, folder / "model.gguf")
+        return folder / "model.gguf"
+    for number in range(1, count + 1):
+        part = f"{split[1]}-{number:05}-of-{split[3]}.gguf"
+        _fetch_header(f"{base}/{part}", folder / part)
+    return folder / name
 
 
 def _fetch_header(address: str, path: Path) -> None:

@@ -18,8 +18,8 @@ from ..layers.layer import LayerConfig
 from ..number_formats import FORMATS, NumberFormat
 from ..numbers import is_number, is_whole
 from .checkpoint import COLUMN_CHUNK
-from .gguf import GgufFile
 from .gguf_metadata import refuse_strangers
+from .split_gguf import open_gguf
 from .tokenizers.gguf_vocabulary import gguf_tokenizer
 
 RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -99,7 +99,7 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path | str, activation: str | None = None) -> None:
         self.directory = self.config_path = Path(path)
-        self.file = GgufFile(path)
+        self.file = open_gguf(path)
         try:
             tensors = self.file.tensors
             self.shapes = {

@@ -11,6 +11,8 @@ from ..errors import UserError, reason
 from .checkpoint import Checkpoint, SafetensorsShard, shard_names
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+GGUF = re.compile(rf"({NAME.pattern}):([\w.-]+)")
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 SMALL = ["*.json", "tokenizer.model", "merges.txt", "*.jinja"]
 # Weights as safetensors where the repository has them, else as PyTorch's.
 WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])
@@ -19,6 +21,50 @@ WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])
 def names_a_repository(source: Path | str) -> bool:
     """Whether ``source`` is not a path here, but looks like ``org/name``."""
     return not Path(source).exists() and NAME.fullmatch(str(source)) is not None
+
+
+def names_a_gguf_file(source: Path | str) -> bool:
+    """Whether ``source`` is not a path here, but looks like ``org/name:Q4_K_M``: the GGUF file of a
+    repository with this in its name."""
+    return not Path(source).exists() and GGUF.fullmatch(str(source)) is not None
+
+
+def gguf_file(source: Path | str) -> tuple[str, str]:
+    """(repository, file) that ``org/name:Q4_K_M`` names; of a model in several files the first.
+
+    Raises UserError where there is none or more than one, or the library is missing.
+    """
+    named = GGUF.fullmatch(str(source))
+    assert named is not None
+    hub = _library(source)
+    with _one_line(source):
+        files = [f for f in hub.HfApi().list_repo_files(named[1]) if f.endswith(".gguf")]
+    tag = named[2].lower()
+    found = [f for f in files if tag in f.lower() and not LATER_PART.search(f)]
+    # Q4_K would be in Q4_K_M, too.
+    exact = [f for f in found if re.search(rf"(^|[-._/]){re.escape(tag)}([-.]|$)", f.lower())]
+    found = exact if len(exact) == 1 else found
+    if len(found) != 1:
+        names = ", ".join(sorted(found or files)[:8]) or "none"
+        raise UserError(f"{source}: names {len(found)} GGUF files; the repository has {names}")
+    return named[1], found[0]
+
+
+def fetch_gguf(source: Path | str) -> Path:
+    """The path of the GGUF file that ``org/name:Q4_K_M`` names; missing files are downloaded.
+
+    Raises UserError as ``gguf_file`` and ``fetch`` do.
+    """
+    repository, first = gguf_file(source)
+    parts = re.sub(r"-00001-of-(\d{5})\.gguf$", r"-*-of-\1.gguf", first)
+    with _one_line(source):
+        folder = _library(source).snapshot_download(repository, allow_patterns=[first, parts])
+    return Path(folder, first)
+
+
+def address_of(repository: str, file: str) -> str:
+    """Where a file of the Hub can be read."""
+    return str(_library(repository).hf_hub_url(repository, file))
 
 
 def fetch(name: Path | str, weights: Sequence[list[str]] = WEIGHTS) -> Path:
