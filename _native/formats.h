@@ -4,9 +4,9 @@
  * names there are (tables() in sparse_matmul.pxi; flashinfer/kernels compares at import).
  *
  * A new number format is its class in formats/number_formats/ and here its row in a table. One of
- * floats needs load_NAME for each vector unit (vectors.h); one of blocks needs unpack_NAME (unpack.h)
- * and scales_NAME (groups.h), and a line PORTABLE(CODE, NAME) in blocks.h, which makes the loaders of
- * every vector unit from them. A unit may have faster ones of its own instead.
+ * floats needs load_NAME for each vector unit (vectors.h); one of blocks needs unpack_NAME
+ * (unpack.h), two_NAME (unpack_avx2.h), scales_NAME (groups.h), and a line PORTABLE_QUANTS(CODE,
+ * NAME) in blocks.h. A unit may have a faster quants_NAME of its own instead.
  */
 #pragma once
 
