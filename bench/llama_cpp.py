@@ -1,6 +1,6 @@
 """llama.cpp on a random model of 1.1 B parameters, to stand beside our figures.
 
-    python -m bench.llama_cpp [--dir DIR] [--formats f16,q8_0,q4_0] [--json FILE]
+    python -m bench.llama_cpp [--dir DIR] [--formats f16,q8_0,q4_0] [--dense] [--json FILE]
 
 Needs llama-cpp-python and gguf (pip builds the former from llama.cpp's sources); skips with a
 message without them. All in memory: tokens/s of decoding and of a prompt of 128 tokens, and the
@@ -130,7 +130,7 @@ def our_bytes_per_token(path):
         )
 
 
-def measure(directory, formats, threads):
+def measure(directory, formats, threads, predicted):
     rows = []
     for name in tqdm(formats, desc="formats", leave=False):
         theirs = directory / f"bench-llama-{name}.gguf"
@@ -138,12 +138,15 @@ def measure(directory, formats, threads):
         try:
             write_gguf(theirs, name)
             convert(theirs, same)
-            synthesize(sparse, config_like("tinyllama-1.1b"), name)
-            runs = {"llama.cpp": [], "ours, dense": [], "ours, predicted": []}
+            runs = {"llama.cpp": [], "ours, dense": []}
+            if predicted:
+                synthesize(sparse, config_like("tinyllama-1.1b"), name)
+                runs["ours, predicted"] = []
             for _ in range(ROUNDS):
                 runs["llama.cpp"].append(run_llama_cpp(theirs, threads))
                 runs["ours, dense"].append(run_ours(same, threads, "dense"))
-                runs["ours, predicted"].append(run_ours(sparse, threads, "predicted"))
+                if predicted:
+                    runs["ours, predicted"].append(run_ours(sparse, threads, "predicted"))
             dense_bytes = our_bytes_per_token(same)
         finally:
             for path in (theirs, same, sparse):
@@ -164,6 +167,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", default=".", type=Path, help="room for three models of 2.2 GB")
     parser.add_argument("--formats", default="f16,q8_0,q4_0")
+    parser.add_argument("--dense", action="store_true", help="without the predicted model")
     parser.add_argument("-t", "--threads", type=int, default=default_threads())
     add_json(parser)
     args = parser.parse_args()
@@ -172,7 +176,7 @@ def main():
         import llama_cpp
     except ImportError as error:
         raise SystemExit(f"skipped: {error}; pip install llama-cpp-python gguf") from None
-    figures = measure(args.dir, args.formats.split(","), args.threads)
+    figures = measure(args.dir, args.formats.split(","), args.threads, not args.dense)
     figures["llama_cpp"] = llama_cpp.__version__
     del gguf
     print(f"{figures['machine']}, {figures['threads']} threads, llama-cpp-python "

@@ -25,6 +25,7 @@ COMMANDS = (
     "kit",
     "plan",
     "probe",
+    "report",
     "inspect",
     "verify",
     "synth",

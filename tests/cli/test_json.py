@@ -52,6 +52,7 @@ def arguments(name, folder, plain):
         "digest": [plain, "--tokens", "5,17"],
         "plan": [plain, "--device", "rpi5-nvme"],
         "probe": [folder, "-o", folder / "profile.json", "-t", 1],
+        "report": [folder, "--like", "opt-125m"],
         "inspect": [plain],
         "verify": [plain],
         "kit": [folder / "kit", "--arch", "opt"],
