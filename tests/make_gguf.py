@@ -40,6 +40,33 @@ NAMES = {
 TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe")
 
 
+def random_qwen2(folder, width=256, ffn=512):
+    """A checkpoint whose rows K-quants can hold."""
+    random = np.random.default_rng(3)
+    layer, tensors = "model.layers.0.", {}
+    shapes = {
+        "model.embed_tokens.weight": (40, width), "model.norm.weight": (width,),
+        f"{layer}input_layernorm.weight": (width,),
+        f"{layer}post_attention_layernorm.weight": (width,),
+        **{f"{layer}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"},
+        **{f"{layer}self_attn.{p}_proj.bias": (width,) for p in "qkv"},
+        f"{layer}mlp.gate_proj.weight": (ffn, width), f"{layer}mlp.up_proj.weight": (ffn, width),
+        f"{layer}mlp.down_proj.weight": (width, ffn),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        tensors[name] = random.standard_normal(shape, dtype=np.float32) / 8
+    folder.mkdir()
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": "qwen2", "hidden_size": width, "intermediate_size": ffn, "vocab_size": 40,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "max_position_embeddings": 32, "hidden_act": "silu", "tie_word_embeddings": True,
+        "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     """Write the checkpoint in ``folder`` to ``path``.
 

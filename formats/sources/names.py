@@ -60,7 +60,9 @@ class Names:
     def _in_blocks(self, layer: int) -> bool:
         """Whether a layer's units are used whole, and have blocks along their matrices' rows."""
         ffn, names = self.config.layers[layer].ffn, self.ffn(layer)
-        if not isinstance(self.checkpoint, GgufCheckpoint) or ffn.sparse or "down" not in names:
+        if not isinstance(self.checkpoint, GgufCheckpoint) or ffn.sparse:
+            return False
+        if not ffn.matrix_shapes().keys() <= names.keys():  # or a down projection that is turned
             return False
         return any(
             self.checkpoint.format_of(name).block > 1

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +20,7 @@ from flashinfer.formats.sources.gguf_metadata import refuse_strangers
 
 gguf = pytest.importorskip("gguf")
 
-from make_gguf import write_gguf  # noqa: E402
+from make_gguf import random_qwen2, write_gguf  # noqa: E402
 
 SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "llama-silu": None, "llama-linear": None, "llama-yarn": None, "mistral": None,
@@ -49,33 +48,6 @@ def test_the_same_logits_from_both_forms(name, tmp_path):
     assert np.abs(logits[0] - logits[1]).max() <= tolerance
     with Bundle(tmp_path / "gguf.flash") as bundle:
         assert bundle.config.eos_token_ids == (2,)
-
-
-def random_qwen2(folder, width=256, ffn=512):
-    """A checkpoint whose rows K-quants can hold."""
-    random = np.random.default_rng(3)
-    layer, tensors = "model.layers.0.", {}
-    shapes = {
-        "model.embed_tokens.weight": (40, width), "model.norm.weight": (width,),
-        f"{layer}input_layernorm.weight": (width,),
-        f"{layer}post_attention_layernorm.weight": (width,),
-        **{f"{layer}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"},
-        **{f"{layer}self_attn.{p}_proj.bias": (width,) for p in "qkv"},
-        f"{layer}mlp.gate_proj.weight": (ffn, width), f"{layer}mlp.up_proj.weight": (ffn, width),
-        f"{layer}mlp.down_proj.weight": (width, ffn),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        tensors[name] = random.standard_normal(shape, dtype=np.float32) / 8
-    folder.mkdir()
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    config = {
-        "model_type": "qwen2", "hidden_size": width, "intermediate_size": ffn, "vocab_size": 40,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "max_position_embeddings": 32, "hidden_act": "silu", "tie_word_embeddings": True,
-        "eos_token_id": 2,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.mark.parametrize("name", FORMATS)
