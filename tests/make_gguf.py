@@ -67,6 +67,34 @@ def random_qwen2(folder, width=256, ffn=512):
     return folder
 
 
+def random_olmoe(folder, width=256, ffn=256, experts=6):
+    """A mixture whose rows K-quants can hold."""
+    random, layer = np.random.default_rng(5), "model.layers.0."
+    shapes = {
+        "model.embed_tokens.weight": (40, width), "model.norm.weight": (width,),
+        "lm_head.weight": (40, width), f"{layer}mlp.gate.weight": (experts, width),
+        f"{layer}input_layernorm.weight": (width,),
+        f"{layer}post_attention_layernorm.weight": (width,),
+        **{f"{layer}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"},
+        **{f"{layer}self_attn.{p}_norm.weight": (width,) for p in "qk"},
+    }  # fmt: skip
+    for expert in range(experts):
+        part = f"{layer}mlp.experts.{expert}."
+        shapes |= {f"{part}{p}_proj.weight": (ffn, width) for p in ("gate", "up")}
+        shapes[f"{part}down_proj.weight"] = (width, ffn)
+    folder.mkdir()
+    tensors = {n: random.standard_normal(s, dtype=np.float32) / 8 for n, s in shapes.items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": "olmoe", "hidden_size": width, "intermediate_size": ffn, "vocab_size": 40,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": False,
+        "num_experts": experts, "num_experts_per_tok": 2, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     """Write the checkpoint in ``folder`` to ``path``.
 

@@ -19,7 +19,7 @@ from flashinfer.oracle.model_weights import ModelWeights
 
 gguf = pytest.importorskip("gguf")
 
-from make_gguf import ARCHITECTURES, write_gguf  # noqa: E402
+from make_gguf import ARCHITECTURES, random_olmoe, random_qwen2, write_gguf  # noqa: E402
 
 Q = gguf.GGMLQuantizationType
 MIXTURES = ["olmoe", "qwen2-moe", "qwen3-moe", "mixtral", "granitemoe", "gpt-oss"]
@@ -73,6 +73,40 @@ def test_every_byte_is_kept(made, name, tmp_path):
                 kind = file.tensors[name_there].type
                 assert described.format is kind.format
             assert not raw[:, sum(p.nbytes for p in stored.format.parts.values()) :].any()
+
+
+@pytest.mark.parametrize(
+    "kinds", [(Q.Q4_K, Q.Q4_K, Q.Q6_K), (Q.Q5_K, Q.Q3_K, Q.Q2_K), (Q.IQ4_XS, Q.IQ4_NL, Q.Q8_0)]
+)
+@pytest.mark.parametrize("make", [random_olmoe, random_qwen2])
+def test_k_quants(make, kinds, tmp_path, twin):
+    """As people download them: every byte is kept, and no bit depends on what stays in DRAM."""
+    parts = dict(zip(("gate", "up", "down"), kinds, strict=True))
+
+    def kind(name, values):
+        found = [k for part, k in parts.items() if f"ffn_{part}" in name and "inp" not in name]
+        return found[0] if found else Q.Q4_K if "norm" not in name and "inp" not in name else None
+
+    source = write_gguf(make(tmp_path / "hf"), tmp_path / "x.gguf", kind)
+    path = tmp_path / "x.flash"
+    convert(source, path)
+    verify(path)
+    with GgufFile(source) as file, Bundle(path) as bundle:
+        kept = {tensor.format.name for tensor in bundle.tensors.values() if tensor.rows > 1}
+        assert "q4_K" in kept
+        stored, router = bundle.bundles(0), bundle.config.layers[0].ffn.router
+        raw = bundle.file.read_bytes(stored.offset, stored.nbytes).reshape(stored.rows, -1)
+        for part, described in stored.format.parts.items():
+            theirs = file.raw_rows(f"blk.0.ffn_{part}{'_exps' if router else ''}.weight")
+            ours = raw[:, described.at : described.at + described.nbytes]
+            assert np.array_equal(ours, theirs.reshape(stored.rows, -1))
+            assert described.format.name.upper() == parts[part].name
+    ids = np.random.default_rng(4).integers(3, 40, 30)
+    whole, single = logits_of(path, ids)
+    found = [single, *logits_of(path, ids, threads=2)]
+    for rows in (1, 3) if router else ():
+        found += logits_of(path, ids, rows)
+    assert all(np.array_equal(whole, other) for other in found)
 
 
 @pytest.mark.parametrize("name", [*MIXTURES, *DENSE])
