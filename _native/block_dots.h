@@ -82,9 +82,10 @@ INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const 
     NAME(pair_scales) w_scales[ROW_BLOCK_8BIT];
     for (int r = 0; r < rows; r++) {
         w[r] = NAME(quants)(format, block[r], part);
-        w_scales[r] = NAME(one_scale)(format) ? NAME(two)(NAME(scale)(format, block[r]),
-                                                          NAME(scale)(format, block[r] + size))
-                                              : NAME(pair)(format, scales->scales[r] + at);
+        if (!NAME(one_scale)(format)) w_scales[r] = NAME(pair)(format, scales->scales[r] + at);
+        else if (format == MXFP4)
+            w_scales[r] = NAME(two)(NAME(scale)(format, block[r]), NAME(scale)(format, block[r] + size));
+        else w_scales[r] = NAME(two_halves)(block[r], block[r] + size);
     }
     for (int k = 0; k < count; k++) {
         NAME(pair_scales) of_x = NAME(pair)(format, x_scales[k] + part * each);

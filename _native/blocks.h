@@ -26,15 +26,17 @@ INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block, int part) {
         _mm256_loadu_si256((const __m256i *)(block + bytes_of_32(Q8_0) + 2)), 1);
     return (NAME(weights)){_mm512_xor_si512(w, _mm512_set1_epi8((char)128))};
 }
+/* The low halves of 16 bytes, their high ones, and the same of 16 others. */
+INLINE NAME(weights) NAME(nibbles)(const uint8_t *first, const uint8_t *second) {
+    __m512i both = _mm512_castsi256_si512(
+        _mm256_set_m128i(_mm_loadu_si128((const __m128i *)second), _mm_loadu_si128((const __m128i *)first)));
+    both = _mm512_shuffle_i64x2(both, both, 0x50); /* each twice */
+    both = _mm512_srlv_epi64(both, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0));
+    return (NAME(weights)){_mm512_and_si512(both, _mm512_set1_epi8(15))};
+}
 INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block, int part) {
     (void)part;
-    __m256i packed =
-        _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(block + bytes_of_32(Q4_0) + 2)),
-                         _mm_loadu_si128((const __m128i *)(block + 2)));
-    __m256i low = _mm256_set1_epi8(15);
-    __m512i w = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(packed, low)),
-                                   _mm256_and_si256(_mm256_srli_epi16(packed, 4), low), 1);
-    return (NAME(weights)){_mm512_shuffle_i64x2(w, w, 0xd8)}; /* halves of block 0, then of block 1 */
+    return NAME(nibbles)(block + 2, block + bytes_of_32(Q4_0) + 2);
 }
 INLINE NAME(weights) NAME(stored)(two_blocks two, int zero) {
     __m512i w = _mm512_inserti64x4(_mm512_castsi256_si512(two.q[0]), two.q[1], 1);
@@ -48,6 +50,14 @@ INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, c
 INLINE NAME(pair_scales) NAME(two)(float first, float second) {
     return (NAME(pair_scales)){
         _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second))};
+}
+INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *second) {
+    uint16_t halves[2];
+    memcpy(halves, first, 2), memcpy(halves + 1, second, 2);
+    __m128 both = _mm_cvtph_ps(_mm_insert_epi16(_mm_cvtsi32_si128(halves[0]), halves[1], 1));
+    return (NAME(pair_scales)){_mm512_permutexvar_ps(
+        _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0),
+        _mm512_castps128_ps512(both))};
 }
 INLINE NAME(pair_scales) NAME(pair)(int format, const float *scales) {
     if (scales_of_32(format) == 1) return NAME(two)(scales[0], scales[1]);
@@ -365,6 +375,13 @@ INLINE void NAME(spread)(int format, const void *from, uint8_t *to, int64_t apar
     (void)format;
     for (int g = 0; g < 64 / GROUP_8BIT; g++)
         memcpy(to + g * apart, (const uint8_t *)from + g * GROUP_8BIT, GROUP_8BIT);
+}
+#endif
+
+#if !defined(UNIT_VNNI)
+/* The scales of two blocks, which are float16. */
+INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *second) {
+    return NAME(two)(NAME(half)(first), NAME(half)(second));
 }
 #endif
 

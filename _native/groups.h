@@ -34,17 +34,66 @@ INLINE void NAME(scales_mxfp4)(const uint8_t *block, float *scales, float *minim
     scales[0] = float_of_bits(block[0] < 2 ? 0x200000u << block[0] : (block[0] - 1u) << 23);
 }
 
+#if defined(UNIT_AVX512) || defined(UNIT_AVX2)
+/* 16 values scale * q - least, of bytes q that have `zero` added. */
+INLINE void NAME(sixteen)(__m128i q, int zero, float scale, float least, float *out) {
+    if (zero) q = _mm_sub_epi8(q, _mm_set1_epi8((char)zero));
+#if defined(UNIT_AVX512)
+    __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), _mm512_set1_ps(scale));
+    _mm512_storeu_ps(out, _mm512_sub_ps(v, _mm512_set1_ps(least)));
+#else
+    for (int i = 0; i < 2; i++, q = _mm_srli_si128(q, 8)) {
+        __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
+        v = _mm256_mul_ps(v, _mm256_set1_ps(scale));
+        _mm256_storeu_ps(out + 8 * i, _mm256_sub_ps(v, _mm256_set1_ps(least)));
+    }
+#endif
+}
+INLINE void NAME(scales_q2_K)(const uint8_t *block, float *scales, float *minima) {
+    __m128i both = _mm_loadu_si128((const __m128i *)block), low = _mm_set1_epi8(15);
+    NAME(sixteen)(_mm_and_si128(both, low), 0, NAME(half)(block + 80), 0, scales);
+    both = _mm_and_si128(_mm_srli_epi16(both, 4), low);
+    NAME(sixteen)(both, 0, NAME(half)(block + 82), 0, minima);
+}
+INLINE void NAME(scales_q3_K)(const uint8_t *block, float *scales, float *minima) {
+    uint64_t whole[2];
+    (void)minima;
+    sixteen_of_six_bits(block + 96, whole);
+    __m128i q = _mm_set_epi64x((int64_t)whole[1], (int64_t)whole[0]);
+    NAME(sixteen)(q, 32, NAME(half)(block + 108), 0, scales);
+}
+INLINE void NAME(scales_q4_K)(const uint8_t *block, float *scales, float *minima) {
+    float both[16];
+    __m128i q = six_bits_avx2(block + 4);
+    const float scale = NAME(half)(block), least = NAME(half)(block + 2);
+#if defined(UNIT_AVX512)
+    __m512 each = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(scale), _mm512_set1_ps(least));
+    __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), each);
+    _mm256_storeu_ps(scales, _mm512_castps512_ps256(v));
+    _mm256_storeu_ps(minima, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+    (void)both;
+#else
+    NAME(sixteen)(q, 0, scale, 0, both), memcpy(scales, both, 32);
+    NAME(sixteen)(_mm_srli_si128(q, 8), 0, least, 0, both), memcpy(minima, both, 32);
+#endif
+}
+INLINE void NAME(scales_q6_K)(const uint8_t *block, float *scales, float *minima) {
+    (void)minima;
+    __m128i q = _mm_loadu_si128((const __m128i *)(block + 192));
+    NAME(sixteen)(q, 0, NAME(half)(block + 208), 0, scales);
+}
+INLINE void NAME(scales_iq4_xs)(const uint8_t *block, float *scales, float *minima) {
+    float sixteen[16];
+    (void)minima;
+    __m128i q = _mm_cvtsi64_si128((int64_t)eight_of_six_bits(block + 2));
+    NAME(sixteen)(q, 32, NAME(half)(block), 0, sixteen), memcpy(scales, sixteen, 32);
+}
+#else
 /* out[i] = scale * (byte i of `whole` - less) */
 INLINE void NAME(eight)(uint64_t whole, int less, float scale, float *out) {
-#if defined(UNIT_AVX512) || defined(UNIT_AVX2)
-    __m256i q = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)whole));
-    __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(q, _mm256_set1_epi32(less)));
-    _mm256_storeu_ps(out, _mm256_mul_ps(v, _mm256_set1_ps(scale)));
-#else
     int8_t bytes[8];
     memcpy(bytes, &whole, 8);
     for (int i = 0; i < 8; i++) out[i] = scale * (bytes[i] - less);
-#endif
 }
 INLINE void NAME(scales_q2_K)(const uint8_t *block, float *scales, float *minima) {
     const float scale = NAME(half)(block + 80), least = NAME(half)(block + 82);
@@ -67,9 +116,6 @@ INLINE void NAME(scales_q4_K)(const uint8_t *block, float *scales, float *minima
     six_bits(block + 4, &s, &m);
     NAME(eight)(s, 0, NAME(half)(block), scales), NAME(eight)(m, 0, NAME(half)(block + 2), minima);
 }
-INLINE void NAME(scales_q5_K)(const uint8_t *block, float *scales, float *minima) {
-    NAME(scales_q4_K)(block, scales, minima);
-}
 INLINE void NAME(scales_q6_K)(const uint8_t *block, float *scales, float *minima) {
     uint64_t whole[2];
     (void)minima;
@@ -79,6 +125,11 @@ INLINE void NAME(scales_q6_K)(const uint8_t *block, float *scales, float *minima
 INLINE void NAME(scales_iq4_xs)(const uint8_t *block, float *scales, float *minima) {
     (void)minima;
     NAME(eight)(eight_of_six_bits(block + 2), 32, NAME(half)(block), scales);
+}
+#endif
+
+INLINE void NAME(scales_q5_K)(const uint8_t *block, float *scales, float *minima) {
+    NAME(scales_q4_K)(block, scales, minima);
 }
 
 /* The scales of a row's values from 32 b on, n whole blocks of 32, and their minima, where there
@@ -101,20 +152,6 @@ static __attribute__((noinline)) void NAME(scales)(int format, const uint8_t *ro
 
 /* n blocks of 32 values of a row from value 32 b on, each `apart` floats behind the one before. */
 #if defined(UNIT_AVX512) || defined(UNIT_AVX2)
-/* 16 values scale * q - least, of bytes q that have `zero` added. */
-INLINE void NAME(sixteen)(__m128i q, int zero, float scale, float least, float *out) {
-    if (zero) q = _mm_sub_epi8(q, _mm_set1_epi8((char)zero));
-#if defined(UNIT_AVX512)
-    __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), _mm512_set1_ps(scale));
-    _mm512_storeu_ps(out, _mm512_sub_ps(v, _mm512_set1_ps(least)));
-#else
-    for (int i = 0; i < 2; i++, q = _mm_srli_si128(q, 8)) {
-        __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
-        v = _mm256_mul_ps(v, _mm256_set1_ps(scale));
-        _mm256_storeu_ps(out + 8 * i, _mm256_sub_ps(v, _mm256_set1_ps(least)));
-    }
-#endif
-}
 INLINE void NAME(thirty_two)(__m256i q, int format, const float *scales, const float *minima,
                              float *out) {
     const int second = scales_of_32(format) - 1;

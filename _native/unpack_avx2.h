@@ -38,6 +38,17 @@ INLINE __m256i look_up_avx2(const int8_t *table, int add, __m256i q) {
     return _mm256_add_epi8(_mm256_shuffle_epi8(entries, q), _mm256_set1_epi8((char)add));
 }
 
+/* What six_bits gives: 8 scales and then 8 minima, a byte each. */
+INLINE __m128i six_bits_avx2(const uint8_t *packed) {
+    __m128i x = _mm_loadu_si128((const __m128i *)packed); /* 4 bytes behind them, too */
+    __m128i low = _mm_shuffle_epi8(x, _mm_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 8, 9, 10, 11));
+    __m128i high = _mm_shuffle_epi8(
+        x, _mm_setr_epi8(-1, -1, -1, -1, 0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7));
+    low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
+    low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    return _mm_or_si128(low, _mm_and_si128(_mm_srli_epi16(high, 2), _mm_set1_epi8(0x30)));
+}
+
 /* Of blocks of 32, which follow each other: `of` is a block's 32 numbers. */
 #define TWO_BLOCKS(name, size, of) \
     INLINE __m256i one_##name(const uint8_t *block) { return of(block); } \

@@ -16,7 +16,8 @@ import numpy as np
 
 from flashinfer import Model
 from flashinfer.cli.run import demo_model
-from flashinfer.formats.bundle.layout import format_of
+from flashinfer.formats.architectures import model_config
+from flashinfer.formats.bundle.layout import format_of, layout
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.convert import convert
@@ -24,7 +25,7 @@ from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.tensors import FFN, PREDICTOR
 from flashinfer.kernels import fixed_math
 from flashinfer.oracle.digest import digest as oracle_digest
-from flashinfer.synth import synthesize
+from flashinfer.oracle.kits.draws import uniform
 from flashinfer.synth.shapes import opt_config
 from flashinfer.transformer.kv_cache import KV_DTYPES
 
@@ -69,6 +70,19 @@ def requantised(source, target, name):
         write_bundle(target, tensors, bundle.hf_config, bundle.source)
 
 
+def drawn(target, name):
+    """A bundle of WIDE in a number format, whose weights are the same everywhere."""
+    tensors = []
+    for spec in layout(model_config(WIDE)):
+        values, format = uniform(f"bits {spec.name}", spec.shape), FORMATS[name]
+        format = format_of(spec, format, format)
+        if spec.role == FFN:  # each part of a bundle has blocks of its own
+            parts = np.split(values, 2, axis=1)
+            values = np.concatenate([format.encode(part) for part in parts], axis=1)
+        tensors.append(new_tensor(spec.name, format, spec.shape, lambda v=values: [v]))
+    write_bundle(target, tensors, WIDE, {})
+
+
 def all_digests():
     angles = np.arange(-5000, 5000) * np.pi / 7 + np.arange(10000) ** 2.0
     found = {
@@ -84,8 +98,8 @@ def all_digests():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.flash"
         for name in (name for name in FORMATS if name not in SMALL):
-            synthesize(path, WIDE, name)
-            found[f"synthetic, {name}"] = of_model(path)
+            drawn(path, name)
+            found[f"drawn, {name}"] = of_model(path)
         for name in SMALL:
             requantised(demo_model(), path, name)
             found[f"demo, dense, {name}"] = of_model(path)
