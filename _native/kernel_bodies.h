@@ -323,6 +323,7 @@ static void NAME(down)(const down_task *task, int64_t begin, int64_t end, down_p
         FLOAT_FORMATS(CASE)
         CASE(Q8_0)
         CASE(Q4_0)
+#undef CASE
     default: /* one loop for the others, whose neurons are seldom apart in a file */
         if (NAME(has_loader)(task->format)) __builtin_unreachable();
         NAME(down_many)(task, task->format, begin, end, panel);
