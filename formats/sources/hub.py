@@ -38,7 +38,8 @@ def gguf_file(source: Path | str) -> tuple[str, str]:
     assert named is not None
     hub = _library(source)
     with _one_line(source):
-        files = [f for f in hub.HfApi().list_repo_files(named[1]) if f.endswith(".gguf")]
+        siblings = hub.HfApi().model_info(named[1]).siblings or ()
+    files = [file.rfilename for file in siblings if file.rfilename.endswith(".gguf")]
     tag = named[2].lower()
     found = [f for f in files if tag in f.lower() and not LATER_PART.search(f)]
     # Q4_K would be in Q4_K_M, too.
