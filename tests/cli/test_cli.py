@@ -62,11 +62,11 @@ def test_the_end_of_the_context_is_said(cli, calibrated):
 
 
 def test_inspect_and_verify_tell_the_same_as_json(cli, calibrated):
-    code, out, _ = cli("inspect", calibrated, "--memory", "500M")
+    code, out, _ = cli("inspect", calibrated, "--memory", "4G")
     assert code == 0 and "2 layers, hidden size 40, 72 neurons" in out and "rank" in out
-    figures = json.loads(cli("inspect", calibrated, "--memory", "500M", "--json", "-")[1])
+    figures = json.loads(cli("inspect", calibrated, "--memory", "4G", "--json", "-")[1])
     assert (
-        figures["plan"]["budget"] == 500 << 20
+        figures["plan"]["budget"] == 4 << 30
         and figures["config"]["layers"][0]["ffn"]["d_ffn"] == 72
     )
     assert json.loads(cli("verify", calibrated, "--json", "-")[1])["sound"]
