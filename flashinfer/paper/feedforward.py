@@ -21,7 +21,7 @@ from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.paper.waves import Waves
 from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, Residence, way_to_run
 from flashinfer.paper.whole import Whole
-from flashinfer.paper.whole_units import Resident, StreamedUnit, WholeUnits
+from flashinfer.paper.whole_units import ResidentUnits, StreamedUnit, WholeUnits
 
 
 class Drafted(NamedTuple):
@@ -53,11 +53,11 @@ class FeedForward:
         self.neurons, self.store, self.predictor = neurons, store, predictor
         self.prefetch, self.shared = prefetch, shared
         self.drafted: Drafted | None = None  # what the last call's drafts use
-        self.whole: Whole | Resident = Whole(store, neurons)
+        self.whole = Whole(store, neurons)
         self.streamed: Streamed | StreamedUnit = Streamed(store, neurons)
         if isinstance(neurons, WholeUnits):
-            self.whole, self.streamed = Resident(store, neurons), StreamedUnit(store, neurons)
-        self.others: dict[str, Whole | Resident | Streamed | StreamedUnit | Waves] = {
+            self.whole, self.streamed = ResidentUnits(store, neurons), StreamedUnit(store, neurons)
+        self.others: dict[str, Whole | Streamed | StreamedUnit | Waves] = {
             WHOLE: self.whole,
             STREAMED: self.streamed,
             WAVES: Waves(store, neurons),

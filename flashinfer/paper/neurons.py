@@ -161,9 +161,13 @@ class Neurons:
         tokens: Int32Array | None = None,
     ) -> Float32Array:
         """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
-        bias = self.biases[part]
-        bias = None if bias is None else bias[neurons]
+        bias = self.bias_of(part, neurons)
         return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
+
+    def bias_of(self, part: str, neurons: AnyArray) -> Float32Array | None:
+        """The biases (n,) of the "gate" or "up" of ``neurons``, or None."""
+        bias = self.biases[part]
+        return None if bias is None else bias[neurons]
 
     def _up(self, up: Float32Array) -> Float32Array:
         """What a gate is multiplied with, of up . x + its bias."""

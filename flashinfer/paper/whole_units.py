@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, Int64Array, UInt8Array
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import Matrices
@@ -16,6 +16,7 @@ from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.streamed import streamed_linear
 from flashinfer.paper.unit_store import UnitStore
+from flashinfer.paper.whole import Whole
 
 FILL_BYTES = 8 << 20  # read at a time
 
@@ -64,7 +65,7 @@ class WholeUnits(Neurons):
         """What the unit that begins at ``start`` of memory gives for x (T, d_model): the same
         shape, without the down projection's bias."""
         a = self.activations(memory, np.array([start]), x, self.of(np.array([unit])))
-        return kernels.linear(np.ascontiguousarray(a.T), self._matrix("down", memory, start))
+        return self.linear("down", memory, start, np.ascontiguousarray(a.T))
 
     def products(
         self,
@@ -77,30 +78,26 @@ class WholeUnits(Neurons):
         tokens: Int32Array | None = None,
     ) -> Float32Array:
         """part . x + its bias, for the "gate" or "up" of the unit at ``rows`` (1,): (n, T)."""
-        bias = self.biases[part]
-        bias = None if bias is None else bias[neurons]
-        matrix = self._matrix(part, memory, rows[0])
-        return np.ascontiguousarray(kernels.linear(x, matrix, bias).T)
+        bias = self.bias_of(part, neurons)
+        return np.ascontiguousarray(self.linear(part, memory, int(rows[0]), x, bias).T)
 
-    def _matrix(self, part: str, memory: UInt8Array, start: int) -> kernels.Matrix:
+    def linear(
+        self,
+        part: str,
+        memory: UInt8Array,
+        start: int,
+        x: Float32Array,
+        bias: Float32Array | None = None,
+    ) -> Float32Array:
+        """x (T, columns) times a matrix of the unit that begins at ``start`` of memory."""
         described = self.matrices.parts[part]
         at = int(start) + described.at
         data = memory[at : at + described.nbytes].reshape(described.rows, described.row_bytes)
-        return kernels.Matrix(data, described.columns, described.format)
+        return kernels.linear(x, kernels.Matrix(data, described.columns, described.format), bias)
 
 
-class Resident:
-    """A layer of which every unit stays in DRAM; see ``whole.Whole``, which it stands for."""
-
-    def __init__(self, store: UnitStore, units: WholeUnits) -> None:
-        self.store, self.units = store, units
-        self.offsets: Int64Array | None = None
-
-    @property
-    def fits(self) -> bool:
-        """Whether every unit has a slot, and keeps it."""
-        cache = self.store.cache
-        return cache.capacity == self.store.units.rows and cache.window is None
+class ResidentUnits(Whole):
+    """A layer of which every unit stays in DRAM, as it lies in the file."""
 
     def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Read the layer into the cache's memory. Call it only where it ``fits``."""
@@ -114,14 +111,6 @@ class Resident:
             store.wait(read)
             progress(size)
         self.offsets = begin + np.arange(tensor.rows, dtype=np.int64)[:, None] * tensor.row_bytes
-
-    def __call__(
-        self, x: Float32Array, selection: Selection, tokens: Tokens, y: Float32Array
-    ) -> None:
-        """y (T, d_model) += the units of ``selection`` for x (T, d_model)."""
-        assert self.offsets is not None
-        self.store.cache.hits += len(selection.units)
-        self.units.add(self.store.cache.memory, self.offsets[selection.units], x, selection, y)
 
 
 class StreamedMatrix:
@@ -177,23 +166,16 @@ class StreamedUnit(WholeUnits):
         y += self.outputs_of(x)
 
     def outputs_of(self, x: Float32Array) -> Float32Array:
-        """What the unit gives for x (T, d_model): the same shape, without the down projection's
-        bias."""
-        nowhere, neurons = np.empty(0, dtype=np.uint8), self.of(np.array([self.unit]))
-        a = self.activations(nowhere, np.zeros(1, dtype=np.int64), x, neurons)
-        return self.streamed["down"].linear(np.ascontiguousarray(a.T))
+        """What the unit gives for x (T, d_model); see ``outputs``."""
+        return self.outputs(np.empty(0, dtype=np.uint8), 0, self.unit, x)
 
-    def products(
+    def linear(
         self,
         part: str,
         memory: UInt8Array,
-        rows: AnyArray,
+        start: int,
         x: Float32Array,
-        neurons: AnyArray,
-        indptr: Int32Array | None = None,
-        tokens: Int32Array | None = None,
+        bias: Float32Array | None = None,
     ) -> Float32Array:
-        """As ``WholeUnits.products``, of a matrix that is streamed."""
-        bias = self.biases[part]
-        bias = None if bias is None else bias[neurons]
-        return np.ascontiguousarray(self.streamed[part].linear(x, bias).T)
+        """x (T, columns) times one of the unit's matrices, which is not in memory."""
+        return self.streamed[part].linear(x, bias)
