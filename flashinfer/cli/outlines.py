@@ -28,9 +28,7 @@ from flashinfer.formats.sources.split_gguf import NAME as SPLIT
 from flashinfer.synth.shapes import config_like
 
 CONFIG = "config.json"
-GGUF_HEADER = (
-    64 << 20
-)  # bytes of a remote GGUF file that are fetched: its header with the tokenizer
+GGUF_HEADER = 64 << 20  # bytes of a remote GGUF file that are fetched, for its header
 PAGE_OF_HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/[^/]+)?/?")
 MOST_CONFIG = 4 << 20  # bytes
 SECONDS = 30.0  # to wait for a server
@@ -51,23 +49,29 @@ def to_plan(
     """
     if (model is None) == (like is None):
         raise UserError("give either a model or --like NAME")
-    where = Path.cwd()  # whose device is planned for, where none is named
-    with contextlib.ExitStack() as stack:
-        if not isinstance(model, str) or not _is_bundle(model):
-            try:
-                folder = stack.enter_context(scratch_directory(where, "outline"))
-            except OSError:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if model is None:
-            assert like is not None
-            path = folder / "outline.flash"
+    if model is not None and _is_bundle(model):
+        yield Path(model)
+        return
+    with _scratch() as folder:
+        path = folder / "outline.flash"
+        if like is not None:
             outline(config_like(like), path, dtype or "f16", dense_dtype)
-        elif _is_bundle(model):
-            path = Path(model)
         else:
-            path = folder / "outline.flash"
+            assert model is not None
             _write(model, path, dtype, dense_dtype)
         yield path
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory for an outline: here, as the device that is planned for where none is named is
+    that of the file; or where nothing can be written here, anywhere."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_directory(Path.cwd(), "outline"))
+        except OSError:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield folder
 
 
 def _is_bundle(model: str) -> bool:
