@@ -24,9 +24,7 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.selection import Selection
-from flashinfer.paper.whole_units import StreamedUnit, WholeUnits
 
-ACTIVATIONS = 4 << 20  # that are there at once
 SHARED_PIECE = 256  # tokens that go through a shared expert together
 CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
 
@@ -135,10 +133,7 @@ def exact_feed_forward(
         for first in range(0, len(x), SHARED_PIECE):
             y[first : first + SHARED_PIECE] = ffn.shared(x[first : first + SHARED_PIECE])
     packed = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
-    neurons, bias = ffn.neurons, ffn.neurons.biases["down"]
-    if isinstance(neurons, WholeUnits):
-        _add_whole_units(ffn, neurons, x, weights, y)
-        return y if bias is None else y + bias, packed
+    neurons = ffn.neurons
     for first, stop, tile, starts in ffn.store.tiles():
         for begin, end, expert in _parts(ffn, first, stop, len(x)):
             rows = starts[begin - first : end - first]
@@ -153,23 +148,8 @@ def exact_feed_forward(
                 a *= weights[tokens, expert]
             kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
             y[tokens] = its_y
+    bias = neurons.biases["down"]
     return y if bias is None else y + bias, packed
-
-
-def _add_whole_units(
-    ffn: FeedForward, units: WholeUnits, x: Float32Array, weights: Float32Array | None,
-    y: Float32Array,
-) -> None:  # fmt: skip
-    """y += the units that are always used whole, of which no neuron is known to fire."""
-    step = max(1, ACTIVATIONS // units.config.d_ffn)  # tokens whose activations stay small
-    for number in range(ffn.store.units.rows):
-        streamed, tokens = StreamedUnit(ffn.store, units, number), np.arange(len(x))
-        if weights is not None:
-            tokens = np.flatnonzero(weights[:, number] > 0)
-        for first in range(0, len(tokens), step):
-            some = tokens[first : first + step]
-            out = streamed.outputs_of(x[some])
-            y[some] += out if weights is None else weights[some, number, None] * out
 
 
 def _parts(
@@ -177,7 +157,7 @@ def _parts(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
     the activations (n, N) stay within some MB."""
-    step, each = max(1, ACTIVATIONS // n_tokens), ffn.neurons.config.d_ffn
+    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.d_ffn
     each = each if ffn.neurons.config.router else stop
     while first < stop:
         expert = first // each

@@ -130,19 +130,15 @@ class StreamedMatrix:
 
 
 class StreamedUnit(WholeUnits):
-    """A unit that is streamed, matrix after matrix: an FFN at every token; nothing of it is kept.
+    """An FFN without experts that is streamed, matrix after matrix, at every token."""
 
-    unit  its number; an FFN without experts has one
-    """
-
-    def __init__(self, store: UnitStore, units: WholeUnits, unit: int = 0) -> None:
+    def __init__(self, store: UnitStore, units: WholeUnits) -> None:
         super().__init__(units.config, units.matrices, units.biases)
-        self.store, self.units, self.unit, tensor = store, units, unit, store.units
-        begin = tensor.offset + unit * tensor.row_bytes
+        self.store, self.units, tensor = store, units, store.units
         self.streamed = {
             name: StreamedMatrix(
                 replace(
-                    tensor, name=f"{tensor.name}.{name}", offset=begin + part.at,
+                    tensor, name=f"{tensor.name}.{name}", offset=tensor.offset + part.at,
                     rows=part.rows, columns=part.columns, format=part.format,
                 ),
                 store,
@@ -163,11 +159,7 @@ class StreamedUnit(WholeUnits):
         """y (T, d_model) += the FFN of x (T, d_model)."""
         self.tap = self.units.tap
         self.store.cache.misses += len(selection.units)
-        y += self.outputs_of(x)
-
-    def outputs_of(self, x: Float32Array) -> Float32Array:
-        """What the unit gives for x (T, d_model); see ``outputs``."""
-        return self.outputs(np.empty(0, dtype=np.uint8), 0, self.unit, x)
+        y += self.outputs(np.empty(0, dtype=np.uint8), 0, 0, x)
 
     def linear(
         self,

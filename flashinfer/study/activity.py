@@ -111,10 +111,12 @@ def activity(study: Study, sample: Sample, what: str, inputs: bool = False) -> I
             ffn = layer.feed_forward
             x, residual = states.attend(layer)
             router = router_of(ffn)
-            if router is None:
+            whole = ffn.neurons.config.matrices  # a layer without experts, all of which is one unit
+            if router is None and not whole:
                 y, used = exact_feed_forward(ffn, x, None)
             else:
-                used = np.packbits(router.weights(x).T > 0, axis=1)
+                uses = np.ones((1, len(x))) if router is None else router.weights(x).T
+                used = np.packbits(uses > 0, axis=1)
                 y = in_pieces(ffn, x, residual, model.plan.budget)
             states.add(layer, y)
             nbytes = model.bundle.unit_bytes(number)
