@@ -10,7 +10,6 @@ from .arrays import UInt8Array
 from .bounded_json import JsonObject
 from .bundle.layout import TEMPLATE, TOKENIZER, format_of, layout
 from .bundle.writer import NewTensor, byte_tensor, new_tensor, write_bundle
-from .config import ModelConfig
 from .errors import FormatError, UserError
 from .files import refuse_loss, refuse_target, scratch_directory
 from .number_formats import number_format
@@ -75,7 +74,9 @@ def convert(
             )
         if dtype is None:
             names.keep_matrices()
-        tensors = _tensors(names, names.config, dtype, dense_dtype, _texts(checkpoint, note))
+        tensors = _tensors(names, dtype, dense_dtype, _texts(checkpoint, note))
+        if dtype is None:
+            _note_rounded(names, note)
         order: list[str] = []
         if low_disk and isinstance(checkpoint, Checkpoint):
             tensors, order = _shard_by_shard(tensors, names.sources, checkpoint)
@@ -107,15 +108,27 @@ def outline(
     return write_bundle(destination, tensors, config, source={}, outline=True)
 
 
+def _note_rounded(names: Names, note: Callable[[str], None]) -> None:
+    """Say what of a GGUF file, whose number formats are kept, is not kept bit for bit."""
+    checkpoint = names.checkpoint
+    if not isinstance(checkpoint, GgufCheckpoint):
+        return
+    for kind in checkpoint.requantised():
+        note(f"{kind} is requantised, as no number format here keeps it")
+    down = checkpoint.naming.FFN.get("down")  # missing where the file has it transposed
+    apart = not all(layer.ffn.matrices for layer in names.config.layers)
+    if apart and down and checkpoint.format_of(down.format(0)).block > 1:
+        note("the down projections' blocks lie across neurons there, and were made anew")
+
+
 def _tensors(
     names: Names,
-    config: ModelConfig,
     dtype: str | None,
     dense_dtype: str | None,
     texts: dict[str, str],
 ) -> list[NewTensor]:
     """The tensors of the bundle, in file order; the texts come before the largest weights."""
-    specs, dense_dtype = layout(config), dense_dtype or dtype
+    specs, dense_dtype = layout(names.config), dense_dtype or dtype
     ffn = number_format(dtype) if dtype else None
     dense = number_format(dense_dtype) if dense_dtype else None
     tensors = [names.tensor(spec, ffn, dense) for spec in specs]

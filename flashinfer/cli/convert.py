@@ -2,13 +2,10 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
 
 from flashinfer.cli.common import add_dtypes, add_json, progress_bars, write_json
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.convert import convert
-from flashinfer.formats.sources.gguf import is_gguf
-from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,9 +36,8 @@ def main(args: Namespace) -> None:
         name, sparse = bundle.ffn_formats, bundle.config.sparse
         activation, experts = bundle.config.activations, bundle.config.mixture
         encoder = bundle.config.encoder
-        apart = not all(layer.ffn.matrices for layer in bundle.config.layers)
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
-    for line in [*notes, *requantised(args, apart)]:
+    for line in notes:
         print(line, file=sys.stderr)
     if encoder:
         print(f"Next: flashinfer encode {args.destination} -p TEXT", file=sys.stderr)
@@ -54,16 +50,3 @@ def main(args: Namespace) -> None:
             file=sys.stderr,
         )
     write_json(args.json, {"model": args.destination, "bytes": size, "number_format": name})
-
-
-def requantised(args: Namespace, apart: bool) -> Iterator[str]:
-    """Yield a line about each kind of a GGUF file's tensors that was not kept bit for bit; apart:
-    neurons are read one by one."""
-    if args.dtype or not is_gguf(args.source):
-        return
-    with GgufCheckpoint(args.source) as checkpoint:
-        for name in checkpoint.requantised():
-            yield f"{name} is requantised, as no number format here keeps it"
-        down = checkpoint.naming.FFN.get("down")  # missing where the file has it transposed
-        if apart and down and checkpoint.format_of(down.format(0)).block > 1:
-            yield "the down projections' blocks lie across neurons there, and were made anew"

@@ -16,6 +16,9 @@ from flashinfer.formats.number_formats import Matrices
 from flashinfer.formats.sources.gguf import GgufFile
 from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.oracle.model_weights import ModelWeights
+from flashinfer.plan import profile
+from flashinfer.plan.options import Options
+from flashinfer.study.activity import Sample, Study, activity
 
 gguf = pytest.importorskip("gguf")
 
@@ -236,3 +239,15 @@ def test_the_plan_knows_its_speed(made, tmp_path):
     _, path = made("olmoe")
     with Model.open(path, device="rpi5-nvme") as model:
         assert model.expected is not None and model.expected.total > 0
+
+
+def test_the_study_counts_experts(made):
+    """Those that the router chooses, of a mixture whose experts are matrices."""
+    _, path = made("olmoe")
+    ids = np.random.default_rng(4).integers(3, 96, 40)
+    study = Study(path, [Sample("x", ids)], Options(context=48), profile.find("rpi5-nvme", path))
+    with Bundle(path) as bundle:
+        ffns = [layer.ffn for layer in bundle.config.layers]
+    for used, ffn in zip(activity(study, study.samples[0], "x"), ffns, strict=True):
+        assert used.units == ffn.experts and used.tokens == len(ids)
+        assert used.share == pytest.approx(ffn.routed_units / ffn.experts)
