@@ -63,7 +63,6 @@ INLINE void NAME(scales_q3_K)(const uint8_t *block, float *scales, float *minima
     NAME(sixteen)(q, 32, NAME(half)(block + 108), 0, scales);
 }
 INLINE void NAME(scales_q4_K)(const uint8_t *block, float *scales, float *minima) {
-    float both[16];
     __m128i q = six_bits_avx2(block + 4);
     const float scale = NAME(half)(block), least = NAME(half)(block + 2);
 #if defined(UNIT_AVX512)
@@ -71,8 +70,8 @@ INLINE void NAME(scales_q4_K)(const uint8_t *block, float *scales, float *minima
     __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), each);
     _mm256_storeu_ps(scales, _mm512_castps512_ps256(v));
     _mm256_storeu_ps(minima, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
-    (void)both;
 #else
+    float both[16];
     NAME(sixteen)(q, 0, scale, 0, both), memcpy(scales, both, 32);
     NAME(sixteen)(_mm_srli_si128(q, 8), 0, least, 0, both), memcpy(minima, both, 32);
 #endif

@@ -185,22 +185,18 @@ INLINE V NAME(load_bf16)(const uint16_t *p) {
     EACH v.q[i] = float_of_bits((uint32_t)halves[i] << 16);
     return v;
 }
-INLINE V NAME(load_q8_0)(const uint8_t *row, int64_t b) {
-    const uint8_t *block = row + b * bytes_of_32(Q8_0);
-    V v;
-    int8_t q[BLOCK];
-    unpack_q8_0(block, 0, q);
-    EACH v.q[i] = half_at(block) * q[i];
-    return v;
-}
-INLINE V NAME(load_q4_0)(const uint8_t *row, int64_t b) {
-    const uint8_t *block = row + b * bytes_of_32(Q4_0);
-    V v;
-    int8_t q[BLOCK];
-    unpack_q4_0(block, 0, q);
-    EACH v.q[i] = half_at(block) * q[i];
-    return v;
-}
+#define LOAD(code, name) \
+    INLINE V NAME(load_##name)(const uint8_t *row, int64_t b) { \
+        const uint8_t *block = row + b * bytes_of_32(code); \
+        V v; \
+        int8_t q[BLOCK]; \
+        unpack_##name(block, 0, q); \
+        EACH v.q[i] = half_at(block) * q[i]; \
+        return v; \
+    }
+LOAD(Q8_0, q8_0)
+LOAD(Q4_0, q4_0)
+#undef LOAD
 INLINE float NAME(sum)(V v) {
     for (int n = 16; n; n /= 2)
         for (int i = 0; i < n; i++) v.q[i] += v.q[i + n];
