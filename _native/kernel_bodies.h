@@ -2,7 +2,7 @@
  *
  * Order of additions (the bits contract): a dot product adds into 32 lanes along the row and
  * then folds the lanes in halves; the down projection adds neurons one after the other. Neither
- * depends on how many rows, tokens or threads there are. Products with blocks of 4 or 8 bits
+ * depends on how many rows, tokens or threads there are. Products with blocks
  * take activations of 8 bits, see blocks.h.
  */
 

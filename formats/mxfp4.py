@@ -1,8 +1,7 @@
 """MXFP4 as GPT-OSS's checkpoints have it: blocks of 32 values of 4 bits that share a scale.
 
 OCP Microscaling Formats 1.0: a value is e2m1, its scale is 2^(byte - 127). A byte of ``blocks``
-holds two values, the low half first. A bundle never holds MXFP4: conversion decodes it and writes
-one of the bundle's number formats.
+holds two values, the low half first; GGML's mxfp4, which bundles may have, pairs value i with i + 16.
 """
 
 import numpy as np

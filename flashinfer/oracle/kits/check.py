@@ -185,7 +185,7 @@ def _wrong_products(name: str) -> Iterator[str]:
     matrix = kernels.Matrix(tensors["rows"], tensors["values"].shape[1], format)
     with np.errstate(over="ignore", invalid="ignore"):
         products = kernels.linear(tensors["vector"][None], matrix)[0]
-    # With blocks of 4 or 8 bits the vector is rounded to 8 bits, as in GGML.
+    # With blocks the vector is rounded to 8 bits, as in GGML.
     allowed = (1e-6 if format.block == 1 else 1e-2) * tensors["magnitudes"]
     fits = tensors["magnitudes"] < np.finfo(np.float32).max
     if not (np.abs(products - tensors["products"]) <= allowed)[fits].all():
