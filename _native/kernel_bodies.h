@@ -2,8 +2,8 @@
  *
  * Order of additions (the bits contract): a dot product adds into 32 lanes along the row and
  * then folds the lanes in halves; the down projection adds neurons one after the other. Neither
- * depends on how many rows, tokens or threads there are. Products with blocks
- * take activations of 8 bits, see blocks.h.
+ * depends on how many rows, tokens or threads there are. Products with blocks take
+ * activations of 8 bits, see blocks.h.
  */
 
 /* 32 values of a row of weights from column j, a multiple of 32, as float32. Of the formats of

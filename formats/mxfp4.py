@@ -1,7 +1,8 @@
 """MXFP4 as GPT-OSS's checkpoints have it: blocks of 32 values of 4 bits that share a scale.
 
 OCP Microscaling Formats 1.0: a value is e2m1, its scale is 2^(byte - 127). A byte of ``blocks``
-holds two values, the low half first; GGML's mxfp4, which bundles may have, pairs value i with i + 16.
+holds two values, the low half first. Bundles have GGML's mxfp4, in which a byte holds values i and
+i + 16 of a block.
 """
 
 import numpy as np
