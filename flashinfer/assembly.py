@@ -9,7 +9,6 @@ import numpy as np
 from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.config import ModelConfig
-from flashinfer.formats.layers.attention import AttentionConfig, Rotary
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.formats.number_formats import Matrices
@@ -25,12 +24,13 @@ from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.whole_units import WholeUnits
 from flashinfer.plan.plan import Plan
-from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.decoder import Decoder
 from flashinfer.transformer.encoder import MaskedHead, Pooler
 from flashinfer.transformer.layer import Layer
+from flashinfer.transformer.mixer import Parts
+from flashinfer.transformer.mixers import make_mixer
 from flashinfer.transformer.norm import Norm
-from flashinfer.transformer.positions import RotaryPositions, alibi_table
+from flashinfer.transformer.positions import Positions
 from flashinfer.transformer.shared_expert import SharedExpert
 from flashinfer.transformer.weights import Linear, Weights
 
@@ -80,14 +80,14 @@ def make_layers(
 
     weights  {name: what loading.load_weights gives}; buffer: memory that tiles are streamed through
     """
-    config, positions = bundle.config, _Positions(bundle.config, plan.context)
+    config, positions = bundle.config, Positions(plan.context)
     layers = []
     for i, neuron_cache in enumerate(_neuron_caches(bundle, plan)):
         described = config.layers[i]
         layers.append(
             Layer(
                 described,
-                attention=_attention(described.attention, weights, i, positions),
+                mixer=make_mixer(described.mixer, Parts(weights, f"layers.{i}", positions)),
                 feed_forward=_feed_forward(bundle, plan, flash, weights, i, neuron_cache, buffer),
                 **{
                     name: make_norm(described.norm, weights, f"layers.{i}.{name}")
@@ -115,63 +115,6 @@ def _neuron_caches(bundle: Bundle, plan: Plan) -> list[NeuronCache]:
         caches.append(NeuronCache(there.units, memory, size, plan.policy, window, own, transit))
         at = own.stop
     return caches
-
-
-class _Positions:
-    """What layers' attention shares: tables of positions, one of each kind."""
-
-    def __init__(self, config: ModelConfig, context: int) -> None:
-        self.context = context
-        self.rotary: list[tuple[Rotary, RotaryPositions]] = []
-        self.alibi: dict[tuple[int, int], Any] = {}
-
-    def rotary_of(self, config: AttentionConfig) -> RotaryPositions | None:
-        """The RotaryPositions of a layer's attention, or None."""
-        if config.rotary is None:
-            return None
-        for rotary, positions in self.rotary:
-            if rotary == config.rotary:
-                return positions
-        self.rotary.append((config.rotary, RotaryPositions(config.rotary, self.context)))
-        return self.rotary[-1][1]
-
-    def bias_of(self, config: AttentionConfig) -> Any:
-        """What alibi adds to the scores of a layer's attention, or None."""
-        if not config.alibi:
-            return None
-        sizes = config.num_attention_heads, config.head_dim
-        if sizes not in self.alibi:
-            self.alibi[sizes] = alibi_table(*sizes, self.context)
-        return self.alibi[sizes]
-
-
-def _attention(
-    config: AttentionConfig,
-    weights: dict[str, Any],
-    i: int,
-    positions: _Positions,
-) -> Attention:
-    name = f"layers.{i}"
-    q, k, v, o = (
-        Linear(weights[f"{name}.{p}_proj.weight"], weights.get(f"{name}.{p}_proj.bias"))
-        for p in "qkvo"
-    )
-    q_norm, k_norm = (
-        make_norm(config.norm, weights, f"{name}.{p}_norm") if config.qk_norm else None
-        for p in "qk"
-    )
-    return Attention(
-        config,
-        q,
-        k,
-        v,
-        o,
-        q_norm,
-        k_norm,
-        rotary=positions.rotary_of(config),
-        score_bias=positions.bias_of(config),
-        sinks=weights.get(f"{name}.sinks"),
-    )
 
 
 def _feed_forward(

@@ -5,16 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.arrays import UInt8Array
+from flashinfer.formats.arrays import Float32Array, UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.flash import Engine, Flash, aligned_bytes
 from flashinfer.plan.plan import Plan
-from flashinfer.plan.sizes import kv_bytes, pages
-from flashinfer.transformer.kv_cache import ELEMENTS, KeyValueCache, kept_tokens, token_bytes
+from flashinfer.plan.sizes import memory_bytes
+from flashinfer.transformer.kv_cache import pages
 from flashinfer.transformer.kv_flash import KeyValueFile, KeyValuesOnFlash
+from flashinfer.transformer.mixer import MemoryWanted
+from flashinfer.transformer.mixers import kind_of
 from flashinfer.transformer.text import Text
+from flashinfer.transformer.text_memory import TextMemory
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
@@ -82,34 +84,33 @@ def key_value_file(
 def allocate_texts(bundle: Bundle, plan: Plan, file: KeyValueFile | None) -> list[Text]:
     """The texts that there is room for, ``plan.texts`` of them, all empty; file: for the keys and
     values of ``plan.kv_on_flash``."""
-    return [Text(_kv_caches(bundle, plan, file)) for _ in range(plan.texts)]
+    mixers = [layer.mixer for layer in bundle.config.layers]
+    most = max(kind_of(one).state_numbers(one) for one in mixers) if plan.drafts else 0
+    scratch = aligned_bytes(4 * most).view(np.float32)
+    return [Text(_text_memories(bundle, plan, file, scratch)) for _ in range(plan.texts)]
 
 
-def _kv_caches(bundle: Bundle, plan: Plan, file: KeyValueFile | None) -> list[KeyValueCache]:
-    """A text's KeyValueCache of each layer."""
-    caches: list[KeyValueCache] = []
-    layers = [layer.attention for layer in bundle.config.layers]
+def _text_memories(
+    bundle: Bundle, plan: Plan, file: KeyValueFile | None, scratch: Float32Array
+) -> list[TextMemory]:
+    """A text's TextMemory of each layer."""
+    memories: list[TextMemory] = []
+    mixers = [layer.mixer for layer in bundle.config.layers]
     sizes = [
-        kv_bytes(config, plan, number in plan.kv_on_flash) for number, config in enumerate(layers)
+        memory_bytes(config, plan, number in plan.kv_on_flash, plan.drafts)
+        for number, config in enumerate(mixers)
     ]
     # An encoder's layers keep nothing for a next token, and use one memory in turn.
     shared = bundle.config.encoder
     block, at = aligned_bytes(max(sizes) if shared else sum(sizes)), 0
-    for number, (config, size) in enumerate(zip(layers, sizes, strict=True)):
+    for number, (config, size) in enumerate(zip(mixers, sizes, strict=True)):
         memory = block[at : at + size]
         if file is not None and number in plan.kv_on_flash:
-            caches.append(KeyValuesOnFlash(file, config, plan.kv_dtype, plan.context, memory))
+            attention = bundle.config.layers[number].attention
+            memories.append(KeyValuesOnFlash(file, attention, plan.kv_dtype, plan.context, memory))
         else:
-            caches.append(_kv_cache(config, plan, memory))
+            kind, wanted = kind_of(config), MemoryWanted(plan.context, plan.kv_dtype, plan.drafts)
+            memory = memory[: kind.memory_bytes(config, wanted)]
+            memories.append(kind.new_memory(config, wanted, memory, scratch))
         at += 0 if shared else size
-    return caches
-
-
-def _kv_cache(config: AttentionConfig, plan: Plan, memory: UInt8Array) -> KeyValueCache:
-    """A layer's KeyValueCache in ``memory``."""
-    tokens, heads = kept_tokens(config, plan.context), config.num_key_value_heads
-    halves = memory.reshape(2, -1)[:, : tokens * token_bytes(config, plan.kv_dtype)]
-    keys, values = (
-        half.view(ELEMENTS[plan.kv_dtype]).reshape(heads, tokens, -1) for half in halves
-    )
-    return KeyValueCache(keys, values, config.attention_window, plan.context)
+    return memories

@@ -205,9 +205,8 @@ class Model(OpenedModel):
                 self._checked_ids(ids)
             if len(ids) > self.config.max_position_embeddings + 1:
                 raise UserError(f"{len(ids)} tokens are more than the model's positions")
-            kept = self.text.in_common(ids)
             # Layers whose window has moved past this text compute it again when it goes on.
-            kept = kept if self.text.holds(kept) else 0
+            kept = self.text.settled(self.text.in_common(ids))
             save(path, self._setting(), self.text.caches, Session(ids, kept, list(messages)))
 
     def load_session(self, path: Path | str) -> Session:

@@ -75,7 +75,7 @@ class ModelConfig:
     @property
     def encoder(self) -> bool:
         """Whether it makes vectors of whole texts (``Model.encode``), and writes none."""
-        return any(layer.attention.both_ways for layer in self.layers)
+        return any(layer.mixer.both_ways for layer in self.layers)
 
     def refuse_encoder(self, name: object) -> None:
         """Raise UserError, naming the model's file, where it is an encoder."""
@@ -170,7 +170,8 @@ def model_of(
 ) -> ModelConfig:
     """The ModelConfig of options that its layers share, and of those in which they differ.
 
-    options   fields of ModelConfig, LayerConfig, AttentionConfig and FFNConfig, all together
+    options   fields of ModelConfig, LayerConfig, AttentionConfig and FFNConfig, all together;
+              ``mixer`` where it is not attention
     norm, norm_epsilon, norm_affine  the fields of the NormConfig of all norms
     by_layer  for each layer the options of a layer, attention or FFN that are its own, which go
               before those shared: [{"attention_window": 512}, {}]; empty: all layers are alike
@@ -185,9 +186,9 @@ def model_of(
 def _layer(options: dict[str, Any]) -> LayerConfig:
     if strangers := options.keys() - OPTIONS:
         raise TypeError(f"{', '.join(strangers)}: not an option of a model")
-    attention = AttentionConfig(**_of(AttentionConfig, options))
+    mixer = options.get("mixer") or AttentionConfig(**_of(AttentionConfig, options))
     ffn = FFNConfig(**_of(FFNConfig, options))
-    return LayerConfig(attention=attention, ffn=ffn, **_of(LayerConfig, options))
+    return LayerConfig(**{**_of(LayerConfig, options), "mixer": mixer, "ffn": ffn})
 
 
 def _of(kind: type, options: dict[str, Any]) -> dict[str, Any]:

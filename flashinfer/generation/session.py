@@ -25,9 +25,9 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import FormatError, UserError, shown
 from flashinfer.formats.files import read_into
 from flashinfer.formats.numbers import is_whole
-from flashinfer.formats.safetensors import CHECKSUMS, SafetensorsFile, TensorInfo
-from flashinfer.transformer.kv_cache import KeyValueCache
+from flashinfer.formats.safetensors import CHECKSUMS, ITEM_BYTES, SafetensorsFile, TensorInfo
 from flashinfer.transformer.positions import same_turns
+from flashinfer.transformer.text_memory import TextMemory
 
 MARK, STATE = KEYS = "flashinfer.session", "flashinfer.state"  # of the metadata
 VERSION = "1"  # another one, too, once the keys and values of a text have other bits
@@ -76,7 +76,7 @@ def peek(path: Path | str, bundle: Bundle) -> Session:
 
 
 def save(
-    path: Path | str, setting: Setting, caches: Sequence[KeyValueCache], session: Session
+    path: Path | str, setting: Setting, caches: Sequence[TextMemory], session: Session
 ) -> None:
     """Write a session to ``path``, which is replaced when all of it is on the disk.
 
@@ -94,7 +94,7 @@ def save(
     ]
     firsts = [cache.first if session.kept else 0 for cache in caches]
     for number, (cache, first) in enumerate(zip(caches, firsts, strict=True)):
-        for name in ("keys", "values"):
+        for name in cache.names:
             full = f"layers.{number}.{name}"
             tensors.append(_tensor(full, cache, name, session.kept - first, session.kept))
     state = {"setting": asdict(setting), "kept": session.kept, "first": firsts}
@@ -102,27 +102,17 @@ def save(
     write_tensors(path, tensors, metadata)
 
 
-def _tensor(name: str, cache: KeyValueCache, half: str, tokens: int, end: int) -> NewTensor:
-    """The keys or the values of the first ``tokens`` tokens that a cache holds, which are those
-    before ``end`` of the text."""
+def _tensor(full: str, memory: TextMemory, name: str, tokens: int, end: int) -> NewTensor:
+    """An array of the first ``tokens`` tokens that a layer's memory holds, which are those before
+    ``end`` of the text."""
 
     def chunks() -> Iterator[UInt8Array]:
-        cache.bring(end)
-        return (part for part in _rows(getattr(cache, half), tokens) if part.size)
+        memory.bring(end)
+        return (part for part in memory.rows(name, tokens) if part.size)
 
-    shape = _shape(cache.keys, tokens)
-    return NewTensor(
-        name, cache.format.safetensors, shape, math.prod(shape) * cache.keys.itemsize, chunks
-    )
-
-
-def _shape(memory: Any, tokens: int) -> tuple[int, ...]:
-    return len(memory), tokens, memory.shape[2]
-
-
-def _rows(memory: Any, tokens: int) -> Iterator[UInt8Array]:
-    """Of each head the bytes of its first tokens, in place."""
-    return (head[:tokens].view(np.uint8).reshape(-1) for head in memory)
+    shape = memory.shape(name, tokens)
+    nbytes = math.prod(shape) * ITEM_BYTES[memory.format]
+    return NewTensor(full, memory.format, shape, nbytes, chunks)
 
 
 class SessionFile:
@@ -210,7 +200,7 @@ class SessionFile:
                 f"FLASHINFER_KERNELS={there.kernels} in the environment goes on with it"
             )
         most = config.max_position_embeddings
-        rotaries = (layer.attention.rotary for layer in config.layers)
+        rotaries = (layer.mixer.rotary for layer in config.layers)
         if there.context > most or self.kept > there.context:
             raise self._unsound()
         if not all(same_turns(r, there.context, own.context) for r in rotaries if r is not None):
@@ -247,35 +237,33 @@ class SessionFile:
             raise FormatError(f"{what} are no conversation")
         return messages
 
-    def check_layers(self, caches: Sequence[KeyValueCache]) -> None:
+    def check_layers(self, caches: Sequence[TextMemory]) -> None:
         """Raise FormatError where keys and values do not fit the key/value caches of a model."""
         names = {"token_ids", "messages"}
         if len(self.firsts) != len(caches):
             raise self._unsound()
         for number, (cache, first) in enumerate(zip(caches, self.firsts, strict=True)):
             tokens = self.kept - first
-            if tokens > cache.keys.shape[1] or (first and cache.window is None):
+            if not cache.can_hold(first, self.kept):
                 raise FormatError(f"{self.path}: layer {number} cannot hold {tokens} tokens")
-            for name, memory in ((f"layers.{number}.keys", cache.keys),
-                                 (f"layers.{number}.values", cache.values)):  # fmt: skip
-                info = self._info(name, cache.format.safetensors, 3)
-                if info.shape != _shape(memory, tokens):
-                    raise FormatError(
-                        f"{self.path}: {name} is {info.shape}, not {_shape(memory, tokens)}"
-                    )
-                names.add(name)
+            for name in cache.names:
+                full, shape = f"layers.{number}.{name}", cache.shape(name, tokens)
+                info = self._info(full, cache.format, len(shape))
+                if info.shape != shape:
+                    raise FormatError(f"{self.path}: {full} is {info.shape}, not {shape}")
+                names.add(full)
         if unknown := self.file.tensors.keys() - names:
             raise FormatError(f"{self.path}: has an unknown tensor {shown(min(unknown))}")
 
-    def fill(self, caches: Sequence[KeyValueCache]) -> None:
+    def fill(self, caches: Sequence[TextMemory]) -> None:
         """Read keys and values into the key/value caches, which ``check_layers`` has compared with
         the file. Memory: none but theirs. Raises FormatError where a checksum differs: the caches
         hold nothing to be trusted then."""
         for number, (cache, first) in enumerate(zip(caches, self.firsts, strict=True)):
             cache.bring(0)
-            for name, memory in (("keys", cache.keys), ("values", cache.values)):
+            for name in cache.names:
                 info = self.file.tensors[f"layers.{number}.{name}"]
-                self._read_to(info, _rows(memory, self.kept - first))
+                self._read_to(info, cache.rows(name, self.kept - first))
             cache.keep(0, self.kept)
             cache.first = first
 

@@ -26,7 +26,8 @@ from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.plan import Plan
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.timeline import STREAMS, Timeline
-from flashinfer.transformer.kv_cache import token_bytes
+from flashinfer.transformer.mixer import MemoryWanted
+from flashinfer.transformer.mixers import kind_of
 
 PARTS: dict[Role, str] = {ATTENTION: "attention", PREDICTOR: "predictors", HEAD: "output head"}
 KEY_VALUES = "keys and values"
@@ -74,7 +75,7 @@ def predict(
     work = _Pass(bundle, plan, profile, gap_bytes, block, tokens)
     early = None
     for number in range(bundle.config.num_hidden_layers):
-        work.attention(number)
+        work.mix(number)
         early = work.feed_forward(number, early)
     if not bundle.config.encoder:
         work.multiply(HEAD)
@@ -158,20 +159,20 @@ class _Pass:
     def _linear(self, tensor: StoredTensor) -> float:
         return self.profile.linear_seconds(tensor, self.tokens)
 
-    def attention(self, number: int) -> None:
-        """With half of the context's keys and values."""
+    def mix(self, number: int) -> None:
+        """A layer's mixer, with half of the context before the token."""
         self.multiply(ATTENTION, number)
         if number in self.plan.kv_on_flash:
             self.line.wait(self.kv_done, KEY_VALUES)
             self.kv_done = self._submit_kv()
-        seen = self.tokens * self._kv_bytes(number)
+        seen = self.tokens * self._seen_bytes(number)
         self.line.compute("attention", seen / self.profile.dram)
 
-    def _kv_bytes(self, number: int) -> int:
-        """Bytes of the keys and values that a token sees in a layer."""
-        config, seen = self.bundle.config.layers[number].attention, self.plan.context // 2
-        seen = min(seen, config.attention_window or seen)
-        return 2 * seen * token_bytes(config, self.plan.kv_dtype)
+    def _seen_bytes(self, number: int) -> int:
+        """Bytes of a layer's memory of its text that a token sees."""
+        config = self.bundle.config.layers[number].mixer
+        wanted = MemoryWanted(self.plan.context, self.plan.kv_dtype)
+        return kind_of(config).seen_bytes(config, wanted)
 
     def _submit_kv(self) -> float:
         """Begin to read a layer's keys and values, of each text; when they are there."""
@@ -180,7 +181,7 @@ class _Pass:
         number = self.kv_coming.popleft()
         heads = self.bundle.config.layers[number].attention.num_key_value_heads
         texts = self.tokens if self.plan.texts > 1 else 1
-        nbytes = texts * self._kv_bytes(number)
+        nbytes = texts * self._seen_bytes(number)
         self.read[KEY_VALUES] += nbytes
         return self.line.submit(max(2 * heads * texts, nbytes / PIECE_BYTES), nbytes)
 

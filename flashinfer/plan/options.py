@@ -8,6 +8,7 @@ from typing import Literal
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.tensors import ATTENTION
 from flashinfer.kernels.doors import MOST_THREADS
 from flashinfer.paper.flash import IO, Engine
 from flashinfer.paper.neuron_cache import POLICIES, Policy, default_policy
@@ -151,7 +152,8 @@ class Options:
 def usual_kv_dtype(bundle: Bundle) -> KVDtype:
     """The number format of keys and values where none is asked for: exact where the attention's
     weights are."""
-    return "f32" if bundle.tensors["layers.0.q_proj.weight"].format.name == "f32" else "f16"
+    first = next(spec.name for spec in bundle.specs if spec.role == ATTENTION)
+    return "f32" if bundle.tensors[first].format.name == "f32" else "f16"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from flashinfer.paper.ways import Residence, transit_slots
 from flashinfer.plan import memory
 from flashinfer.plan.memory import MIB
 from flashinfer.plan.options import Decided
-from flashinfer.plan.sizes import MAX_CHUNK, PAGE, Sizes, pages
+from flashinfer.plan.sizes import MAX_CHUNK, Sizes
 from flashinfer.plan.slot_shares import Shares, nbytes, share_slots
+from flashinfer.transformer.kv_cache import PAGE, pages
 from flashinfer.transformer.kv_flash import part_bytes
 
 RESERVE = 10 * MIB  # readers' stacks, the kernel's own pages, what Python allocates on the way

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.number_formats import Matrices
 from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL, TensorSpec
 from flashinfer.paper import neurons
@@ -13,11 +14,11 @@ from flashinfer.paper.neuron_cache import BOOKKEEPING
 from flashinfer.paper.ways import transit_slots
 from flashinfer.plan.options import Decided
 from flashinfer.plan.slot_shares import CachedLayer, cached_layer
-from flashinfer.transformer import attention
-from flashinfer.transformer.kv_cache import kept_tokens, token_bytes
+from flashinfer.transformer.kv_cache import PAGE, pages
 from flashinfer.transformer.kv_flash import may_lie_on_flash, part_bytes, tail_bytes
+from flashinfer.transformer.mixer import MemoryWanted
+from flashinfer.transformer.mixers import kind_of
 
-PAGE = 4096
 THREAD = 128 << 10  # of each thread that computes: its stack, here and in the kernel
 PANEL = 264  # of each, for each token of a prompt: kernels.h, down_panel
 TILE_ROWS = 24  # of weights that each decodes to float32 at a time: kernels.h, PANEL_ROWS
@@ -72,18 +73,20 @@ class Sizes:
         if config.encoder:  # whose texts go through each layer as one
             self.least_chunk = self.most_chunk = max(LEAST_CHUNK, wanted.context)
         self.kv_on_flash = _kv_on_flash(bundle, wanted)
-        layers = [layer.attention for layer in config.layers]
+        layers = [config.layers[i].attention for i in self.kv_on_flash]
         self.kv_stage = max(
-            (part_bytes(layers[i], wanted.kv_dtype, wanted.context) for i in self.kv_on_flash),
-            default=0,
+            (part_bytes(layer, wanted.kv_dtype, wanted.context) for layer in layers), default=0
         )
-        self.kv_cache = 2 * self.kv_stage + _kv_cache(layers, wanted, self.kv_on_flash)
+        self.kv_cache = 2 * self.kv_stage + _text_memory(config, wanted, self.kv_on_flash)
+        mixers = [layer.mixer for layer in config.layers]
+        if wanted.drafting:  # a state to try drafts with
+            self.kv_cache += pages(4 * max(kind_of(one).state_numbers(one) for one in mixers))
         # A tile of the stream holds at least one row of anything that streams, widened.
         largest = max(widest(tensor) for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
         self.per_token = FEATURE * config.hidden_size + PANEL * wanted.threads
         self.per_token += max(
-            neurons.working_bytes(layer.ffn) + attention.working_bytes(layer.attention)
+            neurons.working_bytes(layer.ffn) + kind_of(layer.mixer).working_bytes(layer.mixer)
             for layer in config.layers
         )
         # Each thread has scores of some tokens, and rows of weights that it multiplies with many.
@@ -102,6 +105,11 @@ class Sizes:
         # The logits after a drafted token, and which units it uses, until it is accepted.
         self.per_draft = 4 * config.vocab_size
         self.per_draft += SELECTED * sum(layer.needs[0] for layer in self.cached.values())
+        # And what recurrent layers keep of it, of which the first draft brings two tokens.
+        two = (
+            memory_bytes(one, wanted, False, 2) - memory_bytes(one, wanted, False) for one in mixers
+        )
+        self.per_draft += sum(two)
 
 
 def widest(tensor: StoredTensor) -> int:
@@ -124,32 +132,29 @@ def _kv_on_flash(bundle: Bundle, wanted: Decided) -> tuple[int, ...]:
     able = [
         number
         for number, layer in enumerate(bundle.config.layers)
-        if may_lie_on_flash(layer.attention, wanted.context) and not bundle.config.encoder
+        if may_lie_on_flash(layer.mixer, wanted.context) and not bundle.config.encoder
     ]
     n = math.ceil(wanted.kv_share * len(able))
     return tuple(able[(2 * i + 1) * len(able) // (2 * n)] for i in range(n))
 
 
-def _kv_cache(layers: Sequence[AttentionConfig], wanted: Decided, on_flash: Collection[int]) -> int:
-    """Bytes in DRAM of all layers' keys and values, and of alibi's table, which they share. An
-    encoder's layers, which keep nothing for a next token, use one memory in turn."""
+def _text_memory(config: ModelConfig, wanted: Decided, on_flash: Collection[int]) -> int:
+    """Bytes in DRAM of all layers' memories of the texts, and of alibi's table, which they share.
+    An encoder's layers, which keep nothing for a next token, use one memory in turn."""
     total, table = 0, 0
-    if layers[0].both_ways:
-        return max(kv_bytes(config, wanted, False) for config in layers)
-    for number, config in enumerate(layers):
-        total += wanted.texts * kv_bytes(config, wanted, number in on_flash)
-        if config.alibi:
-            table = pages(wanted.context * config.num_attention_heads * 4)
+    if config.encoder:
+        return max(memory_bytes(layer.mixer, wanted, False) for layer in config.layers)
+    for number, layer in enumerate(config.layers):
+        total += wanted.texts * memory_bytes(layer.mixer, wanted, number in on_flash)
+        if isinstance(layer.mixer, AttentionConfig) and layer.mixer.alibi:
+            table = pages(wanted.context * layer.mixer.num_attention_heads * 4)
     return total + table
 
 
-def kv_bytes(config: AttentionConfig, wanted: Decided, on_flash: bool) -> int:
-    """Bytes in DRAM of a layer's keys and values of one text: of those on flash the tail."""
+def memory_bytes(config: MixerConfig, wanted: Decided, on_flash: bool, drafts: int = 0) -> int:
+    """Bytes in DRAM of a layer's memory of one text: of one on flash those of the tail."""
     if on_flash:
+        assert isinstance(config, AttentionConfig)
         return tail_bytes(config, wanted.kv_dtype)
-    tokens = kept_tokens(config, wanted.context)
-    return 2 * pages(tokens * token_bytes(config, wanted.kv_dtype))
-
-
-def pages(nbytes: int) -> int:
-    return -(-nbytes // PAGE) * PAGE
+    asked = MemoryWanted(wanted.context, wanted.kv_dtype, drafts)
+    return pages(kind_of(config).memory_bytes(config, asked))

@@ -6,25 +6,27 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import Float32Array
+from flashinfer.formats.arrays import Float32Array, UInt8Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.paper.interfaces import Stream, Tap
-from flashinfer.transformer.kv_cache import KeyValueCache, padded_width
+from flashinfer.paper.interfaces import Tap
+from flashinfer.transformer.kv_cache import (
+    ELEMENTS,
+    KeyValueCache,
+    kept_tokens,
+    padded_width,
+    pages,
+    token_bytes,
+)
+from flashinfer.transformer.mixer import MemoryWanted, Mixer, Parts
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import Linear
 
 
-def working_bytes(config: AttentionConfig) -> int:
-    """Bytes that a token takes on its way through a layer's attention, beside its keys and
-    values: queries and outputs, padded."""
-    return 8 * config.num_attention_heads * padded_width(config.head_dim)
-
-
 @dataclass
-class Attention:
+class Attention(Mixer[AttentionConfig]):
     """A layer's attention: project, turn, remember, attend, project.
 
     q, k, v, o      see AttentionConfig.projections
@@ -46,6 +48,61 @@ class Attention:
     sinks: Float32Array | None = None
     tap: Tap | None = field(default=None, init=False)
 
+    @classmethod
+    def made(cls, config: AttentionConfig, parts: Parts) -> "Attention":
+        """The attention of a layer."""
+        q, k, v, o = (parts.linear(f"{p}_proj") for p in "qkvo")
+        attention = cls(config, q, k, v, o)
+        if config.qk_norm:
+            attention.q_norm, attention.k_norm = (
+                parts.norm(config.norm, f"{p}_norm") for p in "qk"
+            )
+        attention.rotary = parts.positions.of(config.rotary)
+        if config.alibi:
+            heads = config.num_attention_heads
+            attention.score_bias = parts.positions.alibi_of(heads, config.head_dim)
+        attention.sinks = parts.vector("sinks")
+        return attention
+
+    @classmethod
+    def working_bytes(cls, config: AttentionConfig) -> int:
+        """Bytes of a token's queries and outputs, padded."""
+        return 8 * config.num_attention_heads * padded_width(config.head_dim)
+
+    @classmethod
+    def memory_bytes(cls, config: AttentionConfig, wanted: MemoryWanted) -> int:
+        """Bytes in DRAM of a text's keys and values."""
+        tokens = kept_tokens(config, wanted.context)
+        return 2 * pages(tokens * token_bytes(config, wanted.dtype))
+
+    @classmethod
+    def seen_bytes(cls, config: AttentionConfig, wanted: MemoryWanted) -> int:
+        """Bytes of the keys and values that a token sees, in the middle of the context."""
+        seen = wanted.context // 2
+        seen = min(seen, config.attention_window or seen)
+        return 2 * seen * token_bytes(config, wanted.dtype)
+
+    @classmethod
+    def new_memory(
+        cls,
+        config: AttentionConfig,
+        wanted: MemoryWanted,
+        memory: UInt8Array,
+        scratch: Float32Array,
+    ) -> KeyValueCache:
+        """A text's keys and values."""
+        tokens, heads = kept_tokens(config, wanted.context), config.num_key_value_heads
+        halves = memory.reshape(2, -1)[:, : tokens * token_bytes(config, wanted.dtype)]
+        keys, values = (
+            half.view(ELEMENTS[wanted.dtype]).reshape(heads, tokens, -1) for half in halves
+        )
+        return KeyValueCache(keys, values, config.attention_window, wanted.context)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Its products with weights, in the order in which they are made."""
+        return self.q, self.k, self.v, self.o
+
     def __call__(self, x: Float32Array, texts: Sequence[Rows]) -> Float32Array:
         """x (T, d_model), the next tokens of some texts, each of which attends to its own ->
         (T, d_model)."""
@@ -65,13 +122,14 @@ class Attention:
         if self.tap:
             self.tap(q_turned=q, k_turned=k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
-        width = texts[0].cache.width
+        width = padded_width(head_dim)
         if head_dim < width:
             padded = np.zeros((*q.shape[:2], width), dtype=np.float32)
             padded[:, :, :head_dim] = q
             q = padded
         parts, largest = [], []  # of out (T, heads, width), nearly always one
         for cache, first, stop, start in texts:
+            assert isinstance(cache, KeyValueCache)
             for piece in cache.pieces(start, stop - first):
                 rows = slice(first + piece[0], first + piece[1])
                 place = cache.remember(k[rows], v[rows], start + piece[0])
@@ -102,7 +160,7 @@ class Attention:
         for head in range(heads):
             raw = cache.keys[head // group, : place + n].view(np.uint8)
             # By kernels, whose sums have one order everywhere, and in float32, as attention is.
-            keys = FORMATS["f32"].encode(cache.format.decode(raw))
+            keys = FORMATS["f32"].encode(cache.number_format.decode(raw))
             matrix = kernels.Matrix(keys, cache.width, FORMATS["f32"])
             scores = kernels.linear(np.ascontiguousarray(q[:, head]), matrix)  # (T, place + T)
             if self.score_bias is not None:
@@ -111,10 +169,6 @@ class Attention:
                 kernels.activate(scores, "cap", self.config.score_cap)
             largest[:, head] = np.where(seen, scores, -np.inf).max(axis=1)
         return largest
-
-    def streams(self) -> tuple[Stream, ...]:
-        """Which of its matrices are streamed at every token, in this order."""
-        return tuple(s for part in (self.q, self.k, self.v, self.o) for s in part.streams())
 
     def _heads(self, y: Float32Array, norm: Norm | None = None) -> Float32Array:
         """y (T, heads * head_dim), normalised where there is a norm -> (T, heads, head_dim)."""

@@ -6,8 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from flashinfer import kernels
+from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
+from flashinfer.transformer.text_memory import MOVING, TextMemory
 
 KVDtype = Literal["f32", "f16", "q8_0"]
 KV_DTYPES: tuple[KVDtype, ...] = ("f32", "f16", "q8_0")
@@ -22,7 +24,14 @@ LANES = 32  # a head's width in the key/value cache is padded to whole vectors
 # Of a layer with an attention window, beyond the window: tokens that may be taken back without
 # computing them again, and tokens that find room before the older ones are moved to the front.
 TAKEN_BACK, FRESH = 64, 128
-MOVING = 1 << 60  # the first position while tokens are being moved: none is held
+
+
+PAGE = 4096
+
+
+def pages(nbytes: int) -> int:
+    """Bytes up to a multiple of a page."""
+    return -(-nbytes // PAGE) * PAGE
 
 
 def padded_width(head_dim: int) -> int:
@@ -42,7 +51,7 @@ def token_bytes(config: AttentionConfig, dtype: KVDtype) -> int:
     return config.num_key_value_heads * FORMATS[dtype].row_bytes(padded_width(config.head_dim))
 
 
-class KeyValueCache:
+class KeyValueCache(TextMemory):
     """One layer's keys and values, of all tokens or of the last ones.
 
     A window slides through a longer memory: when the memory is full, what the window still holds
@@ -54,29 +63,29 @@ class KeyValueCache:
     first   position in the text of the first token in memory
     """
 
+    names = ("keys", "values")
+
     def __init__(
         self, keys: np.ndarray, values: np.ndarray, window: int | None, context: int
     ) -> None:
         self.keys, self.values, self.window, self.first = keys, values, window, 0
         self.slides = keys.shape[1] < context
+        self.format = self.number_format.safetensors
 
     @property
-    def format(self) -> NumberFormat:
-        """The number format of keys and values."""
+    def number_format(self) -> NumberFormat:
+        """That of keys and values."""
         return BY_ELEMENT[self.keys.dtype]
 
     @property
     def width(self) -> int:
         """Values of a row: a padded head_dim."""
-        return self.keys[0, 0].nbytes // self.format.block_bytes * self.format.block
+        return self.keys[0, 0].nbytes // self.number_format.block_bytes * self.number_format.block
 
     def holds(self, position: int) -> bool:
-        """Whether a token at ``position`` finds all that it sees; a text may always begin."""
+        """Whether a token at ``position`` finds all that it sees."""
         oldest = 0 if self.window is None else max(0, position - self.window + 1)
         return position == 0 or self.first <= oldest
-
-    def bring(self, position: int) -> None:
-        """Have ``keys`` and ``values`` of the tokens before ``position`` in DRAM: here always."""
 
     def pieces(self, start: int, n: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) of the n tokens at ``start``, as many at a time as find room; of each
@@ -91,10 +100,6 @@ class KeyValueCache:
             yield begin, end
             begin = end
 
-    def keep(self, start: int, end: int) -> None:
-        """Keep ``keys`` and ``values`` of the tokens start..end, which may have changed: here
-        nothing is to be done."""
-
     def remember(self, k: np.ndarray, v: np.ndarray, start: int) -> int:
         """Keep k, v (T, key/value heads, head_dim) float32 of the tokens at ``start``; returns
         where in ``keys`` and ``values`` the first of them is."""
@@ -103,12 +108,26 @@ class KeyValueCache:
         kernels.remember(self.values, v, place)
         return place
 
-    def copy(self, other: "KeyValueCache", position: int) -> None:
-        """Hold what another text's cache of the same layer holds before ``position``."""
+    def copy(self, other: TextMemory, position: int) -> None:
+        """Become what another text's memory of the same layer is before ``position``."""
+        assert isinstance(other, KeyValueCache)
         n = position - other.first
         self.first = MOVING  # an interrupt leaves some tokens copied and others not
         self.keys[:, :n], self.values[:, :n] = other.keys[:, :n], other.values[:, :n]
         self.first = other.first
+
+    def can_hold(self, first: int, end: int) -> bool:
+        """Whether it has room for the tokens first..end of a text, those before forgotten."""
+        return end - first <= self.keys.shape[1] and not (first and self.window is None)
+
+    def shape(self, name: str, tokens: int) -> tuple[int, ...]:
+        """(key/value heads, tokens, row) of keys, and of values."""
+        return len(self.keys), tokens, self.keys.shape[2]
+
+    def rows(self, name: str, tokens: int) -> Iterator[UInt8Array]:
+        """Of each head the bytes of its first tokens, in place."""
+        memory = getattr(self, name)
+        return (head[:tokens].view(np.uint8).reshape(-1) for head in memory)
 
     def _move(self, position: int) -> None:
         """Make room for a token at ``position``."""

@@ -19,11 +19,11 @@ from flashinfer.formats.arrays import Int64Array, UInt8Array
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.files import nameless_file
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.paper.flash import Engine, Flash, Submitted, aligned_bytes
 from flashinfer.transformer.kv_cache import (
     ELEMENTS,
-    MOVING,
     KeyValueCache,
     KVDtype,
     kept_tokens,
@@ -31,14 +31,17 @@ from flashinfer.transformer.kv_cache import (
     token_bytes,
 )
 from flashinfer.transformer.text import Rows
+from flashinfer.transformer.text_memory import MOVING, TextMemory
 
 BLOCK = 4096  # bytes that offsets, lengths and addresses are multiples of
 LEAST_PAGE = 64  # tokens
 
 
-def may_lie_on_flash(config: AttentionConfig, context: int) -> bool:
-    """Whether a layer's keys and values can: where it keeps all tokens. One with an attention
-    window keeps few, and alibi's table is as wide as the key/value cache."""
+def may_lie_on_flash(config: MixerConfig, context: int) -> bool:
+    """Whether a layer's memory can: keys and values of all tokens. A state is used whole, a layer
+    with an attention window keeps few, and alibi's table is as wide as the key/value cache."""
+    if not isinstance(config, AttentionConfig):
+        return False
     return kept_tokens(config, context) == context and not config.alibi
 
 
@@ -247,8 +250,9 @@ class KeyValuesOnFlash(KeyValueCache):
             rows = head[begin:end].view(np.uint8).reshape(-1)
             self.file.write(self.offset + (number * self.tokens + begin) * self.row_bytes, rows)
 
-    def copy(self, other: KeyValueCache, position: int) -> None:
-        """Hold what another text's cache of the same layer holds before ``position``."""
+    def copy(self, other: TextMemory, position: int) -> None:
+        """Become what another text's memory of the same layer is before ``position``."""
+        assert isinstance(other, KeyValueCache)
         self.first = MOVING  # an interrupt leaves some tokens copied and others not
         other.bring(position)
         self.keys, self.values, self.in_file = other.keys, other.values, 0

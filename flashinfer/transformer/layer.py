@@ -1,7 +1,8 @@
-"""One layer: attention and feed-forward, and the norms and sums around them."""
+"""One layer: a mixer of tokens and a feed-forward network, and the norms and sums around them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.interfaces import Stream, Tap
-from flashinfer.transformer.attention import Attention
+from flashinfer.transformer.mixer import Mixer
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.text import Rows
 
@@ -18,13 +19,14 @@ from flashinfer.transformer.text import Rows
 class Layer:
     """A layer. Its two blocks read what their norms give, or (post-norm) their norms read the sums.
 
+    mixer     of its tokens: attention, or what stands in its place
     ffn_norm  None: the FFN reads what attention reads
     attention_after_norm, ffn_after_norm  of a block's output, before it is added, or None
     """
 
     config: LayerConfig
     attention_norm: Norm
-    attention: Attention
+    mixer: Mixer[Any]
     feed_forward: FeedForward
     ffn_norm: Norm | None = None
     attention_after_norm: Norm | None = None
@@ -37,14 +39,14 @@ class Layer:
         """h (T, d_model), the next tokens of some texts -> (h after attention, the FFN's input,
         that before its norm), each (T, d_model)."""
         if not self.config.norm_before:
-            h = self.attention_norm(h + self.attention(h, texts))
+            h = self.attention_norm(h + self.mixer(h, texts))
             if self.tap:
                 self.tap(attention_norm=h)
             return h, h, h
         x = self.attention_norm(h)
         if self.tap:
             self.tap(attention_norm=x)
-        y = self.attention(x, texts)
+        y = self.mixer(x, texts)
         if self.attention_after_norm:
             y = self.attention_after_norm(y)
             if self.tap:
@@ -82,10 +84,10 @@ class Layer:
 
     def set_tap(self, tap: Tap | None) -> None:
         """Tell ``tap`` the layer's intermediate values from now on; None: nobody."""
-        self.tap = self.attention.tap = tap
+        self.tap = self.mixer.tap = tap
         self.feed_forward.set_tap(tap)
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token, in this order: each has a ``tensor``, and ``following``
         for the one that is streamed next."""
-        return (*self.attention.streams(), *self.feed_forward.streams())
+        return (*self.mixer.streams(), *self.feed_forward.streams())

@@ -7,7 +7,7 @@ import numpy as np
 
 from flashinfer.formats.arrays import Float32Array, Float64Array
 from flashinfer.formats.errors import FormatError
-from flashinfer.formats.layers.attention import Rotary
+from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.kernels.fixed_math import cos_sin, log, power
 
 TOGETHER = 64  # positions whose angles are computed at a time
@@ -154,3 +154,29 @@ def _bfloat16(values: Float32Array) -> Float32Array:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = bits + 0x7FFF + (bits >> 16 & 1)
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+class Positions:
+    """Tables of positions that layers share, one of each kind."""
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+        self.rotary: list[tuple[Rotary, RotaryPositions]] = []
+        self.alibi: dict[tuple[int, int], Float32Array] = {}
+
+    def of(self, rotary: Rotary | None) -> RotaryPositions | None:
+        """The RotaryPositions of a layer, or None."""
+        if rotary is None:
+            return None
+        for known, positions in self.rotary:
+            if known == rotary:
+                return positions
+        self.rotary.append((rotary, RotaryPositions(rotary, self.context)))
+        return self.rotary[-1][1]
+
+    def alibi_of(self, heads: int, head_dim: int) -> Float32Array:
+        """What alibi adds to the scores of a layer with such heads."""
+        sizes = heads, head_dim
+        if sizes not in self.alibi:
+            self.alibi[sizes] = alibi_table(*sizes, self.context)
+        return self.alibi[sizes]

@@ -1,20 +1,20 @@
-"""A text on its way through the model: its tokens, and what attention keeps of them."""
+"""A text on its way through the model: its tokens, and what its layers keep of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from flashinfer.formats.arrays import Int64Array
-from flashinfer.transformer.kv_cache import KeyValueCache
+from flashinfer.transformer.text_memory import TextMemory
 
 
 class Text:
-    """The tokens processed, and each layer's keys and values of them.
+    """The tokens processed, and each layer's memory of them.
 
-    caches      the KeyValueCache of each layer
+    caches      the TextMemory of each layer
     ids         the tokens; incomplete: whether the caches lack some of them
     """
 
-    def __init__(self, caches: Sequence[KeyValueCache]) -> None:
+    def __init__(self, caches: Sequence[TextMemory]) -> None:
         self.caches = caches
         self.ids: list[int] = []
         self.incomplete = False
@@ -25,9 +25,16 @@ class Text:
         return len(self.ids)
 
     def holds(self, position: int) -> bool:
-        """Whether a token at ``position`` finds the keys and values of all that it sees; where it
-        does not, those before it must be processed again."""
+        """Whether a token at ``position`` finds all that it needs; where it does not, those before
+        it must be processed again."""
         return not self.incomplete and all(cache.holds(position) for cache in self.caches)
+
+    def settled(self, position: int) -> int:
+        """The last token, up to ``position``, up to which a session's file can hold the caches; 0
+        where they lack some that the next one needs."""
+        if not self.holds(position):
+            return 0
+        return min(cache.settled(position) for cache in self.caches)
 
     def in_common(self, ids: Sequence[int]) -> int:
         """How many of its first tokens are those of ``ids``."""
@@ -57,9 +64,9 @@ class Part(NamedTuple):
 
 class Rows(NamedTuple):
     """Rows begin:end of a pass, which are a text's tokens at ``start`` and after, and the layer's
-    keys and values of that text."""
+    memory of that text."""
 
-    cache: KeyValueCache
+    cache: TextMemory
     begin: int
     end: int
     start: int

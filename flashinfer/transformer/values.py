@@ -67,7 +67,7 @@ def values_of(config: ModelConfig, naming: Any) -> list[Value]:
 
 
 def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
-    a, d = layer.attention, (layer.attention.hidden_size,)
+    a, d = layer.attention, (layer.mixer.hidden_size,)
     here, attention = names.layer(number), names.attention(number)
 
     def value(key: str, name: str, shape: tuple[int, ...], dtype: str = "F32") -> Value:

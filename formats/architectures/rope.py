@@ -2,7 +2,7 @@
 
 from ..errors import FormatError, shown
 from ..fields import LARGEST, Fields, dimension, flag, number
-from ..layers.attention import ROTARY, Rotary
+from ..layers.rotary import ROTARY, Rotary
 from .windows import LAYER_TYPES
 
 # The config fields that describe rotary positions, with their defaults.

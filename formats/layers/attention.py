@@ -1,39 +1,21 @@
 """Softmax attention: its sizes and options, and its tensors."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from ..errors import FormatError
 from ..tensors import ATTENTION, TensorSpec, vector
+from .mixer import WIDEST, MixerConfig
 from .norm import NormConfig
 
-ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 # Of c tanh(x / c): tanh is computed to some 2^-23, so that a larger c leaves no exact digits.
 LEAST_CAP, MOST_CAP = 1e-3, 1e3
-WIDEST = 1 << 20  # no honest hidden size, and no heads together, are wider
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions (Su et al. 2021): the first ``dim`` values of a head are turned in pairs
-    (i, i + dim / 2), by position times base^(-2 i / dim).
-
-    kind        one of ROTARY: how the frequencies are changed for long texts
-    parameters  of that kind, under Hugging Face's names, with
-                ``original_max_position_embeddings`` and ``max_position_embeddings``
-    """
-
-    dim: int
-    base: float
-    kind: str = "default"
-    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
+class AttentionConfig(MixerConfig):
     """Of one layer. Dimensions keep Hugging Face's names.
 
-    rotary            queries and keys are turned so; None: they are not
     alibi             scores fall with the distance instead (Press et al. 2021)
     attention_window  tokens that each token sees, itself included; None: all
     qkv_bias, o_bias  these projections have biases
@@ -43,14 +25,12 @@ class AttentionConfig:
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
     attention_sinks   each head has a learned extra softmax logit
     score_cap         scores become c tanh(score / c); None: they stay
-    both_ways         each token sees those after it, too, as an encoder's do
     """
 
-    hidden_size: int
+    name: ClassVar[str] = "attention"
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rotary: Rotary | None = None
     alibi: bool = False
     attention_window: int | None = None
     qkv_bias: bool = False
@@ -60,7 +40,6 @@ class AttentionConfig:
     attention_scale: float | None = None
     attention_sinks: bool = False
     score_cap: float | None = None
-    both_ways: bool = False
 
     def __post_init__(self) -> None:
         width = self.num_attention_heads * self.head_dim

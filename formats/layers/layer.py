@@ -1,10 +1,11 @@
-"""A layer: attention and feed-forward, and how norms and sums stand around them."""
+"""A layer: a mixer of tokens and a feed-forward network, with norms and sums around them."""
 
 from dataclasses import dataclass
 
 from ..tensors import TensorSpec
 from .attention import AttentionConfig
 from .ffn import FFNConfig
+from .mixer import MixerConfig
 from .norm import NormConfig
 
 
@@ -12,6 +13,7 @@ from .norm import NormConfig
 class LayerConfig:
     """One layer of a model, which may differ from the others.
 
+    mixer        what mixes the tokens: attention, or what stands in its place
     norm         of its blocks
     norm_before  a norm before each block (pre-norm), else after its residual (post-norm)
     norm_after   a norm after each block, too, before it is added
@@ -20,7 +22,7 @@ class LayerConfig:
     residual_scale  what a block's output is multiplied with before it is added
     """
 
-    attention: AttentionConfig
+    mixer: MixerConfig
     ffn: FFNConfig
     norm: NormConfig
     norm_before: bool = True
@@ -29,6 +31,12 @@ class LayerConfig:
     shared_norm: bool = False
     residual_scale: float = 1.0
 
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mixer of a layer that has attention."""
+        assert isinstance(self.mixer, AttentionConfig), self.mixer.name
+        return self.mixer
+
     def norms(self) -> list[str]:
         """The names of its norms."""
         names = ["attention_norm"] if self.shared_norm else ["attention_norm", "ffn_norm"]
@@ -36,7 +44,7 @@ class LayerConfig:
 
     def tensors(self, name: str) -> list[TensorSpec]:
         """Its TensorSpecs, under names that begin with ``name``."""
-        size, specs = self.attention.hidden_size, []
+        size, specs = self.mixer.hidden_size, []
         for norm in self.norms():
             specs += self.norm.tensors(f"{name}.{norm}", size)
-        return [*specs, *self.attention.tensors(name), *self.ffn.tensors(name)]
+        return [*specs, *self.mixer.tensors(name), *self.ffn.tensors(name)]

@@ -39,7 +39,7 @@ def test_every_value_is_told_and_the_logits_are_those_of_the_engine(bundle):
         expected = model.logits(IDS)
         found = trace(model, IDS)
         again = model.logits(IDS)
-        assert all(layer.tap is None and layer.attention.tap is None for layer in model.layers)
+        assert all(layer.tap is None and layer.mixer.tap is None for layer in model.layers)
     assert np.array_equal(found["logits"], expected)
     assert np.array_equal(again, expected)
     for name, array in found.items():

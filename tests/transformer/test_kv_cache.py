@@ -69,8 +69,8 @@ def windowed(tmp_path_factory):
 def whole(monkeypatch, path, **options):
     """Logits of IDS where every layer keeps all tokens."""
     with monkeypatch.context() as patch:
-        for room in ("loading", "plan.sizes"):
-            patch.setattr(f"flashinfer.{room}.kept_tokens", lambda config, context: context)
+        name = "flashinfer.transformer.attention.kept_tokens"
+        patch.setattr(name, lambda config, context: context)
         with Model.open(path, context=CONTEXT, **options) as model:
             assert not any(cache.slides for cache in model.text.caches)
             return model.logits(IDS)
@@ -125,7 +125,7 @@ def test_number_formats_of_keys_are_near(windowed, dtype):
     with Model.open(windowed, context=CONTEXT, kv_dtype="f32") as model:
         expected = model.logits(IDS[:60])
     with Model.open(windowed, context=CONTEXT, kv_dtype=dtype) as model:
-        assert all(cache.format.name == dtype for cache in model.text.caches)
+        assert all(cache.number_format.name == dtype for cache in model.text.caches)
         assert model.stats.as_dict()["kv_dtype"] == dtype
         off = np.abs(model.logits(IDS[:60]) - expected).max() / np.abs(expected).max()
     low, high = {"f32": (0, 0), "f16": (1e-7, 1e-3), "q8_0": (1e-5, 3e-2)}[dtype]

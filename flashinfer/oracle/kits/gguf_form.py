@@ -7,7 +7,7 @@ import numpy as np
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.config import ModelConfig
-from flashinfer.formats.layers.attention import Rotary
+from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.formats.sources.gguf_checkpoint import ARCHITECTURES, BLOCK, naming_of
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
 from flashinfer.oracle.kits.configs import KitModel

@@ -1,0 +1,23 @@
+"""The kinds of mixers that there are, by their configs."""
+
+from typing import Any
+
+from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.mixer import MixerConfig
+from flashinfer.transformer.attention import Attention
+from flashinfer.transformer.mixer import Mixer, Parts
+
+# A new kind is a config in formats/layers, a file in this folder, and an entry here.
+KINDS: dict[type[MixerConfig], type[Mixer[Any]]] = {
+    AttentionConfig: Attention,
+}
+
+
+def kind_of(config: MixerConfig) -> type[Mixer[Any]]:
+    """The class of a layer's mixer."""
+    return KINDS[type(config)]
+
+
+def make_mixer(config: MixerConfig, parts: Parts) -> Mixer[Any]:
+    """The mixer of a layer."""
+    return kind_of(config).made(config, parts)
