@@ -238,7 +238,7 @@ def gguf_files(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:flashinfer.kernels")
 def test_strange_metadata_is_one_line_or_runs(gguf_files, tmp_path, monkeypatch):
     seed = int(os.environ.get("FUZZ_SEED", 7))  # the same at each run
-    found, right = Counter(), gguf_checkpoint.GgufFile
+    found, right = Counter(), gguf_checkpoint.open_gguf
     for number in range(400):
         random = np.random.default_rng([seed, number])
 
@@ -247,7 +247,7 @@ def test_strange_metadata_is_one_line_or_runs(gguf_files, tmp_path, monkeypatch)
             change_metadata(random, file.metadata)
             return file
 
-        monkeypatch.setattr(gguf_checkpoint, "GgufFile", opened)
+        monkeypatch.setattr(gguf_checkpoint, "open_gguf", opened)
         outcome = judged(gguf_files[number % len(gguf_files)], tmp_path / "x.flash")
         (tmp_path / "x.flash").unlink(missing_ok=True)
         assert outcome in ("refused", "runs", "runs not"), f"seed {seed}, {number}: {outcome}"

@@ -11,6 +11,7 @@ from flashinfer.cli.main import COMMANDS, make_parser
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.architectures import ARCHITECTURES
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.generation import session
 from flashinfer.oracle import trace_file
 
@@ -92,3 +93,10 @@ def test_every_architecture_has_a_row():
     rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \| [^|]+ \| [^|]+ \|$", text, re.M)
     named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     assert named == {"model_type", *ARCHITECTURES}
+
+
+def test_every_form_of_gguf_has_a_row():
+    text = (ROOT / "docs" / "architectures.md").read_text()
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([^|]+) \|$", text, re.M)
+    assert [name for name, _ in rows] == ["general.architecture", *FORMS]
+    assert all(f"`{form.model_type}`" in dict(rows)[name] for name, form in FORMS.items())

@@ -18,7 +18,7 @@ import numpy as np
 from flashinfer.formats.architectures import architecture, model_config
 from flashinfer.formats.arrays import AnyArray, Int64Array
 from flashinfer.formats.errors import UserError
-from flashinfer.formats.sources.gguf_checkpoint import TURNED, GgufCheckpoint
+from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 from flashinfer.oracle.trace_file import write_trace
 from flashinfer.transformer.values import Value, values_of
 
@@ -112,7 +112,7 @@ class Graph:
         self.layers = config.layers
         self.keys = _keys_of_weights(checkpoint.naming)
         self.packed = checkpoint.naming.ROWS
-        self.turned = checkpoint.architecture in TURNED
+        self.turned = checkpoint.form.paired
         self.found: dict[str, AnyArray] = {}
         self.scaled_queries = False
 

@@ -1,7 +1,8 @@
 """The metadata of a GGUF model that may be left unread, because it does not change the result.
 
-A key of the model's architecture is either read by ``GgufCheckpoint``; or listed here with the
-values that do not change the result (llama.cpp's converter writes some of them); or refused.
+A key of the model's architecture is either read; or listed, here or in the architecture's form,
+with the values that do not change the result (llama.cpp's converter writes some of them); or
+refused.
 """
 
 import math
@@ -15,33 +16,39 @@ Harmless = Callable[[Any, JsonObject], bool]  # (the value of a key, the config)
 
 
 def refuse_strangers(
-    metadata: Mapping[str, Any], architecture: str, known: Container[str], config: JsonObject
+    metadata: Mapping[str, Any],
+    architecture: str,
+    known: Container[str],
+    config: JsonObject,
+    own: Mapping[str, Harmless] | None = None,
 ) -> None:
     """Raise FormatError naming a key of the architecture that could change the result.
 
     known   the keys that were read, without the architecture before them
     config  the Hugging Face config that was made of them
+    own     what the architecture has in HARMLESS otherwise
     """
+    harmless = {**HARMLESS, **(own or {})}
     for key, value in metadata.items():
         name = key.removeprefix(f"{architecture}.")
-        if name == key or name in known:
+        if name == key or name in known or name in UNUSED:
             continue
-        if name not in UNUSED and not _harmless(name, value, config):
+        if name not in harmless or not _is_harmless(harmless[name], value, config):
             raise FormatError(f"metadata {shown(key)} is {shown(value)}, which is not supported")
 
 
-def _harmless(name: str, value: Any, config: JsonObject) -> bool:
+def _is_harmless(harmless: Harmless, value: Any, config: JsonObject) -> bool:
     """Whether a key's value changes no result. Values that cannot be computed with are not."""
-    is_harmless = HARMLESS.get(name)
-    if is_harmless is None or not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)):
         return False
     try:
-        return is_harmless(value, config)
+        return harmless(value, config)
     except (ArithmeticError, TypeError, ValueError):  # of absurd numbers, or what is none
         return False
 
 
-def _one_of(*values: float) -> Harmless:
+def one_of(*values: float) -> Harmless:
+    """Whether a value is one of these."""
     return lambda value, config: value in values
 
 
@@ -68,23 +75,6 @@ def _softmax(value: float, config: JsonObject) -> bool:
     return value in (0, 1) or (value == 3 and bool(config.get("norm_topk_prob", False)))
 
 
-def _usual_rotary(value: float, config: JsonObject) -> bool:
-    """Granite's files switch rotary positions off with this key; elsewhere it has no effect."""
-    return bool(value) or config["model_type"] != "granitemoe"
-
-
-def _is_parallel(value: float, config: JsonObject) -> bool:
-    return value == (config["model_type"] in ("falcon", "phi"))
-
-
-def _alternating(value: float, config: JsonObject) -> bool:
-    """Whether full attention in every ``value``-th layer is what the config's architecture has.
-
-    Of the architectures with windows only GPT-OSS alternates, with every second layer.
-    """
-    return config["sliding_window"] is None or (config["model_type"] == "gpt_oss" and value == 2)
-
-
 # Keys that never change a decoder's logits: the vocabulary's size is known from the embedding's
 # rows, the layout's name is a remark, pooling follows the last norm, and an architecture uses only
 # one of the two epsilons.
@@ -104,18 +94,18 @@ HARMLESS: dict[str, Harmless] = {
     "attention.key_length_swa": _equals("head_dim"),
     "attention.value_length_swa": _equals("head_dim"),
     # Attention
-    "attention.causal": _one_of(True),
+    "attention.causal": one_of(True),
     "attention.scale": _usual_scale,
     "attention.sliding_window": _no_window,
-    "attention.sliding_window_pattern": _alternating,
-    "attention.shared_kv_layers": _one_of(0),
-    "attention.max_alibi_bias": _one_of(0),
-    "attention.clamp_kqv": _one_of(0),
-    "attention.temperature_length": _one_of(0),
-    "attention.temperature_scale": _one_of(0),
-    "attn_logit_softcapping": _one_of(0),
-    "final_logit_softcapping": _one_of(0),
-    "router_logit_softcapping": _one_of(0),
+    "attention.sliding_window_pattern": lambda value, config: config["sliding_window"] is None,
+    "attention.shared_kv_layers": one_of(0),
+    "attention.max_alibi_bias": one_of(0),
+    "attention.clamp_kqv": one_of(0),
+    "attention.temperature_length": one_of(0),
+    "attention.temperature_scale": one_of(0),
+    "attn_logit_softcapping": one_of(0),
+    "final_logit_softcapping": one_of(0),
+    "router_logit_softcapping": one_of(0),
     # Rotary positions
     "rope.dimension_count_swa": lambda value, config: bool(
         config["partial_rotary_factor"] == 1.0 and value == config["head_dim"]
@@ -123,36 +113,34 @@ HARMLESS: dict[str, Harmless] = {
     "rope.freq_base_swa": lambda value, config: bool(
         value == config["rope_parameters"]["rope_theta"]
     ),
-    "rope.scale_linear": _one_of(0, 1),
-    "rope.scaling.finetuned": _usual_rotary,
-    "rope.scaling.attn_factor": _one_of(1),
-    "rope.scaling.yarn_attn_factor": _one_of(1),
-    "rope.scaling.yarn_log_multiplier": _one_of(0),
+    "rope.scale_linear": one_of(0, 1),
+    "rope.scaling.finetuned": one_of(True, False),
+    "rope.scaling.attn_factor": one_of(1),
+    "rope.scaling.yarn_attn_factor": one_of(1),
+    "rope.scaling.yarn_log_multiplier": one_of(0),
     "rope.scaling.yarn_ext_factor": lambda value, config: bool(
         value == (config["rope_parameters"]["rope_type"] == "yarn")
     ),
-    "rope.scaling.yarn_beta_fast": _one_of(32),
-    "rope.scaling.yarn_beta_slow": _one_of(1),
+    "rope.scaling.yarn_beta_fast": one_of(32),
+    "rope.scaling.yarn_beta_slow": one_of(1),
     # Blocks and their factors
-    "use_parallel_residual": _is_parallel,
-    "swin_norm": _one_of(False),
-    "embedding_scale": _one_of(0, 1),
-    "residual_scale": _one_of(0, 1),
-    "logit_scale": _one_of(0, 1),
+    "use_parallel_residual": one_of(False),
+    "swin_norm": one_of(False),
+    "embedding_scale": one_of(0, 1),
+    "residual_scale": one_of(0, 1),
+    "logit_scale": one_of(0, 1),
     # Experts
-    "leading_dense_block_count": _one_of(0),
-    "interleave_moe_layer_step": _one_of(0, 1),
-    "nextn_predict_layers": _one_of(0),
-    "expert_used_count": _one_of(0),
-    "expert_feed_forward_length": _one_of(0),
-    "expert_chunk_feed_forward_length": _one_of(0),
-    "expert_shared_feed_forward_length": _one_of(0),
-    "expert_shared_count": lambda value, config: bool(
-        value == (config["model_type"] == "qwen2_moe") or value == 0
-    ),
-    "expert_group_count": _one_of(0, 1),
-    "expert_group_used_count": _one_of(0, 1),
-    "expert_weights_scale": _one_of(0, 1),
+    "leading_dense_block_count": one_of(0),
+    "interleave_moe_layer_step": one_of(0, 1),
+    "nextn_predict_layers": one_of(0),
+    "expert_used_count": one_of(0),
+    "expert_feed_forward_length": one_of(0),
+    "expert_chunk_feed_forward_length": one_of(0),
+    "expert_shared_feed_forward_length": one_of(0),
+    "expert_shared_count": one_of(0),
+    "expert_group_count": one_of(0, 1),
+    "expert_group_used_count": one_of(0, 1),
+    "expert_weights_scale": one_of(0, 1),
     "expert_weights_norm": lambda value, config: bool(value == config.get("norm_topk_prob", value)),
     "expert_gating_func": _softmax,
 }

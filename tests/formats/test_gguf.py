@@ -332,6 +332,29 @@ def test_a_factor_without_a_type_is_linear(tmp_path):
         assert bundle.config.layers[0].attention.rotary.parameters["factor"] == 4.0
 
 
+def test_a_value_for_each_layer(tmp_path):
+    """llama.cpp takes one where layers are alike, too."""
+    key = "attention.head_count_kv"
+
+    def of_layers(values):
+        def add(writer):
+            del writer.kv_data[0][f"{writer.arch}.{key}"]
+            writer.add_array(f"{writer.arch}.{key}", values)
+
+        return write_gguf(DATA / "llama-silu", tmp_path / "x.gguf", metadata=add)
+
+    convert(of_layers([2, 2]), tmp_path / "x.flash", "f32")
+    with Bundle(tmp_path / "x.flash") as bundle:
+        assert [layer.attention.num_key_value_heads for layer in bundle.config.layers] == [2, 2]
+    for values, says in (
+        ([2, 4], r"\[2, 4\]; layers that differ in it are not supported for llama"),
+        ([2, 2, 2], r"is \[2, 2, 2\], not a whole number for each of 2 layers"),
+        ([2.0, 2.0], r"is \[2\.0, 2\.0\], not a whole number"),
+    ):
+        with pytest.raises(FormatError, match=rf"x\.gguf: metadata llama\.{key} .*{says}"):
+            convert(of_layers(values), tmp_path / "y.flash", "f32")
+
+
 def test_two_scalings_at_once(tmp_path):
     def add(writer):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)

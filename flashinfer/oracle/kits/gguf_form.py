@@ -1,14 +1,16 @@
 """A model of the kit as a GGUF file, as llama.cpp's own conversion packs and names it."""
 
 import string
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.rotary import Rotary
-from flashinfer.formats.sources.gguf_checkpoint import ARCHITECTURES, BLOCK, naming_of
+from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.gguf_file import Metadata, gguf_bytes
@@ -16,11 +18,8 @@ from flashinfer.oracle.kits.golden import TOKENS
 from flashinfer.oracle.kits.weights import Form, Tensors, checkpoint_tensors
 from flashinfer.transformer.positions import frequencies_of
 
-GGUF_NAMES = {model_type: name for name, (model_type, *_) in ARCHITECTURES.items()} | {
-    "mixtral": "llama"
-}
+GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {"mixtral": "llama"}
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
-# Names of tensors by which a GGUF file tells the forms of an architecture apart.
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
 
@@ -28,8 +27,8 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     """The bytes of ``model`` as a GGUF file whose matrices are in the number format ``format``."""
     config = model_config(model.hugging_face_config())
     name = GGUF_NAMES[model.model_type]
-    naming = naming_of(name, _marks(name, config))
-    form = Form(naming.NAMES, naming.FFN, naming.FFN, naming.ROWS, naming.ROWS)
+    naming = FORMS[name].naming(_kinds(name, config))
+    form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS)
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
@@ -37,17 +36,16 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     return gguf_bytes(_metadata(name, model, config), tensors, format, exact=(ROUTER,))
 
 
-def _marks(architecture: str, config: ModelConfig) -> set[str]:
-    """The names of tensors by which ``naming_of`` tells the forms of an architecture apart."""
-    layer = config.layers[0]
-    marks = {
-        f"{BLOCK}.ffn_gate_exps.weight": layer.ffn.router is not None,
-        f"{BLOCK}.ffn_gate.weight": layer.ffn.gated and architecture != "phi3",
-        f"{BLOCK}.attn_qkv.weight": architecture in PACKED,
-        f"{BLOCK}.attn_norm_2.weight": architecture == "falcon" and not layer.shared_norm,
-        f"{BLOCK}.post_attention_norm.weight": architecture == "gpt-oss",
+def _kinds(architecture: str, config: ModelConfig) -> set[str]:
+    """The tensors of layers by which a GGUF file tells the forms of an architecture apart."""
+    two_norms = architecture == "falcon" and not config.layers[0].shared_norm
+    kinds = {
+        "ffn_gate_exps.weight": config.mixture,
+        "attn_qkv.weight": architecture in PACKED,
+        "attn_norm_2.weight": two_norms,
+        "attn_norm_2.bias": two_norms,
     }
-    return {name.format(0) for name, there in marks.items() if there}
+    return {kind for kind, there in kinds.items() if there}
 
 
 def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
@@ -55,7 +53,7 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
     attention, ffn = layer.attention, layer.ffn
     windows = [layer.attention.attention_window for layer in config.layers]
     norm = "layer_norm_rms_epsilon" if config.norm.kind == "rms" else "layer_norm_epsilon"
-    own: dict[str, bool | int | float | str] = {
+    own: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
@@ -79,19 +77,38 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
         own["expert_feed_forward_length"] = ffn.d_ffn
     if ffn.shared_d_ffn:
         own["expert_shared_feed_forward_length"] = ffn.shared_d_ffn
-    if architecture == "gptneox":
-        own["use_parallel_residual"] = layer.parallel
-    if architecture == "granitemoe":
-        own["embedding_scale"] = float(config.embedding_scale)
-        own["attention.scale"] = float(attention.attention_scale or 0)
-        own["residual_scale"] = float(layer.residual_scale)
-        own["logit_scale"] = 1 / config.logit_scale
+    own |= OF_ARCHITECTURES.get(architecture, _nothing)(config)
     return {
         "general.architecture": architecture,
         "general.name": "flashinfer kit",
         **{f"{architecture}.{key}": value for key, value in own.items()},
         **_vocabulary(config.vocab_size),
     }
+
+
+def _nothing(config: ModelConfig) -> Metadata:
+    return {}
+
+
+def _of_gpt_neox(config: ModelConfig) -> Metadata:
+    return {"use_parallel_residual": config.layers[0].parallel}
+
+
+def _of_granitemoe(config: ModelConfig) -> Metadata:
+    layer = config.layers[0]
+    return {
+        "embedding_scale": float(config.embedding_scale),
+        "attention.scale": float(layer.attention.attention_scale or 0),
+        "residual_scale": float(layer.residual_scale),
+        "logit_scale": 1 / config.logit_scale,
+    }
+
+
+# What llama.cpp's conversion writes for these architectures beside what it writes for all.
+OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
+    "gptneox": _of_gpt_neox,
+    "granitemoe": _of_granitemoe,
+}
 
 
 def _rope_scaling(rotary: Rotary) -> dict[str, float | int | str]:

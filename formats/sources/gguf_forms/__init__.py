@@ -1,0 +1,13 @@
+"""How GGUF holds the models of each architecture: one ``GgufForm`` each.
+
+``FORMS`` has them by GGUF's name. A form states where its architecture differs from what most of
+them share: names of tensors and how they are packed (form.py), fields of the config (fields.py),
+rotary positions (rope.py), and metadata that changes no result (``gguf_metadata``). A metadata key
+that none of these reads or knows is refused.
+"""
+
+from .dense import DENSE
+from .form import GgufForm
+from .mixtures import MIXTURES
+
+FORMS: dict[str, GgufForm] = {form.architecture: form for form in (*DENSE, *MIXTURES)}

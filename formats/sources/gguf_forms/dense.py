@@ -1,0 +1,96 @@
+"""The forms of models without experts, and of those that may have some or none."""
+
+from ...bounded_json import JsonObject
+from ...errors import FormatError, shown
+from ..gguf_metadata import one_of
+from .form import BLOCK, KINDS, LAYER, GgufForm
+from .header import Header
+
+
+def _llama(header: Header, config: JsonObject) -> JsonObject:
+    """GGUF's llama is Mixtral, too, and Mistral."""
+    if header.of("expert_count"):
+        return {"model_type": "mixtral"}
+    return {"model_type": "mistral"} if config["sliding_window"] else {}
+
+
+def _phi3(header: Header, config: JsonObject) -> JsonObject:
+    original = config["original_max_position_embeddings"]
+    return {"original_max_position_embeddings": original or config["max_position_embeddings"]}
+
+
+def _falcon(header: Header, config: JsonObject) -> JsonObject:
+    return {
+        "new_decoder_architecture": True,  # GGUF's packed heads are in that order
+        "num_kv_heads": config["num_key_value_heads"] or 1,
+        "num_ln_in_parallel_attn": 2 if "attn_norm_2.weight" in header.kinds else 1,
+    }
+
+
+def _gpt_neox(header: Header, config: JsonObject) -> JsonObject:
+    _refuse_other_heads(header, config)
+    return {
+        "use_parallel_residual": header.of("use_parallel_residual", bool),
+        "rotary_pct": config["partial_rotary_factor"],
+    }
+
+
+def _gpt2(header: Header, config: JsonObject) -> JsonObject:
+    _refuse_other_heads(header, config)
+    return {"n_inner": config["intermediate_size"], "activation_function": config["hidden_act"]}
+
+
+def _refuse_other_heads(header: Header, config: JsonObject) -> None:
+    """Raise FormatError where heads share keys, or are not hidden_size all together."""
+    heads, width = config["num_attention_heads"], config["head_dim"]
+    if config["num_key_value_heads"] not in (None, heads) or (
+        heads and width and heads * width != config["hidden_size"]
+    ):
+        raise FormatError(
+            f"{header.path}: {shown(heads)} heads of {shown(width)} with "
+            f"attention.head_count_kv {shown(config['num_key_value_heads'])} are not supported "
+            f"for {header.architecture}"
+        )
+
+
+DENSE = (
+    GgufForm(
+        architecture="llama", model_type="llama", windowed=True, paired=True,
+        experts="num_local_experts", fields=_llama,
+    ),
+    GgufForm(architecture="bamboo", model_type="bamboo", activation="relu", paired=True),
+    GgufForm(architecture="qwen2", model_type="qwen2"),
+    GgufForm(architecture="qwen3", model_type="qwen3"),
+    GgufForm(architecture="gemma", model_type="gemma", activation="gelu_pytorch_tanh"),
+    GgufForm(
+        architecture="falcon", model_type="falcon", activation="gelu", ffn="plain",
+        epsilon=("layer_norm_epsilon", LAYER), fields=_falcon,
+        names={
+            **{f"layers.{{}}.attention_norm.{k}":
+               f"{BLOCK}.attn_norm_2.{k}|{BLOCK}.attn_norm.{k}" for k in KINDS},
+            **{f"layers.{{}}.ffn_norm.{k}": f"{BLOCK}.attn_norm.{k}" for k in KINDS},
+        },
+        harmless={"use_parallel_residual": one_of(True)},
+    ),
+    GgufForm(
+        architecture="phi2", model_type="phi", activation="gelu_new", ffn="plain",
+        epsilon=("layer_norm_eps", LAYER), partly_rotary=True,
+        harmless={"use_parallel_residual": one_of(True)},
+    ),
+    GgufForm(
+        architecture="phi3", model_type="phi3", ffn="packed", windowed=True, partly_rotary=True,
+        fields=_phi3,
+    ),
+    GgufForm(
+        architecture="nemotron", model_type="nemotron", activation="relu2", ffn="plain",
+        epsilon=("norm_eps", LAYER), partly_rotary=True,
+    ),
+    GgufForm(
+        architecture="gptneox", model_type="gpt_neox", activation="gelu", ffn="plain",
+        epsilon=("layer_norm_eps", LAYER), partly_rotary=True, fields=_gpt_neox,
+    ),
+    GgufForm(
+        architecture="gpt2", model_type="gpt2", activation="gelu_new", ffn="plain",
+        epsilon=("layer_norm_epsilon", LAYER), fields=_gpt2,
+    ),
+)  # fmt: skip
