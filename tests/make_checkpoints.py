@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from smallthinker_model import SmallThinker
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -76,8 +77,10 @@ def make(options, seed, dtype="float32", kind=AutoModelForCausalLM):
     base, forward = PATCHED.get(model_type, (model_type, None))
     if forward:
         options["hidden_act"] = "relu"
-    config = AutoConfig.for_model(base, **options)
-    model = kind.from_config(config).eval()
+    if model_type == "smallthinker":
+        model = SmallThinker(options)
+    else:
+        model = kind.from_config(AutoConfig.for_model(base, **options)).eval()
     for layer in model.model.layers if forward else ():
         layer.mlp.forward = forward.__get__(layer.mlp)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from flashinfer.formats.architectures import ARCHITECTURES
 
 TOKENS = 24  # of the texts that are compared: longer than most windows
 # Their code comes with their checkpoints, not with the library.
-OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral")
+OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral", "smallthinker")
 MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",

@@ -100,9 +100,10 @@ def calibrate(
     with Bundle(path, calibrated=False, memory=room) as bundle:
         config = bundle.config
         config.refuse_encoder(path)
-        # Experts with a ReLU have silent neurons, too; no model is known that has biases as well.
-        biased = any(layer.ffn.ffn_bias for layer in config.layers)
-        apart = config.sparse and not biased and predictor != "none"
+        # Experts with a ReLU have silent neurons, too, unless their matrices are kept whole; no
+        # model is known that has biases as well.
+        whole = any(layer.ffn.ffn_bias or layer.ffn.matrices for layer in config.layers)
+        apart = config.sparse and not whole and predictor != "none"
         routes = config.mixture and not apart
         _check(bundle, target_sparsity, predictor_from)
         _check_layout(bundle, layout)

@@ -30,15 +30,26 @@ def router_of(ffn: FeedForward) -> Router | None:
 
 
 def in_pieces(
-    ffn: FeedForward, x: Float32Array, residual: Float32Array | None, budget: int
+    ffn: FeedForward,
+    x: Float32Array,
+    residual: Float32Array | None,
+    before: Float32Array | None,
+    budget: int,
 ) -> Float32Array:
     """A layer's FFN over x (N, d_model), of so many tokens at a time that their activations take a
-    twelfth of the budget -> (N, d_model)."""
+    twelfth of the budget -> (N, d_model).
+
+    residual, before  (N, d_model): see ``TextStates.attend`` and its ``before``
+    """
     n = max(LEAST_PIECE, budget // 12 // working_bytes(ffn.neurons.config))
-    pieces = [slice(first, first + n) for first in range(0, len(x), n)]
-    return np.concatenate(
-        [ffn(x[p], Tokens(0, len(x[p])), None if residual is None else residual[p]) for p in pieces]
-    )
+    y = np.empty_like(x)
+    for first in range(0, len(x), n):
+        piece = slice(first, first + n)
+        tokens = Tokens(0, len(x[piece]))
+        if before is not None:
+            ffn.choose_early(before[piece], tokens)
+        y[piece] = ffn(x[piece], tokens, None if residual is None else residual[piece])
+    return y
 
 
 def routing(
@@ -56,10 +67,12 @@ def routing(
         x, residual = states.attend(layer)
         router, record = router_of(layer.feed_forward), None
         if router:
-            record = routing_record(router.named(x), router.weights(x), *named)
+            read = x if states.before is None else states.before
+            record = routing_record(router.named(read), router.weights(x), *named)
         following, named = states.early_input(number + 1), []
-        if following and (router := router_of(layers[number + 1].feed_forward)):
+        router = None if following is None else router_of(layers[number + 1].feed_forward)
+        if following is not None and router is not None and not router.config.early:
             named = [router.named(following[0], share) for share in (1.0, SURE)]
-        states.add(layer, in_pieces(layer.feed_forward, x, residual, budget))
+        states.add(layer, in_pieces(layer.feed_forward, x, residual, states.before, budget))
         yield record
     progress("calibrate", len(layers), len(layers))

@@ -67,7 +67,7 @@ class Replay:
             "up": lambda i: self._up("up", i),
             "activations": self._activations,
             "ffn": self._ffn,
-            "router": lambda i: self._linear(f"layers.{i}.router", self.ffn_input(i)),
+            "router": lambda i: self._linear(f"layers.{i}.router", self._router_input(i)),
             "choice_weights": lambda i: known.stored(self.choice(i).weights, self.how),
             "experts": self._experts,
             "shared": self._shared,
@@ -229,6 +229,10 @@ class Replay:
         if not layer.norm_before or layer.shared_norm:
             return self.of(i, "attention_norm")
         return self.of(i, "ffn_norm")
+
+    def _router_input(self, i: int) -> Known:
+        router = self.config.layers[i].ffn.router
+        return self._input(i) if router and router.early else self.ffn_input(i)
 
     def _output(self, i: int) -> Known:
         layer = self.config.layers[i]

@@ -15,11 +15,20 @@ from flashinfer.formats.arrays import AnyArray, Float32Array, Int64Array
 from flashinfer.paper.interfaces import Chooser, Shared, Stream, Tap
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.prefetch import Prefetch
+from flashinfer.paper.router import Router, router_of
 from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.streamed import Streamed
 from flashinfer.paper.unit_store import EVERY, UnitStore
 from flashinfer.paper.waves import Waves
-from flashinfer.paper.ways import CACHED, STREAMED, WAVES, WHOLE, Residence, way_to_run
+from flashinfer.paper.ways import (
+    CACHED,
+    STREAMED,
+    WAVES,
+    WHOLE,
+    Residence,
+    reads_early,
+    way_to_run,
+)
 from flashinfer.paper.whole import Whole
 from flashinfer.paper.whole_units import ResidentUnits, StreamedUnit, WholeUnits
 
@@ -51,6 +60,7 @@ class FeedForward:
         shared: Shared | None = None,
     ) -> None:
         self.neurons, self.store, self.predictor = neurons, store, predictor
+        self.router: Router | None = router_of(predictor)
         self.prefetch, self.shared = prefetch, shared
         self.drafted: Drafted | None = None  # what the last call's drafts use
         self.whole = Whole(store, neurons)
@@ -62,6 +72,15 @@ class FeedForward:
             STREAMED: self.streamed,
             WAVES: Waves(store, neurons),
         }
+
+    def choose_early(self, h: Float32Array, tokens: Tokens) -> None:
+        """h (T, d_model), the layer's input: a router that reads it chooses now, and what a token
+        misses is read while the layer's tokens are mixed."""
+        if self.router is None or not self.router.config.early:
+            return
+        chosen = self.router.choose_early(h)
+        if reads_early(self.residence, len(h), len(chosen.units)):
+            self.prefetch.begin_known(self.store, chosen.units, tokens.first)
 
     def __call__(
         self,
@@ -197,8 +216,8 @@ class FeedForward:
         cache, store = self.store.cache, self.store
         return Residence(
             self.predictor is not None, store.units.rows, self.neurons.config.unit_neurons,
-            cache.capacity,
-            self.whole.offsets is not None, cache.transit,
+            cache.capacity, self.whole.offsets is not None, cache.transit,
+            self.neurons.config.chooses_early,
         )  # fmt: skip
 
     def set_tap(self, tap: Tap | None) -> None:

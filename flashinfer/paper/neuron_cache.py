@@ -171,8 +171,8 @@ class NeuronCache:
 
     def leaves_guesses(self, neurons: Int32Array) -> bool:
         """Whether ``place`` of these would leave the slots alone that are being prefetched into."""
-        room = len(neurons) + len(self.guessed) <= self.capacity
-        return room and self.window is None
+        together = len(np.union1d(neurons, self.guessed))
+        return together <= self.capacity and self.window is None
 
     def place_prefetched(
         self, neurons: Int32Array, kept: Int32Array, token: int

@@ -8,7 +8,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import BoolArray, Float32Array, Int32Array
 from flashinfer.formats.layers.ffn import RouterConfig
-from flashinfer.paper.interfaces import Stream, Tap
+from flashinfer.paper.interfaces import Chooser, Stream, Tap
 from flashinfer.paper.neurons import neurons_of
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.selection import Selection
@@ -34,6 +34,7 @@ class Router:
     ) -> None:
         self.config, self.weight = config, weight
         self.bias, self.choice_bias = bias, choice_bias
+        self.chosen: Selection | None = None  # by the layer's input, where the router reads that
         self.tap: Tap | None = None
 
     def set_tap(self, tap: Tap | None) -> None:
@@ -56,8 +57,20 @@ class Router:
             config.groups_kept, config.scale, config.group_by,
         )  # fmt: skip
 
+    def choose_early(self, h: Float32Array) -> Selection:
+        """h (T, d_model), the layer's input, where the router reads that -> what ``select`` returns
+        from now on."""
+        self.chosen = self._selection(h)
+        return self.chosen
+
     def select(self, x: Float32Array, residual: Float32Array | None) -> Selection:
         """x (T, d_model) -> the Selection of the experts, with their weights."""
+        if self.config.early:
+            assert self.chosen is not None
+            return self.chosen
+        return self._selection(x)
+
+    def _selection(self, x: Float32Array) -> Selection:
         scores = self.scores(x)
         chosen, weights = self.choose(scores, self.config.experts_per_token)
         if self.tap:
@@ -65,7 +78,7 @@ class Router:
         return Selection.of_choices(chosen, weights)
 
     def named(self, x: Float32Array, share: float = 1.0) -> BoolArray:
-        """x (T, d_model) -> (T, experts) bool: those that it chooses, the surest ``share``."""
+        """x (T, d_model) -> (T, experts) bool: those that it would choose, the surest ``share``."""
         scores = self.scores(x)
         chosen, _ = self.choose(scores, math.ceil(self.config.experts_per_token * share))
         named = np.zeros(scores.shape, dtype=bool)
@@ -131,3 +144,10 @@ class RoutedPredictor(Predictor):
             weights.append(chosen.weights[pairs][which])
         parts = (np.concatenate(part) for part in (units, counts, tokens, weights))
         return Selection.of_counts(*parts)
+
+
+def router_of(chooser: Chooser | None) -> Router | None:
+    """The router that chooses, by itself or before a predictor; None: there is none."""
+    if isinstance(chooser, RoutedPredictor):
+        return chooser.router
+    return chooser if isinstance(chooser, Router) else None

@@ -21,6 +21,7 @@ class Residence(NamedTuple):
     slots         of its neuron cache
     whole         every unit is in DRAM and stays there
     transit       slots that all layers use in turn, for units that are not kept
+    early         its router chooses before the layer's tokens are mixed
     """
 
     chosen: bool
@@ -29,6 +30,7 @@ class Residence(NamedTuple):
     slots: int
     whole: bool = False
     transit: int = 0
+    early: bool = False
 
 
 def way_to_run(layer: Residence, tokens: int, used: float, missing: Callable[[], float]) -> str:
@@ -67,12 +69,18 @@ def transit_slots(per_token: int, slot_bytes: int) -> int:
 
 
 def may_prefetch(layer: Residence, in_dram: bool, share: float) -> bool:
-    """Whether a layer's units may be read before its turn.
+    """Whether a layer's units may be guessed, and read before its turn; where its router chooses
+    early nothing need be guessed.
 
     in_dram  what guesses is in DRAM; else it would be streamed twice
     share    of what is guessed, that the plan has read before its turn
     """
-    return layer.chosen and in_dram and share > 0 and not layer.whole
+    return layer.chosen and in_dram and share > 0 and not (layer.whole or layer.early)
+
+
+def reads_early(layer: Residence, tokens: int, used: float) -> bool:
+    """Whether the units that a router has chosen are read while the layer's tokens are mixed."""
+    return layer.early and tokens == 1 and not layer.whole and used <= layer.slots
 
 
 def prefetch_fits(guessed: float, routed: int, slots: int) -> bool:

@@ -19,6 +19,7 @@ from flashinfer.paper.ways import (
     may_prefetch,
     prefetch_fits,
     prefetch_waits,
+    reads_early,
     wave_size,
     way_to_run,
 )  # fmt: skip
@@ -75,6 +76,7 @@ def predict(
     work = _Pass(bundle, plan, profile, gap_bytes, block, tokens)
     early = None
     for number in range(bundle.config.num_hidden_layers):
+        early = work.read_early(number, early)
         work.mix(number)
         early = work.feed_forward(number, early)
     if not bundle.config.encoder:
@@ -90,6 +92,7 @@ class _Units:
     used      units, of which some are missing in the cache; seconds: of computing them
     right     of those missing the ones that are prefetched; wrong: prefetched and not used
     together  reads that the missing ones take, of those that as many anywhere would
+    known     which they are is known before the layer's tokens are mixed, and they are read then
     """
 
     layer: int
@@ -101,6 +104,7 @@ class _Units:
     right: float = 0.0
     wrong: float = 0.0
     together: float = 1.0
+    known: bool = False
 
 
 class _Pass:
@@ -185,10 +189,16 @@ class _Pass:
         self.read[KEY_VALUES] += nbytes
         return self.line.submit(max(2 * heads * texts, nbytes / PIECE_BYTES), nbytes)
 
+    def read_early(self, number: int, early: float | None) -> float | None:
+        """Begin the reads of a layer whose units are known before its turn; when they are done.
+        Of any other layer ``early``: when those are done that a guess asked for, or None."""
+        units = self.units[number]
+        return self._submit(units, units.missing) if units.known else early
+
     def guess(self, number: int) -> _Units | None:
         """Guess what a layer will use; its _Units, or None where nothing is prefetched for it."""
         units = self.units[number] if number < self.layers else None
-        if units is None or units.right + units.wrong == 0:
+        if units is None or units.known or units.right + units.wrong == 0:
             return None
         self._predict(number)
         self.line.compute("the rest", self.profile.cached / 2)
@@ -311,6 +321,9 @@ class _Pass:
         units = _Units(number, residence, way, used, seconds, missing)
         if way == CACHED and record and record.reads is not None and bundle.has_layout:
             units.together = record.reads
+        if way == CACHED and reads_early(residence, self.tokens, used):
+            units.known, units.right = True, missing
+            return units
         in_dram = ffn.reads_experts or plan.predictor > 0
         guesses = number > 0 and self.tokens == 1 and way == CACHED
         guesses = guesses and may_prefetch(residence, in_dram, plan.prefetch)

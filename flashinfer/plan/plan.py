@@ -111,7 +111,8 @@ class Plan(Decided):
         if chosen and not whole and self.transit:
             each = self.slot_bytes[layer]
             transit = min(transit_slots(ffn.routed_units, each), self.transit // each)
-        return Residence(chosen, ffn.units, ffn.unit_neurons, slots, whole, transit)
+        units, each = ffn.units, ffn.unit_neurons
+        return Residence(chosen, units, each, slots, whole, transit, ffn.chooses_early)
 
     def rows_kept(self, spec: TensorSpec, tensor: StoredTensor) -> int:
         """How many rows of a tensor, the first ones, stay in DRAM."""

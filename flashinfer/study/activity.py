@@ -117,7 +117,7 @@ def activity(study: Study, sample: Sample, what: str, inputs: bool = False) -> I
             else:
                 uses = np.ones((1, len(x))) if router is None else router.weights(x).T
                 used = np.packbits(uses > 0, axis=1)
-                y = in_pieces(ffn, x, residual, model.plan.budget)
+                y = in_pieces(ffn, x, residual, states.before, model.plan.budget)
             states.add(layer, y)
             nbytes = model.bundle.unit_bytes(number)
             yield Used(used, len(x), nbytes, ffn, x) if inputs else Used(used, len(x), nbytes)

@@ -61,6 +61,7 @@ class Decoder:
         if self.tap:
             self.tap(embedded=h)
         for number, layer in enumerate(self.layers):
+            layer.feed_forward.choose_early(h, tokens)
             h, x, residual = layer.attend(h, rows_of(parts, number))
             prefetch = partial(self._prefetch, number + 1, h, tokens.first)
             y = layer.feed_forward(x, tokens, residual, meanwhile=prefetch)

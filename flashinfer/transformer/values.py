@@ -73,6 +73,8 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
     def value(key: str, name: str, shape: tuple[int, ...], dtype: str = "F32") -> Value:
         return Value(key, number, name, shape, dtype)
 
+    if layer.ffn.router and layer.ffn.router.early:
+        yield from _of_router(layer.ffn, number, names)
     if layer.norm_before:
         yield value("attention_norm", names.norm("attention_norm", number), d)
     for p in "qkv":
@@ -124,12 +126,18 @@ def _of_ffn(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value
     if ffn.shared_gated:
         gate = names.of("layers.{}.shared.weigh.weight", number)
         yield Value("shared_gate", number, gate, (1,))
+    if not ffn.router.early:
+        yield from _of_router(ffn, number, names)
+    yield Value("experts", number, f"{block}.experts", d)
+    yield Value("ffn", number, block, d)
+
+
+def _of_router(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
+    assert ffn.router is not None
     router, chosen = names.router(number), (ffn.router.experts_per_token,)
     yield Value("router", number, router, (ffn.experts,))
     yield Value("choices", number, f"{router}.choices", chosen, "I32")
     yield Value("choice_weights", number, f"{router}.weights", chosen)
-    yield Value("experts", number, f"{block}.experts", d)
-    yield Value("ffn", number, block, d)
 
 
 class ModuleNames:

@@ -57,6 +57,7 @@ from . import (
     qwen3,
     qwen3_moe,
     roberta,
+    smallthinker,
     sparsellama,
     xlm_roberta,
 )
@@ -64,7 +65,7 @@ from . import (
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
-    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta,
+    dots1, glm4_moe, smallthinker, gpt_neox, gpt2, bert, roberta, xlm_roberta,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -26,6 +26,8 @@ class RouterConfig:
     groups, groups_kept  experts lie in so many groups, of which a token chooses from the best few
     group_by          what a group is worth: its best expert ("max") or its best two ("top2")
     scale             what the weights are multiplied with at last
+    early             the router reads the layer's input, before its norm and its mixer: so experts
+                      are known, and can be read, while tokens are mixed (SmallThinker)
     """
 
     experts: int
@@ -38,6 +40,7 @@ class RouterConfig:
     groups_kept: int = 1
     group_by: Literal["top2", "max"] = "top2"
     scale: float = 1.0
+    early: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.experts_per_token <= self.experts:
@@ -151,6 +154,11 @@ class FFNConfig:
     def routed_units(self) -> int:
         """Units that a router chooses for each token; 0: none does."""
         return self.router.experts_per_token if self.router and self.reads_experts else 0
+
+    @property
+    def chooses_early(self) -> bool:
+        """Whether its units are known before the layer's tokens are mixed."""
+        return self.reads_experts and self.router is not None and self.router.early
 
     @property
     def parts(self) -> int:

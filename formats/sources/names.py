@@ -60,7 +60,8 @@ class Names:
     def _in_blocks(self, layer: int) -> bool:
         """Whether a layer's units are used whole, and have blocks along their matrices' rows."""
         ffn, names = self.config.layers[layer].ffn, self.ffn(layer)
-        if not isinstance(self.checkpoint, GgufCheckpoint) or ffn.sparse:
+        single = ffn.sparse and not ffn.router  # neurons, which are read one by one
+        if not isinstance(self.checkpoint, GgufCheckpoint) or single:
             return False
         if not ffn.matrix_shapes().keys() <= names.keys():  # or a down projection that is turned
             return False

@@ -19,7 +19,7 @@ from flashinfer.oracle.kits.configs import MODELS
 from flashinfer.oracle.kits.kit import goldens_of, write_kit
 
 # Architectures whose code comes with their checkpoints; those of GGUF that llama.cpp lacks.
-OF_OTHERS, NOT_IN_LLAMA_CPP = ("sparsellama", "bamboo"), ("bamboo",)
+OF_OTHERS, NOT_IN_LLAMA_CPP = ("sparsellama", "bamboo", "smallthinker"), ("bamboo",)
 
 
 def right(kit, golden):

@@ -156,6 +156,17 @@ CONFIGS: dict[str, JsonObject] = {
     "glm4-moe": mixture("glm4_moe", n_routed_experts=8, moe_intermediate_size=24, head_dim=12,
                         num_hidden_layers=3, first_k_dense_replace=2, use_qk_norm=True,
                         attention_bias=True, routed_scaling_factor=1.5),
+    "smallthinker": {
+        **LLAMA, "model_type": "smallthinker", "head_dim": 12, "num_hidden_layers": 5,
+        "moe_ffn_hidden_size": 24, "moe_num_primary_experts": 8,
+        "moe_num_active_primary_experts": 3, "sliding_window_size": 9,
+        "rope_layout": [0, 1, 1, 1, 0], "sliding_window_layout": [0, 1, 1, 1, 0],
+    },
+    "smallthinker-softmax": {
+        **LLAMA, "model_type": "smallthinker", "head_dim": 12, "moe_ffn_hidden_size": 24,
+        "moe_num_primary_experts": 8, "moe_num_active_primary_experts": 3,
+        "moe_primary_router_apply_softmax": True, "tie_word_embeddings": False,
+    },
     "gpt-neox": like("gpt_neox", hidden_size=64),
     "gpt-neox-in-turn": like("gpt_neox", hidden_size=64, use_parallel_residual=False,
                              attention_bias=False, hidden_act="relu", rotary_pct=0.5,
@@ -243,6 +254,17 @@ GGUF_MODELS = (
     ), gguf=("f16",)),
     KitModel("gguf-gpt-oss", mixture("gpt_oss", **WIDE_MIXTURE, num_local_experts=8,
                                      sliding_window=8), "fused", gguf=("f16",)),
+    KitModel("gguf-smallthinker", {
+        **LLAMA, **WIDE, "model_type": "smallthinker", "num_hidden_layers": 5,
+        "moe_ffn_hidden_size": 32, "moe_num_primary_experts": 8,
+        "moe_num_active_primary_experts": 3,
+        "rope_layout": [0, 1, 1, 1, 0], "sliding_window_layout": [0, 1, 1, 1, 0],
+    }, gguf=("f16",)),
+    KitModel("gguf-smallthinker-softmax", {
+        **LLAMA, **WIDE, "model_type": "smallthinker", "moe_ffn_hidden_size": 32,
+        "moe_num_primary_experts": 8, "moe_num_active_primary_experts": 3,
+        "moe_primary_router_apply_softmax": True,
+    }, gguf=BLOCKS),
     KitModel("gguf-gpt-neox", like("gpt_neox", **WIDE), gguf=BLOCKS),
     KitModel("gguf-gpt2", {**GPT2, "n_embd": 64, "bos_token_id": 1}, gguf=BLOCKS),
 )  # fmt: skip

@@ -32,7 +32,7 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
-    tensors |= _rope_tensors(config.layers[0].attention.rotary)
+    tensors |= _rope_tensors(_rotary(config))
     return gguf_bytes(_metadata(name, model, config), tensors, format, exact=(ROUTER,))
 
 
@@ -67,10 +67,11 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
     }
     if any(windows):
         own["attention.sliding_window"] = max(window or 0 for window in windows)
-    if attention.rotary is not None:
-        own["rope.freq_base"] = float(attention.rotary.base)
-        own["rope.dimension_count"] = attention.rotary.dim
-        own |= _rope_scaling(attention.rotary)
+    rotary = _rotary(config)
+    if rotary is not None:
+        own["rope.freq_base"] = float(rotary.base)
+        own["rope.dimension_count"] = rotary.dim
+        own |= _rope_scaling(rotary)
     if ffn.router is not None:
         own["expert_count"] = ffn.experts
         own["expert_used_count"] = ffn.router.experts_per_token
@@ -84,6 +85,11 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
         **{f"{architecture}.{key}": value for key, value in own.items()},
         **_vocabulary(config.vocab_size),
     }
+
+
+def _rotary(config: ModelConfig) -> Rotary | None:
+    """The rotary positions of the layers that have any."""
+    return next((layer.mixer.rotary for layer in config.layers if layer.mixer.rotary), None)
 
 
 def _nothing(config: ModelConfig) -> Metadata:
@@ -104,10 +110,16 @@ def _of_granitemoe(config: ModelConfig) -> Metadata:
     }
 
 
+def _of_smallthinker(config: ModelConfig) -> Metadata:
+    router = config.layers[0].ffn.router
+    return {"expert_gating_func": 1 if router and router.scoring == "softmax" else 2}
+
+
 # What llama.cpp's conversion writes for these architectures beside what it writes for all.
 OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "gptneox": _of_gpt_neox,
     "granitemoe": _of_granitemoe,
+    "smallthinker": _of_smallthinker,
 }
 
 
