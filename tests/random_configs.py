@@ -209,6 +209,10 @@ def _windows(draw):
     draw.put("use_sliding_window", True, True, False, there=0.8)
     draw.put("max_window_layers", 0, 1, 2, 3, there=0.7)
     draw.put("sliding_window_pattern", 1, 2, 3, 6)
+    draw.put("no_rope_layer_interval", 1, 2, 3, there=0.5)
+    if draw.often(0.4):
+        turned = [draw.one_of(0, 1) for _ in range(layers + draw.one_of(0, 0, 0, 1, -1))]
+        draw.put("no_rope_layers", turned, there=1)
     if "sliding_window" in draw.defaults and draw.often(0.4):
         kinds = ("sliding_attention", "full_attention")
         slides = config.get("use_sliding_window", "use_sliding_window" not in draw.defaults)
@@ -245,6 +249,7 @@ def _rotary(draw):
         kinds = ("default",)
     if draw.often(0.02):
         kinds = ("proportional", "none", 7)
+    grows = draw.model_type == "ministral3"  # where it says nothing of it, it has its own
     for form, share_of_configs in (("rope_scaling", 0.35), ("rope_parameters", 0.5)):
         if draw.often(share_of_configs):
             older = form == "rope_scaling"
@@ -253,6 +258,10 @@ def _rotary(draw):
                 config[form]["rope_theta"] = draw.number(10, 1e6)
             if partly and draw.often(0.7):
                 config[form]["partial_rotary_factor"] = share
+            if draw.often(0.9 if grows else 0.05):
+                config[form]["llama_4_scaling_beta"] = draw.one_of(0.1, 0.3, 1, 0)
+                if draw.often(0.7):
+                    config[form]["original_max_position_embeddings"] = draw.one_of(5, 8, 16)
         elif draw.often(0.2):
             config[form] = None
 

@@ -183,6 +183,8 @@ WRONG_DEFAULTS = [
     ("glm4_moe", "partial_rotary_factor", 1.0),
     ("gpt_neox", "rotary_pct", 0.5),
     ("gpt_neox", "use_parallel_residual", False),
+    ("smollm3", "no_rope_layer_interval", 2),
+    ("ministral3", "rope_theta", 1000000.0),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
 ]
 

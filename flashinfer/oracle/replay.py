@@ -15,7 +15,7 @@ from flashinfer.oracle import attending, known, routing
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.known import Known
 from flashinfer.oracle.model_weights import ModelWeights
-from flashinfer.transformer.positions import frequencies_of
+from flashinfer.transformer.positions import frequencies_of, query_scales
 
 Place = tuple[int | None, str]  # of a value: its layer, and what the engine calls it
 KEPT_LAYERS = 2  # whose computed values are in memory together
@@ -195,7 +195,12 @@ class Replay:
         assert rotary is not None
         frequencies, scale = frequencies_of(rotary, self.context)
         x = self._before_turning(p, i)
-        return known.rotate(x, frequencies, self.positions.astype(float), scale, self.how)
+        x = known.rotate(x, frequencies, self.positions.astype(float), scale, self.how)
+        temperature = self.config.layers[i].attention.temperature
+        if p == "k" or temperature is None:
+            return x
+        scales = query_scales(temperature, self.positions)[:, None, None]
+        return known.times(x, Known(scales), self.how)
 
     def _attend(self, i: int) -> attending.Attended:
         if not self.whole:

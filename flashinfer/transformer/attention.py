@@ -20,7 +20,7 @@ from flashinfer.transformer.kv_cache import (
 )
 from flashinfer.transformer.mixer import MemoryWanted, Mixer, Parts
 from flashinfer.transformer.norm import Norm
-from flashinfer.transformer.positions import RotaryPositions
+from flashinfer.transformer.positions import RotaryPositions, query_scales
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import Linear
 
@@ -119,6 +119,10 @@ class Attention(Mixer[AttentionConfig]):
             turns = self.rotary([(text.start, text.end - text.begin) for text in texts])
             kernels.rotate(q, *turns)
             kernels.rotate(k, *turns)
+        if self.config.temperature is not None:
+            at = [np.arange(text.start, text.start + text.end - text.begin) for text in texts]
+            scales = query_scales(self.config.temperature, np.concatenate(at))
+            q *= scales.astype(np.float32)[:, None, None]
         if self.tap:
             self.tap(q_turned=q, k_turned=k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)

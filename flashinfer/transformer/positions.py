@@ -1,12 +1,13 @@
-"""Where a token stands: rotary positions and their long forms, and alibi."""
+"""Where a token stands: rotary positions and their long forms, scales of queries, and alibi."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.arrays import Float32Array, Float64Array
+from flashinfer.formats.arrays import Float32Array, Float64Array, Int64Array
 from flashinfer.formats.errors import FormatError
+from flashinfer.formats.layers.attention import Temperature
 from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.kernels.fixed_math import cos_sin, log, power
 
@@ -134,6 +135,12 @@ def _longrope(plain: Float64Array, p: dict[str, Any], context: int) -> tuple[Flo
         factor = p["factor"]
         scale = math.sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
     return plain / np.array(factors), scale
+
+
+def query_scales(temperature: Temperature, positions: Int64Array) -> Float64Array:
+    """What the queries of some positions (T,) are multiplied with: (T,) float64."""
+    times, of_each = np.unique(positions // temperature.length, return_inverse=True)
+    return np.array([1 + temperature.beta * log(1 + int(n)) for n in times])[of_each]
 
 
 def alibi_table(heads: int, head_dim: int, context: int) -> Float32Array:

@@ -44,6 +44,7 @@ from . import (
     gpt_oss,
     granitemoe,
     llama,
+    ministral3,
     mistral,
     mixtral,
     nemotron,
@@ -58,6 +59,7 @@ from . import (
     qwen3_moe,
     roberta,
     smallthinker,
+    smollm3,
     sparsellama,
     xlm_roberta,
 )
@@ -66,6 +68,7 @@ MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
     dots1, glm4_moe, smallthinker, gpt_neox, gpt2, bert, roberta, xlm_roberta,
+    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -12,10 +12,20 @@ from .norm import NormConfig
 LEAST_CAP, MOST_CAP = 1e-3, 1e3
 
 
+@dataclass(frozen=True)
+class Temperature:
+    """Queries of far positions are multiplied with 1 + beta log(1 + floor(position / length)), so
+    that scores stay apart in long texts (Llama 4)."""
+
+    beta: float
+    length: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(MixerConfig):
     """Of one layer. Dimensions keep Hugging Face's names.
 
+    temperature       queries grow with their position so; None: they do not
     alibi             scores fall with the distance instead (Press et al. 2021)
     attention_window  tokens that each token sees, itself included; None: all
     qkv_bias, o_bias  these projections have biases
@@ -31,6 +41,7 @@ class AttentionConfig(MixerConfig):
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    temperature: Temperature | None = None
     alibi: bool = False
     attention_window: int | None = None
     qkv_bias: bool = False

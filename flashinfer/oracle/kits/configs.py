@@ -175,6 +175,14 @@ CONFIGS: dict[str, JsonObject] = {
     "gpt2-scaled": {**GPT2, "n_inner": 72, "activation_function": "relu",
                     "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
                     "tie_word_embeddings": False},
+    "smollm3": like("smollm3", num_hidden_layers=4),
+    "smollm3-sliding": like("smollm3", num_hidden_layers=3, no_rope_layers=[0, 1, 0],
+                            use_sliding_window=True, sliding_window=9, attention_bias=True,
+                            tie_word_embeddings=False),
+    "ministral3": like("ministral3", head_dim=12, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=12, mscale=1.0, mscale_all_dim=1.0,
+        llama_4_scaling_beta=0.3,
+    )),
 }  # fmt: skip
 
 
