@@ -14,6 +14,7 @@ OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral", "smallthinker")
 MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
+    "flex_olmo",
 )  # fmt: skip
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
@@ -67,7 +68,7 @@ def random_config(random, model_type):
     if model_type in MIXTURES:
         _mixture(draw)
     _windows(draw)
-    if model_type == "gemma3_text":
+    if model_type in ("gemma3_text", "olmo3"):
         _rotary_of_two_kinds(draw)
     elif model_type not in ("opt", "gpt2", *ENCODERS):
         _rotary(draw)
@@ -268,7 +269,8 @@ def _rotary(draw):
 
 def _rotary_of_two_kinds(draw):
     config = draw.config
-    head_dim = config.get("head_dim", 256)
+    heads = config.get("num_attention_heads", draw.defaults["num_attention_heads"])
+    head_dim = config.get("head_dim", draw.defaults["head_dim"]) or config["hidden_size"] // heads
     for field in ("rope_theta", "rope_local_base_freq"):
         if draw.often(0.4):
             config[field] = draw.number(10, 1e6)

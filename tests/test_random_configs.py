@@ -185,6 +185,8 @@ WRONG_DEFAULTS = [
     ("gpt_neox", "use_parallel_residual", False),
     ("smollm3", "no_rope_layer_interval", 2),
     ("ministral3", "rope_theta", 1000000.0),
+    ("olmo3", "rope_theta", 10000.0),
+    ("flex_olmo", "rope_theta", 10000.0),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
 ]
 

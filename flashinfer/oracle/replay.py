@@ -172,7 +172,8 @@ class Replay:
         return self._norm_of(f"layers.{i}.attention_norm", both, i)
 
     def _project(self, p: str, i: int) -> Known:
-        before = self.config.layers[i].norm_before
+        layer = self.config.layers[i]
+        before = layer.norm_before and not layer.bare_input
         x = self.of(i, "attention_norm") if before else self._input(i)
         return self._linear(f"layers.{i}.{p}_proj", x)
 
@@ -233,7 +234,7 @@ class Replay:
         layer = self.config.layers[i]
         if not layer.norm_before or layer.shared_norm:
             return self.of(i, "attention_norm")
-        return self.of(i, "ffn_norm")
+        return self.of(i, "attended" if layer.bare_input else "ffn_norm")
 
     def _router_input(self, i: int) -> Known:
         router = self.config.layers[i].ffn.router

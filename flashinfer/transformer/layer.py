@@ -20,14 +20,15 @@ class Layer:
     """A layer. Its two blocks read what their norms give, or (post-norm) their norms read the sums.
 
     mixer     of its tokens: attention, or what stands in its place
-    ffn_norm  None: the FFN reads what attention reads
+    attention_norm  None: the blocks read the hidden state as it is
+    ffn_norm  None: the FFN reads what attention reads, or the hidden state as it is
     attention_after_norm, ffn_after_norm  of a block's output, before it is added, or None
     """
 
     config: LayerConfig
-    attention_norm: Norm
     mixer: Mixer[Any]
     feed_forward: FeedForward
+    attention_norm: Norm | None = None
     ffn_norm: Norm | None = None
     attention_after_norm: Norm | None = None
     ffn_after_norm: Norm | None = None
@@ -43,7 +44,7 @@ class Layer:
             if self.tap:
                 self.tap(attention_norm=h)
             return h, h, h
-        x = self.attention_norm(h)
+        x = h if self.attention_norm is None else self.attention_norm(h)
         if self.tap:
             self.tap(attention_norm=x)
         y = self.mixer(x, texts)
@@ -53,7 +54,10 @@ class Layer:
                 self.tap(attention_after_norm=y)
         after = h + self._scaled(y)
         residual = h if self.config.parallel else after
-        x = x if self.ffn_norm is None else self.ffn_norm(residual)
+        if self.config.bare_input:
+            x = residual
+        elif self.ffn_norm is not None:
+            x = self.ffn_norm(residual)
         if self.tap:
             self.tap(attended=after, ffn_norm=x)
         return after, x, residual
@@ -62,7 +66,7 @@ class Layer:
         """What the FFN would read, after its norm and before, if the layers still to come before it
         added nothing to h."""
         norm = self.ffn_norm or self.attention_norm
-        return (norm(h) if self.config.norm_before else h), h
+        return (norm(h) if norm is not None and self.config.norm_before else h), h
 
     def add(self, h: Float32Array, y: Float32Array) -> Float32Array:
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""

@@ -75,7 +75,7 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
 
     if layer.ffn.router and layer.ffn.router.early:
         yield from _of_router(layer.ffn, number, names)
-    if layer.norm_before:
+    if layer.norm_before and not layer.bare_input:
         yield value("attention_norm", names.norm("attention_norm", number), d)
     for p in "qkv":
         yield value(p, names.projection(p, number), (a.projections()[p][0],))
@@ -98,8 +98,9 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
     if not layer.norm_before:
         yield value("attention_norm", names.norm("attention_norm", number), d)
     elif not layer.parallel:
-        yield value("attended", f"{names.norm('ffn_norm', number)}.input", d)
-    if layer.norm_before and not layer.shared_norm:
+        reader = names.block(number) if layer.bare_input else names.norm("ffn_norm", number)
+        yield value("attended", f"{reader}.input", d)
+    if layer.norm_before and not layer.shared_norm and not layer.bare_input:
         yield value("ffn_norm", names.norm("ffn_norm", number), d)
     yield from _of_ffn(layer.ffn, number, names)
     if layer.norm_after:
@@ -188,5 +189,7 @@ class ModuleNames:
         return self.of("layers.{}.router.weight", number)
 
     def block(self, number: int) -> str:
-        """The module of a mixture's router and experts together."""
-        return self.router(number).rpartition(".")[0]
+        """The module of a feed-forward block: of a mixture the router and experts together."""
+        router = self.config.layers[number].ffn.router
+        part = self.router(number) if router else self.ffn("up", number)
+        return part.rpartition(".")[0]

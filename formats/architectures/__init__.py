@@ -35,6 +35,7 @@ from . import (
     bert,
     dots1,
     falcon,
+    flex_olmo,
     gemma,
     gemma2,
     gemma3,
@@ -48,6 +49,8 @@ from . import (
     mistral,
     mixtral,
     nemotron,
+    olmo2,
+    olmo3,
     olmoe,
     opt,
     persimmon,
@@ -69,6 +72,7 @@ MODULES = (
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
     dots1, glm4_moe, smallthinker, gpt_neox, gpt2, bert, roberta, xlm_roberta,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
+    olmo2, olmo3, flex_olmo,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -5,7 +5,7 @@ from ..config import ModelConfig, model_of
 from ..fields import Fields, dimension
 from . import gemma2, hugging_face
 from .gemma2 import FFN, NAMES, NORM_LESS_ONE, gemma2_options
-from .rope import check_object, rotary
+from .rope import parameters_of_kinds, rotary
 from .windows import layer_windows
 
 __all__ = ["DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "model_config"]
@@ -24,7 +24,7 @@ DEFAULTS = {
 
 def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a Gemma3TextConfig (a dict). Raises FormatError."""
-    far, near = _rope_parameters(config)
+    far, near = parameters_of_kinds(config, config["rope_theta"], config["rope_local_base_freq"])
     options = gemma2_options({
         **config, "rope_parameters": far, "rope_scaling": None,
         "original_max_position_embeddings": None,
@@ -39,28 +39,3 @@ def model_config(config: Fields) -> ModelConfig:
         qk_norm="head",
         by_layer=[{**window, **turned} if window else {} for window in windows],
     )
-
-
-def _rope_parameters(config: Fields) -> list[Fields]:
-    """The parameters of rotary positions of layers that see all, and of the others.
-
-    Each kind of layer has its own in ``rope_parameters``; the older ``rope_scaling`` changes those
-    of layers that see all, and says its kind as ``rope_type`` only.
-    """
-    for key in ("rope_parameters", "rope_scaling"):
-        check_object(config[key], key)
-    given, found = config["rope_parameters"] or {}, []
-    bases = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
-    for kind, base in bases.items():
-        check_object(given.get(kind), kind)
-        own = given.get(kind) or {"rope_type": "default"}
-        if kind == "full_attention":
-            own = {**own, **(config["rope_scaling"] or {})}
-        beside = {
-            "rope_theta": config[base],
-            "partial_rotary_factor": config["partial_rotary_factor"],
-        }
-        # transformers reads ``truncate`` from ``rope_parameters`` itself, not from the entry of a
-        # layer type.
-        found.append({**beside, **own, "truncate": given.get("truncate", True)})
-    return found

@@ -35,6 +35,28 @@ def rope_parameters(config: Fields) -> Fields:
     return found
 
 
+def parameters_of_kinds(config: Fields, far: object, near: object) -> tuple[Fields, Fields]:
+    """The parameters of rotary positions of layers that see all, and of those that see a window.
+
+    far, near  their bases where they state none
+    Each kind of layer has its own in ``rope_parameters``; the older ``rope_scaling`` changes those
+    of layers that see all, and says its kind as ``rope_type`` only.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        check_object(config[key], key)
+    given, found = config["rope_parameters"] or {}, []
+    for kind, base in (("full_attention", far), ("sliding_attention", near)):
+        check_object(given.get(kind), kind)
+        own = given.get(kind) or {"rope_type": "default"}
+        if kind == "full_attention":
+            own = {**own, **(config["rope_scaling"] or {})}
+        beside = {"rope_theta": base, "partial_rotary_factor": config["partial_rotary_factor"]}
+        # transformers reads ``truncate`` from ``rope_parameters`` itself, not from the entry of a
+        # layer type.
+        found.append({**beside, **own, "truncate": given.get("truncate", True)})
+    return found[0], found[1]
+
+
 def check_object(value: object, key: str) -> None:
     """Raises FormatError where a value is neither a JSON object nor null."""
     if value is not None and not isinstance(value, dict):

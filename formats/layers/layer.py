@@ -17,6 +17,7 @@ class LayerConfig:
     norm         of its blocks
     norm_before  a norm before each block (pre-norm), else after its residual (post-norm)
     norm_after   a norm after each block, too, before it is added
+    bare_input   with ``norm_after``: blocks read the hidden state as it is, without a norm before
     parallel     attention and FFN read the same hidden state, and both are added to it
     shared_norm  with ``parallel``: the FFN reads what attention reads
     residual_scale  what a block's output is multiplied with before it is added
@@ -27,6 +28,7 @@ class LayerConfig:
     norm: NormConfig
     norm_before: bool = True
     norm_after: bool = False
+    bare_input: bool = False
     parallel: bool = False
     shared_norm: bool = False
     residual_scale: float = 1.0
@@ -40,6 +42,7 @@ class LayerConfig:
     def norms(self) -> list[str]:
         """The names of its norms."""
         names = ["attention_norm"] if self.shared_norm else ["attention_norm", "ffn_norm"]
+        names = [] if self.bare_input else names
         return names + (["attention_after_norm", "ffn_after_norm"] if self.norm_after else [])
 
     def tensors(self, name: str) -> list[TensorSpec]:

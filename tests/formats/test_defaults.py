@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from random_configs import ENCODERS, MODEL_TYPES, random_config, rotary_fields  # noqa: E402
 
-from flashinfer.formats.architectures import ARCHITECTURES, model_config  # noqa: E402
+from flashinfer.formats.architectures import ARCHITECTURES, model_config, olmo3  # noqa: E402
 from flashinfer.formats.errors import FormatError  # noqa: E402
 
 # Fields of the classes that change no logit: of training, of generation, of the library's own.
@@ -84,7 +84,8 @@ def test_the_base_of_rotary_positions(model_type):
         assert "rope_theta" not in defaults
         return
     if "sliding_attention" in rope:
-        assert rope["sliding_attention"]["rope_theta"] == defaults["rope_local_base_freq"]
+        near = defaults.get("rope_local_base_freq", olmo3.THETA)
+        assert rope["sliding_attention"]["rope_theta"] == near
         rope = rope["full_attention"]
     base, share = rotary_fields(defaults)
     assert rope["rope_theta"] == defaults[base]

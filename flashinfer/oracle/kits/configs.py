@@ -183,6 +183,13 @@ CONFIGS: dict[str, JsonObject] = {
         "yarn", factor=4.0, original_max_position_embeddings=12, mscale=1.0, mscale_all_dim=1.0,
         llama_4_scaling_beta=0.3,
     )),
+    "olmo2": like("olmo2"),
+    "olmo3": like("olmo3", num_hidden_layers=5, sliding_window=9, rope_parameters={
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
+                           "original_max_position_embeddings": 12},
+    }),
+    "flex-olmo": mixture("flex_olmo", num_experts=8, intermediate_size=24),
 }  # fmt: skip
 
 
