@@ -14,7 +14,7 @@ OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral", "smallthinker")
 MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
-    "flex_olmo",
+    "flex_olmo", "hunyuan_v1_moe",
 )  # fmt: skip
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
@@ -104,7 +104,8 @@ def _dimensions(draw):
         shared = [n for n in (1, 2, 4, 8, 16, 32) if heads % n == 0]
         draw.put("num_key_value_heads", *shared, there=1)
     draw.put("num_kv_heads", *(n for n in (1, 2, heads) if heads % n == 0))
-    needs = defaults.get("head_dim") is not None or draw.model_type in ("ministral", "mixtral")
+    without_default = ("ministral", "mixtral", "hunyuan_v1_dense", "hunyuan_v1_moe")
+    needs = defaults.get("head_dim") is not None or draw.model_type in without_default
     # OLMoE's norms do not follow it, nor GPT-NeoX's projections.
     seldom = 0.05 if draw.model_type in ("olmoe", "gpt_neox") else 1
     if draw.often((0.8 if needs else 0.4) * seldom):
@@ -184,11 +185,13 @@ def _mixture(draw):
     draw.put("moe_intermediate_size", 24, 33, there=1)
     draw.put("shared_expert_intermediate_size", 20, 56, there=1)
     own = next(field for field in aliases if field in draw.defaults)
-    needed = draw.defaults[own] is None
+    needed = draw.defaults[own] in (None, 1)
     known = getattr(ARCHITECTURES[draw.model_type], "ALIASES", {})
     if needed or draw.often(0.8):
         config[draw.one_of(own, *known)] = draw.one_of(8, 8, 12, 12, 9)
     draw.put("num_experts_per_tok", 1, 2, 3, there=1 if needed else 0.6)
+    of_layers = [draw.one_of(1, 2, 3) for _ in range(layers)]
+    draw.put(draw.one_of("moe_topk", *known), 1, 2, 3, of_layers)
     draw.put("norm_topk_prob", True, False)
     draw.put("decoder_sparse_step", 1, 2, 3, there=0.3)
     draw.put("mlp_only_layers", [], None, [0], [layers - 1, 0], there=0.4)
@@ -296,6 +299,8 @@ def _kind(draw, kind, dim, older):
         found = {}
     if draw.model_type == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"
+    if draw.often(0.5 if "hunyuan" in draw.model_type else 0.05):
+        found["alpha"] = draw.one_of(2.0, 50, 1000.0, 0)
     if kind in ("linear", "dynamic", "yarn", "llama3") or draw.often(0.3):
         found["factor"] = draw.one_of(2.0, 4, 8.0)
     if kind in ("llama3", "yarn", "longrope") and draw.often(0.7):

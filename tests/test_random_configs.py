@@ -187,6 +187,7 @@ WRONG_DEFAULTS = [
     ("ministral3", "rope_theta", 1000000.0),
     ("olmo3", "rope_theta", 10000.0),
     ("flex_olmo", "rope_theta", 10000.0),
+    ("hunyuan_v1_moe", "rope_theta", 100.0),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
 ]
 

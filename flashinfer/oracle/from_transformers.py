@@ -22,6 +22,7 @@ from flashinfer.transformer.values import Value, values_of
 
 # The attention function that tells its arguments. Names with "flash" in them are libraries' own.
 ATTENTION = "traced"
+OF_HEADS = ("q_norm", "k_norm", "q_turned", "k_turned")  # which modules may have heads first
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def _of_output(
 ) -> Callable[..., None]:
     def take(module: Any, args: Any, output: Any) -> None:
         array = _array(output[0] if isinstance(output, tuple) else output)
-        if value.key in ("q_norm", "k_norm") and _heads_first(args[0]):
+        if value.key in OF_HEADS and _heads_first(args[0]):
             array = array.swapaxes(0, 1)
         array = array if columns is None else array.reshape(len(array), -1)[:, columns]
         found[value.name] = array.reshape(-1, *value.shape)
@@ -139,7 +140,10 @@ def _heads_first(x: Any) -> bool:
 def _of_input(value: Value, found: dict[str, AnyArray]) -> Callable[..., None]:
     def take(module: Any, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        found[value.name] = _array(x).reshape(-1, *value.shape)
+        array = _array(x)
+        if value.key in OF_HEADS and _heads_first(x):
+            array = array.swapaxes(0, 1)
+        found[value.name] = array.reshape(-1, *value.shape)
 
     return take
 

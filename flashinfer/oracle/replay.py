@@ -178,7 +178,9 @@ class Replay:
         return self._linear(f"layers.{i}.{p}_proj", x)
 
     def _head_norm(self, p: str, i: int) -> Known:
-        config, x = self.config.layers[i].attention, self.of(i, p)
+        config = self.config.layers[i].attention
+        x = self.of(i, f"{p}_turned" if config.turned_first and config.rotary else p)
+        x = x.reshape(len(x.value), -1)
         n, heads = len(x.value), x.value.shape[1] // config.head_dim
         if config.qk_norm == "head":
             x = x.reshape(n, heads, config.head_dim)
@@ -188,7 +190,8 @@ class Replay:
 
     def _before_turning(self, p: str, i: int) -> Known:
         config = self.config.layers[i].attention
-        x = self.of(i, f"{p}_norm") if config.qk_norm and p != "v" else self.of(i, p)
+        normed = config.qk_norm and p != "v" and not config.turned_first
+        x = self.of(i, f"{p}_norm") if normed else self.of(i, p)
         return x.reshape(len(x.value), -1, config.head_dim)
 
     def _turn(self, p: str, i: int) -> Known:
@@ -208,8 +211,11 @@ class Replay:
             raise Unknown
         config = self.config.layers[i].attention
         q, k = (
-            self.of(i, f"{p}_turned") if config.rotary else self._before_turning(p, i) for p in "qk"
-        )
+            self.of(i, f"{p}_norm") if config.turned_first
+            else self.of(i, f"{p}_turned") if config.rotary
+            else self._before_turning(p, i)
+            for p in "qk"
+        )  # fmt: skip
         sinks = self.weights.get(f"layers.{i}.sinks")
         v = self._before_turning("v", i)
         shape = (len(self.positions), -1, config.head_dim)

@@ -110,10 +110,11 @@ class Attention(Mixer[AttentionConfig]):
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.tap:
             self.tap(q=q, k=k, v=v)
-        q = self._heads(q, self.q_norm)  # (T, heads, head_dim)
-        k = self._heads(k, self.k_norm)  # (T, key/value heads, head_dim)
+        turned_first = self.config.turned_first
+        q = self._heads(q, None if turned_first else self.q_norm)  # (T, heads, head_dim)
+        k = self._heads(k, None if turned_first else self.k_norm)  # (T, key/value heads, head_dim)
         v = self._heads(v)  # (T, key/value heads, head_dim)
-        if self.tap:
+        if self.tap and not turned_first:
             self.tap(q_norm=q, k_norm=k)
         if self.rotary is not None:
             turns = self.rotary([(text.start, text.end - text.begin) for text in texts])
@@ -125,6 +126,11 @@ class Attention(Mixer[AttentionConfig]):
             q *= scales.astype(np.float32)[:, None, None]
         if self.tap:
             self.tap(q_turned=q, k_turned=k)
+        if turned_first:
+            q = self._heads(q.reshape(n, -1), self.q_norm)
+            k = self._heads(k.reshape(n, -1), self.k_norm)
+            if self.tap:
+                self.tap(q_norm=q, k_norm=k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
         width = padded_width(head_dim)
         if head_dim < width:

@@ -70,7 +70,9 @@ def frequencies_of(rotary: Rotary, context: int) -> tuple[Float64Array, float]:
         return plain / p["factor"], 1.0
     if rotary.kind == "dynamic":  # the base grows with the text (NTK-aware scaling)
         most = p["max_position_embeddings"]
-        growth = p["factor"] * max(context, most) / most - (p["factor"] - 1)
+        growth = p.get("alpha")  # or once and for all
+        if growth is None:
+            growth = p["factor"] * max(context, most) / most - (p["factor"] - 1)
         base = rotary.base * power(growth, rotary.dim / max(1, rotary.dim - 2))
         return _powers(base, rotary.dim), 1.0
     if rotary.kind == "llama3":

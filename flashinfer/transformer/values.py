@@ -79,15 +79,18 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
         yield value("attention_norm", names.norm("attention_norm", number), d)
     for p in "qkv":
         yield value(p, names.projection(p, number), (a.projections()[p][0],))
-    heads = {"q": a.num_attention_heads, "k": a.num_key_value_heads}
-    if a.qk_norm:
-        for p, n in heads.items():
-            yield value(
-                f"{p}_norm", names.of(f"layers.{{}}.{p}_norm.weight", number), (n, a.head_dim)
-            )
+    heads = {"q": (a.num_attention_heads, a.head_dim), "k": (a.num_key_value_heads, a.head_dim)}
+    norms = {p: names.of(f"layers.{{}}.{p}_norm.weight", number) for p in heads}
+    if a.qk_norm and not a.turned_first:
+        for p, shape in heads.items():
+            yield value(f"{p}_norm", norms[p], shape)
     if a.rotary:
-        for p, n in heads.items():
-            yield value(f"{p}_turned", f"{attention}.{p}_turned", (n, a.head_dim))
+        for p, shape in heads.items():
+            own = f"{norms[p]}.input" if a.turned_first else f"{attention}.{p}_turned"
+            yield value(f"{p}_turned", own, shape)
+    if a.qk_norm and a.turned_first:
+        for p, shape in heads.items():
+            yield value(f"{p}_norm", norms[p], shape)
     o = names.projection("o", number)
     yield value("scores_max", f"{attention}.scores_max", (a.num_attention_heads,))
     yield value("heads", f"{o}.input", (a.projections()["o"][1],))
@@ -185,8 +188,8 @@ class ModuleNames:
         return f"{name}.{part}" if packed else name
 
     def router(self, number: int) -> str:
-        """The module of a mixture's router."""
-        return self.of("layers.{}.router.weight", number)
+        """The module of a mixture's router; Hunyuan's has its matrix in a module of its own."""
+        return self.of("layers.{}.router.weight", number).removesuffix(".wg")
 
     def block(self, number: int) -> str:
         """The module of a feed-forward block: of a mixture the router and experts together."""

@@ -44,6 +44,8 @@ from . import (
     gpt_neox,
     gpt_oss,
     granitemoe,
+    hunyuan_v1_dense,
+    hunyuan_v1_moe,
     llama,
     ministral3,
     mistral,
@@ -72,7 +74,7 @@ MODULES = (
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
     dots1, glm4_moe, smallthinker, gpt_neox, gpt2, bert, roberta, xlm_roberta,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
-    olmo2, olmo3, flex_olmo,
+    olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

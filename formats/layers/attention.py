@@ -32,6 +32,7 @@ class AttentionConfig(MixerConfig):
     qk_norm           queries and keys are normalised before they are turned: each "head" by
                       itself, or "all" heads together; None: not
     norm              how
+    turned_first      queries and keys are normalised after they are turned instead (Hunyuan)
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
     attention_sinks   each head has a learned extra softmax logit
     score_cap         scores become c tanh(score / c); None: they stay
@@ -48,6 +49,7 @@ class AttentionConfig(MixerConfig):
     o_bias: bool = False
     qk_norm: Literal["head", "all"] | None = None
     norm: NormConfig
+    turned_first: bool = False
     attention_scale: float | None = None
     attention_sinks: bool = False
     score_cap: float | None = None

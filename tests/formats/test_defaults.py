@@ -34,6 +34,7 @@ NOT_LOOKED_AT = {
         name: {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}
         for name in ENCODERS
     },
+    **{name: {"eod_token_id", "sep_token_id"} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe")},
     "gpt2": {
         "summary_type",
         "summary_use_proj",

@@ -189,6 +189,11 @@ CONFIGS: dict[str, JsonObject] = {
         "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
                            "original_max_position_embeddings": 12},
     }),
+    "hunyuan": like("hunyuan_v1_dense", head_dim=16),
+    "hunyuan-alpha": like("hunyuan_v1_dense", head_dim=12, attention_bias=True,
+                          **rope("dynamic", alpha=50.0, factor=1.0)),
+    "hunyuan-moe": like("hunyuan_v1_moe", head_dim=12, num_experts=8, moe_topk=[3, 2],
+                        intermediate_size=24),
     "flex-olmo": mixture("flex_olmo", num_experts=8, intermediate_size=24),
 }  # fmt: skip
 
