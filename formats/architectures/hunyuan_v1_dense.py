@@ -1,4 +1,4 @@
-"""Hunyuan 0.5B to 7B (Tencent 2025): Llama, but queries and keys are normalised after their turn."""
+"""Hunyuan 0.5B to 7B (Tencent 2025): Llama, queries and keys normalised after their positions."""
 
 from dataclasses import replace
 
