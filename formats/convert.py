@@ -115,9 +115,12 @@ def _note_rounded(names: Names, note: Callable[[str], None]) -> None:
         return
     for kind in checkpoint.requantised():
         note(f"{kind} is requantised, as no number format here keeps it")
-    down = checkpoint.naming.FFN.get("down")  # missing where the file has it transposed
-    apart = not all(layer.ffn.matrices for layer in names.config.layers)
-    if apart and down and checkpoint.format_of(down.format(0)).block > 1:
+    downs = (  # missing where the file has it transposed
+        names.ffn(number).get("down", "").format(number)
+        for number, layer in enumerate(names.config.layers)
+        if not layer.ffn.matrices
+    )
+    if any(down and checkpoint.format_of(down).block > 1 for down in downs):
         note("the down projections' blocks lie across neurons there, and were made anew")
 
 

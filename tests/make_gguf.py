@@ -1,6 +1,7 @@
 """A GGUF file of a small Hugging Face checkpoint, packed and named as llama.cpp does it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ ARCHITECTURES = {
     "phi": "phi2", "phi3": "phi3", "gemma": "gemma", "nemotron": "nemotron", "olmoe": "olmoe",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama",
     "granitemoe": "granitemoe", "gpt_oss": "gpt-oss", "gpt_neox": "gptneox",
-    "gpt2": "gpt2",
+    "gpt2": "gpt2", "arcee": "arcee", "gemma2": "gemma2", "gemma3_text": "gemma3",
+    "dots1": "dots1", "glm4_moe": "glm4moe",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -25,6 +27,7 @@ NAMES = {
     "c_attn": "attn_qkv", "c_fc": "ffn_up",
     "norm": "output_norm", "ln_f": "output_norm", "final_layernorm": "output_norm",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
     "ln_attn": "attn_norm_2", "ln_mlp": "attn_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "query_key_value": "attn_qkv", "qkv_proj": "attn_qkv", "dense": "attn_output",
@@ -37,7 +40,31 @@ NAMES = {
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
 }  # fmt: skip
-TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe")
+TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "arcee")
+# What GGUF cannot say of a checkpoint in tests/data, and what is taken in its place.
+UNSAID = {
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16},
+    "dots1": {"sliding_window": None, "layer_types": None},
+}
+LESS_ONE = ("gemma", "gemma2", "gemma3_text", "nemotron")  # GGUF holds their norms with one added
+POST_NORM = (
+    "gpt_oss",
+    "gemma2",
+    "gemma3_text",
+    "glm4_moe",
+)  # what comes after attention is so named
+
+
+def checkpoint_of(name, folder):
+    """The directory of a checkpoint in tests/data, or made of it in ``folder``, as GGUF has it."""
+    data = Path(__file__).parent / "data" / name
+    if name not in UNSAID:
+        return data
+    shutil.copytree(data, folder / name, dirs_exist_ok=True)
+    path = folder / name / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **UNSAID[name]}))
+    return folder / name
 
 
 def random_qwen2(folder, width=256, ffn=512):
@@ -107,12 +134,14 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
 
     config = json.loads((Path(folder) / "config.json").read_text())
     model, architecture = model_config(config), ARCHITECTURES[config["model_type"]]
-    attention, ffn = model.layers[0].attention, model.layers[0].ffn
+    wide = next((k for k in model.layers if not k.attention.attention_window), model.layers[0])
+    ffn = next((k.ffn for k in model.layers if k.ffn.router), wide.ffn)
+    attention, dense = wide.attention, [k.ffn.d_ffn for k in model.layers if not k.ffn.router]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(model.max_position_embeddings)
     writer.add_embedding_length(model.hidden_size)
     writer.add_block_count(model.num_hidden_layers)
-    writer.add_feed_forward_length(ffn.d_ffn)
+    writer.add_feed_forward_length(dense[0] if dense else ffn.d_ffn)
     if ffn.router:
         writer.add_expert_count(ffn.experts)
         writer.add_expert_used_count(ffn.router.experts_per_token)
@@ -124,6 +153,20 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_attention_scale(attention.attention_scale)
         writer.add_residual_scale(model.layers[0].residual_scale)
         writer.add_logit_scale(1 / model.logit_scale)
+    if config["model_type"] in ("dots1", "glm4_moe"):
+        writer.add_leading_dense_block_count(len(dense))
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_shared_count(ffn.shared_d_ffn // ffn.d_ffn)
+        writer.add_expert_weights_norm(ffn.router.normalised)
+        writer.add_expert_weights_scale(ffn.router.scale)
+        writer.add_expert_group_count(ffn.router.groups)
+        writer.add_expert_group_used_count(ffn.router.groups_kept)
+    if config["model_type"] == "gemma2":
+        writer.add_attn_logit_softcapping(attention.score_cap)
+        writer.add_final_logit_softcapping(model.logit_cap)
+    if config["model_type"] == "gemma3_text":
+        near = model.layers[0].attention.rotary.base
+        writer.add_float32(f"{architecture}.rope.freq_base_swa", near)
     writer.add_head_count(attention.num_attention_heads)
     writer.add_head_count_kv(attention.num_key_value_heads)
     writer.add_key_length(attention.head_dim)
@@ -202,7 +245,7 @@ def _tensors(folder, config, model):
             for our, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
                 yield f"blk.{layer}.ffn_{our}_exps.weight", np.ascontiguousarray(half)
             continue
-        if config["model_type"] in ("gemma", "nemotron") and "norm" in part and kind == "weight":
+        if config["model_type"] in LESS_ONE and "norm" in part and kind == "weight":
             values = values + np.float32(1)
         if config["model_type"] in TURNED and part in ("q_proj", "k_proj"):
             sizes = model.layers[0].attention
@@ -216,10 +259,13 @@ def _tensors(folder, config, model):
         if config["model_type"] == "gpt2" and ".h." in name and values.ndim > 1:
             values = np.ascontiguousarray(values.T)
         layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
-        ours = NAMES[part] + ("_shexp" if ".shared_expert." in name else "")
+        shared = ".shared_expert." in name or ".shared_experts." in name
+        ours = NAMES[part] + ("_shexp" if shared else "")
         values = values.reshape(-1) if part == "shared_expert_gate" else values
-        if part == "post_attention_layernorm" and config["model_type"] == "gpt_oss":
+        if part == "post_attention_layernorm" and config["model_type"] in POST_NORM:
             ours = "post_attention_norm"
+        if kind == "e_score_correction_bias":
+            ours, kind = "exp_probs_b", "bias"
         if part == "post_attention_layernorm" and config["model_type"] == "falcon":
             ours = "ffn_norm"
         if not (model.tied and ours == "output"):

@@ -227,12 +227,13 @@ def change_metadata(random, metadata):
 @pytest.fixture(scope="module")
 def gguf_files(tmp_path_factory):
     pytest.importorskip("gguf")
-    from make_gguf import write_gguf
+    from make_gguf import checkpoint_of, write_gguf
 
     folder = tmp_path_factory.mktemp("gguf")
     names = ("llama-silu", "qwen3", "phi", "phi3", "nemotron", "mixtral", "qwen2-moe", "gpt-oss",
-             "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox", "gpt2")  # fmt: skip
-    return [write_gguf(DATA / name, folder / f"{name}.gguf") for name in names]
+             "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox", "gpt2",
+             "arcee", "gemma2", "gemma3", "dots1", "glm4-moe")  # fmt: skip
+    return [write_gguf(checkpoint_of(name, folder), folder / f"{name}.gguf") for name in names]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:flashinfer.kernels")

@@ -60,10 +60,15 @@ class GgufCheckpoint:
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """{tensor: its shape in a Hugging Face checkpoint} of the model's weights."""
+        further = self.config.get("num_nextn_predict_layers", 0)
+        last = self.config["num_hidden_layers"]
+        left_out = tuple(f"blk.{last + layer}." for layer in range(further))
         shapes = {
             name: tensor.shape
             for name, tensor in self.file.tensors.items()
-            if name not in SCALINGS and not name.endswith(PREDICTORS)
+            if name not in SCALINGS
+            and not name.endswith(PREDICTORS)
+            and not name.startswith(left_out)
         }
         for name, shape in shapes.items():
             if name.endswith(ROW_VECTORS) and len(shape) == 1:

@@ -23,6 +23,7 @@ from make_gguf import random_qwen2, write_gguf  # noqa: E402
 
 KINDS = [gguf.GGMLQuantizationType[name.upper()] for name, f in FORMATS.items() if f.block > 1]
 SMALL = [kind for kind in KINDS if gguf.GGML_QUANT_SIZES[kind][0] == 32]
+OF_KIT = ("gpt-oss", "olmoe", "qwen2-moe", "gemma2", "arcee", "dots1", "glm4-moe")
 NUMBERS = (0, 1, 12, 20, 39, 255, 1 << 31, 1 << 40, (1 << 63) - 1)
 HEADER = 6000  # bytes in which the header ends
 
@@ -30,10 +31,9 @@ HEADER = 6000  # bytes in which the header ends
 def files(folder, random):
     """The bytes of GGUF files of a dense model and of mixtures, their formats drawn."""
     dense = random_qwen2(folder / "dense", 256, 768)
-    write_kit(folder / "kit", ["gpt_oss", "olmoe", "qwen2_moe"])
+    write_kit(folder / "kit", [name.replace("-", "_") for name in OF_KIT])
     sources = [(dense, KINDS)] * 3
-    sources += [(folder / "kit" / "models" / f"gguf-{name}", SMALL)
-                for name in ("gpt-oss", "olmoe", "qwen2-moe")]  # fmt: skip
+    sources += [(folder / "kit" / "models" / f"gguf-{name}", SMALL) for name in OF_KIT]
     for source, kinds in sources:
 
         def drawn(name, values, kinds=kinds):

@@ -287,6 +287,28 @@ GGUF_MODELS = (
     }, gguf=BLOCKS),
     KitModel("gguf-gpt-neox", like("gpt_neox", **WIDE), gguf=BLOCKS),
     KitModel("gguf-gpt2", {**GPT2, "n_embd": 64, "bos_token_id": 1}, gguf=BLOCKS),
+    KitModel("gguf-arcee", like("arcee", **WIDE), gguf=BLOCKS),
+    KitModel("gguf-gemma2", like(
+        "gemma2", **WIDE, num_hidden_layers=3, sliding_window=9, query_pre_attn_scalar=16,
+        attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+    ), gguf=BLOCKS),
+    KitModel("gguf-gemma3", like(
+        "gemma3_text", **WIDE, num_hidden_layers=7, sliding_window=9, query_pre_attn_scalar=16,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
+        },
+    ), gguf=("f16",)),
+    KitModel("gguf-dots1", mixture(
+        "dots1", **{**WIDE_MIXTURE, "intermediate_size": 96}, n_routed_experts=8,
+        num_key_value_heads=4, n_shared_experts=2, num_hidden_layers=3, first_k_dense_replace=1,
+        n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
+    ), gguf=BLOCKS),
+    KitModel("gguf-glm4-moe", mixture(
+        "glm4_moe", **{**WIDE_MIXTURE, "intermediate_size": 96}, n_routed_experts=8,
+        num_hidden_layers=3, first_k_dense_replace=2, use_qk_norm=True, attention_bias=True,
+        routed_scaling_factor=1.5,
+    ), gguf=BLOCKS),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

@@ -49,15 +49,18 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
 
 
 def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
-    layer = config.layers[0]
-    attention, ffn = layer.attention, layer.ffn
+    # Of layers that differ: one that sees all, and one that has experts.
+    layer = next((k for k in config.layers if not k.attention.attention_window), config.layers[0])
+    ffn = next((k.ffn for k in config.layers if k.ffn.router), layer.ffn)
+    dense = [k.ffn.d_ffn for k in config.layers if k.ffn.router is None]
+    attention = layer.attention
     windows = [layer.attention.attention_window for layer in config.layers]
     norm = "layer_norm_rms_epsilon" if config.norm.kind == "rms" else "layer_norm_epsilon"
     own: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": ffn.d_ffn,
+        "feed_forward_length": dense[0] if dense else ffn.d_ffn,
         "attention.head_count": attention.num_attention_heads,
         "attention.head_count_kv": attention.num_key_value_heads,
         "attention.key_length": attention.head_dim,
@@ -115,11 +118,43 @@ def _of_smallthinker(config: ModelConfig) -> Metadata:
     return {"expert_gating_func": 1 if router and router.scoring == "softmax" else 2}
 
 
+def _of_gemma2(config: ModelConfig) -> Metadata:
+    return {
+        "attn_logit_softcapping": config.layers[0].attention.score_cap or 0.0,
+        "final_logit_softcapping": config.logit_cap or 0.0,
+    }
+
+
+def _of_gemma3(config: ModelConfig) -> Metadata:
+    near = config.layers[0].attention.rotary
+    return {"rope.freq_base_swa": float(near.base)} if near else {}
+
+
+def _of_sigmoid_mixture(config: ModelConfig) -> Metadata:
+    """Of DeepSeek V3's experts, after layers without."""
+    ffn = config.layers[-1].ffn
+    if ffn.router is None:
+        return {}
+    return {
+        "leading_dense_block_count": sum(layer.ffn.router is None for layer in config.layers),
+        "expert_gating_func": 2,
+        "expert_shared_count": ffn.shared_d_ffn // ffn.d_ffn,
+        "expert_weights_norm": ffn.router.normalised,
+        "expert_weights_scale": ffn.router.scale,
+        "expert_group_count": ffn.router.groups,
+        "expert_group_used_count": ffn.router.groups_kept,
+    }
+
+
 # What llama.cpp's conversion writes for these architectures beside what it writes for all.
 OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "gptneox": _of_gpt_neox,
     "granitemoe": _of_granitemoe,
     "smallthinker": _of_smallthinker,
+    "gemma2": _of_gemma2,
+    "gemma3": _of_gemma3,
+    "dots1": _of_sigmoid_mixture,
+    "glm4moe": _of_sigmoid_mixture,
 }
 
 

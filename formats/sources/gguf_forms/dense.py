@@ -14,6 +14,40 @@ def _llama(header: Header, config: JsonObject) -> JsonObject:
     return {"model_type": "mistral"} if config["sliding_window"] else {}
 
 
+def _gemma2(header: Header, config: JsonObject) -> JsonObject:
+    return {
+        "hidden_activation": config["hidden_act"],
+        "query_pre_attn_scalar": _scaled_by(config, largest=46),
+        "sliding_window": config["sliding_window"] or 4096,
+        "attn_logit_softcapping": header.of("attn_logit_softcapping", float, 50.0),
+        "final_logit_softcapping": header.of("final_logit_softcapping", float, 30.0),
+    }
+
+
+def _gemma3(header: Header, config: JsonObject) -> JsonObject:
+    near, window = header.of("rope.freq_base_swa", float, 10000.0), config["sliding_window"]
+    layers = header.layers()
+    return {
+        "hidden_activation": config["hidden_act"],
+        "query_pre_attn_scalar": _scaled_by(config, largest=62),
+        "final_logit_softcapping": header.of("final_logit_softcapping", float) or None,
+        "rope_parameters": {
+            "full_attention": config["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": near},
+        },
+        **({} if window else {"layer_types": ["full_attention"] * layers}),
+    }
+
+
+def _scaled_by(config: JsonObject, largest: int) -> int | None:
+    """What attention's scale is the inverse root of, which GGUF does not state: llama.cpp knows the
+    largest model of the family, which has another one, by its number of layers."""
+    heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
+    if config["num_hidden_layers"] == largest and heads and hidden_size:
+        return hidden_size // heads
+    return config["head_dim"]
+
+
 def _phi3(header: Header, config: JsonObject) -> JsonObject:
     original = config["original_max_position_embeddings"]
     return {"original_max_position_embeddings": original or config["max_position_embeddings"]}
@@ -55,13 +89,24 @@ def _refuse_other_heads(header: Header, config: JsonObject) -> None:
 
 DENSE = (
     GgufForm(
-        architecture="llama", model_type="llama", windowed=True, paired=True,
+        architecture="llama", model_type="llama", windows=0, paired=True,
         experts="num_local_experts", fields=_llama,
     ),
     GgufForm(architecture="bamboo", model_type="bamboo", activation="relu", paired=True),
     GgufForm(architecture="qwen2", model_type="qwen2"),
     GgufForm(architecture="qwen3", model_type="qwen3"),
     GgufForm(architecture="gemma", model_type="gemma", activation="gelu_pytorch_tanh"),
+    GgufForm(
+        architecture="gemma2", model_type="gemma2", activation="gelu_pytorch_tanh", windows=2,
+        fields=_gemma2,
+    ),
+    GgufForm(
+        architecture="gemma3", model_type="gemma3_text", activation="gelu_pytorch_tanh", windows=6,
+        fields=_gemma3,
+    ),
+    GgufForm(
+        architecture="arcee", model_type="arcee", activation="relu2", ffn="plain", paired=True,
+    ),
     GgufForm(
         architecture="falcon", model_type="falcon", activation="gelu", ffn="plain",
         epsilon=("layer_norm_epsilon", LAYER), fields=_falcon,
@@ -78,7 +123,7 @@ DENSE = (
         harmless={"use_parallel_residual": one_of(True)},
     ),
     GgufForm(
-        architecture="phi3", model_type="phi3", ffn="packed", windowed=True, partly_rotary=True,
+        architecture="phi3", model_type="phi3", ffn="packed", windows=0, partly_rotary=True,
         fields=_phi3,
     ),
     GgufForm(

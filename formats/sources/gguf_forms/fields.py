@@ -24,7 +24,6 @@ def config_of(form: GgufForm, header: Header, activation: str | None) -> JsonObj
         head_dim = hidden_size // heads
     neurons = _of(form, header, "feed_forward_length")
     epsilon, epsilon_key = form.epsilon
-    window = (header.of("attention.sliding_window") or None) if form.windowed else None
     config = {
         "model_type": form.model_type,
         "vocab_size": embeddings.shape[0] if embeddings else None,
@@ -46,7 +45,7 @@ def config_of(form: GgufForm, header: Header, activation: str | None) -> JsonObj
         "rope_parameters": rope_parameters(header),
         "original_max_position_embeddings": header.of("rope.scaling.original_context_length"),
         "partial_rotary_factor": partial_rotary_factor(form, header, head_dim),
-        "sliding_window": window,
+        **_windows(form, header),
         "bos_token_id": header.get("tokenizer.ggml.bos_token_id", int),
         "eos_token_id": _ends_of_text(header),
     }
@@ -59,6 +58,27 @@ def _of(form: GgufForm, header: Header, key: str) -> Any:
     """The value of a key: the largest where the form lets layers differ, else that of all."""
     values = header.of_layers(key) if key in form.by_layer else [header.of_all_layers(key)]
     return max(values) if values else None
+
+
+def _windows(form: GgufForm, header: Header) -> JsonObject:
+    """Attention's window, and which layers have it where that is not as usual."""
+    key = "attention.sliding_window_pattern"
+    if form.windows is None:
+        return {"sliding_window": None}
+    window = header.of("attention.sliding_window") or None
+    if window is None or not form.windows:
+        return {"sliding_window": window}
+    if header.is_list(key):
+        slides = header.of_layers(key, bool) or []
+    else:
+        every = header.of(key, int, form.windows)
+        if every == form.windows:
+            return {"sliding_window": window}
+        if every < 0:
+            raise header.refusal(key)
+        slides = [not every or layer % every < every - 1 for layer in range(header.layers())]
+    kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    return {"sliding_window": window, "layer_types": kinds}
 
 
 def _mixture(form: GgufForm, header: Header, config: JsonObject) -> JsonObject:

@@ -27,7 +27,10 @@ NAMES = {
     **{f"layers.{{}}.o_proj.{k}": f"{BLOCK}.attn_output.{k}" for k in KINDS},
     **{f"layers.{{}}.{p}_norm.{k}": f"{BLOCK}.attn_{p}_norm.{k}" for p in "qk" for k in KINDS},
     **{f"layers.{{}}.ffn.{p}_bias": f"{BLOCK}.ffn_{p}.bias" for p in PARTS},
+    "layers.{}.attention_after_norm.weight": f"{BLOCK}.post_attention_norm.weight",
+    "layers.{}.ffn_after_norm.weight": f"{BLOCK}.post_ffw_norm.weight",
     **{f"layers.{{}}.router.{k}": f"{BLOCK}.ffn_gate_inp.{k}" for k in KINDS},
+    "layers.{}.router.choice_bias": f"{BLOCK}.exp_probs_b.bias",
     "layers.{}.sinks": f"{BLOCK}.attn_sinks.weight",
     "layers.{}.shared.weigh.weight": f"{BLOCK}.ffn_gate_inp_shexp.weight",
     **{f"layers.{{}}.shared.{p}.weight": f"{BLOCK}.ffn_{p}_shexp.weight" for p in PARTS},
@@ -47,7 +50,8 @@ class GgufForm:
     activation    of the FFN, that llama.cpp uses for it, under Hugging Face's name
     epsilon       (the config's name of the norms' epsilon, GGUF's)
     ffn           "gated"; "plain": without a gate; "packed": the gate lies before up in one tensor
-    windowed      its attention may have a window; a window of another has to be without effect
+    windows       0: all layers' attention may have a window; else every so many layers the last one
+                  has none; None: a window that a file states has to be without effect
     partly_rotary  only a part of each head may be rotary
     paired        rows of queries and keys are in another order: the two values of a rotary pair are
                   together
@@ -67,7 +71,7 @@ class GgufForm:
     activation: str = "silu"
     epsilon: tuple[str, str] = ("rms_norm_eps", RMS)
     ffn: Literal["gated", "plain", "packed"] = "gated"
-    windowed: bool = False
+    windows: int | None = None
     partly_rotary: bool = False
     paired: bool = False
     experts: str = "num_experts"

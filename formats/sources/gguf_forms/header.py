@@ -56,19 +56,27 @@ class Header:
         self.known.add(key)
         return self.get(f"{self.architecture}.{key}", kind, default)
 
+    def layers(self) -> int:
+        """How many layers there are. Raises FormatError where that is no such number."""
+        layers = self.of("block_count")
+        if not is_whole(layers, 1, MOST_LAYERS):
+            raise FormatError(
+                f"{self.path}: metadata {self.architecture}.block_count is {shown(layers)}, not "
+                f"within 1 to {MOST_LAYERS}"
+            )
+        return layers
+
     def of_layers(self, key: str, kind: type = int) -> list[Any] | None:
         """The same of each layer, where they may differ: one value stands for all of them.
 
         Raises FormatError where there is another number of values than of layers.
         """
-        layers = self.of("block_count")
-        if not is_whole(layers, 1, MOST_LAYERS):
-            raise FormatError(f"{self.path}: metadata block_count is {shown(layers)}")
-        values = self._list(key)
-        if values is None:
+        layers = self.layers()
+        if not self.is_list(key):
             value = self.of(key, kind)
             return None if value is None else [value] * layers
         self.known.add(key)
+        values = self.file.metadata[f"{self.architecture}.{key}"].tolist()
         if kind is bool and set(values) <= {0, 1}:
             values = [bool(value) for value in values]
         is_sound, what = KINDS_OF_VALUES[kind]
@@ -81,7 +89,7 @@ class Header:
 
     def of_all_layers(self, key: str, kind: type = int) -> Any:
         """The same where layers may not differ."""
-        if self._list(key) is None:
+        if not self.is_list(key):
             return self.of(key, kind)
         values = self.of_layers(key, kind) or [None]
         if any(value != values[0] for value in values):
@@ -91,10 +99,17 @@ class Header:
             )
         return values[0]
 
-    def _list(self, key: str) -> list[Any] | None:
-        """The values of a key of the architecture that has several, else None."""
+    def refusal(self, key: str) -> FormatError:
+        """The error of a key of the architecture whose value is not supported."""
         value = self.file.metadata.get(f"{self.architecture}.{key}")
-        return value.tolist() if isinstance(value, np.ndarray) else None
+        return FormatError(
+            f"{self.path}: metadata {shown(f'{self.architecture}.{key}')} is {shown(value)}, which "
+            "is not supported"
+        )
+
+    def is_list(self, key: str) -> bool:
+        """Whether a key of the architecture has several values."""
+        return isinstance(self.file.metadata.get(f"{self.architecture}.{key}"), np.ndarray)
 
     def vector(self, name: str) -> list[float]:
         """The numbers of a tensor that is a row of F32. Raises FormatError where it is none."""

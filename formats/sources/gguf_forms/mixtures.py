@@ -1,10 +1,12 @@
 """The forms of mixtures of experts; Mixtral's is that of Llama, in dense.py."""
 
 from ...bounded_json import JsonObject
-from ...errors import FormatError, shown
 from ..gguf_metadata import one_of
 from .form import BLOCK, GgufForm
 from .header import Header
+
+SOFTMAX, SIGMOID = 1, 2  # of expert_gating_func
+NOT_TURNED = 4  # of so many layers of SmallThinker the first has no rotary positions, no window
 
 
 def _not_normalised(header: Header, config: JsonObject) -> JsonObject:
@@ -27,30 +29,56 @@ def _gpt_oss(header: Header, config: JsonObject) -> JsonObject:
     return {"rope_parameters": {**rope, "truncate": False}} if rope["rope_type"] == "yarn" else {}
 
 
-SCORINGS = {1: "softmax", 2: "sigmoid"}  # ``expert_gating_func``
-NOT_TURNED = 4  # of so many layers the first has no rotary positions, and no window
-
-
 def _smallthinker(header: Header, config: JsonObject) -> JsonObject:
     """Layers without rotary positions come with a window; the file does not say which they are."""
-    layers, window = header.of("block_count") or 0, config["sliding_window"]
-    scoring = header.of("expert_gating_func")
-    if scoring not in SCORINGS:
-        raise FormatError(
-            f"{header.path}: metadata smallthinker.expert_gating_func is {shown(scoring)}; "
-            f"supported: {', '.join(map(str, SCORINGS))}"
-        )
-    every_other = [int(window is not None and n % NOT_TURNED != 0) for n in range(layers)]
+    layers, window = header.layers(), config["sliding_window"]
+    gating = header.of("expert_gating_func")
+    if gating not in (SOFTMAX, SIGMOID):
+        raise header.refusal("expert_gating_func")
+    others = [int(window is not None and n % NOT_TURNED != 0) for n in range(layers)]
     return {
         "moe_ffn_hidden_size": config.get("moe_intermediate_size"),
         "moe_num_primary_experts": config.get("num_experts"),
         "moe_num_active_primary_experts": config.get("num_experts_per_tok"),
-        "moe_primary_router_apply_softmax": SCORINGS[scoring] == "softmax",
+        "moe_primary_router_apply_softmax": gating == SOFTMAX,
         "sliding_window_size": window,
-        "sliding_window_layout": every_other,
-        "rope_layout": every_other if window else None,
+        "sliding_window_layout": others,
+        "rope_layout": others if window else None,
         "use_qk_norm": False,
         "moe_enable_secondary_experts": False,
+    }
+
+
+def _glm4_moe(header: Header, config: JsonObject) -> JsonObject:
+    """Its layers may be followed by some that predict further tokens, which are left out."""
+    layers, further = header.layers(), header.of("nextn_predict_layers", int, 0)
+    if not 0 <= further < layers:
+        raise header.refusal("nextn_predict_layers")
+    return {
+        **_after_dense(header, config, usual=SIGMOID),
+        "num_hidden_layers": layers - further,
+        "num_nextn_predict_layers": further,
+        "attention_bias": "attn_q.bias" in header.kinds,
+        "use_qk_norm": "attn_q_norm.weight" in header.kinds,
+    }
+
+
+def _after_dense(header: Header, config: JsonObject, usual: int | None = None) -> JsonObject:
+    """Experts as DeepSeek V3 has them, after layers without.
+
+    usual  the gating function where a file states none
+    """
+    if header.of("expert_gating_func", int, usual) != SIGMOID:
+        raise header.refusal("expert_gating_func")
+    groups = header.of("expert_group_count") or 1
+    return {
+        "intermediate_size": config["ffn_hidden_size"],  # of the layers without
+        "first_k_dense_replace": header.of("leading_dense_block_count", int, 0),
+        "n_shared_experts": header.of("expert_shared_count"),
+        "n_group": groups,
+        "topk_group": header.of("expert_group_used_count") or groups,
+        "norm_topk_prob": header.of("expert_weights_norm", bool, False),
+        "routed_scaling_factor": header.of("expert_weights_scale", float) or 1.0,
     }
 
 
@@ -62,7 +90,7 @@ MIXTURES = (
     ),
     GgufForm(architecture="qwen3moe", model_type="qwen3_moe"),
     GgufForm(
-        architecture="smallthinker", model_type="smallthinker", activation="relu", windowed=True,
+        architecture="smallthinker", model_type="smallthinker", activation="relu", windows=0,
         fields=_smallthinker,
     ),
     GgufForm(
@@ -71,9 +99,16 @@ MIXTURES = (
         harmless={"rope.scaling.finetuned": one_of(True)},  # False: no rotary positions at all
     ),
     GgufForm(
-        architecture="gpt-oss", model_type="gpt_oss", windowed=True,
+        architecture="gpt-oss", model_type="gpt_oss", windows=2,
         experts="num_local_experts", fields=_gpt_oss,
         names={"layers.{}.ffn_norm.weight": f"{BLOCK}.post_attention_norm.weight"},
-        harmless={"attention.sliding_window_pattern": one_of(2)},
+    ),
+    GgufForm(
+        architecture="dots1", model_type="dots1", experts="n_routed_experts", fields=_after_dense,
+    ),
+    GgufForm(
+        architecture="glm4moe", model_type="glm4_moe", experts="n_routed_experts",
+        partly_rotary=True, fields=_glm4_moe,
+        names={"layers.{}.ffn_norm.weight": f"{BLOCK}.post_attention_norm.weight"},
     ),
 )  # fmt: skip
