@@ -27,7 +27,7 @@ FOREIGN = [
 ]  # fmt: skip
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",
-    "gpt2",
+    "gpt2", "arcee", "gemma2", "gemma3", "glm4-moe",
 ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_llama_cpp_conforms(name, tmp_path):
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
     from flashinfer.oracle.from_llama_cpp import trace_llama_cpp
-    from make_gguf import write_gguf
+    from make_gguf import checkpoint_of, write_gguf
 
     def in_16_bits(name, values):
         plain = "bias" in name or "gate_inp" in name
@@ -81,7 +81,7 @@ def test_llama_cpp_conforms(name, tmp_path):
         writer.add_tokenizer_model("no_vocab")
         writer.add_vocab_size(96)
 
-    path = write_gguf(DATA / name, tmp_path / "x.gguf", in_16_bits, vocabulary)
+    path = write_gguf(checkpoint_of(name, tmp_path), tmp_path / "x.gguf", in_16_bits, vocabulary)
     trace_llama_cpp(path, IDS, tmp_path / "t.safetensors")
     found = judged(path, tmp_path / "t.safetensors")
     assert found.first is None and found.judged > 10
