@@ -43,6 +43,7 @@ from . import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    granite,
     granitemoe,
     hunyuan_v1_dense,
     hunyuan_v1_moe,
@@ -75,6 +76,7 @@ MODULES = (
     dots1, glm4_moe, smallthinker, gpt_neox, gpt2, bert, roberta, xlm_roberta,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
     olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,
+    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -1,8 +1,9 @@
 """Granite 3 MoE (IBM 2024): all of a layer's experts in two tensors; scaled sums and logits."""
 
 from ..config import ModelConfig, model_of
-from ..fields import Fields, number
-from . import hugging_face, mixtures
+from ..fields import Fields
+from . import granite, hugging_face, mixtures
+from .granite import multipliers
 from .hugging_face import attention_biases, usual_options
 from .mixtures import mixture
 
@@ -21,10 +22,7 @@ ROWS = mixtures.FUSED_ROWS
 DEFAULTS = {
     **hugging_face.LLAMA,
     "attention_bias": False,
-    "embedding_multiplier": 1.0,
-    "attention_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-    "logits_scaling": 1.0,
+    **granite.MULTIPLIERS,
     "num_local_experts": 8,
     "num_experts_per_tok": 2,
 }
@@ -35,9 +33,6 @@ def model_config(config: Fields) -> ModelConfig:
     return model_of(
         **usual_options(config),
         **attention_biases(config),
-        embedding_scale=number(config, "embedding_multiplier"),
-        attention_scale=number(config, "attention_multiplier"),
-        residual_scale=number(config, "residual_multiplier"),
-        logit_scale=1 / number(config, "logits_scaling"),
+        **multipliers(config),
         **mixture(config, normalised=True),
     )

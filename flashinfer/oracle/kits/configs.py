@@ -66,6 +66,12 @@ GPT2: JsonObject = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
+GRANITE: JsonObject = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -137,9 +143,7 @@ CONFIGS: dict[str, JsonObject] = {
     "qwen3-moe": mixture("qwen3_moe", num_experts=8, moe_intermediate_size=24,
                          norm_topk_prob=True, head_dim=12),
     "mixtral": mixture("mixtral", num_local_experts=8, intermediate_size=24),
-    "granitemoe": mixture("granitemoe", num_local_experts=8, intermediate_size=24,
-                          embedding_multiplier=3.0, attention_multiplier=0.2,
-                          residual_multiplier=0.5, logits_scaling=2.0),
+    "granitemoe": mixture("granitemoe", num_local_experts=8, intermediate_size=24, **GRANITE),
     "gpt-oss": mixture("gpt_oss", num_local_experts=8, hidden_size=64, intermediate_size=32,
                        head_dim=16, sliding_window=8),
     "mixtral-relu": mixture("mixtral", num_local_experts=8, intermediate_size=24,
@@ -195,6 +199,7 @@ CONFIGS: dict[str, JsonObject] = {
     "hunyuan-moe": like("hunyuan_v1_moe", head_dim=12, num_experts=8, moe_topk=[3, 2],
                         intermediate_size=24),
     "flex-olmo": mixture("flex_olmo", num_experts=8, intermediate_size=24),
+    "granite": like("granite", **GRANITE, attention_bias=True, mlp_bias=True),
 }  # fmt: skip
 
 
@@ -269,8 +274,7 @@ GGUF_MODELS = (
     KitModel("gguf-mixtral", mixture("mixtral", **WIDE_MIXTURE, num_local_experts=8),
              gguf=("f16",)),
     KitModel("gguf-granitemoe", mixture(
-        "granitemoe", **WIDE_MIXTURE, num_local_experts=8, embedding_multiplier=3.0,
-        attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0,
+        "granitemoe", **WIDE_MIXTURE, num_local_experts=8, **GRANITE,
     ), gguf=("f16",)),
     KitModel("gguf-gpt-oss", mixture("gpt_oss", **WIDE_MIXTURE, num_local_experts=8,
                                      sliding_window=8), "fused", gguf=("f16",)),
