@@ -15,6 +15,7 @@ MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
     "flex_olmo", "hunyuan_v1_moe",
+    "ernie4_5_moe",
 )  # fmt: skip
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
@@ -65,7 +66,9 @@ def random_config(random, model_type):
     draw = Draw(random, model_type)
     _dimensions(draw)
     _options(draw)
-    if model_type in MIXTURES:
+    if model_type == "ernie4_5_moe":
+        _mixture_of_ernie(draw)
+    elif model_type in MIXTURES:
         _mixture(draw)
     _windows(draw)
     if model_type in ("gemma3_text", "olmo3"):
@@ -78,6 +81,7 @@ def random_config(random, model_type):
         _of_gpt2(draw)
     if model_type in ENCODERS:
         _of_encoders(draw)
+    draw.put("use_bias", True, False, there=0.1 if model_type == "ernie4_5_moe" else 0.5)
     for field, value in STRANGERS.items():
         if draw.often(0.05):
             draw.config.setdefault(field, value)
@@ -203,6 +207,21 @@ def _mixture(draw):
         draw.put("topk_group", groups, max(1, groups // 2), 1, there=0.9)
     draw.put("routed_scaling_factor", 0.5, 2.5)
     draw.put("use_qk_norm", True, False)
+
+
+def _mixture_of_ernie(draw):
+    config, layers = draw.config, draw.config["num_hidden_layers"]
+    draw.put("moe_intermediate_size", 24, 33, there=1)
+    draw.put("moe_num_experts", 8, 12, 9, there=0.9)
+    draw.put("moe_k", 1, 2, 3, there=0.7)
+    draw.put("moe_num_shared_experts", 0, 1, 2)
+    draw.put("moe_layer_start_index", 0, 1, 2, layers, -1)
+    draw.put("moe_layer_end_index", -1, 1, layers - 1, layers, -2)
+    draw.put("moe_layer_interval", 1, 2, 3)
+    draw.put("moe_norm_min", 1e-12, *([0.5] if draw.often(0.1) else []))
+    for name, own in ARCHITECTURES["ernie4_5_moe"].ALIASES.items():
+        if own in config and draw.often(0.3):
+            config[name] = config.pop(own)
 
 
 def _windows(draw):

@@ -189,6 +189,9 @@ WRONG_DEFAULTS = [
     ("flex_olmo", "rope_theta", 10000.0),
     ("hunyuan_v1_moe", "rope_theta", 100.0),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("granite", "attention_multiplier", 0.5),
+    ("ernie4_5", "rope_theta", 10000.0),
+    ("ernie4_5_moe", "moe_k", 2),
 ]
 
 

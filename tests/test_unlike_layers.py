@@ -24,8 +24,9 @@ from flashinfer.plan import profile
 from flashinfer.plan.slot_shares import CachedLayer, nbytes, share_slots
 from flashinfer.synth import synthesize
 
-NAMES = ("qwen2-moe-dense", "qwen3-moe-dense", "dots1", "glm4-moe")
-DENSE = {"qwen2-moe-dense": [1], "qwen3-moe-dense": [0, 2], "dots1": [0], "glm4-moe": [0, 1]}
+NAMES = ("qwen2-moe-dense", "qwen3-moe-dense", "dots1", "glm4-moe", "ernie4-5-moe")
+DENSE = {"qwen2-moe-dense": [1], "qwen3-moe-dense": [0, 2], "dots1": [0], "glm4-moe": [0, 1],
+         "ernie4-5-moe": [0, 2, 4]}  # fmt: skip
 IDS = np.random.default_rng(6).integers(3, 96, 48 * 16)
 GLM = {
     "model_type": "glm4_moe", "vocab_size": 600, "hidden_size": 128, "num_hidden_layers": 6,
@@ -70,24 +71,33 @@ def test_a_checkpoint_with_other_layers_is_refused(changes, tmp_path):
         convert(folder, tmp_path / "x.flash", "f32")
 
 
-def test_layers_that_predict_a_further_token_are_left_out_and_it_is_said(tmp_path, cli):
+@pytest.mark.parametrize(
+    "name, further, stranger",
+    [
+        ("glm4-moe", "model.layers.3.eh_proj.weight", "model.layers.4.x"),
+        ("ernie4-5-moe", "model.mtp_linear_proj.0.weight", "model.layers.5.x"),
+    ],
+)
+def test_layers_that_predict_a_further_token_are_left_out_and_it_is_said(
+    name, further, stranger, tmp_path, cli
+):
     folder = tmp_path / "hf"
     folder.mkdir()
-    config = json.loads((DATA / "glm4-moe" / "config.json").read_text())
+    config = json.loads((DATA / name / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
-    tensors = load_file(DATA / "glm4-moe" / "model.safetensors")
-    further = {"model.layers.3.eh_proj.weight": np.zeros((4, 8), np.float32)}
+    tensors = load_file(DATA / name / "model.safetensors")
+    further = {further: np.zeros((4, 8), np.float32)}
     save_file({**tensors, **further}, folder / "model.safetensors")
     code, _, err = cli("convert", folder, tmp_path / "x.flash", "--dtype", "f32")
     assert (
         code == 0
         and "layers after the last, which predict further tokens, are left out (tensors: 1)" in err
     )
-    convert(DATA / "glm4-moe", tmp_path / "y.flash", "f32")
+    convert(DATA / name, tmp_path / "y.flash", "f32")
     found = [logits_of(tmp_path / f"{name}.flash", IDS[:20])[0] for name in "xy"]
     assert np.array_equal(*found)
-    save_file({**tensors, "model.layers.4.x": further.popitem()[1]}, folder / "model.safetensors")
-    with pytest.raises(FormatError, match=r"model\.layers\.4\.x"):
+    save_file({**tensors, stranger: further.popitem()[1]}, folder / "model.safetensors")
+    with pytest.raises(FormatError, match=re.escape(stranger)):
         convert(folder, tmp_path / "z.flash")
 
 

@@ -18,7 +18,7 @@ from flashinfer.formats.bounded_json import JsonObject, read_json
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
 from flashinfer.oracle.trace_file import write_trace
-from flashinfer.transformer.values import Value, values_of
+from flashinfer.transformer.values import ModuleNames, Value, values_of
 
 # The attention function that tells its arguments. Names with "flash" in them are libraries' own.
 ATTENTION = "traced"
@@ -45,7 +45,7 @@ def traced_transformers(
     with ExitStack() as hooks:
         for value in values_of(described, naming):
             _hook(model, value, described, naming, found, hooks)
-        _hook_attention(model, described, found, hooks)
+        _hook_attention(model, described, naming, found, hooks)
         hooks.callback(model.register_forward_hook(_logits_into(found)).remove)
         yield found
     rows = {len(array) for array in found.values()}
@@ -172,7 +172,7 @@ def _logits_into(found: dict[str, AnyArray]) -> Callable[..., None]:
 
 
 def _hook_attention(
-    model: Any, config: ModelConfig, found: dict[str, AnyArray], hooks: ExitStack
+    model: Any, config: ModelConfig, naming: Any, found: dict[str, AnyArray], hooks: ExitStack
 ) -> None:
     """Let attention go through a function that records queries and keys after their positions, and
     the largest scores. Models whose attention cannot be exchanged record neither."""
@@ -182,11 +182,13 @@ def _hook_attention(
     except ImportError:
         return
     names = {module: name for name, module in model.named_modules()}
+    orders = _orders_of_heads(config, naming)
 
     def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         name = names[module]
         q, k = (np.array(x.detach().float().cpu().numpy()[0].swapaxes(0, 1)) for x in (query, key))
-        found[f"{name}.q_turned"], found[f"{name}.k_turned"] = q, k
+        order = orders.get(name, slice(None))
+        found[f"{name}.q_turned"], found[f"{name}.k_turned"] = q[..., order], k[..., order]
         own = sys.modules[type(module).__module__].eager_attention_forward
         return own(module, query, key, value, mask, **options)
 
@@ -198,6 +200,18 @@ def _hook_attention(
     except (AttributeError, ValueError):
         return
     hooks.callback(model.set_attn_implementation, before)
+
+
+def _orders_of_heads(config: ModelConfig, naming: Any) -> dict[str, AnyArray]:
+    """{attention module: the order in which we have the values of its heads}, of models whose
+    projections have their rows in another one."""
+    rows, names = getattr(naming, "ROWS", {}).get("q_proj"), ModuleNames(config, naming)
+    if rows is None or names.of("layers.{}.q_proj.weight") == names.of("layers.{}.k_proj.weight"):
+        return {}  # the heads of a packed projection keep their order
+    return {
+        names.attention(number): rows(layer)[: layer.attention.head_dim]
+        for number, layer in enumerate(config.layers)
+    }
 
 
 def trace_transformers(

@@ -11,7 +11,8 @@ A module gives
 and where they are needed
     ALIASES               {another name of a field, which goes before it: the field}
     DENSE_FFN             FFN of the layers without experts, of a mixture that has such
-    ROWS                  {our projection: which rows of a packed tensor it is, of a LayerConfig}
+    ROWS                  {our projection: which rows of a packed tensor it is, or in which order
+                          rows are taken, of a LayerConfig}
     NORM_LESS_ONE         norms are stored with one taken away
     FUSED_FFN, FUSED_ROWS  FFN and ROWS where all of a layer's experts are in one tensor
     OPTIONAL              {field that no config states: the tensor that a checkpoint has where the
@@ -19,6 +20,9 @@ and where they are needed
     UNUSED                tensors of checkpoints that have no part in what is computed
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
                           part of the model proper; they are left out
+    FURTHER_NAMES         how the names of tensors begin that predict further tokens; they are left
+                          out, too
+    ONE_ROW               our vectors that checkpoints have as matrices of one row
     TURNED                the parts, as ROWS names them, whose matrices have rows and columns
                           exchanged; in MXFP4 they never have
 """
@@ -34,6 +38,8 @@ from . import (
     bamboo,
     bert,
     dots1,
+    ernie4_5,
+    ernie4_5_moe,
     falcon,
     flex_olmo,
     gemma,
@@ -77,6 +83,8 @@ MODULES = (
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
     olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite,
+    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite, ernie4_5,
+    ernie4_5_moe,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -165,3 +165,21 @@ def behind(part: str) -> Rows:
         return begin + np.arange(queries if part == "q" else keys)
 
     return rows
+
+
+def paired(part: str) -> Rows:
+    """Rows of a projection of queries or keys whose rotary positions turn neighbours in each head,
+    (2 i, 2 i + 1), in the order in which they turn (i, i + dim / 2)."""
+
+    def rows(layer: LayerConfig) -> AnyArray:
+        sizes = layer.attention
+        turned = sizes.rotary.dim if sizes.rotary else 0
+        order = np.arange(sizes.head_dim)
+        order[:turned] = order[:turned].reshape(-1, 2).T.reshape(-1)
+        heads = sizes.projections()[part][0] // sizes.head_dim
+        return (np.arange(heads)[:, None] * sizes.head_dim + order).reshape(-1)
+
+    return rows
+
+
+PAIRED_ROWS = {f"{p}_proj": paired(p) for p in "qk"}

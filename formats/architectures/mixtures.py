@@ -72,7 +72,7 @@ def some_dense(config: Fields, layers: int) -> ByLayer:
     if not isinstance(given, list) or not all(is_whole(layer) for layer in given):
         raise FormatError(f"config: mlp_only_layers is {shown(given)}, not a list of layers")
     only = set(given)
-    return _dense(config, [n in only or (n + 1) % step != 0 for n in range(layers)])
+    return dense_layers(config, [n in only or (n + 1) % step != 0 for n in range(layers)])
 
 
 def first_dense(config: Fields, layers: int) -> ByLayer:
@@ -80,10 +80,10 @@ def first_dense(config: Fields, layers: int) -> ByLayer:
     first = config["first_k_dense_replace"]
     if not is_whole(first, 0):
         raise FormatError(f"config: first_k_dense_replace is {shown(first)}, not a whole number")
-    return _dense(config, [n < first for n in range(layers)])
+    return dense_layers(config, [n < first for n in range(layers)])
 
 
-def _dense(config: Fields, without_experts: Sequence[bool]) -> ByLayer:
+def dense_layers(config: Fields, without_experts: Sequence[bool]) -> ByLayer:
     """By layer: an FFN of ``intermediate_size`` neurons where it is without experts."""
     if not any(without_experts):
         return []

@@ -124,6 +124,8 @@ class Names:
             expected = expected[::-1]
         if expert is not None and layer is not None and "{expert}" not in named:
             expected = (self.config.layers[layer].ffn.experts, *expected)
+        if template in getattr(self.naming, "ONE_ROW", ()):
+            expected = (1, *expected)
         if self.checkpoint.shapes[name] != expected or (rows is not None and len(rows) != shape[0]):
             raise FormatError(
                 f"{self.checkpoint.directory}: tensor {name} has the shape "
@@ -312,9 +314,9 @@ class Names:
         """The tensors of layers that follow the last, such as those that predict a second token."""
         field, first = getattr(self.naming, "FURTHER_LAYERS", None), len(self.config.layers)
         count = self.checkpoint.config.get(field) if field else 0
-        if not is_whole(count, 1, MOST_LAYERS):
-            return set()
-        prefixes = tuple(f"model.layers.{layer}." for layer in range(first, first + count))
+        further = range(first, first + count) if is_whole(count, 1, MOST_LAYERS) else ()
+        prefixes = tuple(f"model.layers.{layer}." for layer in further)
+        prefixes += getattr(self.naming, "FURTHER_NAMES", ())
         return {name for name in self.checkpoint.shapes if name.startswith(prefixes)}
 
     def refuse_strangers(self) -> None:

@@ -200,6 +200,10 @@ CONFIGS: dict[str, JsonObject] = {
                         intermediate_size=24),
     "flex-olmo": mixture("flex_olmo", num_experts=8, intermediate_size=24),
     "granite": like("granite", **GRANITE, attention_bias=True, mlp_bias=True),
+    "ernie4-5": like("ernie4_5", head_dim=12, use_bias=True),
+    "ernie4-5-moe": like("ernie4_5_moe", moe_num_experts=8, moe_k=3, moe_num_shared_experts=2,
+                         moe_intermediate_size=24, num_hidden_layers=5, moe_layer_interval=2,
+                         moe_layer_end_index=3, tie_word_embeddings=False),
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Form:
     last        of several names of a tensor, separated by "|", the last one is meant, else the
                 first
     turned      the parts, as in ``rows``, whose matrices have rows and columns exchanged
+    one_row     our vectors that are matrices of one row
     """
 
     names: Mapping[str, str]
@@ -44,6 +45,7 @@ class Form:
     dense_rows: Mapping[str, Rows]
     last: bool = False
     turned: Collection[str] = ()
+    one_row: Collection[str] = ()
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
         """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
@@ -68,8 +70,9 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     two_norms = module is falcon and any(
         layer.parallel and not layer.shared_norm for layer in config.layers
     )
-    turned = getattr(module, "TURNED", ())
-    return Form(module.NAMES, experts, dense, rows, dense_rows, fused or two_norms, turned)
+    turned, one_row = (getattr(module, key, ()) for key in ("TURNED", "ONE_ROW"))
+    last = fused or two_norms
+    return Form(module.NAMES, experts, dense, rows, dense_rows, last, turned, one_row)
 
 
 def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tensors:
@@ -91,7 +94,7 @@ def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tens
                 for expert, matrix in enumerate(values):
                     found[name.replace("{expert}", str(expert))] = matrix
             elif rows is None or spec.layer is None:
-                found[name] = values
+                found[name] = values[None] if template in form.one_row else values
             else:
                 axis = 1 if router and template.startswith("layers.{}.ffn.") else 0
                 ids = rows(config.layers[spec.layer])
