@@ -192,6 +192,7 @@ WRONG_DEFAULTS = [
     ("granite", "attention_multiplier", 0.5),
     ("ernie4_5", "rope_theta", 10000.0),
     ("ernie4_5_moe", "moe_k", 2),
+    ("nanochat", "final_logit_softcapping", None),
 ]
 
 

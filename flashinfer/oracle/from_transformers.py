@@ -182,13 +182,14 @@ def _hook_attention(
     except ImportError:
         return
     names = {module: name for name, module in model.named_modules()}
-    orders = _orders_of_heads(config, naming)
+    orders, values = _orders_of_heads(config, naming), _compared(config, naming)
 
     def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         name = names[module]
         q, k = (np.array(x.detach().float().cpu().numpy()[0].swapaxes(0, 1)) for x in (query, key))
         order = orders.get(name, slice(None))
-        found[f"{name}.q_turned"], found[f"{name}.k_turned"] = q[..., order], k[..., order]
+        for value_name, x in zip(values[name], (q, k), strict=True):
+            found[value_name] = x[..., order]
         own = sys.modules[type(module).__module__].eager_attention_forward
         return own(module, query, key, value, mask, **options)
 
@@ -200,6 +201,18 @@ def _hook_attention(
     except (AttributeError, ValueError):
         return
     hooks.callback(model.set_attn_implementation, before)
+
+
+def _compared(config: ModelConfig, naming: Any) -> dict[str, tuple[str, str]]:
+    """{attention module: the names of the queries and keys that it makes scores of}."""
+    names, found = ModuleNames(config, naming), {}
+    for number, layer in enumerate(config.layers):
+        name, q_norm, k_norm = names.attention(number), *(
+            names.of(f"layers.{{}}.{p}_norm.weight", number) for p in "qk"
+        )  # fmt: skip
+        after = layer.attention.qk_norm and layer.attention.qk_norm_after_rotary
+        found[name] = (q_norm, k_norm) if after else (f"{name}.q_turned", f"{name}.k_turned")
+    return found
 
 
 def _orders_of_heads(config: ModelConfig, naming: Any) -> dict[str, AnyArray]:

@@ -117,7 +117,7 @@ class Replay:
         if config.learned_positions:
             where = self.positions + config.position_offset
             h = known.add(h, Known(rows("embed_positions.weight", where)), self.how)
-        return h
+        return self._norm_of("embed_norm", h) if config.embedding_norm else h
 
     def _final_norm(self) -> Known:
         return self._norm_of("final_norm", self._last())
@@ -179,20 +179,27 @@ class Replay:
 
     def _head_norm(self, p: str, i: int) -> Known:
         config = self.config.layers[i].attention
-        x = self.of(i, f"{p}_turned" if config.turned_first and config.rotary else p)
-        x = x.reshape(len(x.value), -1)
-        n, heads = len(x.value), x.value.shape[1] // config.head_dim
-        if config.qk_norm == "head":
-            x = x.reshape(n, heads, config.head_dim)
+        after = config.qk_norm_after_rotary and config.rotary
+        x = self.of(i, f"{p}_turned" if after else p)
+        n, heads = len(x.value), x.value.size // len(x.value) // config.head_dim
+        width = (heads, config.head_dim) if config.qk_norm == "head" else (heads * config.head_dim,)
+        x = x.reshape(n, *width)
         weight, bias = (self.weights.get(f"layers.{i}.{p}_norm.{w}") for w in ("weight", "bias"))
         normed = known.norm(x, config.norm, weight, bias, self.how)
         return normed.reshape(n, heads, config.head_dim)
 
     def _before_turning(self, p: str, i: int) -> Known:
         config = self.config.layers[i].attention
-        normed = config.qk_norm and p != "v" and not config.turned_first
-        x = self.of(i, f"{p}_norm") if normed else self.of(i, p)
+        normed = config.qk_norm and not config.qk_norm_after_rotary and p != "v"
+        x = self.of(i, f"{p}_norm" if normed else p)
         return x.reshape(len(x.value), -1, config.head_dim)
+
+    def _compared(self, p: str, i: int) -> Known:
+        """The queries or keys that scores are made of."""
+        config = self.config.layers[i].attention
+        if config.qk_norm and config.qk_norm_after_rotary:
+            return self.of(i, f"{p}_norm")
+        return self.of(i, f"{p}_turned") if config.rotary else self._before_turning(p, i)
 
     def _turn(self, p: str, i: int) -> Known:
         rotary = self.config.layers[i].attention.rotary
@@ -210,12 +217,7 @@ class Replay:
         if not self.whole:
             raise Unknown
         config = self.config.layers[i].attention
-        q, k = (
-            self.of(i, f"{p}_norm") if config.turned_first
-            else self.of(i, f"{p}_turned") if config.rotary
-            else self._before_turning(p, i)
-            for p in "qk"
-        )  # fmt: skip
+        q, k = (self._compared(p, i) for p in "qk")
         sinks = self.weights.get(f"layers.{i}.sinks")
         v = self._before_turning("v", i)
         shape = (len(self.positions), -1, config.head_dim)

@@ -110,12 +110,9 @@ class Attention(Mixer[AttentionConfig]):
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.tap:
             self.tap(q=q, k=k, v=v)
-        turned_first = self.config.turned_first
-        q = self._heads(q, None if turned_first else self.q_norm)  # (T, heads, head_dim)
-        k = self._heads(k, None if turned_first else self.k_norm)  # (T, key/value heads, head_dim)
-        v = self._heads(v)  # (T, key/value heads, head_dim)
-        if self.tap and not turned_first:
-            self.tap(q_norm=q, k_norm=k)
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (T, heads of each, head_dim)
+        if not self.config.qk_norm_after_rotary:
+            q, k = self._normed(q, k)
         if self.rotary is not None:
             turns = self.rotary([(text.start, text.end - text.begin) for text in texts])
             kernels.rotate(q, *turns)
@@ -126,11 +123,8 @@ class Attention(Mixer[AttentionConfig]):
             q *= scales.astype(np.float32)[:, None, None]
         if self.tap:
             self.tap(q_turned=q, k_turned=k)
-        if turned_first:
-            q = self._heads(q.reshape(n, -1), self.q_norm)
-            k = self._heads(k.reshape(n, -1), self.k_norm)
-            if self.tap:
-                self.tap(q_norm=q, k_norm=k)
+        if self.config.qk_norm_after_rotary:
+            q, k = self._normed(q, k)
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
         width = padded_width(head_dim)
         if head_dim < width:
@@ -180,9 +174,17 @@ class Attention(Mixer[AttentionConfig]):
             largest[:, head] = np.where(seen, scores, -np.inf).max(axis=1)
         return largest
 
-    def _heads(self, y: Float32Array, norm: Norm | None = None) -> Float32Array:
-        """y (T, heads * head_dim), normalised where there is a norm -> (T, heads, head_dim)."""
-        n, head_dim = len(y), self.config.head_dim
-        if norm is not None:
-            y = norm(y.reshape(-1, y.shape[1] if self.config.qk_norm == "all" else head_dim))
-        return y.reshape(n, -1, head_dim)
+    def _heads(self, y: Float32Array) -> Float32Array:
+        """y (T, heads * head_dim) -> (T, heads, head_dim)."""
+        return y.reshape(len(y), -1, self.config.head_dim)
+
+    def _normed(self, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """Queries and keys (T, heads of each, head_dim), normalised where there are norms."""
+        found = []
+        for x, norm in ((q, self.q_norm), (k, self.k_norm)):
+            together = x.shape[1] if self.config.qk_norm == "all" else 1
+            y = x if norm is None else norm(x.reshape(-1, together * x.shape[2]))
+            found.append(y.reshape(x.shape))
+        if self.tap:
+            self.tap(q_norm=found[0], k_norm=found[1])
+        return found[0], found[1]

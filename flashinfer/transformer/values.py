@@ -79,18 +79,18 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
         yield value("attention_norm", names.norm("attention_norm", number), d)
     for p in "qkv":
         yield value(p, names.projection(p, number), (a.projections()[p][0],))
-    heads = {"q": (a.num_attention_heads, a.head_dim), "k": (a.num_key_value_heads, a.head_dim)}
-    norms = {p: names.of(f"layers.{{}}.{p}_norm.weight", number) for p in heads}
-    if a.qk_norm and not a.turned_first:
-        for p, shape in heads.items():
-            yield value(f"{p}_norm", norms[p], shape)
-    if a.rotary:
-        for p, shape in heads.items():
-            own = f"{norms[p]}.input" if a.turned_first else f"{attention}.{p}_turned"
-            yield value(f"{p}_turned", own, shape)
-    if a.qk_norm and a.turned_first:
-        for p, shape in heads.items():
-            yield value(f"{p}_norm", norms[p], shape)
+    heads = {"q": a.num_attention_heads, "k": a.num_key_value_heads}
+    normed = [
+        value(f"{p}_norm", names.of(f"layers.{{}}.{p}_norm.weight", number), (n, a.head_dim))
+        for p, n in heads.items()
+        if a.qk_norm
+    ]
+    turned = [
+        value(f"{p}_turned", f"{attention}.{p}_turned", (n, a.head_dim))
+        for p, n in heads.items()
+        if a.rotary
+    ]
+    yield from [*turned, *normed] if a.qk_norm_after_rotary else [*normed, *turned]
     o = names.projection("o", number)
     yield value("scores_max", f"{attention}.scores_max", (a.num_attention_heads,))
     yield value("heads", f"{o}.input", (a.projections()["o"][1],))

@@ -57,6 +57,7 @@ from . import (
     ministral3,
     mistral,
     mixtral,
+    nanochat,
     nemotron,
     olmo2,
     olmo3,
@@ -84,7 +85,7 @@ MODULES = (
     olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite, ernie4_5,
-    ernie4_5_moe,
+    ernie4_5_moe, nanochat,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -167,19 +167,21 @@ def behind(part: str) -> Rows:
     return rows
 
 
-def paired(part: str) -> Rows:
-    """Rows of a projection of queries or keys whose rotary positions turn neighbours in each head,
-    (2 i, 2 i + 1), in the order in which they turn (i, i + dim / 2)."""
+def by_head(part: str, order: Callable[[int], AnyArray]) -> Rows:
+    """Rows of a projection of queries or keys, of which each head has the values that are turned in
+    another order: ``order`` of so many values says which of them comes first, second and so on."""
 
     def rows(layer: LayerConfig) -> AnyArray:
         sizes = layer.attention
         turned = sizes.rotary.dim if sizes.rotary else 0
-        order = np.arange(sizes.head_dim)
-        order[:turned] = order[:turned].reshape(-1, 2).T.reshape(-1)
+        of_head = np.concatenate([order(turned), np.arange(turned, sizes.head_dim)])
         heads = sizes.projections()[part][0] // sizes.head_dim
-        return (np.arange(heads)[:, None] * sizes.head_dim + order).reshape(-1)
+        return (np.arange(heads)[:, None] * sizes.head_dim + of_head).reshape(-1)
 
     return rows
 
 
-PAIRED_ROWS = {f"{p}_proj": paired(p) for p in "qk"}
+# Where rotary positions turn neighbours (2 i, 2 i + 1): they turn (i, i + dim / 2) here.
+PAIRED_ROWS = {
+    f"{p}_proj": by_head(p, lambda dim: np.arange(dim).reshape(-1, 2).T.reshape(-1)) for p in "qk"
+}

@@ -37,4 +37,4 @@ def hunyuan_options(config: Fields) -> Options:
         alpha = number(found, "alpha")
         options["rotary"] = replace(rotary, parameters={**rotary.parameters, "alpha": alpha})
         options["max_position_embeddings"] = dimension(config, "max_position_embeddings")
-    return {**options, **attention_biases(config), "qk_norm": "head", "turned_first": True}
+    return {**options, **attention_biases(config), "qk_norm": "head", "qk_norm_after_rotary": True}

@@ -31,8 +31,8 @@ class AttentionConfig(MixerConfig):
     qkv_bias, o_bias  these projections have biases
     qk_norm           queries and keys are normalised before they are turned: each "head" by
                       itself, or "all" heads together; None: not
+    qk_norm_after_rotary  they are normalised when they are turned already
     norm              how
-    turned_first      queries and keys are normalised after they are turned instead (Hunyuan)
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
     attention_sinks   each head has a learned extra softmax logit
     score_cap         scores become c tanh(score / c); None: they stay
@@ -48,8 +48,8 @@ class AttentionConfig(MixerConfig):
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: Literal["head", "all"] | None = None
+    qk_norm_after_rotary: bool = False
     norm: NormConfig
-    turned_first: bool = False
     attention_scale: float | None = None
     attention_sinks: bool = False
     score_cap: float | None = None

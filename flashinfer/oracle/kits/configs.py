@@ -204,6 +204,7 @@ CONFIGS: dict[str, JsonObject] = {
     "ernie4-5-moe": like("ernie4_5_moe", moe_num_experts=8, moe_k=3, moe_num_shared_experts=2,
                          moe_intermediate_size=24, num_hidden_layers=5, moe_layer_interval=2,
                          moe_layer_end_index=3, tie_word_embeddings=False),
+    "nanochat": like("nanochat", final_logit_softcapping=3.0),
 }  # fmt: skip
 
 
