@@ -13,6 +13,7 @@ from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.formats.number_formats import Matrices
 from flashinfer.formats.progress import Progress
+from flashinfer.paper.activations_norm import ActivationsNorm
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.paper.interfaces import Chooser
@@ -135,9 +136,13 @@ def _feed_forward(
         biases["down"] = biases["down"].reshape(config.experts, -1)
     cut = bundle.cut(i) if plan.mode == "predicted" else None
     format, together = bundle.bundles(i).format, config.unit_neurons
-    neurons = Neurons(config, format, biases, cut)
+    norm = None
+    if config.activations_norm is not None:
+        weight = weights.get(f"{name}.activations_norm.weight")
+        norm = ActivationsNorm(config.activations_norm, weight, config.d_ffn)
+    neurons = Neurons(config, format, biases, cut, norm)
     if isinstance(format, Matrices):
-        neurons, together = WholeUnits(config, format, biases), 1
+        neurons, together = WholeUnits(config, format, biases, norm), 1
     store = UnitStore(bundle.bundles(i), together, cache, flash, buffer)
     predictor = _predictor(bundle, plan, config, weights, name)
     return FeedForward(neurons, store, predictor, Prefetch(plan.prefetch), shared)

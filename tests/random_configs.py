@@ -112,6 +112,9 @@ def _dimensions(draw):
     needs = defaults.get("head_dim") is not None or draw.model_type in without_default
     # OLMoE's norms do not follow it, nor GPT-NeoX's projections.
     seldom = 0.05 if draw.model_type in ("olmoe", "gpt_neox") else 1
+    needs = defaults.get("head_dim") is not None or draw.model_type in ("ministral", "mixtral")
+    # OLMoE's and BitNet's norms do not follow it, nor GPT-NeoX's projections.
+    seldom = 0.05 if draw.model_type in ("olmoe", "bitnet", "gpt_neox") else 1
     if draw.often((0.8 if needs else 0.4) * seldom):
         draw.put("head_dim", 4, 8, 12, 16, there=1)
     for field in ("intermediate_size", "ffn_dim"):

@@ -193,6 +193,7 @@ WRONG_DEFAULTS = [
     ("ernie4_5", "rope_theta", 10000.0),
     ("ernie4_5_moe", "moe_k", 2),
     ("nanochat", "final_logit_softcapping", None),
+    ("bitnet", "rms_norm_eps", 0.1),
 ]
 
 

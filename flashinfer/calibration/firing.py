@@ -134,6 +134,7 @@ def exact_feed_forward(
             y[first : first + SHARED_PIECE] = ffn.shared(x[first : first + SHARED_PIECE])
     packed = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
     neurons = ffn.neurons
+    neurons.begin(len(x))
     for first, stop, tile, starts in ffn.store.tiles():
         for begin, end, expert in _parts(ffn, first, stop, len(x)):
             rows = starts[begin - first : end - first]
@@ -146,8 +147,12 @@ def exact_feed_forward(
             packed[begin:end] = np.packbits(fired, axis=1)
             if weights is not None:
                 a *= weights[tokens, expert]
+            if neurons.norm is not None:
+                a = neurons.norm.take(a, np.arange(begin, end))
             kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
             y[tokens] = its_y
+    if neurons.norm is not None:
+        neurons.norm.divide(y)
     bias = neurons.biases["down"]
     return y if bias is None else y + bias, packed
 

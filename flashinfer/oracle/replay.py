@@ -59,13 +59,15 @@ class Replay:
             "k_turned": lambda i: self._turn("k", i),
             "scores_max": lambda i: self._attend(i).scores_max,
             "heads": lambda i: self._attend(i).heads,
-            "o": lambda i: self._linear(f"layers.{i}.o_proj", self.of(i, "heads")),
+            "heads_norm": lambda i: self._inner_norm("heads", i),
+            "o": lambda i: self._linear(f"layers.{i}.o_proj", self._projected_heads(i)),
             "attention_after_norm": lambda i: self._norm("attention_after_norm", i, "o"),
             "attended": self._attended,
             "ffn_norm": self._ffn_norm,
             "gate": lambda i: self._up("gate", i),
             "up": lambda i: self._up("up", i),
             "activations": self._activations,
+            "activations_norm": lambda i: self._inner_norm("activations", i),
             "ffn": self._ffn,
             "router": lambda i: self._linear(f"layers.{i}.router", self._router_input(i)),
             "choice_weights": lambda i: known.stored(self.choice(i).weights, self.how),
@@ -224,6 +226,12 @@ class Replay:
         q, k = q.reshape(*shape), k.reshape(*shape)
         return attending.attend(config, q, k, v, sinks, self.how)
 
+    def _inner_norm(self, key: str, i: int) -> Known:
+        return self._norm(f"{key}_norm", i, key)
+
+    def _projected_heads(self, i: int) -> Known:
+        return self.of(i, "heads_norm" if self.config.layers[i].attention.heads_norm else "heads")
+
     def _attention_output(self, i: int) -> Known:
         after = self.config.layers[i].norm_after
         return self.of(i, "attention_after_norm" if after else "o")
@@ -311,7 +319,8 @@ class Replay:
         ffn = self.config.layers[i].ffn
         if not ffn.router:
             down, bias, format = self._of_part("down", i)
-            return known.linear(self.of(i, "activations"), down.T, bias, format, self.how)
+            read = self.of(i, "activations_norm" if ffn.activations_norm else "activations")
+            return known.linear(read, down.T, bias, format, self.how)
         y = self.of(i, "experts")
         if not ffn.shared_d_ffn:
             return y

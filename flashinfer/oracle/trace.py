@@ -18,7 +18,9 @@ from flashinfer.oracle.trace_file import TraceWriter, trace_metadata
 from flashinfer.paper.interfaces import Columns
 from flashinfer.transformer.values import Value, values_of
 
-NOT_TOLD = ("experts",)  # our engine adds experts to what the shared expert gave
+# Our engine adds experts to what the shared expert gave, and divides by a norm of activations what
+# the down projection makes of them.
+NOT_TOLD = ("experts", "activations_norm")
 
 
 class Sink(Protocol):

@@ -95,6 +95,7 @@ class FeedForward:
         meanwhile  called once, when this layer's own reads are on their way
         """
         self.store.begin()
+        self.neurons.begin(len(x))
         y = np.zeros_like(x) if self.shared is None else self.shared(x)  # (T, d_model)
         selection = self.predict(x, residual, tokens)
         way = self.way(selection, len(x))
@@ -103,7 +104,7 @@ class FeedForward:
         else:
             meanwhile()
             self.others[way](x, selection, tokens, y)
-        self.neurons.add_bias(selection, y)
+        self.neurons.finish(selection, y)
         self.store.settled = True
         return y
 

@@ -6,6 +6,7 @@ from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8Array
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import NumberFormat
+from flashinfer.paper.activations_norm import ActivationsNorm
 from flashinfer.paper.interfaces import Columns, Tap
 from flashinfer.paper.selection import Selection
 
@@ -30,12 +31,14 @@ class Neurons:
         a_i = activation(up_i . x + up_bias_i), or where the model is gated
         a_i = activation(gate_i . x + gate_bias_i) * (up_i . x + up_bias_i)
 
+    and all of a token's a_i may be normalised before the down projection.
     It is given in units: of one neuron each, or of a mixture's expert, whose neurons lie side by
     side.
 
     config  FFNConfig; format: the bundles' NumberFormat
     biases  {"gate", "up": (neurons,), "down": (d_model,) or, of experts, (experts, d_model)
             float32, or None}
+    norm    ActivationsNorm, or None
     cut     ("cats", 0.1): what a model that has no silent neurons takes as silent; None: nothing
     """
 
@@ -45,8 +48,10 @@ class Neurons:
         format: NumberFormat,
         biases: dict[str, Float32Array | None],
         cut: tuple[str, float] | None = None,
+        norm: ActivationsNorm | None = None,
     ) -> None:
         self.config, self.format, self.biases, self.cut = config, format, biases, cut
+        self.norm = norm
         self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
@@ -59,6 +64,17 @@ class Neurons:
     def one_by_one(self, selection: Selection) -> bool:
         """Large units of several tokens: each is multiplied with its own tokens only."""
         return self.config.unit_neurons > 1 and selection.indptr is not None
+
+    def begin(self, n_tokens: int) -> None:
+        """So many other tokens follow: called before their first neurons are added."""
+        if self.norm is not None:
+            self.norm.begin(n_tokens)
+
+    def finish(self, selection: Selection, y: Float32Array) -> None:
+        """What is left to do on y (T, d_model) when all neurons of a Selection are added."""
+        if self.norm is not None:
+            self.norm.divide(y)
+        self.add_bias(selection, y)
 
     def add(
         self,
@@ -179,7 +195,10 @@ class Neurons:
     def add_down(
         self, memory: UInt8Array, rows: AnyArray, a: Float32Array, part: Selection, y: Float32Array
     ) -> None:
-        """y += down(a), a as ``activations`` gives it, for rows of the down projection."""
+        """y += down(a), a as ``activations`` gives it, for rows of the down projection; a is then
+        no longer that."""
+        if self.norm is not None:
+            a = self.norm.take(a, self.of(part.units), part.indptr, part.tokens)
         if part.weights is not None:
             # Each unit's weight counts for all its neurons, or each pair's for its own.
             if part.indptr is None:

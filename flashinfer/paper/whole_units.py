@@ -11,6 +11,7 @@ from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8A
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import Matrices
+from flashinfer.paper.activations_norm import ActivationsNorm
 from flashinfer.paper.interfaces import Stream
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.selection import Selection, Tokens
@@ -31,9 +32,13 @@ class WholeUnits(Neurons):
     """
 
     def __init__(
-        self, config: FFNConfig, format: Matrices, biases: dict[str, Float32Array | None]
+        self,
+        config: FFNConfig,
+        format: Matrices,
+        biases: dict[str, Float32Array | None],
+        norm: ActivationsNorm | None = None,
     ) -> None:
-        super().__init__(config, format, biases)
+        super().__init__(config, format, biases, norm=norm)
         self.matrices = format
         self.width = self.down_at = 0  # all that a unit has is found from where it begins
 
@@ -64,7 +69,10 @@ class WholeUnits(Neurons):
     def outputs(self, memory: UInt8Array, start: int, unit: int, x: Float32Array) -> Float32Array:
         """What the unit that begins at ``start`` of memory gives for x (T, d_model): the same
         shape, without the down projection's bias."""
-        a = self.activations(memory, np.array([start]), x, self.of(np.array([unit])))
+        neurons = self.of(np.array([unit]))
+        a = self.activations(memory, np.array([start]), x, neurons)
+        if self.norm is not None:
+            a = self.norm.take(a, neurons)
         return self.linear("down", memory, start, np.ascontiguousarray(a.T))
 
     def products(
@@ -133,7 +141,7 @@ class StreamedUnit(WholeUnits):
     """An FFN without experts that is streamed, matrix after matrix, at every token."""
 
     def __init__(self, store: UnitStore, units: WholeUnits) -> None:
-        super().__init__(units.config, units.matrices, units.biases)
+        super().__init__(units.config, units.matrices, units.biases, units.norm)
         self.store, self.units, tensor = store, units, store.units
         self.streamed = {
             name: StreamedMatrix(

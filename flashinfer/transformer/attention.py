@@ -31,6 +31,7 @@ class Attention(Mixer[AttentionConfig]):
 
     q, k, v, o      see AttentionConfig.projections
     q_norm, k_norm  over the values of each head or of all heads, or None
+    heads_norm      over the heads' sums of values, before ``o``, or None
     rotary          positions by which queries and keys are turned, or None
     score_bias      (heads, context) float32, added to the scores (alibi), or None
     sinks           (heads,) float32: a learned extra softmax logit each (attention sink), or None
@@ -43,6 +44,7 @@ class Attention(Mixer[AttentionConfig]):
     o: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    heads_norm: Norm | None = None
     rotary: RotaryPositions | None = None
     score_bias: Float32Array | None = None
     sinks: Float32Array | None = None
@@ -57,6 +59,8 @@ class Attention(Mixer[AttentionConfig]):
             attention.q_norm, attention.k_norm = (
                 parts.norm(config.norm, f"{p}_norm") for p in "qk"
             )
+        if config.heads_norm:
+            attention.heads_norm = parts.norm(config.norm, "heads_norm")
         attention.rotary = parts.positions.of(config.rotary)
         if config.alibi:
             heads = config.num_attention_heads
@@ -147,9 +151,15 @@ class Attention(Mixer[AttentionConfig]):
                     largest.append(self._scores_max(q[rows], cache, place))
         out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         heads = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
+        if self.tap:
+            self.tap(scores_max=np.concatenate(largest), heads=heads)
+        if self.heads_norm is not None:
+            heads = self.heads_norm(heads)
+            if self.tap:
+                self.tap(heads_norm=heads)
         y = self.o(heads)
         if self.tap:
-            self.tap(scores_max=np.concatenate(largest), heads=heads, o=y)
+            self.tap(o=y)
         return y
 
     def _scores_max(self, q: Float32Array, cache: KeyValueCache, place: int) -> Float32Array:

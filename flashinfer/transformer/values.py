@@ -93,7 +93,13 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
     yield from [*turned, *normed] if a.qk_norm_after_rotary else [*normed, *turned]
     o = names.projection("o", number)
     yield value("scores_max", f"{attention}.scores_max", (a.num_attention_heads,))
-    yield value("heads", f"{o}.input", (a.projections()["o"][1],))
+    width = (a.projections()["o"][1],)
+    if a.heads_norm:
+        norm = names.of("layers.{}.heads_norm.weight", number)
+        yield value("heads", f"{norm}.input", width)
+        yield value("heads_norm", norm, width)
+    else:
+        yield value("heads", f"{o}.input", width)
     yield value("o", o, d)
     if layer.norm_after:
         name = names.norm("attention_after_norm", number)
@@ -119,8 +125,12 @@ def _of_ffn(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value
             yield Value("gate", number, names.ffn("gate", number), (ffn.d_ffn,))
         yield Value("up", number, names.ffn("up", number), (ffn.d_ffn,))
         yield Value("predicted", number, f"{down}.predicted", (-(-ffn.d_ffn // 8),), "U8")
-        yield Value("activations", number, f"{down}.input", (ffn.d_ffn,))
+        norm = names.of("layers.{}.activations_norm.weight", number)
+        reader = norm if ffn.activations_norm else down
+        yield Value("activations", number, f"{reader}.input", (ffn.d_ffn,))
         yield Value("active", number, f"{down}.active", (-(-ffn.d_ffn // 8),), "U8")
+        if ffn.activations_norm:
+            yield Value("activations_norm", number, norm, (ffn.d_ffn,))
         yield Value("ffn", number, down, d)
         return
     block = names.block(number)

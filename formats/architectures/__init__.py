@@ -37,6 +37,7 @@ from . import (
     arcee,
     bamboo,
     bert,
+    bitnet,
     dots1,
     ernie4_5,
     ernie4_5_moe,
@@ -85,7 +86,7 @@ MODULES = (
     olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite, ernie4_5,
-    ernie4_5_moe, nanochat,
+    ernie4_5_moe, nanochat, bitnet,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
@@ -104,6 +105,12 @@ def architecture(config: Fields) -> Any:
 def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of any supported Hugging Face config (a dict). Raises FormatError."""
     module = architecture(config)
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == "bitnet":
+        raise FormatError(
+            "config: quantization_config of bitnet is not supported: its linear layers round what "
+            "they read to 8 bits, and weights to -1, 0 and 1"
+        )
     for field, is_usual in UNUSUAL.items():
         if field in config and not is_usual(config[field]):
             raise FormatError(f"config: {field} {shown(config[field])} is not supported")

@@ -32,6 +32,8 @@ class AttentionConfig(MixerConfig):
     qk_norm           queries and keys are normalised before they are turned: each "head" by
                       itself, or "all" heads together; None: not
     qk_norm_after_rotary  they are normalised when they are turned already
+    heads_norm        the heads' sums of values are normalised, all together, before the last
+                      projection
     norm              how
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
     attention_sinks   each head has a learned extra softmax logit
@@ -49,6 +51,7 @@ class AttentionConfig(MixerConfig):
     o_bias: bool = False
     qk_norm: Literal["head", "all"] | None = None
     qk_norm_after_rotary: bool = False
+    heads_norm: bool = False
     norm: NormConfig
     attention_scale: float | None = None
     attention_sinks: bool = False
@@ -88,6 +91,8 @@ class AttentionConfig(MixerConfig):
             for p in "qk":
                 size = shapes[p][0] if self.qk_norm == "all" else self.head_dim
                 specs += self.norm.tensors(f"{name}.{p}_norm", size)
+        if self.heads_norm:
+            specs += self.norm.tensors(f"{name}.heads_norm", shapes["o"][1])
         biased = ("qkv" if self.qkv_bias else "") + ("o" if self.o_bias else "")
         specs += [vector(f"{name}.{p}_proj.bias", shapes[p][0]) for p in biased]
         if self.attention_sinks:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..errors import FormatError
 from ..tensors import ATTENTION, FFN, PREDICTOR, SMALL, TensorSpec, vector
+from .norm import NormConfig
 
 ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "quick_gelu")
 SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
@@ -83,6 +84,8 @@ class FFNConfig:
     up_relu       with ``gated``: up x passes a ReLU, too (dReLU)
     limit         with ``gated``: gate x is at most this, up x within it, and 1 is added to that
                   (GPT-OSS); None: not
+    activations_norm  how all of a token's activations are normalised before the down projection;
+                  None: they are not
     ffn_bias      its linear layers have biases
     router        of a mixture of experts; None: there are no experts
     neurons_apart  of a mixture with predictors, which tell its neurons apart: those are read one by
@@ -100,6 +103,7 @@ class FFNConfig:
     threshold: float = 0.0
     up_relu: bool = False
     limit: float | None = None
+    activations_norm: NormConfig | None = None
     ffn_bias: bool = False
     router: RouterConfig | None = None
     neurons_apart: bool = False
@@ -117,6 +121,12 @@ class FFNConfig:
             raise FormatError(
                 f"config: activation {self.activation!r} is not supported; "
                 f"supported: {', '.join(ACTIVATIONS)}"
+            )
+        norm = self.activations_norm
+        if norm and (norm.kind != "rms" or self.router or self.shared_d_ffn):
+            raise FormatError(
+                "config: activations are normalised here by their mean square, and not those of "
+                "experts"
             )
 
     @property
@@ -183,6 +193,8 @@ class FFNConfig:
             specs += self.router.tensors(name, d)
         if self.shared_gated:
             specs.append(TensorSpec(f"{name}.shared.weigh.weight", (1, d), SMALL, exact=True))
+        if self.activations_norm:
+            specs += self.activations_norm.tensors(f"{name}.activations_norm", self.d_ffn)
         if self.ffn_bias:
             if self.gated:
                 specs.append(vector(f"{name}.ffn.gate_bias", self.neurons))

@@ -179,6 +179,7 @@ FIRES = {
     "prosparse": lambda gate, up: gate > 0.05,
     "bamboo": lambda gate, up: (gate > 0) & (up > 0),
     "persimmon": lambda gate, up: up > 0,
+    "bitnet": lambda gate, up: gate > 0,
     "falcon-new": lambda gate, up: up > 0,
 }
 

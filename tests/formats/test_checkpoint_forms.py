@@ -83,6 +83,26 @@ def test_experts_in_one_tensor(name, form, checkpoint):
     assert converted(folder) == apart
 
 
+def test_packed_ternary_weights_are_refused(checkpoint):
+    """BitNet's, four to a byte, though the config does not name them."""
+    folder = checkpoint("bitnet")
+    name = "model.layers.0.mlp.up_proj.weight"
+    change(folder, lambda tensors: {
+        **tensors, name: np.zeros((18, 40), np.uint8), f"{name}_scale": np.ones(1, np.float32),
+    })  # fmt: skip
+    with pytest.raises(FormatError, match=r"up_proj.*\(18, 40\), the config says \(72, 40\)"):
+        converted(folder)
+
+
+def test_ernie_as_transformers_names_its_corrections(checkpoint):
+    folder = checkpoint("ernie4-5-moe")
+    before = converted(folder)
+    change(folder, lambda found: {
+        name.replace("mlp.moe_statics", "mlp.gate.moe_statics"): x for name, x in found.items()
+    })  # fmt: skip
+    assert converted(folder) == before
+
+
 def test_buffers_are_no_weights(checkpoint):
     folder = checkpoint("llama-silu")
     before = converted(folder)

@@ -21,7 +21,7 @@ CHECKPOINTS = [
     for name in (
         "opt-plain", "opt-post-norm-projected", "llama-silu", "qwen3", "falcon-7b",
         "falcon-rw-alibi", "phi3", "nemotron", "gemma2", "gpt-oss", "qwen2-moe-dense", "dots1",
-        "granitemoe", "ernie4-5-moe", "nanochat",
+        "granitemoe", "ernie4-5-moe", "nanochat", "bitnet",
     )
 ]  # fmt: skip
 IDS = [(i * 37 + 11) % 90 + 3 for i in range(20)]

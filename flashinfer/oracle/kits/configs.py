@@ -205,6 +205,7 @@ CONFIGS: dict[str, JsonObject] = {
                          moe_intermediate_size=24, num_hidden_layers=5, moe_layer_interval=2,
                          moe_layer_end_index=3, tie_word_embeddings=False),
     "nanochat": like("nanochat", final_logit_softcapping=3.0),
+    "bitnet": like("bitnet"),
 }  # fmt: skip
 
 
