@@ -207,11 +207,11 @@ def _compared(config: ModelConfig, naming: Any) -> dict[str, tuple[str, str]]:
     """{attention module: the names of the queries and keys that it makes scores of}."""
     names, found = ModuleNames(config, naming), {}
     for number, layer in enumerate(config.layers):
-        name, q_norm, k_norm = names.attention(number), *(
-            names.of(f"layers.{{}}.{p}_norm.weight", number) for p in "qk"
-        )  # fmt: skip
-        after = layer.attention.qk_norm and layer.attention.qk_norm_after_rotary
-        found[name] = (q_norm, k_norm) if after else (f"{name}.q_turned", f"{name}.k_turned")
+        name, a = names.attention(number), layer.attention
+        found[name] = f"{name}.q_turned", f"{name}.k_turned"
+        if a.qk_norm and a.qk_norm_after_rotary:
+            q, k = (names.of(f"layers.{{}}.{p}_norm.weight", number) for p in "qk")
+            found[name] = q, k
     return found
 
 

@@ -195,8 +195,8 @@ class Neurons:
     def add_down(
         self, memory: UInt8Array, rows: AnyArray, a: Float32Array, part: Selection, y: Float32Array
     ) -> None:
-        """y += down(a), a as ``activations`` gives it, for rows of the down projection; a is then
-        no longer that."""
+        """y += down(a), a as ``activations`` gives it, for rows of the down projection. Where
+        activations are normalised, a is overwritten."""
         if self.norm is not None:
             a = self.norm.take(a, self.of(part.units), part.indptr, part.tokens)
         if part.weights is not None:
