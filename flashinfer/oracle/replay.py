@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
-from flashinfer.oracle import attending, known, routing
+from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.oracle import attending, known, mixing, routing
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.known import Known
 from flashinfer.oracle.model_weights import ModelWeights
@@ -60,7 +61,9 @@ class Replay:
             "scores_max": lambda i: self._attend(i).scores_max,
             "heads": lambda i: self._attend(i).heads,
             "heads_norm": lambda i: self._inner_norm("heads", i),
-            "o": lambda i: self._linear(f"layers.{i}.o_proj", self._projected_heads(i)),
+            "in_proj": lambda i: self._project("in", i),
+            "mixed": self._mixed,
+            "o": self._o,
             "attention_after_norm": lambda i: self._norm("attention_after_norm", i, "o"),
             "attended": self._attended,
             "ffn_norm": self._ffn_norm,
@@ -231,6 +234,20 @@ class Replay:
 
     def _projected_heads(self, i: int) -> Known:
         return self.of(i, "heads_norm" if self.config.layers[i].attention.heads_norm else "heads")
+
+    def _mixed(self, i: int) -> Known:
+        """What the out projection of a mixer other than attention reads."""
+        if not self.whole:
+            raise Unknown
+        name = f"layers.{i}.conv"
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        return mixing.short_conv(self.of(i, "in_proj"), weight, bias, self.how)
+
+    def _o(self, i: int) -> Known:
+        """What a layer's mixer gives."""
+        if isinstance(self.config.layers[i].mixer, AttentionConfig):
+            return self._linear(f"layers.{i}.o_proj", self._projected_heads(i))
+        return self._linear(f"layers.{i}.out_proj", self.of(i, "mixed"))
 
     def _attention_output(self, i: int) -> Known:
         after = self.config.layers[i].norm_after

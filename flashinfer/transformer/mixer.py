@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from flashinfer.formats.arrays import Float32Array, UInt8Array
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.norm import NormConfig
@@ -53,6 +55,11 @@ class Parts:
     def vector(self, name: str) -> Any:
         """A float32 array, or None where there is none."""
         return self.weights.get(f"{self.layer}.{name}")
+
+    def table(self, name: str) -> Float32Array:
+        """A small matrix of float32, which always is in DRAM: (rows, columns)."""
+        matrix = self.weights[f"{self.layer}.{name}"].matrix
+        return matrix.data.view(np.float32)
 
     def norm(self, config: NormConfig, name: str) -> Norm:
         """A norm."""

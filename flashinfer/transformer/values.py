@@ -5,13 +5,16 @@ the module reads, and has the name and ``.input``; or no module gives it, and it
 own beside the module's that it belongs to. docs/traces.md lists them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.layer import LayerConfig
+from flashinfer.formats.layers.mixer import MixerConfig
+from flashinfer.formats.layers.short_conv import ShortConvConfig
 from flashinfer.paper.interfaces import Columns
 
 
@@ -67,8 +70,7 @@ def values_of(config: ModelConfig, naming: Any) -> list[Value]:
 
 
 def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
-    a, d = layer.attention, (layer.mixer.hidden_size,)
-    here, attention = names.layer(number), names.attention(number)
+    here, d = names.layer(number), (layer.mixer.hidden_size,)
 
     def value(key: str, name: str, shape: tuple[int, ...], dtype: str = "F32") -> Value:
         return Value(key, number, name, shape, dtype)
@@ -77,30 +79,7 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
         yield from _of_router(layer.ffn, number, names)
     if layer.norm_before and not layer.bare_input:
         yield value("attention_norm", names.norm("attention_norm", number), d)
-    for p in "qkv":
-        yield value(p, names.projection(p, number), (a.projections()[p][0],))
-    heads = {"q": a.num_attention_heads, "k": a.num_key_value_heads}
-    normed = [
-        value(f"{p}_norm", names.of(f"layers.{{}}.{p}_norm.weight", number), (n, a.head_dim))
-        for p, n in heads.items()
-        if a.qk_norm
-    ]
-    turned = [
-        value(f"{p}_turned", f"{attention}.{p}_turned", (n, a.head_dim))
-        for p, n in heads.items()
-        if a.rotary
-    ]
-    yield from [*turned, *normed] if a.qk_norm_after_rotary else [*normed, *turned]
-    o = names.projection("o", number)
-    yield value("scores_max", f"{attention}.scores_max", (a.num_attention_heads,))
-    width = (a.projections()["o"][1],)
-    if a.heads_norm:
-        norm = names.of("layers.{}.heads_norm.weight", number)
-        yield value("heads", f"{norm}.input", width)
-        yield value("heads_norm", norm, width)
-    else:
-        yield value("heads", f"{o}.input", width)
-    yield value("o", o, d)
+    yield from OF_MIXERS[type(layer.mixer)](layer.mixer, number, names)
     if layer.norm_after:
         name = names.norm("attention_after_norm", number)
         yield value("attention_after_norm", name, d)
@@ -115,6 +94,51 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
     if layer.norm_after:
         yield value("ffn_after_norm", names.norm("ffn_after_norm", number), d)
     yield value("output", here, d)
+
+
+def _of_attention(a: AttentionConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
+    attention = names.attention(number)
+    for p in "qkv":
+        yield Value(p, number, names.projection(p, number), (a.projections()[p][0],))
+    heads = {"q": a.num_attention_heads, "k": a.num_key_value_heads}
+    normed = [
+        Value(
+            f"{p}_norm", number, names.of(f"layers.{{}}.{p}_norm.weight", number), (n, a.head_dim)
+        )
+        for p, n in heads.items()
+        if a.qk_norm
+    ]
+    turned = [
+        Value(f"{p}_turned", number, f"{attention}.{p}_turned", (n, a.head_dim))
+        for p, n in heads.items()
+        if a.rotary
+    ]
+    yield from [*turned, *normed] if a.qk_norm_after_rotary else [*normed, *turned]
+    o = names.projection("o", number)
+    yield Value("scores_max", number, f"{attention}.scores_max", (a.num_attention_heads,))
+    width = (a.projections()["o"][1],)
+    if a.heads_norm:
+        norm = names.of("layers.{}.heads_norm.weight", number)
+        yield Value("heads", number, f"{norm}.input", width)
+        yield Value("heads_norm", number, norm, width)
+    else:
+        yield Value("heads", number, f"{o}.input", width)
+    yield Value("o", number, o, (a.hidden_size,))
+
+
+def _of_short_conv(c: ShortConvConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
+    d = (c.hidden_size,)
+    in_proj, out_proj = (names.of(f"layers.{{}}.{p}_proj.weight", number) for p in ("in", "out"))
+    yield Value("in_proj", number, in_proj, (3 * c.hidden_size,))
+    yield Value("mixed", number, f"{out_proj}.input", d)
+    yield Value("o", number, out_proj, d)
+
+
+# What a mixer's run gives, by the class of its config.
+OF_MIXERS: dict[type[MixerConfig], Callable[[Any, int, "ModuleNames"], Iterator[Value]]] = {
+    AttentionConfig: _of_attention,
+    ShortConvConfig: _of_short_conv,
+}
 
 
 def _of_ffn(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value]:

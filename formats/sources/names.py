@@ -126,6 +126,8 @@ class Names:
             expected = (self.config.layers[layer].ffn.experts, *expected)
         if template in getattr(self.naming, "ONE_ROW", ()):
             expected = (1, *expected)
+        if template in getattr(self.naming, "CONVOLUTIONS", ()):
+            expected = (expected[0], 1, *expected[1:])
         if self.checkpoint.shapes[name] != expected or (rows is not None and len(rows) != shape[0]):
             raise FormatError(
                 f"{self.checkpoint.directory}: tensor {name} has the shape "

@@ -36,6 +36,7 @@ class Form:
                 first
     turned      the parts, as in ``rows``, whose matrices have rows and columns exchanged
     one_row     our vectors that are matrices of one row
+    convolutions  our matrices (channels, kernel) that are (channels, 1, kernel)
     """
 
     names: Mapping[str, str]
@@ -46,6 +47,7 @@ class Form:
     last: bool = False
     turned: Collection[str] = ()
     one_row: Collection[str] = ()
+    convolutions: Collection[str] = ()
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
         """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
@@ -70,9 +72,11 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     two_norms = module is falcon and any(
         layer.parallel and not layer.shared_norm for layer in config.layers
     )
-    turned, one_row = (getattr(module, key, ()) for key in ("TURNED", "ONE_ROW"))
-    last = fused or two_norms
-    return Form(module.NAMES, experts, dense, rows, dense_rows, last, turned, one_row)
+    turned, one_row, convolutions = (
+        getattr(module, key, ()) for key in ("TURNED", "ONE_ROW", "CONVOLUTIONS")
+    )
+    last, names = fused or two_norms, module.NAMES
+    return Form(names, experts, dense, rows, dense_rows, last, turned, one_row, convolutions)
 
 
 def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tensors:
@@ -94,7 +98,8 @@ def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tens
                 for expert, matrix in enumerate(values):
                     found[name.replace("{expert}", str(expert))] = matrix
             elif rows is None or spec.layer is None:
-                found[name] = values[None] if template in form.one_row else values
+                values = values[None] if template in form.one_row else values
+                found[name] = values[:, None] if template in form.convolutions else values
             else:
                 axis = 1 if router and template.startswith("layers.{}.ffn.") else 0
                 ids = rows(config.layers[spec.layer])

@@ -1,0 +1,131 @@
+"""Layers with a state: whatever way a text takes through them, a token has the same bits."""
+
+import numpy as np
+import pytest
+from drafting import Known, drafting
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashinfer import Model
+from flashinfer.formats.convert import convert
+from flashinfer.oracle.kits.kit import write_kit
+from flashinfer.transformer.state import RecurrentState
+
+NAMES = ("lfm2-bias", "lfm2-moe")
+CONTEXT = 48
+IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def path(tmp_path_factory, request):
+    """A bundle of a small model whose layers have states."""
+    folder = tmp_path_factory.mktemp("state")
+    model_type = request.param.partition("-bias")[0].replace("-", "_")
+    write_kit(folder / "kit", [model_type])
+    convert(folder / "kit/models" / request.param, folder / "x.flash", "f32")
+    return folder / "x.flash"
+
+
+@pytest.fixture(scope="module")
+def expected(path):
+    """The logits of IDS (T, vocab_size)."""
+    with Model.open(path, context=CONTEXT, draft="off") as model:
+        return model.logits(IDS)
+
+
+@pytest.mark.parametrize("draft", ["off", "ngram"])
+def test_however_many_tokens_a_pass_takes(path, expected, draft, twin):
+    with Model.open(path, context=CONTEXT, draft=draft) as model:
+        whole = model.logits(IDS)
+        for sizes in ([1] * 44, [2] * 22, [3, 40, 1], [30, 2, 2, 1, 9], [43, 1]):
+            model.reset()
+            done, rows = 0, []
+            for n in sizes:
+                rows.append(model.forward(IDS[done : done + n], every=True))
+                done += n
+            assert np.array_equal(np.concatenate(rows), whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_tokens_are_taken_back_anywhere(path, expected, data):
+    """As many as may be drafted without computing them again, and all others by doing that."""
+    with Model.open(path, context=CONTEXT, draft="ngram") as model:
+        for _ in range(8):
+            position = model.position
+            n = data.draw(st.integers(0, 44 - position))
+            if n:
+                rows = model.forward(IDS[position : position + n], every=True)
+                assert np.array_equal(rows, expected[position : position + n])
+            model.reset(data.draw(st.integers(0, model.position)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_drafts_change_no_token(path, share):
+    with Model.open(path, context=CONTEXT, draft="off") as model:
+        plain = list(model.generate(IDS[:8], 36, temperature=0, stop_at_eos=False))
+    with Model.open(path, context=CONTEXT, draft="ngram") as model:
+        for seed in range(6):
+            drafting(model, seed=seed)
+            drafter = Known(IDS[:8] + plain, share, seed, 96)
+            found = list(
+                model.generate(IDS[:8], 36, temperature=0, stop_at_eos=False, drafter=drafter)
+            )
+            assert found == plain
+        states = [c for c in model.text.caches if isinstance(c, RecurrentState)]
+        assert states and all(state.room for state in states)
+
+
+def test_texts_that_share_passes(path):
+    prompts = [IDS[:9], IDS[:12], IDS[4:20], IDS[:9] + IDS[30:34], [5]]
+    with Model.open(path, context=CONTEXT, draft="off") as model:
+        alone = [list(model.generate(p, 12, temperature=0, stop_at_eos=False)) for p in prompts]
+    with Model.open(path, context=CONTEXT, texts=3) as model:
+        done = {w.request.number: w.token_ids for w in model.generate_many(
+            prompts, 12, temperature=0, stop_at_eos=False)}  # fmt: skip
+    assert [done[i] for i in range(len(prompts))] == alone
+
+
+@pytest.mark.parametrize("draft", ["off", "ngram"])
+def test_a_session_goes_on(path, expected, draft, tmp_path):
+    session = tmp_path / "x.session"
+    with Model.open(path, context=CONTEXT, draft=draft) as model:
+        model.forward(IDS[:11])
+        model.forward(IDS[11:15])  # some of which wait, where tokens may be drafted
+        model.save_session(session)
+    for other in ("off", "ngram"):
+        with Model.open(path, context=CONTEXT, draft=other) as model:
+            loaded = model.load_session(session)
+            assert loaded.token_ids == IDS[:15]
+            at = model.position
+            assert at >= 11
+            assert np.array_equal(model.forward(IDS[at:], every=True), expected[at:])
+
+
+def test_an_interrupt_anywhere_leaves_nothing_half_done(path, expected, monkeypatch):
+    advance = RecurrentState.advance
+    with Model.open(path, context=CONTEXT, draft="ngram") as model:
+        for fails in range(1, 9):
+            calls = 0
+
+            def failing(self, inputs, start, step, fails=fails):
+                nonlocal calls
+                calls += 1
+
+                def broken(window, state):
+                    y = step(window, state)
+                    if calls == fails:
+                        raise KeyboardInterrupt
+                    return y
+
+                return advance(self, inputs, start, broken)
+
+            model.reset()
+            model.forward(IDS[:7])
+            with monkeypatch.context() as patch:
+                patch.setattr(RecurrentState, "advance", failing)
+                with pytest.raises(KeyboardInterrupt):
+                    for first in range(7, 44, 2):
+                        model.forward(IDS[first : first + 2])
+            at = model.position
+            assert np.array_equal(model.forward(IDS[at:], every=True), expected[at:])
