@@ -1,0 +1,79 @@
+"""Models of text and images, of which the text part is a model that is known.
+
+Their config has the text model's in ``text_config``, and its tensors lie beside those of a vision
+tower and of what projects its output, which are left out.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import FormatError, shown
+from ..fields import Fields
+
+# Where checkpoints have the tensors of a text model, and where it has them by itself; the first
+# that fits counts.
+PREFIXES = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+    ("language_model.", "model."),
+)
+HEAD = "lm_head.weight"
+TOWER = ("vision_tower.", "multi_modal_projector.")
+# Fields that may stand in the outer config only.
+OUTER = ("bos_token_id", "eos_token_id", "quantization_config")
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A model of text and images.
+
+    text       the architecture of its text where ``text_config`` does not say it
+    left_out   the prefixes of its other tensors, which may have "model." before them
+    """
+
+    text: str
+    left_out: tuple[str, ...] = TOWER
+
+    def text_name(self, name: str) -> str | None:
+        """What the text model calls a tensor; None: it is none of the text model's."""
+        if name.removeprefix("model.").startswith(self.left_out):
+            return None
+        for theirs, ours in PREFIXES:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
+
+
+WRAPPERS = {
+    "gemma3": Wrapper("gemma3_text"),
+    "mistral3": Wrapper("mistral"),
+    "llava": Wrapper("llama"),
+    "llava_next": Wrapper("llama", (*TOWER, "image_newline")),
+    "llava_onevision": Wrapper("qwen2", (*TOWER, "image_newline")),
+    "vipllava": Wrapper("llama"),
+    "internvl": Wrapper("qwen2"),
+    "lighton_ocr": Wrapper("qwen3", ("vision_encoder.", "vision_projection.")),
+}
+
+
+def wrapper_of(config: Fields) -> Wrapper | None:
+    """The Wrapper that a config is of, or None."""
+    model_type: Any = config.get("model_type")
+    return WRAPPERS.get(model_type) if isinstance(model_type, str) else None
+
+
+def text_config(config: Fields) -> Fields:
+    """The config of the text part of a model of text and images; any other is returned as it is.
+    Raises FormatError where it has none."""
+    wrapper = wrapper_of(config)
+    if wrapper is None:
+        return config
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise FormatError(f"config: text_config is {shown(text)}, not an object")
+    outer = {key: config[key] for key in OUTER if config.get(key) is not None}
+    # A checkpoint says by its tensors whether the output head is tied; here it is left to the
+    # outer config, whose class ties where it says nothing.
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
+    return {"model_type": wrapper.text, **outer, **text, "tie_word_embeddings": tied}
