@@ -1,5 +1,6 @@
 """Traces of other engines: transformers, llama.cpp, and any whose arrays lie in a file."""
 
+import fnmatch
 import json
 import shutil
 import subprocess
@@ -45,6 +46,40 @@ def test_transformers_conforms(name, tmp_path):
     trace_transformers(DATA / name, IDS, tmp_path / "t.safetensors")
     found = judged(DATA / name, tmp_path / "t.safetensors")
     assert found.first is None and found.judged > 10
+
+
+ATTENTION, MLP = "model.layers.1.self_attn", "model.layers.1.mlp"
+FAULTS = [  # an attribute that is another one, and the value that is wrong then
+    ("nanochat", f"{ATTENTION}.k_norm", "eps", lambda eps: 1e-2, f"{ATTENTION}.k_norm"),
+    ("nanochat", "model.rotary_emb", "inv_freq", lambda f: 1.01 * f, "model.layers.0.*q_norm"),
+    ("bitnet", f"{ATTENTION}.attn_sub_norm", "variance_epsilon", lambda eps: 1e-2,
+     f"{ATTENTION}.attn_sub_norm"),
+    ("bitnet", f"{MLP}.ffn_sub_norm", "forward", lambda norm: lambda x: x, f"{MLP}.ffn_sub_norm"),
+    ("ernie4-5", "model.rotary_emb", "inv_freq", lambda f: 1.01 * f, "model.layers.0.*q_turned"),
+    ("ernie4-5-moe", f"{MLP}.gate", "moe_statics", lambda bias: lambda scores: scores,
+     f"{MLP}.gate.choices"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, module, attribute, changed, where", FAULTS)
+def test_a_fault_of_transformers_is_found_where_it_is(
+    name, module, attribute, changed, where, tmp_path
+):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from flashinfer.oracle.from_transformers import traced_transformers
+
+    config = json.loads((DATA / name / "config.json").read_text())
+    model = transformers.AutoModelForCausalLM.from_pretrained(DATA / name).eval()
+    faulty = model.get_submodule(module)
+    wrong = changed(getattr(faulty, attribute))
+    if attribute == "moe_statics":
+        del faulty.moe_statics  # a module, whose place a function cannot take
+    setattr(faulty, attribute, wrong)
+    with torch.no_grad(), traced_transformers(model, IDS, tmp_path / "t.safetensors", config):
+        model(torch.tensor([IDS]), use_cache=False)
+    first = judged(DATA / name, tmp_path / "t.safetensors").first
+    assert first is not None and fnmatch.fnmatchcase(first.name, where)
 
 
 @pytest.mark.parametrize("name", ["llama-silu", "gemma2", "mixtral"])
