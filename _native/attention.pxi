@@ -1,4 +1,4 @@
-# Causal attention over the key/value cache; see flashinfer/kernels/.
+# Causal attention over the key/value cache, and linear attention; see flashinfer/kernels/.
 
 cdef extern from "kernels.h" nogil:
     int F32, F16, Q8_0
@@ -18,6 +18,18 @@ cdef extern from "kernels.h" nogil:
     void remember_rows(const float *x, int64_t n_tokens, int64_t n_groups, int64_t width,
                        uint8_t *cache, int64_t context, int64_t row_bytes, int64_t start,
                        int format)
+    ctypedef struct linear_attention_task:
+        const float *q
+        const float *k
+        const float *v
+        const float *decay
+        const float *rate
+        float *state
+        int64_t n_tokens, n_heads, n_groups, n, width
+        int delta
+        float *y
+
+    void run_linear_attention(const linear_attention_task *task, int threads)
     void rotate_row(float *x, const float *cos, const float *sin, int64_t half)
 
 
@@ -159,3 +171,56 @@ cdef _rotate(x_array, cos_array, sin_array):
             for t in range(x.shape[0]):
                 for h in range(x.shape[1]):
                     rotate_row(&x[t, h, 0], &cos[t, 0], &sin[t, 0], half)
+
+
+def linear_attention(q, k, v, decay, rate, state, delta=False):
+    """q, k (T, G, n), v (T, H, w), decay, rate (T, H) -> (T, H, w); changes state (H, n, w)."""
+    try:
+        return _linear_attention(q, k, v, decay, rate, state, delta)
+    except REFUSALS:
+        explained("linear_attention", q, k, v, decay, rate, state, delta)
+        raise
+
+
+cdef _linear_attention(q_array, k_array, v_array, decay_array, rate_array, state_array, delta):
+    cdef const float[:, :, ::1] q = floats_3d(q_array)
+    cdef const float[:, :, ::1] k = floats_3d(k_array)
+    cdef const float[:, :, ::1] v = floats_3d(v_array)
+    cdef const float[:, ::1] decay = floats_2d(decay_array)
+    cdef const float[:, ::1] rate = floats_2d(rate_array)
+    check_array(state_array, FLOAT32, 3)
+    cdef float[:, :, ::1] state = state_array
+    cdef linear_attention_task task
+    task.n_tokens, task.n_groups, task.n = q.shape[0], q.shape[1], q.shape[2]
+    task.n_heads, task.width = v.shape[1], v.shape[2]
+    if k_array.shape != q_array.shape or v.shape[0] != task.n_tokens:
+        raise Refused()
+    if not task.n_groups or task.n_heads % task.n_groups:
+        raise Refused()
+    if decay.shape[0] != task.n_tokens or decay.shape[1] != task.n_heads:
+        raise Refused()
+    if rate_array.shape != decay_array.shape:
+        raise Refused()
+    if state_array.shape != (task.n_heads, task.n, task.width):
+        raise Refused()
+    if delta is not True and delta is not False:
+        raise Refused()
+    task.delta = delta
+    y = np.zeros((v.shape[0], v.shape[1], v.shape[2]), dtype=np.float32)
+    cdef float[:, :, ::1] y_view = y
+    if y.size == 0 or state_array.size == 0:
+        return y
+    cdef Extent[6] arrays
+    arrays[0] = extent(&state[0, 0, 0], state_array.nbytes)
+    arrays[1] = extent(&q[0, 0, 0], q_array.nbytes)
+    arrays[2] = extent(&k[0, 0, 0], k_array.nbytes)
+    arrays[3] = extent(&v[0, 0, 0], v_array.nbytes)
+    arrays[4] = extent(&decay[0, 0], decay_array.nbytes)
+    arrays[5] = extent(&rate[0, 0], rate_array.nbytes)
+    check_apart(arrays, 1, 6)
+    task.q, task.k, task.v = &q[0, 0, 0], &k[0, 0, 0], &v[0, 0, 0]
+    task.decay, task.rate, task.state = &decay[0, 0], &rate[0, 0], &state[0, 0, 0]
+    task.y = &y_view[0, 0, 0]
+    with nogil:
+        run_linear_attention(&task, n_threads)
+    return y

@@ -408,6 +408,55 @@ static void NAME(attend)(const attention_task *task, int64_t begin, int64_t end,
     }
 }
 
+/* 32 columns of a state's row, or the last n < 32 of them. */
+INLINE V NAME(load_columns)(const float *p, int64_t n) {
+    return n >= 32 ? NAME(load_f32)(p) : NAME(load_tail)(F32, (const uint8_t *)p, 0, n);
+}
+
+INLINE void NAME(store_columns)(float *p, V v, int64_t n) {
+    float padded[32];
+    if (n >= 32) {
+        NAME(store)(p, v);
+        return;
+    }
+    NAME(store)(padded, v);
+    memcpy(p, padded, n * sizeof(float));
+}
+
+/* Items begin..end, each 32 columns of a head's state, which no other columns have a part in; one
+ * token after the other, and the rows of the state in their order. */
+static void NAME(linear_attention)(const linear_attention_task *task, int64_t begin, int64_t end) {
+    const V zero = NAME(set)(0), minus = NAME(set)(-1);
+    const int64_t steps = steps_of(task->width), n = task->n, width = task->width;
+    for (int64_t item = begin; item < end; item++) {
+        int64_t head = item / steps, column = item % steps * 32, columns = width - column;
+        int64_t group = head / (task->n_heads / task->n_groups);
+        float *state = task->state + head * n * width + column;
+        for (int64_t t = 0; t < task->n_tokens; t++) {
+            int64_t of_head = t * task->n_heads + head, at = of_head * width + column;
+            const float *q = task->q + (t * task->n_groups + group) * n;
+            const float *k = task->k + (t * task->n_groups + group) * n;
+            V decay = NAME(set)(task->decay[of_head]), seen = zero, read = zero;
+            V u = NAME(load_columns)(task->v + at, columns);
+            if (task->delta) {
+                for (int64_t i = 0; i < n; i++) {
+                    V s = NAME(fma)(NAME(load_columns)(state + i * width, columns), decay, zero);
+                    seen = NAME(fma)(NAME(set)(k[i]), s, seen);
+                }
+                u = NAME(fma)(seen, minus, u);
+            }
+            u = NAME(fma)(u, NAME(set)(task->rate[of_head]), zero);
+            for (int64_t i = 0; i < n; i++) {
+                V s = NAME(fma)(NAME(load_columns)(state + i * width, columns), decay, zero);
+                s = NAME(fma)(NAME(set)(k[i]), u, s);
+                NAME(store_columns)(state + i * width, s, columns);
+                read = NAME(fma)(NAME(set)(q[i]), s, read);
+            }
+            NAME(store_columns)(task->y + at, read, columns);
+        }
+    }
+}
+
 #endif
 
 #undef CASE

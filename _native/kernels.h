@@ -116,6 +116,16 @@ typedef struct {
     float *out; /* (n_tokens, n_heads, width) */
 } attention_task;
 
+/* Of each head and token: S = decay S; u = rate (v - S^T k), or rate v; S += k u^T; y = S^T q */
+typedef struct {
+    const float *q, *k; /* (n_tokens, n_groups, n); n_heads / n_groups share one */
+    const float *v, *decay, *rate; /* (n_tokens, n_heads, width), (n_tokens, n_heads) twice */
+    float *state; /* (n_heads, n, width) */
+    int64_t n_tokens, n_heads, n_groups, n, width;
+    int delta; /* what the state holds for k is taken away from v */
+    float *y; /* (n_tokens, n_heads, width) */
+} linear_attention_task;
+
 /* Behind the last position that token t of a task sees. */
 INLINE int64_t end_seen(const attention_task *task, int64_t t) {
     return task->start + (task->both ? task->n_tokens : t + 1);
@@ -300,6 +310,7 @@ typedef struct {
     void (*attend)(const attention_task *, int64_t, int64_t, float *);
     void (*attend_tiles)(const attention_task *, int64_t, int64_t, float *, int64_t);
     void (*activate)(float *, int64_t, int64_t, int, float);
+    void (*linear_attention)(const linear_attention_task *, int64_t, int64_t);
 } vector_unit;
 
 /* A unit, the one that has all its functions but the products with blocks, and the one with these. */
@@ -307,7 +318,7 @@ typedef struct {
     {#u, PASTE(up, floats), PASTE(lay_out, floats), PASTE(up_tiles, floats), \
      PASTE(up_blocks, blocks), PASTE(lay_out_blocks, blocks), PASTE(up_tiles_8bit, blocks), \
      PASTE(down, floats), PASTE(attend, floats), PASTE(attend_tiles, floats), \
-     PASTE(activate, floats)}
+     PASTE(activate, floats), PASTE(linear_attention, floats)}
 
 static const vector_unit *best_unit(void) {
     static const vector_unit units[] = {
@@ -540,4 +551,11 @@ static int run_attention(const attention_task *task, int threads) {
     SPLIT(threads, items, 1, unit->attend(task, begin, end, scores + part * room));
     free(scores);
     return 0;
+}
+
+static void run_linear_attention(const linear_attention_task *task, int threads) {
+    const vector_unit *unit = best_unit();
+    int64_t items = task->n_heads * steps_of(task->width);
+    if (items * task->n_tokens * task->n * 32 < SMALL_WORK) threads = 1;
+    SPLIT(threads, items, 1, unit->linear_attention(task, begin, end));
 }

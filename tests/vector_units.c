@@ -95,6 +95,25 @@ static void attention(void) {
     free(q), free(out), free(keys), free(values);
 }
 
+/* States of whole vectors and of others, with the delta rule and without. */
+static void linear_attention(void) {
+    enum { N = 24, MOST = 70 };
+    for (int64_t width = 5; width <= MOST; width += 13)
+        for (int delta = 0; delta < 2; delta++) {
+            float *q = uniforms(TOKENS * N), *k = uniforms(TOKENS * N), *rate = uniforms(TOKENS * HEADS);
+            float *v = uniforms(TOKENS * HEADS * width), *decay = uniforms(TOKENS * HEADS);
+            float *state = uniforms(HEADS * N * width), *y = uniforms(TOKENS * HEADS * width);
+            linear_attention_task task = {
+                .q = q, .k = k, .v = v, .decay = decay, .rate = rate, .state = state,
+                .n_tokens = TOKENS, .n_heads = HEADS, .n_groups = 1, .n = N, .width = width,
+                .delta = delta, .y = y};
+            run_linear_attention(&task, 2);
+            add_to_hash(y, 4 * TOKENS * HEADS * width);
+            add_to_hash(state, 4 * HEADS * N * width);
+            free(q), free(k), free(v), free(decay), free(rate), free(state), free(y);
+        }
+}
+
 static void route(const routing *r, const float *logits) {
     float values[HEADS * CONTEXT], group_scores[HEADS * CONTEXT], weights[9];
     int32_t kept[HEADS * CONTEXT], chosen[9];
@@ -170,6 +189,7 @@ int main(void) {
         for (int64_t d = 32; d <= 320; d += 96) products(format, d * number_formats[format].block / 32);
     norms();
     attention();
+    linear_attention();
     uint64_t first = hash;
     options();
     uint64_t second = hash;

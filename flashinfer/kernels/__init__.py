@@ -16,6 +16,7 @@ from flashinfer.kernels import doors
 from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.attention import attention, remember, rotate
 from flashinfer.kernels.direct_io import Reader, copy_rows, merge_reads
+from flashinfer.kernels.linear_attention import linear_attention
 from flashinfer.kernels.neuron_cache import place, positive, route
 from flashinfer.kernels.sparse_matmul import (
     Matrix,
@@ -30,13 +31,15 @@ from flashinfer.kernels.sparse_matmul import (
 
 __all__ = [
     "NAMES", "TWINS", "Matrix", "Reader", "activate", "attention", "copy_rows", "describe",
-    "in_use", "layer_norm", "linear", "merge_reads", "place", "positive", "quantise", "remember",
-    "rms_norm", "rotate", "route", "set_threads", "sparse_down", "sparse_up", "use",
+    "in_use", "layer_norm", "linear", "linear_attention", "merge_reads", "place", "positive",
+    "quantise", "remember", "rms_norm", "rotate", "route", "set_threads", "sparse_down",
+    "sparse_up", "use",
 ]  # fmt: skip
 
 NAMES = (
-    "linear", "sparse_up", "sparse_down", "attention", "remember", "rotate", "activate",
-    "layer_norm", "rms_norm", "positive", "route", "place", "merge_reads", "copy_rows", "Reader",
+    "linear", "sparse_up", "sparse_down", "attention", "linear_attention", "remember", "rotate",
+    "activate", "layer_norm", "rms_norm", "positive", "route", "place", "merge_reads", "copy_rows",
+    "Reader",
 )  # fmt: skip
 
 

@@ -179,6 +179,30 @@ def attention(
         raise ValueError(f"both is {both!r}, not False, or True without a window")
 
 
+def linear_attention(
+    q: Any, k: Any, v: Any, decay: Any, rate: Any, state: Any, delta: Any = False
+) -> None:
+    for name, value in {"q": q, "k": k, "v": v}.items():
+        array(name, value, FLOATS, 3)
+    for name, value in {"decay": decay, "rate": rate}.items():
+        array(name, value, FLOATS, 2)
+    array("state", state, FLOATS, 3, writable=True)
+    tokens, groups, n = q.shape
+    heads, width = v.shape[1:]
+    if k.shape != q.shape or len(v) != tokens or not groups or heads % groups:
+        raise ValueError(
+            f"q is {q.shape}, k {k.shape}, v {v.shape}: heads of v of which equally many share "
+            "each head of q and k are needed"
+        )
+    if decay.shape != (tokens, heads) or rate.shape != decay.shape:
+        raise ValueError(f"decay is {decay.shape}, rate {rate.shape}, not ({tokens}, {heads})")
+    if state.shape != (heads, n, width):
+        raise ValueError(f"state is {state.shape}, not ({heads}, {n}, {width})")
+    if not isinstance(delta, bool):
+        raise ValueError(f"delta is {delta!r}, not True or False")
+    apart("state", state, q=q, k=k, v=v, decay=decay, rate=rate)
+
+
 def remember(cache: Any, x: Any, start: Any) -> None:
     array("cache", cache, KEYS, 3, writable=True)
     array("x", x, FLOATS, 3)

@@ -73,6 +73,17 @@ def exp(x: Float64Array) -> Float64Array:
     return np.where(x < -700.0, 0.0, np.ldexp(terms, k.astype(np.int32)))
 
 
+def softplus(x: Float64Array) -> Float64Array:
+    """log(1 + e^x), within some units in the last place."""
+    # log(1 + y) = 2 artanh(s), s = y / (2 + y), which is at most 1 / 3 for y up to 1.
+    y = exp(-np.abs(x))
+    s = y / (2 + y)
+    terms = np.zeros_like(s)
+    for n in range(39, 0, -2):
+        terms = 1 / n + terms * s * s
+    return np.maximum(x, 0) + 2 * s * terms
+
+
 def _series(terms: tuple[float, ...], x: Float64Array) -> Float64Array:
     """terms[0] + terms[1] x + ..., by Horner's rule."""
     total = np.full_like(x, terms[-1])

@@ -103,6 +103,15 @@ def attention(draw, random):
             maybe(draw, floats(random, heads)), window is None and draw(st.booleans())]  # fmt: skip
 
 
+def linear_attention(draw, random):
+    groups, each, t, n, width = draw(st.integers(1, 3)), *(draw(SIZES) for _ in range(4))
+    heads = groups * each
+    q, k = (floats(random, t, groups, n) for _ in range(2))
+    decay, rate = (floats(random, t, heads) for _ in range(2))
+    return [q, k, floats(random, t, heads, width), decay, rate,
+            floats(random, heads, n, width), draw(st.booleans())]  # fmt: skip
+
+
 def remember(draw, random):
     t, groups, width, start = (draw(SIZES) for _ in range(4))
     name = draw(st.sampled_from(KV_DTYPES))
@@ -182,7 +191,7 @@ def submit(draw, random):
     return [random.integers(0, 50, n), random.integers(0, 9, n), memory, np.arange(n) * 9]
 
 
-CALLS = (linear, sparse_up, sparse_down, attention, remember, rotate, activate, layer_norm,
+CALLS = (linear, sparse_up, sparse_down, attention, linear_attention, remember, rotate, activate, layer_norm,
          rms_norm, positive, route, place, merge_reads, copy_rows, submit)  # fmt: skip
 
 

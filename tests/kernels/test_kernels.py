@@ -339,6 +339,39 @@ def test_attention_with_large_scores(twin):
     assert np.array_equal(kernels.attention(q, keys, values, 3)[0, 0], np.full(32, 2.0))
 
 
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize(
+    ("groups", "heads", "n", "width"), [(1, 1, 1, 1), (2, 6, 9, 5), (2, 4, 16, 32), (1, 3, 40, 70)]
+)
+def test_linear_attention(twin, groups, heads, n, width, delta):
+    """As its definition says in float64; and however many tokens there are at a time."""
+    random, tokens = np.random.default_rng(8), 7
+    q, k = (random.standard_normal((tokens, groups, n), dtype=np.float32) / n**0.5 for _ in "qk")
+    v = random.standard_normal((tokens, heads, width), dtype=np.float32)
+    decay, rate = (random.random((tokens, heads), dtype=np.float32) for _ in range(2))
+    state = random.standard_normal((heads, n, width), dtype=np.float32)
+    q, k = (x.astype(np.float32) for x in (q, k))
+    exact, expected = state.astype(np.float64), np.empty(v.shape)
+    for t in range(tokens):
+        for h in range(heads):
+            key, query = (x[t, h * groups // heads].astype(np.float64) for x in (k, q))
+            exact[h] *= decay[t, h]
+            brought = v[t, h] - key @ exact[h] if delta else v[t, h]
+            exact[h] += np.outer(key, rate[t, h] * brought)
+            expected[t, h] = query @ exact[h]
+    after = state.copy()
+    found = kernels.linear_attention(q, k, v, decay, rate, after, delta)
+    assert np.abs(found - expected).max() < 1e-5 and np.abs(after - exact).max() < 1e-5
+    for sizes in ([1] * 7, [3, 4], [6, 1]):
+        again, done, parts = state.copy(), 0, []
+        for size in sizes:
+            some = slice(done, done + size)
+            parts.append(kernels.linear_attention(
+                q[some], k[some], v[some], decay[some], rate[some], again, delta))  # fmt: skip
+            done += size
+        assert np.array_equal(np.concatenate(parts), found) and np.array_equal(again, after)
+
+
 def test_wrong_shapes_are_refused_before_a_pointer_is_touched():
     if "native" not in kernels.TWINS:
         pytest.skip("the compiled kernels are not here")
