@@ -15,7 +15,7 @@ MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
     "flex_olmo", "hunyuan_v1_moe",
-    "ernie4_5_moe",
+    "ernie4_5_moe", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text",
 )  # fmt: skip
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
@@ -71,6 +71,7 @@ def random_config(random, model_type):
     elif model_type in MIXTURES:
         _mixture(draw)
     _windows(draw)
+    _mixers(draw)
     if model_type in ("gemma3_text", "olmo3"):
         _rotary_of_two_kinds(draw)
     elif model_type not in ("opt", "gpt2", *ENCODERS):
@@ -243,6 +244,35 @@ def _windows(draw):
         kinds = ("sliding_attention", "full_attention")
         slides = config.get("use_sliding_window", "use_sliding_window" not in draw.defaults)
         kinds = kinds if slides or draw.often(0.1) else kinds[1:]
+        config["layer_types"] = [draw.one_of(*kinds) for _ in range(layers)]
+
+
+def _mixers(draw):
+    """Of models whose layers need not have attention."""
+    config, layers = draw.config, draw.config["num_hidden_layers"]
+    other = {"lfm2": "conv", "lfm2_moe": "conv"}.get(draw.model_type)
+    draw.put("conv_bias", True, False)
+    draw.put("conv_L_cache", 2, 3, 5)
+    draw.put("block_auto_adjust_ff_dim", True, False)
+    draw.put("block_ffn_dim_multiplier", 1.0, 0.7, 1, None)
+    draw.put("block_multiple_of", 8, 24, there=0.8)
+    draw.put("full_attn_idxs", [0], [layers - 1], [], None)
+    draw.put("num_dense_layers", 0, 1, 2, layers, there=0.8)
+    draw.put("use_expert_bias", True, False)
+    if "linear_num_key_heads" in draw.defaults:
+        other = "linear_attention"
+        keys = draw.one_of(1, 2, 4)
+        draw.put("linear_num_key_heads", keys, there=1)
+        draw.put("linear_num_value_heads", keys, 2 * keys, 3 * keys, 3 if draw.often(0.1) else keys,
+                 there=1)  # fmt: skip
+        draw.put("linear_key_head_dim", 24, 32, there=1)
+        draw.put("linear_value_head_dim", 8, 12, 40, there=1)
+        draw.put("linear_conv_kernel_dim", 2, 3, 4)
+        draw.put("full_attention_interval", 1, 2, 3, 4)
+    if other and (draw.model_type == "lfm2_moe" or draw.often(0.6)):
+        kinds = ("full_attention", other)
+        if draw.often(0.05):
+            kinds = (*kinds, "sliding_attention")
         config["layer_types"] = [draw.one_of(*kinds) for _ in range(layers)]
 
 

@@ -88,7 +88,7 @@ class SmallThinker(nn.Module):
             "tie_word_embeddings": True, "sliding_window_size": 4096,
         }  # fmt: skip
         self.options = {**options, "model_type": "smallthinker"}
-        c = self.c = SimpleNamespace(**{**usual, **options})
+        c = self.c = self.config = SimpleNamespace(**{**usual, **options})
         layers = c.num_hidden_layers
         turns = options.get("rope_layout") or [1] * layers
         slides = options.get("sliding_window_layout") or [0] * layers

@@ -12,7 +12,16 @@ from flashinfer.formats.convert import convert
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from make_checkpoints import ENCODERS, OPT, VARIANTS, encoded, make, reference, save  # noqa: E402
+from make_checkpoints import (  # noqa: E402
+    ENCODERS,
+    OPT,
+    VARIANTS,
+    allowed,
+    encoded,
+    make,
+    reference,
+    save,
+)
 from safetensors.torch import load_file  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -31,8 +40,9 @@ def test_logits(name, safe, tmp_path, twin):
     convert(tmp_path, tmp_path / "x.flash", "f32")
     ids = np.random.default_rng(seed).integers(3, 96, 40)
     with Model.open(tmp_path / "x.flash", context=40) as ours:
-        difference = np.abs(ours.logits(ids) - reference(model, ids)).max()
-    assert difference < 1e-4, f"seed {seed}"
+        theirs = reference(model, ids)
+        difference = np.abs(ours.logits(ids) - theirs).max()
+    assert difference < allowed(model, theirs), f"seed {seed}"
 
 
 @pytest.mark.parametrize("name", ENCODERS)

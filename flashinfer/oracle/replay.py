@@ -5,15 +5,16 @@ did not record is computed from what it did, with the noise that this adds, back
 nothing was recorded: then it is the run as a whole that is computed.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.oracle import attending, known, mixing, routing
 from flashinfer.oracle.arithmetic import Arithmetic
+from flashinfer.oracle.functions import activation, sigmoid
 from flashinfer.oracle.known import Known
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.transformer.positions import frequencies_of, query_scales
@@ -61,7 +62,13 @@ class Replay:
             "scores_max": lambda i: self._attend(i).scores_max,
             "heads": lambda i: self._attend(i).heads,
             "heads_norm": lambda i: self._inner_norm("heads", i),
+            "g": lambda i: self._project("g", i),
+            "gated": self._gated,
             "in_proj": lambda i: self._project("in", i),
+            "z": lambda i: self._project("z", i),
+            "a": lambda i: self._project("a", i),
+            "b": lambda i: self._project("b", i),
+            "read": self._read,
             "mixed": self._mixed,
             "o": self._o,
             "attention_after_norm": lambda i: self._norm("attention_after_norm", i, "o"),
@@ -233,10 +240,33 @@ class Replay:
         return self._norm(f"{key}_norm", i, key)
 
     def _projected_heads(self, i: int) -> Known:
-        return self.of(i, "heads_norm" if self.config.layers[i].attention.heads_norm else "heads")
+        config = self.config.layers[i].attention
+        if config.output_gate:
+            return self.of(i, "gated")
+        return self.of(i, "heads_norm" if config.heads_norm else "heads")
+
+    def _gated(self, i: int) -> Known:
+        gate = known.apply(self.of(i, "g"), sigmoid, self.how)
+        return known.times(self.of(i, "heads"), gate, self.how)
+
+    def _read(self, i: int) -> Known:
+        """What the heads of a gated delta net read from their states."""
+        if not self.whole:
+            raise Unknown
+        config = self.config.layers[i].mixer
+        assert isinstance(config, DeltaNetConfig)
+        weights = {
+            name: self.weights[f"layers.{i}.{name}"] for name in ("conv.weight", "decay", "dt_bias")
+        }
+        qkv, a, b = (self.of(i, key) for key in ("in_proj", "a", "b"))
+        return mixing.delta_net(config, weights, qkv, a, b, self.how)
 
     def _mixed(self, i: int) -> Known:
         """What the out projection of a mixer other than attention reads."""
+        config = self.config.layers[i].mixer
+        if isinstance(config, DeltaNetConfig):
+            gated = self.weights[f"layers.{i}.gated.weight"]
+            return mixing.gated(config, gated, self.of(i, "read"), self.of(i, "z"), self.how)
         if not self.whole:
             raise Unknown
         name = f"layers.{i}.conv"
@@ -343,7 +373,7 @@ class Replay:
             return y
         shared = self.of(i, "shared")
         if ffn.shared_gated:
-            share = known.apply(self.of(i, "shared_gate"), _sigmoid, self.how)
+            share = known.apply(self.of(i, "shared_gate"), sigmoid, self.how)
             shared = known.times(shared, share, self.how)
         return known.add(y, shared, self.how)
 
@@ -387,24 +417,3 @@ class Replay:
         a = self._active(i, gate, known.linear(x, *self._of_part("up", i, expert), how))
         down, bias, format = self._of_part("down", i, expert)
         return known.linear(a, down.T, bias, format, how)
-
-
-def activation(name: str, threshold: float) -> Callable[[Float64Array], Float64Array]:
-    """An activation function in float64, by the name that FFNConfig has for it."""
-    return {
-        "relu": lambda x: np.where(x > threshold, x, 0.0),
-        "relu2": lambda x: np.where(x > threshold, x, 0.0) ** 2,
-        "silu": lambda x: x * _sigmoid(x),
-        "gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))),
-        "gelu_tanh": lambda x: (
-            x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        ),
-        "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
-    }[name]
-
-
-def _sigmoid(x: Float64Array) -> Float64Array:
-    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
-
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])

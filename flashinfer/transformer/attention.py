@@ -29,7 +29,7 @@ from flashinfer.transformer.weights import Linear
 class Attention(Mixer[AttentionConfig]):
     """A layer's attention: project, turn, remember, attend, project.
 
-    q, k, v, o      see AttentionConfig.projections
+    q, k, v, o, g   see AttentionConfig.projections; g may be None
     q_norm, k_norm  over the values of each head or of all heads, or None
     heads_norm      over the heads' sums of values, before ``o``, or None
     rotary          positions by which queries and keys are turned, or None
@@ -48,6 +48,7 @@ class Attention(Mixer[AttentionConfig]):
     rotary: RotaryPositions | None = None
     score_bias: Float32Array | None = None
     sinks: Float32Array | None = None
+    g: Linear | None = None
     tap: Tap | None = field(default=None, init=False)
 
     @classmethod
@@ -59,6 +60,8 @@ class Attention(Mixer[AttentionConfig]):
             attention.q_norm, attention.k_norm = (
                 parts.norm(config.norm, f"{p}_norm") for p in "qk"
             )
+        if config.output_gate:
+            attention.g = parts.linear("g_proj")
         if config.heads_norm:
             attention.heads_norm = parts.norm(config.norm, "heads_norm")
         attention.rotary = parts.positions.of(config.rotary)
@@ -70,8 +73,9 @@ class Attention(Mixer[AttentionConfig]):
 
     @classmethod
     def working_bytes(cls, config: AttentionConfig) -> int:
-        """Bytes of a token's queries and outputs, padded."""
-        return 8 * config.num_attention_heads * padded_width(config.head_dim)
+        """Bytes of a token's queries and outputs, padded, and of a gate of these."""
+        parts = 4 if config.output_gate else 2
+        return 4 * parts * config.num_attention_heads * padded_width(config.head_dim)
 
     @classmethod
     def memory_bytes(cls, config: AttentionConfig, wanted: MemoryWanted) -> int:
@@ -105,7 +109,8 @@ class Attention(Mixer[AttentionConfig]):
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its products with weights, in the order in which they are made."""
-        return self.q, self.k, self.v, self.o
+        gate = () if self.g is None else (self.g,)
+        return self.q, self.k, self.v, *gate, self.o
 
     def __call__(self, x: Float32Array, texts: Sequence[Rows]) -> Float32Array:
         """x (T, d_model), the next tokens of some texts, each of which attends to its own ->
@@ -157,6 +162,14 @@ class Attention(Mixer[AttentionConfig]):
             heads = self.heads_norm(heads)
             if self.tap:
                 self.tap(heads_norm=heads)
+        if self.g is not None:
+            gate = self.g(x)
+            if self.tap:
+                self.tap(g=gate)
+            kernels.activate(gate, "sigmoid")
+            heads = heads * gate
+            if self.tap:
+                self.tap(gated=heads)
         y = self.o(heads)
         if self.tap:
             self.tap(o=y)

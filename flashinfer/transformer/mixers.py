@@ -3,9 +3,11 @@
 from typing import Any
 
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
 from flashinfer.transformer.attention import Attention
+from flashinfer.transformer.delta_net import DeltaNet
 from flashinfer.transformer.mixer import Mixer, Parts
 from flashinfer.transformer.short_conv import ShortConv
 
@@ -13,6 +15,7 @@ from flashinfer.transformer.short_conv import ShortConv
 KINDS: dict[type[MixerConfig], type[Mixer[Any]]] = {
     AttentionConfig: Attention,
     ShortConvConfig: ShortConv,
+    DeltaNetConfig: DeltaNet,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.formats.layers.mixer import MixerConfig
@@ -121,6 +122,10 @@ def _of_attention(a: AttentionConfig, number: int, names: "ModuleNames") -> Iter
         norm = names.of("layers.{}.heads_norm.weight", number)
         yield Value("heads", number, f"{norm}.input", width)
         yield Value("heads_norm", number, norm, width)
+    elif a.output_gate:
+        yield Value("heads", number, f"{attention}.heads", width)
+        yield Value("g", number, names.projection("g", number), width)
+        yield Value("gated", number, f"{o}.input", width)
     else:
         yield Value("heads", number, f"{o}.input", width)
     yield Value("o", number, o, (a.hidden_size,))
@@ -134,10 +139,22 @@ def _of_short_conv(c: ShortConvConfig, number: int, names: "ModuleNames") -> Ite
     yield Value("o", number, out_proj, d)
 
 
+def _of_delta_net(c: DeltaNetConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
+    width = (c.value_heads * c.value_dim,)
+    for key, p in (("in_proj", "in"), ("z", "z"), ("a", "a"), ("b", "b")):
+        name = names.projection(p, number)
+        yield Value(key, number, name, (c.projections()[p][0],))
+    out_proj = names.projection("out", number)
+    yield Value("read", number, f"{names.of('layers.{}.gated.weight', number)}.input", width)
+    yield Value("mixed", number, f"{out_proj}.input", width)
+    yield Value("o", number, out_proj, (c.hidden_size,))
+
+
 # What a mixer's run gives, by the class of its config.
 OF_MIXERS: dict[type[MixerConfig], Callable[[Any, int, "ModuleNames"], Iterator[Value]]] = {
     AttentionConfig: _of_attention,
     ShortConvConfig: _of_short_conv,
+    DeltaNetConfig: _of_delta_net,
 }
 
 

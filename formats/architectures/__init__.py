@@ -17,6 +17,7 @@ and where they are needed
     FUSED_FFN, FUSED_ROWS  FFN and ROWS where all of a layer's experts are in one tensor
     OPTIONAL              {field that no config states: the tensor that a checkpoint has where the
                           field is true}
+    VALUES                {our tensor: a function that makes it of the checkpoint's, float32 each}
     CONVOLUTIONS          our matrices (channels, kernel) that are (channels, 1, kernel) there
     UNUSED                tensors of checkpoints that have no part in what is computed
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
@@ -73,7 +74,10 @@ from . import (
     qwen2,
     qwen2_moe,
     qwen3,
+    qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
     roberta,
     smallthinker,
     smollm3,
@@ -85,6 +89,7 @@ MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
     dots1, glm4_moe, smallthinker, lfm2, lfm2_moe,
+    qwen3_next, qwen3_5, qwen3_5_moe,
     gpt_neox, gpt2, bert, roberta, xlm_roberta,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
     olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,

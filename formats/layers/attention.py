@@ -36,6 +36,7 @@ class AttentionConfig(MixerConfig):
                       projection
     norm              how
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
+    output_gate       what heads give is multiplied with sigmoid(g(x)) before it is projected
     attention_sinks   each head has a learned extra softmax logit
     score_cap         scores become c tanh(score / c); None: they stay
     """
@@ -54,6 +55,7 @@ class AttentionConfig(MixerConfig):
     heads_norm: bool = False
     norm: NormConfig
     attention_scale: float | None = None
+    output_gate: bool = False
     attention_sinks: bool = False
     score_cap: float | None = None
 
@@ -79,10 +81,11 @@ class AttentionConfig(MixerConfig):
             )
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """{"q", "k", "v", "o": (rows, columns)}."""
+        """{"q", "k", "v", "o": (rows, columns)}, and "g" where there is an output gate."""
         d, width = self.hidden_size, self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
-        return {"q": (width, d), "k": (keys, d), "v": (keys, d), "o": (d, width)}
+        gate = {"g": (width, d)} if self.output_gate else {}
+        return {"q": (width, d), "k": (keys, d), "v": (keys, d), **gate, "o": (d, width)}
 
     def tensors(self, name: str) -> list[TensorSpec]:
         """Its TensorSpecs, under names that begin with the layer's ``name``."""
@@ -94,6 +97,8 @@ class AttentionConfig(MixerConfig):
         if self.heads_norm:
             specs += self.norm.tensors(f"{name}.heads_norm", shapes["o"][1])
         biased = ("qkv" if self.qkv_bias else "") + ("o" if self.o_bias else "")
+        if self.qkv_bias and self.output_gate:
+            biased += "g"
         specs += [vector(f"{name}.{p}_proj.bias", shapes[p][0]) for p in biased]
         if self.attention_sinks:
             specs.append(vector(f"{name}.sinks", self.num_attention_heads))

@@ -191,8 +191,8 @@ def submit(draw, random):
     return [random.integers(0, 50, n), random.integers(0, 9, n), memory, np.arange(n) * 9]
 
 
-CALLS = (linear, sparse_up, sparse_down, attention, linear_attention, remember, rotate, activate, layer_norm,
-         rms_norm, positive, route, place, merge_reads, copy_rows, submit)  # fmt: skip
+CALLS = (linear, sparse_up, sparse_down, attention, linear_attention, remember, rotate, activate,
+         layer_norm, rms_norm, positive, route, place, merge_reads, copy_rows, submit)  # fmt: skip
 
 
 def spoilt(draw, random, value):

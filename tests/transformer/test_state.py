@@ -11,7 +11,10 @@ from flashinfer.formats.convert import convert
 from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.transformer.state import RecurrentState
 
-NAMES = ("lfm2-bias", "lfm2-moe")
+NAMES = {
+    "lfm2-bias": "lfm2", "lfm2-moe": "lfm2_moe", "qwen3-next": "qwen3_next",
+    "qwen3-5": "qwen3_5_text",
+}  # fmt: skip
 CONTEXT = 48
 IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
 
@@ -20,8 +23,7 @@ IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
 def path(tmp_path_factory, request):
     """A bundle of a small model whose layers have states."""
     folder = tmp_path_factory.mktemp("state")
-    model_type = request.param.partition("-bias")[0].replace("-", "_")
-    write_kit(folder / "kit", [model_type])
+    write_kit(folder / "kit", [NAMES[request.param]])
     convert(folder / "kit/models" / request.param, folder / "x.flash", "f32")
     return folder / "x.flash"
 

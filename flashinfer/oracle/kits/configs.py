@@ -72,6 +72,12 @@ GRANITE: JsonObject = {
     "residual_multiplier": 0.5,
     "logits_scaling": 2.0,
 }
+DELTA_NET: JsonObject = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 24,
+}
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -179,6 +185,14 @@ CONFIGS: dict[str, JsonObject] = {
     "lfm2-moe": mixture("lfm2_moe", num_hidden_layers=4, num_dense_layers=1, num_experts=8,
                         moe_intermediate_size=24, routed_scaling_factor=1.5,
                         layer_types=["conv", "conv", "full_attention", "conv"]),
+    "qwen3-next": mixture("qwen3_next", **DELTA_NET, num_experts=8, moe_intermediate_size=24,
+                          shared_expert_intermediate_size=56, num_hidden_layers=5, head_dim=16,
+                          mlp_only_layers=[1]),
+    "qwen3-5": like("qwen3_5_text", **DELTA_NET, num_hidden_layers=3, head_dim=16,
+                    layer_types=["linear_attention", "full_attention", "linear_attention"]),
+    "qwen3-5-moe": mixture("qwen3_5_moe_text", **DELTA_NET, num_experts=8, head_dim=16,
+                           moe_intermediate_size=24, shared_expert_intermediate_size=56,
+                           num_hidden_layers=4, attention_bias=True),
     "gpt-neox": like("gpt_neox", hidden_size=64),
     "gpt-neox-in-turn": like("gpt_neox", hidden_size=64, use_parallel_residual=False,
                              attention_bias=False, hidden_act="relu", rotary_pct=0.5,

@@ -22,6 +22,9 @@ def write_hugging_face(model: KitModel, folder: Path) -> None:
     fields = model.hugging_face_config()
     module, config = architecture(fields), model_config(fields)
     form = hugging_face_form(model, config, module)
+    less_one = getattr(module, "NORM_LESS_ONE", False)
+    # The norm of what heads read is stored as it is, though its name there ends as others do.
+    gated = module.NAMES.get("layers.{}.gated.weight", "no such").rpartition("{}")[2]
     stored: Tensors = {}
     for name, values in checkpoint_tensors(model, config, form).items():
         if name.endswith("_mxfp4"):
@@ -30,7 +33,7 @@ def write_hugging_face(model: KitModel, folder: Path) -> None:
         if model.packing == "fp8" and name.endswith("_proj.weight"):
             stored |= _fp8(name, values, fields, model.name)
             continue
-        if getattr(module, "NORM_LESS_ONE", False) and name.endswith("norm.weight"):
+        if less_one and name.endswith("norm.weight") and not name.endswith(gated):
             values = values - np.float32(1)
         stored[name] = values
     eight_bits = {name for name in stored if f"{name}{fp8.SCALE}" in stored}

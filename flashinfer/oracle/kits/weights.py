@@ -151,7 +151,7 @@ def drawn(name: str, shape: tuple[int, ...], config: ModelConfig, label: str) ->
     1 is about 1 again. ``label`` is the model's.
     """
     values = uniform(f"{label} {name}", shape)
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "gated.weight")):
         return np.float32(1) + values / np.float32(4)
     if name.endswith("bias"):
         return values / np.float32(8)
