@@ -18,7 +18,9 @@ ARCHITECTURES = {
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama",
     "granitemoe": "granitemoe", "gpt_oss": "gpt-oss", "gpt_neox": "gptneox",
     "gpt2": "gpt2", "arcee": "arcee", "gemma2": "gemma2", "gemma3_text": "gemma3",
-    "dots1": "dots1", "glm4_moe": "glm4moe",
+    "dots1": "dots1", "glm4_moe": "glm4moe", "granite": "granite", "ernie4_5": "ernie4_5",
+    "ernie4_5_moe": "ernie4_5-moe", "smollm3": "smollm3", "ministral3": "mistral3",
+    "olmo2": "olmo2", "olmo3": "olmo2",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -35,25 +37,28 @@ NAMES = {
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     "gate_up_proj": "ffn_up", "fc1": "ffn_up", "fc2": "ffn_down",
     "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down",
+    "moe_statics": "exp_probs_b",
     "router": "ffn_gate_inp", "gate": "ffn_gate_inp", "layer": "ffn_gate_inp",
     "shared_expert_gate": "ffn_gate_inp_shexp",
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
 }  # fmt: skip
-TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "arcee")
+TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "arcee", "granite", "smollm3",
+          "ministral3")  # fmt: skip
 # What GGUF cannot say of a checkpoint in tests/data, and what is taken in its place.
 UNSAID = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16},
     "dots1": {"sliding_window": None, "layer_types": None},
-}
+    "olmo3": {"rope_parameters": {
+        "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
+                           "original_max_position_embeddings": 12},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+    }},
+}  # fmt: skip
 LESS_ONE = ("gemma", "gemma2", "gemma3_text", "nemotron")  # GGUF holds their norms with one added
-POST_NORM = (
-    "gpt_oss",
-    "gemma2",
-    "gemma3_text",
-    "glm4_moe",
-)  # what comes after attention is so named
+# Those of which GGUF names a norm post_attention_norm.
+POST_NORM = ("gpt_oss", "gemma2", "gemma3_text", "glm4_moe", "olmo2", "olmo3")
 
 
 def checkpoint_of(name, folder):
@@ -148,7 +153,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_expert_feed_forward_length(ffn.d_ffn)
     if ffn.shared_d_ffn:
         writer.add_expert_shared_feed_forward_length(ffn.shared_d_ffn)
-    if config["model_type"] == "granitemoe":
+    if config["model_type"] in ("granite", "granitemoe"):
         writer.add_embedding_scale(model.embedding_scale)
         writer.add_attention_scale(attention.attention_scale)
         writer.add_residual_scale(model.layers[0].residual_scale)
@@ -161,6 +166,13 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_expert_weights_scale(ffn.router.scale)
         writer.add_expert_group_count(ffn.router.groups)
         writer.add_expert_group_used_count(ffn.router.groups_kept)
+    if config["model_type"] == "ernie4_5_moe":
+        writer.add_leading_dense_block_count(config["moe_layer_start_index"])
+        writer.add_interleave_moe_layer_step(config["moe_layer_interval"])
+        writer.add_expert_shared_count(config["moe_num_shared_experts"])
+    if config["model_type"] == "ministral3":
+        writer.add_attn_temperature_scale(attention.temperature.beta)
+        writer.add_rope_scaling_yarn_log_mul(attention.rotary.parameters["mscale_all_dim"])
     if config["model_type"] == "gemma2":
         writer.add_attn_logit_softcapping(attention.score_cap)
         writer.add_final_logit_softcapping(model.logit_cap)
@@ -265,7 +277,7 @@ def _tensors(folder, config, model):
         if part == "post_attention_layernorm" and config["model_type"] in POST_NORM:
             ours = "post_attention_norm"
         if kind == "e_score_correction_bias":
-            ours, kind = "exp_probs_b", "bias"
+            ours, kind, values = "exp_probs_b", "bias", values.reshape(-1)
         if part == "post_attention_layernorm" and config["model_type"] == "falcon":
             ours = "ffn_norm"
         if not (model.tied and ours == "output"):

@@ -232,7 +232,8 @@ def gguf_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     names = ("llama-silu", "qwen3", "phi", "phi3", "nemotron", "mixtral", "qwen2-moe", "gpt-oss",
              "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox", "gpt2",
-             "arcee", "gemma2", "gemma3", "dots1", "glm4-moe")  # fmt: skip
+             "arcee", "gemma2", "gemma3", "dots1", "glm4-moe", "granite", "ernie4-5-moe",
+             "smollm3", "ministral3", "olmo2", "olmo3")  # fmt: skip
     return [write_gguf(checkpoint_of(name, folder), folder / f"{name}.gguf") for name in names]
 
 

@@ -41,6 +41,7 @@ INPUTS = {"o": "heads", "ffn": "activations"}  # what these products read is a v
 BY_NAME = {
     ("Qcur", "ROPE"): "q_turned",
     ("Kcur", "ROPE"): "k_turned",
+    ("Qcur_attn_temp_scaled", None): "q_turned",
     ("ffn_inp", None): "attended",
     ("l_out", None): "output",
     ("ffn_moe_topk", None): "choices",

@@ -43,7 +43,12 @@ def _is_harmless(harmless: Harmless, value: Any, config: JsonObject) -> bool:
         return False
     try:
         return harmless(value, config)
-    except (ArithmeticError, TypeError, ValueError):  # of absurd numbers, or what is none
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # absurd, or none
         return False
 
 
@@ -55,6 +60,12 @@ def one_of(*values: float) -> Harmless:
 def _equals(field: str) -> Harmless:
     """Whether a value equals a field of the config."""
     return lambda value, config: bool(value == config[field])
+
+
+def _of_full_attention(config: JsonObject) -> JsonObject:
+    """The rotary positions of layers that see all, where others have their own."""
+    rope: JsonObject = config["rope_parameters"]
+    return rope.get("full_attention", rope)
 
 
 def _no_window(value: float, config: JsonObject) -> bool:
@@ -111,7 +122,7 @@ HARMLESS: dict[str, Harmless] = {
         config["partial_rotary_factor"] == 1.0 and value == config["head_dim"]
     ),
     "rope.freq_base_swa": lambda value, config: bool(
-        value == config["rope_parameters"]["rope_theta"]
+        value == _of_full_attention(config)["rope_theta"]
     ),
     "rope.scale_linear": one_of(0, 1),
     "rope.scaling.finetuned": one_of(True, False),
@@ -119,7 +130,7 @@ HARMLESS: dict[str, Harmless] = {
     "rope.scaling.yarn_attn_factor": one_of(1),
     "rope.scaling.yarn_log_multiplier": one_of(0),
     "rope.scaling.yarn_ext_factor": lambda value, config: bool(
-        value == (config["rope_parameters"]["rope_type"] == "yarn")
+        value == (_of_full_attention(config)["rope_type"] == "yarn")
     ),
     "rope.scaling.yarn_beta_fast": one_of(32),
     "rope.scaling.yarn_beta_slow": one_of(1),

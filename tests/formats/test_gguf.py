@@ -28,6 +28,8 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "olmoe": None, "qwen2-moe": None, "qwen3-moe": None, "mixtral": None, "granitemoe": None,
     "gpt-oss": None, "gpt-neox": None, "gpt-neox-in-turn": "relu", "gpt2": None,
     "arcee": None, "gemma2": None, "gemma3": None, "dots1": None, "glm4-moe": None,
+    "granite": None, "ernie4-5": None, "ernie4-5-moe": None, "smollm3": None, "ministral3": None,
+    "olmo2": None, "olmo3": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType
 

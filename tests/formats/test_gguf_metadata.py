@@ -49,6 +49,10 @@ WRITTEN = {
     "gemma3": {"attention.sliding_window_pattern": [True] * 5 + [False, True]},
     "dots1": {"expert_shared_feed_forward_length": 48},
     "glm4-moe": {"nextn_predict_layers": 0},
+    "granite": {"vocab_size": 96, "rope.scaling.finetuned": True},
+    "ernie4-5-moe": {"expert_shared_feed_forward_length": 48, "expert_gating_func": 1},
+    "olmo3": {"attention.sliding_window_pattern": [True] * 3 + [False, True],
+              "rope.freq_base_swa": 1000.0, "rope.scaling.yarn_ext_factor": 1.0},
 }  # fmt: skip
 
 
@@ -108,6 +112,13 @@ def test_keys_that_change_nothing(name, tmp_path):
         ("gemma2", "attention.scale", 0.5),
         ("gemma3", "attn_logit_softcapping", 50.0),
         ("dots1", "attention.sliding_window", 8),
+        ("granite", "rope.scaling.finetuned", False),
+        ("ernie4-5-moe", "expert_gating_func", 3),
+        ("ernie4-5", "embedding_scale", 3.0),
+        ("smollm3", "attention.sliding_window", 8),
+        ("ministral3", "attention.temperature_length", 8),
+        ("olmo2", "attention.clamp_kqv", 8.0),
+        ("olmo3", "rope.freq_base_swa", 500.0),
         ("dots1", "nextn_predict_layers", 1),
         ("glm4-moe", "nextn_predict_layers", 3),
         ("glm4-moe", "rope.dimension_sections", [1, 1, 1, 0]),
@@ -116,7 +127,7 @@ def test_keys_that_change_nothing(name, tmp_path):
 def test_keys_that_would_change_the_result(name, key, value, tmp_path):
     """What is not read has to leave the result as it is."""
     path = with_keys(name, tmp_path / "x.gguf", {key: value})
-    with pytest.raises(FormatError, match=rf"x\.gguf: metadata '[a-z0-9-]+\.{key}' is .* not supp"):
+    with pytest.raises(FormatError, match=rf"x\.gguf: metadata '[\w-]+\.{key}' is .* not supp"):
         convert(path, tmp_path / "x.flash", "f32")
 
 
@@ -205,6 +216,31 @@ def test_caps_that_gemma_2_leaves_out(tmp_path):
     )  # fmt: skip
     assert (config.layers[0].attention.score_cap, config.logit_cap) == (50.0, 30.0)
     assert config.layers[0].attention.attention_window == 4096
+
+
+def test_mistral_without_temperature(tmp_path):
+    """llama.cpp's conversion calls Mistral's later models mistral3, too."""
+    config = bundle_config(
+        "ministral3", tmp_path, attention__temperature_scale=None,
+        rope__scaling__type=None, rope__scaling__factor=None,
+        rope__scaling__yarn_log_multiplier=None,
+    )  # fmt: skip
+    attention = config.layers[0].attention
+    assert (attention.temperature, attention.rotary.kind) == (None, "default")
+
+
+def test_a_temperature_without_yarn(tmp_path):
+    config = bundle_config(
+        "ministral3", tmp_path, rope__scaling__type=None, rope__scaling__factor=None,
+        rope__scaling__yarn_log_multiplier=None,
+    )  # fmt: skip
+    attention = config.layers[0].attention
+    assert attention.rotary.kind == "default" and attention.temperature.length == 12
+
+
+def test_gemma_3_has_linear_scaling_only(tmp_path):
+    with pytest.raises(FormatError, match=r"rope\.scaling\.type' is 'yarn', which is not supp"):
+        bundle_config("gemma3", tmp_path, rope__scaling__type="yarn")
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path):

@@ -29,6 +29,7 @@ FOREIGN = [
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",
     "gpt2", "arcee", "gemma2", "gemma3", "glm4-moe",
+    "granite", "smollm3", "ministral3", "olmo2", "olmo3",
 ]  # fmt: skip
 
 

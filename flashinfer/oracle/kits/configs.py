@@ -341,6 +341,29 @@ GGUF_MODELS = (
         num_hidden_layers=3, first_k_dense_replace=2, use_qk_norm=True, attention_bias=True,
         routed_scaling_factor=1.5,
     ), gguf=BLOCKS),
+    KitModel("gguf-granite", like("granite", **WIDE, **GRANITE, attention_bias=True),
+             gguf=("f16",)),
+    KitModel("gguf-ernie4-5", like("ernie4_5", **WIDE, tie_word_embeddings=False),
+             gguf=BLOCKS),
+    KitModel("gguf-ernie4-5-moe", like(
+        "ernie4_5_moe", **{**WIDE_MIXTURE, "intermediate_size": 96}, moe_num_experts=8, moe_k=3,
+        moe_num_shared_experts=2, num_hidden_layers=3, moe_layer_start_index=1,
+    ), gguf=("f16",)),
+    KitModel("gguf-smollm3", like(
+        "smollm3", **WIDE, num_hidden_layers=5, tie_word_embeddings=False,
+    ), gguf=BLOCKS),
+    KitModel("gguf-ministral3", like("ministral3", **WIDE, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=12, mscale=1.0, mscale_all_dim=1.0,
+        llama_4_scaling_beta=0.3,
+    )), gguf=("f16",)),
+    KitModel("gguf-olmo2", like("olmo2", **WIDE), gguf=BLOCKS),
+    KitModel("gguf-olmo3", like(
+        "olmo3", **WIDE, num_hidden_layers=5, sliding_window=9, rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+            "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
+                               "original_max_position_embeddings": 12},
+        },
+    ), gguf=("f16",)),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

@@ -18,7 +18,10 @@ from flashinfer.oracle.kits.golden import TOKENS
 from flashinfer.oracle.kits.weights import Form, Tensors, checkpoint_tensors
 from flashinfer.transformer.positions import frequencies_of
 
-GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {"mixtral": "llama"}
+GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {
+    "mixtral": "llama",
+    "olmo3": "olmo2",
+}
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
@@ -91,8 +94,11 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
 
 
 def _rotary(config: ModelConfig) -> Rotary | None:
-    """The rotary positions of the layers that have any."""
-    return next((layer.mixer.rotary for layer in config.layers if layer.mixer.rotary), None)
+    """The rotary positions of the layers that have any; of those that see all where there are such,
+    because layers with a window may have their own."""
+    mixers = [layer.mixer for layer in config.layers if layer.mixer.rotary]
+    mixers.sort(key=lambda mixer: getattr(mixer, "attention_window", None) is not None)
+    return mixers[0].rotary if mixers else None
 
 
 def _nothing(config: ModelConfig) -> Metadata:
@@ -103,7 +109,7 @@ def _of_gpt_neox(config: ModelConfig) -> Metadata:
     return {"use_parallel_residual": config.layers[0].parallel}
 
 
-def _of_granitemoe(config: ModelConfig) -> Metadata:
+def _of_granite(config: ModelConfig) -> Metadata:
     layer = config.layers[0]
     return {
         "embedding_scale": float(config.embedding_scale),
@@ -146,11 +152,33 @@ def _of_sigmoid_mixture(config: ModelConfig) -> Metadata:
     }
 
 
+def _of_ernie4_5_moe(config: ModelConfig) -> Metadata:
+    ffn = config.layers[-1].ffn
+    return {
+        "leading_dense_block_count": sum(layer.ffn.router is None for layer in config.layers),
+        "interleave_moe_layer_step": 1,
+        "expert_shared_count": ffn.shared_d_ffn // ffn.d_ffn,
+    }
+
+
+def _of_mistral3(config: ModelConfig) -> Metadata:
+    attention = config.layers[0].attention
+    if attention.temperature is None or attention.rotary is None:
+        return {}
+    return {
+        "attention.temperature_scale": attention.temperature.beta,
+        "rope.scaling.yarn_log_multiplier": attention.rotary.parameters.get("mscale_all_dim", 0.0),
+    }
+
+
 # What llama.cpp's conversion writes for these architectures beside what it writes for all.
 OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "gptneox": _of_gpt_neox,
-    "granitemoe": _of_granitemoe,
     "smallthinker": _of_smallthinker,
+    "granite": _of_granite,
+    "granitemoe": _of_granite,
+    "ernie4_5-moe": _of_ernie4_5_moe,
+    "mistral3": _of_mistral3,
     "gemma2": _of_gemma2,
     "gemma3": _of_gemma3,
     "dots1": _of_sigmoid_mixture,

@@ -26,7 +26,8 @@ def _gemma2(header: Header, config: JsonObject) -> JsonObject:
 
 def _gemma3(header: Header, config: JsonObject) -> JsonObject:
     near, window = header.of("rope.freq_base_swa", float, 10000.0), config["sliding_window"]
-    layers = header.layers()
+    if config["rope_parameters"]["rope_type"] not in ("default", "linear"):
+        raise header.refusal("rope.scaling.type")
     return {
         "hidden_activation": config["hidden_act"],
         "query_pre_attn_scalar": _scaled_by(config, largest=62),
@@ -35,7 +36,7 @@ def _gemma3(header: Header, config: JsonObject) -> JsonObject:
             "full_attention": config["rope_parameters"],
             "sliding_attention": {"rope_type": "default", "rope_theta": near},
         },
-        **({} if window else {"layer_types": ["full_attention"] * layers}),
+        **({} if window else {"layer_types": ["full_attention"] * header.layers()}),
     }
 
 
@@ -46,6 +47,47 @@ def _scaled_by(config: JsonObject, largest: int) -> int | None:
     if config["num_hidden_layers"] == largest and heads and hidden_size:
         return hidden_size // heads
     return config["head_dim"]
+
+
+def granite_scales(header: Header, config: JsonObject) -> JsonObject:
+    """Granite's factors of embeddings, attention, blocks and logits."""
+    return {
+        "embedding_multiplier": header.of("embedding_scale", float),
+        "attention_multiplier": header.of("attention.scale", float),
+        "residual_multiplier": header.of("residual_scale", float),
+        "logits_scaling": header.of("logit_scale", float),
+    }
+
+
+def _ernie4_5(header: Header, config: JsonObject) -> JsonObject:
+    return {"use_bias": "attn_q.bias" in header.kinds}
+
+
+def _olmo2(header: Header, config: JsonObject) -> JsonObject:
+    """GGUF's olmo2 is OLMo 3, too, whose layers with a window turn heads by the base alone."""
+    if not config["sliding_window"]:
+        return {}
+    far, original = config["rope_parameters"], config["original_max_position_embeddings"]
+    near = {"rope_type": "default", "rope_theta": far["rope_theta"]}
+    far = {**far, "original_max_position_embeddings": original} if original else far
+    return {
+        "model_type": "olmo3",
+        "rope_parameters": {"full_attention": far, "sliding_attention": near},
+    }
+
+
+def _mistral3(header: Header, config: JsonObject) -> JsonObject:
+    """GGUF's mistral3 is Ministral 3, whose queries grow with their position, and Mistral."""
+    grows = header.of("attention.temperature_scale", float)
+    of_scores = header.of("rope.scaling.yarn_log_multiplier", float)
+    original = config["original_max_position_embeddings"] or config["max_position_embeddings"]
+    rope = dict(config["rope_parameters"])
+    if of_scores:
+        rope.update(mscale=of_scores, mscale_all_dim=of_scores)
+    if not grows:
+        return {"model_type": "mistral", "rope_parameters": rope}
+    rope.update(llama_4_scaling_beta=grows, original_max_position_embeddings=original)
+    return {"rope_parameters": rope}
 
 
 def _phi3(header: Header, config: JsonObject) -> JsonObject:
@@ -87,6 +129,7 @@ def _refuse_other_heads(header: Header, config: JsonObject) -> None:
         )
 
 
+GRANITE_ROTARY = {"rope.scaling.finetuned": one_of(True)}  # False: no rotary positions at all
 DENSE = (
     GgufForm(
         architecture="llama", model_type="llama", windows=0, paired=True,
@@ -107,6 +150,14 @@ DENSE = (
     GgufForm(
         architecture="arcee", model_type="arcee", activation="relu2", ffn="plain", paired=True,
     ),
+    GgufForm(
+        architecture="granite", model_type="granite", paired=True, fields=granite_scales,
+        harmless=GRANITE_ROTARY,
+    ),
+    GgufForm(architecture="ernie4_5", model_type="ernie4_5", paired=True, fields=_ernie4_5),
+    GgufForm(architecture="smollm3", model_type="smollm3", paired=True),
+    GgufForm(architecture="mistral3", model_type="ministral3", paired=True, fields=_mistral3),
+    GgufForm(architecture="olmo2", model_type="olmo2", windows=4, fields=_olmo2),
     GgufForm(
         architecture="falcon", model_type="falcon", activation="gelu", ffn="plain",
         epsilon=("layer_norm_epsilon", LAYER), fields=_falcon,

@@ -2,6 +2,7 @@
 
 from ...bounded_json import JsonObject
 from ..gguf_metadata import one_of
+from .dense import GRANITE_ROTARY, granite_scales
 from .form import BLOCK, GgufForm
 from .header import Header
 
@@ -12,16 +13,6 @@ NOT_TURNED = 4  # of so many layers of SmallThinker the first has no rotary posi
 def _not_normalised(header: Header, config: JsonObject) -> JsonObject:
     """llama.cpp's code has it so; a file that states otherwise is refused."""
     return {"norm_topk_prob": False}
-
-
-def _granitemoe(header: Header, config: JsonObject) -> JsonObject:
-    """Granite's factors of embeddings, attention, blocks and logits."""
-    return {
-        "embedding_multiplier": header.of("embedding_scale", float),
-        "attention_multiplier": header.of("attention.scale", float),
-        "residual_multiplier": header.of("residual_scale", float),
-        "logits_scaling": header.of("logit_scale", float),
-    }
 
 
 def _gpt_oss(header: Header, config: JsonObject) -> JsonObject:
@@ -63,6 +54,17 @@ def _glm4_moe(header: Header, config: JsonObject) -> JsonObject:
     }
 
 
+def _ernie4_5_moe(header: Header, config: JsonObject) -> JsonObject:
+    return {
+        "intermediate_size": config["ffn_hidden_size"],  # of the layers without experts
+        "moe_k": config["num_experts_per_tok"],
+        "moe_num_shared_experts": header.of("expert_shared_count", int, 0),
+        "moe_layer_start_index": header.of("leading_dense_block_count", int, 0),
+        "moe_layer_interval": header.of("interleave_moe_layer_step", int, 1) or 1,
+        "moe_layer_end_index": -1,
+    }
+
+
 def _after_dense(header: Header, config: JsonObject, usual: int | None = None) -> JsonObject:
     """Experts as DeepSeek V3 has them, after layers without.
 
@@ -95,8 +97,8 @@ MIXTURES = (
     ),
     GgufForm(
         architecture="granitemoe", model_type="granitemoe", paired=True,
-        experts="num_local_experts", fields=_granitemoe,
-        harmless={"rope.scaling.finetuned": one_of(True)},  # False: no rotary positions at all
+        experts="num_local_experts", fields=granite_scales,
+        harmless=GRANITE_ROTARY,
     ),
     GgufForm(
         architecture="gpt-oss", model_type="gpt_oss", windows=2,
@@ -110,5 +112,9 @@ MIXTURES = (
         architecture="glm4moe", model_type="glm4_moe", experts="n_routed_experts",
         partly_rotary=True, fields=_glm4_moe,
         names={"layers.{}.ffn_norm.weight": f"{BLOCK}.post_attention_norm.weight"},
+    ),
+    GgufForm(
+        architecture="ernie4_5-moe", model_type="ernie4_5_moe", experts="moe_num_experts",
+        paired=True, fields=_ernie4_5_moe, harmless={"expert_gating_func": one_of(0, 1)},
     ),
 )  # fmt: skip
