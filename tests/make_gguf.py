@@ -20,7 +20,8 @@ ARCHITECTURES = {
     "gpt2": "gpt2", "arcee": "arcee", "gemma2": "gemma2", "gemma3_text": "gemma3",
     "dots1": "dots1", "glm4_moe": "glm4moe", "granite": "granite", "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe", "smollm3": "smollm3", "ministral3": "mistral3",
-    "olmo2": "olmo2", "olmo3": "olmo2",
+    "olmo2": "olmo2", "olmo3": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
+    "hunyuan_v1_moe": "hunyuan-moe",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -37,6 +38,7 @@ NAMES = {
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     "gate_up_proj": "ffn_up", "fc1": "ffn_up", "fc2": "ffn_down",
     "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down",
+    "query_layernorm": "attn_q_norm", "key_layernorm": "attn_k_norm", "wg": "ffn_gate_inp",
     "moe_statics": "exp_probs_b",
     "router": "ffn_gate_inp", "gate": "ffn_gate_inp", "layer": "ffn_gate_inp",
     "shared_expert_gate": "ffn_gate_inp_shexp",
@@ -50,6 +52,7 @@ UNSAID = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16},
     "dots1": {"sliding_window": None, "layer_types": None},
+    "hunyuan-moe": {"moe_topk": 3},
     "olmo3": {"rope_parameters": {
         "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
                            "original_max_position_embeddings": 12},
@@ -57,6 +60,7 @@ UNSAID = {
     }},
 }  # fmt: skip
 LESS_ONE = ("gemma", "gemma2", "gemma3_text", "nemotron")  # GGUF holds their norms with one added
+SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 # Those of which GGUF names a norm post_attention_norm.
 POST_NORM = ("gpt_oss", "gemma2", "gemma3_text", "glm4_moe", "olmo2", "olmo3")
 
@@ -271,7 +275,7 @@ def _tensors(folder, config, model):
         if config["model_type"] == "gpt2" and ".h." in name and values.ndim > 1:
             values = np.ascontiguousarray(values.T)
         layer = next((piece for piece in name.split(".") if piece.isdecimal()), None)
-        shared = ".shared_expert." in name or ".shared_experts." in name
+        shared = any(f".{part}." in name for part in SHARED)
         ours = NAMES[part] + ("_shexp" if shared else "")
         values = values.reshape(-1) if part == "shared_expert_gate" else values
         if part == "post_attention_layernorm" and config["model_type"] in POST_NORM:

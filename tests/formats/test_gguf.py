@@ -29,7 +29,7 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "gpt-oss": None, "gpt-neox": None, "gpt-neox-in-turn": "relu", "gpt2": None,
     "arcee": None, "gemma2": None, "gemma3": None, "dots1": None, "glm4-moe": None,
     "granite": None, "ernie4-5": None, "ernie4-5-moe": None, "smollm3": None, "ministral3": None,
-    "olmo2": None, "olmo3": None,
+    "olmo2": None, "olmo3": None, "hunyuan": None, "hunyuan-moe": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType
 

@@ -364,6 +364,9 @@ GGUF_MODELS = (
                                "original_max_position_embeddings": 12},
         },
     ), gguf=("f16",)),
+    KitModel("gguf-hunyuan", like("hunyuan_v1_dense", **WIDE), gguf=BLOCKS),
+    KitModel("gguf-hunyuan-moe", like("hunyuan_v1_moe", **WIDE_MIXTURE, num_experts=8, moe_topk=3),
+             gguf=("f16",)),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

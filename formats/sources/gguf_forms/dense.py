@@ -157,6 +157,7 @@ DENSE = (
     GgufForm(architecture="ernie4_5", model_type="ernie4_5", paired=True, fields=_ernie4_5),
     GgufForm(architecture="smollm3", model_type="smollm3", paired=True),
     GgufForm(architecture="mistral3", model_type="ministral3", paired=True, fields=_mistral3),
+    GgufForm(architecture="hunyuan-dense", model_type="hunyuan_v1_dense"),
     GgufForm(architecture="olmo2", model_type="olmo2", windows=4, fields=_olmo2),
     GgufForm(
         architecture="falcon", model_type="falcon", activation="gelu", ffn="plain",

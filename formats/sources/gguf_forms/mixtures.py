@@ -106,6 +106,10 @@ MIXTURES = (
         names={"layers.{}.ffn_norm.weight": f"{BLOCK}.post_attention_norm.weight"},
     ),
     GgufForm(
+        architecture="hunyuan-moe", model_type="hunyuan_v1_moe",
+        harmless={"expert_shared_count": one_of(1)},
+    ),
+    GgufForm(
         architecture="dots1", model_type="dots1", experts="n_routed_experts", fields=_after_dense,
     ),
     GgufForm(
