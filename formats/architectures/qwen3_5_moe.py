@@ -19,9 +19,8 @@ DEFAULTS = {
     "num_experts": 256,
     "num_experts_per_tok": 8,
 }
-ALIASES = {"num_local_experts": "num_experts"}
 __all__ = [
-    "ALIASES", "CONVOLUTIONS", "DEFAULTS", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
+    "CONVOLUTIONS", "DEFAULTS", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
     "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
 ]  # fmt: skip
 

@@ -68,10 +68,9 @@ DEFAULTS = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": None,
 }
-ALIASES = {"num_local_experts": "num_experts"}
 __all__ = [
-    "ALIASES", "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FUSED_FFN", "FUSED_ROWS",
-    "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
+    "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
+    "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
 ]  # fmt: skip
 
 

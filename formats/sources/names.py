@@ -166,8 +166,9 @@ class Names:
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
         made = getattr(self.naming, "VALUES", {}).get(template)
         if made is not None:
-            values = lambda: [made(self.checkpoint.read_rows(name))]
-            return new_tensor(spec.name, format, spec.shape, values)
+            return new_tensor(
+                spec.name, format, spec.shape, lambda: [made(self.checkpoint.read_rows(name))]
+            )
         return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
 
     def expert_biases(self, spec: TensorSpec, template: str, layer: int) -> NewTensor:
