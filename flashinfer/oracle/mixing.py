@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flashinfer.formats.arrays import Float64Array
+from flashinfer.formats.arrays import AnyArray, Float64Array
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.oracle import known
@@ -63,7 +63,9 @@ def delta_net(
             strict=True,
         )
     )
-    q, k = (_unit(x.reshape(n, config.key_heads, config.key_dim), each, how) for x in (q, k))
+    # Which head of keys each head of values shares.
+    shared = np.arange(heads) % config.key_heads if config.tiled else np.arange(heads) // each
+    q, k = (_unit(x.reshape(n, config.key_heads, config.key_dim), shared, how) for x in (q, k))
     v = v.reshape(n, heads, config.value_dim)
     rate = known.apply(b, sigmoid, how)
     softplus = np.logaddexp(0, a.value + weights["dt_bias"])
@@ -106,11 +108,9 @@ def gated(
     return known.times(normed.reshape(n, -1), known.apply(z, activation("silu", 0.0), how), how)
 
 
-def _unit(x: Known, each: int, how: Arithmetic) -> Known:
-    """Heads (T, key heads, key_dim) of a length of 1, one for each head of values."""
+def _unit(x: Known, shared: AnyArray, how: Arithmetic) -> Known:
+    """Heads (T, key heads, key_dim) of a length of 1, for each head of values that it shares."""
     size = x.value.shape[-1]
     unit = known.norm(x, NormConfig("rms", LENGTH / size), None, None, how)
-    value, spread = (
-        np.repeat(part * size**-0.5, each, axis=1) for part in (unit.value, unit.spread)
-    )
+    value, spread = ((part * size**-0.5)[:, shared] for part in (unit.value, unit.spread))
     return Known(value, spread)

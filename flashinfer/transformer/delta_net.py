@@ -95,9 +95,11 @@ class DeltaNet(RecurrentMixer[DeltaNetConfig]):
         rate = np.ascontiguousarray(b)
         kernels.activate(rate, "sigmoid")
         decay = self.decay.astype(np.float64) * softplus(a.astype(np.float64) + self.dt_bias)
+        q, k = self._unit(q, config.key_dim**-0.5), self._unit(k)  # (n, key heads, key_dim)
+        if config.tiled:
+            q, k = (np.tile(part, (1, heads // keys, 1)) for part in (q, k))
         read = kernels.linear_attention(
-            self._unit(q, config.key_dim**-0.5), self._unit(k),
-            np.ascontiguousarray(v).reshape(n, heads, config.value_dim),
+            q, k, np.ascontiguousarray(v).reshape(n, heads, config.value_dim),
             exp(decay).astype(np.float32), rate,
             state.reshape(heads, config.key_dim, config.value_dim), True,
         )  # fmt: skip

@@ -57,6 +57,7 @@ SHARED = {
     "linear_num_value_heads": 32,
     "layer_types": None,
     "full_attention_interval": 4,
+    "linear_value_heads_tiled": False,  # as GGUF files have them
 }
 DEFAULTS = {
     **SHARED,
@@ -107,6 +108,7 @@ def delta_nets(config: Fields, options: Options) -> ByLayer:
         value_dim=dimension(config, "linear_value_head_dim"),
         kernel=dimension(config, "linear_conv_kernel_dim"),
         epsilon=options["norm_epsilon"],
+        tiled=flag(config, "linear_value_heads_tiled"),
         **activation(config),
     )
     attends = attending(config, options["num_hidden_layers"])

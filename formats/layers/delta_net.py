@@ -20,7 +20,8 @@ class DeltaNetConfig(MixerConfig):
     decay is exp(decay softplus(a(x) + dt_bias)) with a learned ``decay`` below 0, rate is
     sigmoid(b(x)), of each head.
 
-    key_heads, value_heads  of which value_heads / key_heads share a query and a key
+    key_heads, value_heads  of which value_heads / key_heads, side by side, share a query and a key
+    tiled                   every key_heads-th head of values shares a query and a key instead
     key_dim, value_dim      values of a head of either kind
     kernel                  tokens that the convolution sees, itself included
     epsilon                 of the norm of what heads give
@@ -33,6 +34,7 @@ class DeltaNetConfig(MixerConfig):
     value_dim: int
     kernel: int
     epsilon: float
+    tiled: bool = False
     activation: str = "silu"
 
     def __post_init__(self) -> None:

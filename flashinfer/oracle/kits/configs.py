@@ -265,6 +265,11 @@ WIDE_FALCON = {
     **FALCON, "hidden_size": 64, "ffn_hidden_size": 96, "bos_token_id": 1,
     "new_decoder_architecture": True, "num_kv_heads": 2,
 }  # fmt: skip
+# llama.cpp has heads of keys and of values of one size.
+WIDE_NET = {
+    **WIDE, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32, "eos_token_id": 2,
+}  # fmt: skip
 BLOCKS = ("f16", "q8_0", "q4_0")
 # Those written as GGUF, too: their rows are whole blocks of 32.
 GGUF_MODELS = (
@@ -317,6 +322,23 @@ GGUF_MODELS = (
         "moe_num_primary_experts": 8, "moe_num_active_primary_experts": 3,
         "moe_primary_router_apply_softmax": True,
     }, gguf=BLOCKS),
+    KitModel("gguf-lfm2", like(
+        "lfm2", **WIDE, num_hidden_layers=4, block_auto_adjust_ff_dim=False,
+        layer_types=["conv", "full_attention", "conv", "conv"],
+    ), gguf=("f16",)),
+    KitModel("gguf-lfm2-moe", mixture(
+        "lfm2_moe", **WIDE, moe_intermediate_size=32, num_hidden_layers=4, num_dense_layers=1,
+        num_experts=8, layer_types=["conv", "conv", "full_attention", "conv"],
+    ), gguf=("f16",)),
+    KitModel("gguf-qwen3-next", mixture(
+        "qwen3_next", **WIDE_NET, moe_intermediate_size=32, num_experts=8, num_hidden_layers=4,
+        shared_expert_intermediate_size=64,
+    ), gguf=("f16",)),
+    KitModel("gguf-qwen3-5", like("qwen3_5_text", **WIDE_NET, num_hidden_layers=4), gguf=("f16",)),
+    KitModel("gguf-qwen3-5-moe", mixture(
+        "qwen3_5_moe_text", **WIDE_NET, moe_intermediate_size=32, num_experts=8,
+        num_hidden_layers=4, shared_expert_intermediate_size=64,
+    ), gguf=("f16",)),
     KitModel("gguf-gpt-neox", like("gpt_neox", **WIDE), gguf=BLOCKS),
     KitModel("gguf-gpt2", {**GPT2, "n_embd": 64, "bos_token_id": 1}, gguf=BLOCKS),
     KitModel("gguf-arcee", like("arcee", **WIDE), gguf=BLOCKS),

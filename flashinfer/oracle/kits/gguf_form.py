@@ -9,11 +9,13 @@ import numpy as np
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.gguf_file import Metadata, gguf_bytes
+from flashinfer.oracle.kits.gguf_mixers import as_converted, metadata_of_mixers
 from flashinfer.oracle.kits.golden import TOKENS
 from flashinfer.oracle.kits.weights import Form, Tensors, checkpoint_tensors
 from flashinfer.transformer.positions import frequencies_of
@@ -35,8 +37,13 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
-    tensors |= _rope_tensors(_rotary(config))
-    return gguf_bytes(_metadata(name, model, config), tensors, format, exact=(ROUTER,))
+    tensors = as_converted(name, tensors, config) | _rope_tensors(_rotary(config))
+    return gguf_bytes(
+        _metadata(name, model, config),
+        tensors,
+        format,
+        exact=(ROUTER, "shortconv.conv", "ssm_conv1d"),
+    )
 
 
 def _kinds(architecture: str, config: ModelConfig) -> set[str]:
@@ -53,11 +60,12 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
 
 def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
     # Of layers that differ: one that sees all, and one that has experts.
-    layer = next((k for k in config.layers if not k.attention.attention_window), config.layers[0])
+    attend = [k for k in config.layers if isinstance(k.mixer, AttentionConfig)]
+    layer = next((k for k in attend if not k.attention.attention_window), attend[0])
     ffn = next((k.ffn for k in config.layers if k.ffn.router), layer.ffn)
     dense = [k.ffn.d_ffn for k in config.layers if k.ffn.router is None]
     attention = layer.attention
-    windows = [layer.attention.attention_window for layer in config.layers]
+    windows = [layer.attention.attention_window for layer in attend]
     norm = "layer_norm_rms_epsilon" if config.norm.kind == "rms" else "layer_norm_epsilon"
     own: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
@@ -84,6 +92,7 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
         own["expert_feed_forward_length"] = ffn.d_ffn
     if ffn.shared_d_ffn:
         own["expert_shared_feed_forward_length"] = ffn.shared_d_ffn
+    own |= metadata_of_mixers(config)
     own |= OF_ARCHITECTURES.get(architecture, _nothing)(config)
     return {
         "general.architecture": architecture,
@@ -175,6 +184,7 @@ def _of_mistral3(config: ModelConfig) -> Metadata:
 OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "gptneox": _of_gpt_neox,
     "smallthinker": _of_smallthinker,
+    "lfm2moe": _of_sigmoid_mixture,
     "granite": _of_granite,
     "granitemoe": _of_granite,
     "ernie4_5-moe": _of_ernie4_5_moe,

@@ -9,5 +9,6 @@ that none of these reads or knows is refused.
 from .dense import DENSE
 from .form import GgufForm
 from .mixtures import MIXTURES
+from .recurrent import RECURRENT
 
-FORMS: dict[str, GgufForm] = {form.architecture: form for form in (*DENSE, *MIXTURES)}
+FORMS: dict[str, GgufForm] = {form.architecture: form for form in (*DENSE, *MIXTURES, *RECURRENT)}

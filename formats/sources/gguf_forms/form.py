@@ -55,6 +55,7 @@ class GgufForm:
     partly_rotary  only a part of each head may be rotary
     paired        rows of queries and keys are in another order: the two values of a rotary pair are
                   together
+    packed_attention  attn_qkv has queries, keys and values; else those of another mixer
     experts       the config's name of how many experts there are
     fields        (header, config) -> the config's fields that only this architecture has, or has
                   otherwise; ``Header.of_layers`` reads metadata that layers have each of their own
@@ -74,6 +75,7 @@ class GgufForm:
     windows: int | None = None
     partly_rotary: bool = False
     paired: bool = False
+    packed_attention: bool = True
     experts: str = "num_experts"
     fields: Callable[[Header, JsonObject], JsonObject] = _no_fields
     by_layer: tuple[str, ...] = ()
@@ -88,7 +90,7 @@ class GgufForm:
         """
         own = {ours: _there(theirs, kinds) for ours, theirs in self.names.items()}
         names, rows = {**NAMES, **own}, dict(self.rows)
-        if "attn_qkv.weight" in kinds:
+        if self.packed_attention and "attn_qkv.weight" in kinds:
             for p in "qkv":
                 names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
                 rows[f"{p}_proj"] = behind(p)

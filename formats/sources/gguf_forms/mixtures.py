@@ -46,7 +46,7 @@ def _glm4_moe(header: Header, config: JsonObject) -> JsonObject:
     if not 0 <= further < layers:
         raise header.refusal("nextn_predict_layers")
     return {
-        **_after_dense(header, config, usual=SIGMOID),
+        **after_dense(header, config, usual=SIGMOID),
         "num_hidden_layers": layers - further,
         "num_nextn_predict_layers": further,
         "attention_bias": "attn_q.bias" in header.kinds,
@@ -65,7 +65,7 @@ def _ernie4_5_moe(header: Header, config: JsonObject) -> JsonObject:
     }
 
 
-def _after_dense(header: Header, config: JsonObject, usual: int | None = None) -> JsonObject:
+def after_dense(header: Header, config: JsonObject, usual: int | None = None) -> JsonObject:
     """Experts as DeepSeek V3 has them, after layers without.
 
     usual  the gating function where a file states none
@@ -110,7 +110,7 @@ MIXTURES = (
         harmless={"expert_shared_count": one_of(1)},
     ),
     GgufForm(
-        architecture="dots1", model_type="dots1", experts="n_routed_experts", fields=_after_dense,
+        architecture="dots1", model_type="dots1", experts="n_routed_experts", fields=after_dense,
     ),
     GgufForm(
         architecture="glm4moe", model_type="glm4_moe", experts="n_routed_experts",
