@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .architectures import model_config
+from .architectures.wrappers import text_config
 from .arrays import UInt8Array
 from .bounded_json import JsonObject
 from .bundle.layout import TEMPLATE, TOKENIZER, format_of, layout
@@ -66,6 +67,12 @@ def convert(
             config = model_config(checkpoint.config)
         except FormatError as error:
             raise FormatError(f"{checkpoint.config_path}: {error}") from None
+        if isinstance(checkpoint, Checkpoint) and checkpoint.wrapper:
+            note(
+                f"{source}: of {checkpoint.model_type} its text, "
+                f"{checkpoint.config['model_type']}, is converted; what sees images is left out "
+                f"(tensors: {checkpoint.not_text})"
+            )
         names = Names(checkpoint, config)
         if names.left_out:
             note(
@@ -101,6 +108,7 @@ def outline(
     destination cannot be written.
     """
     ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
+    config = text_config(config)
     tensors = [
         new_tensor(spec.name, format_of(spec, ffn, dense), spec.shape, lambda: ())
         for spec in layout(model_config(config))

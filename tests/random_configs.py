@@ -16,6 +16,7 @@ MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
     "flex_olmo", "hunyuan_v1_moe",
     "ernie4_5_moe", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text",
+    "flex_olmo", "hunyuan_v1_moe", "phimoe",
 )  # fmt: skip
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
@@ -211,6 +212,10 @@ def _mixture(draw):
         draw.put("topk_group", groups, max(1, groups // 2), 1, there=0.9)
     draw.put("routed_scaling_factor", 0.5, 2.5)
     draw.put("use_qk_norm", True, False)
+    if draw.model_type == "phimoe":
+        config["num_experts_per_tok"] = draw.one_of(*[2] * 9, 1)
+        draw.put("router_jitter_noise", 0.01, 0.1, 0.3, 1.0, 0.0)
+        draw.put("lm_head_bias", True, False)
 
 
 def _mixture_of_ernie(draw):
@@ -301,6 +306,8 @@ def _rotary(draw):
     if draw.model_type == "phi3" and draw.often(0.9):
         kinds = ("default", "su", "yarn", "longrope")
         draw.put("original_max_position_embeddings", 10, 16, 20, 40, there=0.6)
+    elif draw.model_type == "phimoe" and draw.often(0.9):
+        kinds = ("default", "longrope")
     elif partly and not usual and draw.often(0.9):
         kinds = ("default",)
     if draw.often(0.02):
@@ -362,6 +369,8 @@ def _kind(draw, kind, dim, older):
     if kind == "longrope":
         for key in ("short_factor", "long_factor"):
             found[key] = [draw.number(1, 8) for _ in range(dim // 2)]
+    if draw.often(0.9 if draw.model_type == "phimoe" else 0.05):
+        found.update(short_mscale=draw.number(0.5, 2), long_mscale=draw.number(0.5, 2))
     if kind in ("yarn", "longrope") and draw.often(0.2):
         found["attention_factor"] = draw.number(0.5, 2)
     if kind == "yarn":

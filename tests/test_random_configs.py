@@ -188,6 +188,7 @@ WRONG_DEFAULTS = [
     ("olmo3", "rope_theta", 10000.0),
     ("flex_olmo", "rope_theta", 10000.0),
     ("hunyuan_v1_moe", "rope_theta", 100.0),
+    ("phimoe", "router_jitter_noise", 0.3),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
     ("granite", "attention_multiplier", 0.5),
     ("ernie4_5", "rope_theta", 10000.0),

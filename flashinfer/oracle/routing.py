@@ -44,7 +44,9 @@ def choose(
     experts = np.array([_best(config, *row) for row in zip(biased, best, strict=True)])
     if chosen is not None:
         experts = np.sort(chosen, axis=1).astype(np.int64)
-    return Choice(config, experts, _weights(config, scores, experts), values, worth)
+    sparse = config.scoring == "sparsemixer"
+    weights = _sparse(config, logits, experts) if sparse else _weights(config, scores, experts)
+    return Choice(config, experts, weights, values, worth)
 
 
 def margins(choice: Choice, chosen: Int64Array) -> Float64Array:
@@ -111,6 +113,28 @@ def _scores(config: RouterConfig, logits: Known) -> Known:
     own = np.hypot(logits.spread, FEW * u + u * np.abs(x - x.max(axis=1, keepdims=True)))
     shared = np.sqrt(((p * own) ** 2).sum(axis=1, keepdims=True))
     return Known(p, p * np.hypot(own, shared))
+
+
+def _sparse(config: RouterConfig, logits: Known, experts: Int64Array) -> Known:
+    """The weights of SparseMixer: of each expert its share of a softmax over those near it that no
+    larger logit chose."""
+    x, rows = logits.value, np.arange(len(experts))
+    left, share, noise = np.ones(x.shape, dtype=bool), np.zeros(x.shape), np.zeros(x.shape)
+    order = np.argsort(-np.take_along_axis(x, experts, axis=1), axis=1, kind="stable")
+    for expert in np.take_along_axis(experts, order, axis=1).T:
+        own = x[rows, expert][:, None]
+        spread = np.hypot(logits.spread, logits.spread[rows, expert][:, None])
+        size = np.maximum(np.maximum(np.abs(x), own), 1e-300)
+        below = own - x - 2 * config.jitter * size  # at most 0 where an expert is near
+        # One at the edge may count, or not.
+        edge = np.abs(below) <= FEW * (spread + F32 * size)
+        terms = np.where(left, np.exp(np.minimum(x - own, 0)), 0.0)
+        weight = 1 / (terms * (below <= 0)).sum(axis=1)
+        off = ((terms * (below <= 0) * spread) ** 2 + (terms * edge) ** 2).sum(axis=1)
+        share[rows, expert], noise[rows, expert] = weight, weight**2 * np.sqrt(off)
+        left[rows, expert] = False
+    weights = np.take_along_axis(share, experts, axis=1)
+    return Known(weights, np.take_along_axis(noise, experts, axis=1) + FEW * F32 * weights)
 
 
 def _weights(config: RouterConfig, scores: Known, experts: Int64Array) -> Known:

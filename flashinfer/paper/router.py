@@ -12,6 +12,7 @@ from flashinfer.paper.interfaces import Chooser, Stream, Tap
 from flashinfer.paper.neurons import neurons_of
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.selection import Selection
+from flashinfer.paper.sparse_mixer import sparse_mix
 
 SURE = 0.5  # of an early guess of experts, where only the surest are to be read
 
@@ -52,6 +53,8 @@ class Router:
     def choose(self, scores: Float32Array, n: int) -> tuple[Int32Array, Float32Array]:
         """scores (T, experts) -> the n experts of each token, ascending (T, n), their weights."""
         config = self.config
+        if config.scoring == "sparsemixer":
+            return sparse_mix(scores, n, config.jitter)
         return kernels.route(
             scores, n, config.normalised, config.scoring, self.choice_bias, config.groups,
             config.groups_kept, config.scale, config.group_by,

@@ -132,7 +132,8 @@ def _longrope(plain: Float64Array, p: dict[str, Any], context: int) -> tuple[Flo
     2024)."""
     original = p["original_max_position_embeddings"]
     factors = p["long_factor"] if context > original else p["short_factor"]
-    scale = p.get("attention_factor")
+    scale = p.get("long_mscale" if context > original else "short_mscale")
+    scale = p.get("attention_factor") if scale is None else scale
     if scale is None:
         factor = p["factor"]
         scale = math.sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0

@@ -71,6 +71,7 @@ from . import (
     persimmon,
     phi,
     phi3,
+    phimoe,
     qwen2,
     qwen2_moe,
     qwen3,
@@ -84,6 +85,7 @@ from . import (
     sparsellama,
     xlm_roberta,
 )
+from .wrappers import WRAPPERS
 
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
@@ -96,6 +98,7 @@ MODULES = (
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite,
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite, ernie4_5,
     ernie4_5_moe, nanochat, bitnet,
+    phimoe,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
@@ -106,7 +109,7 @@ def architecture(config: Fields) -> Any:
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise FormatError(
             f"config: model_type {shown(model_type)} is not supported; "
-            f"supported: {', '.join(ARCHITECTURES)}"
+            f"supported: {', '.join(ARCHITECTURES)}, and the texts of {', '.join(WRAPPERS)}"
         )
     return ARCHITECTURES[model_type]
 

@@ -19,7 +19,9 @@ class RouterConfig:
 
     experts           of the layer, of equal size
     experts_per_token  that are chosen for each token
-    scoring           what scores become: "softmax" over all experts, or "sigmoid"
+    scoring           what scores become: "softmax" over all experts, "sigmoid", or of each expert
+                      chosen a softmax over those near it ("sparsemixer", Phi-3.5-MoE)
+    jitter            with "sparsemixer": which those are
     normalised        the weights of those chosen are made to add up to 1 (of a softmax that is
                       the softmax over those chosen)
     router_bias       scores have a bias
@@ -33,7 +35,8 @@ class RouterConfig:
 
     experts: int
     experts_per_token: int
-    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    jitter: float = 0.0
     normalised: bool = True
     router_bias: bool = False
     choice_bias: bool = False

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import fp8, mxfp4
 from ..architectures import ARCHITECTURES, architecture
+from ..architectures.wrappers import HEAD, Wrapper, text_config, wrapper_of
 from ..arrays import Float32Array, UInt8Array
 from ..bounded_json import JsonObject, read_json
 from ..errors import FormatError, UserError, reason
@@ -56,6 +57,11 @@ class Checkpoint:
     config: JsonObject  # as Hugging Face wrote it, and an architecture's OPTIONAL
     shapes: dict[str, tuple[int, ...]]  # of the tensors
     scales: dict[str, tuple[str, tuple[int, int]]]  # {FP8 tensor: (its scales, their block)}
+    # Of a model of text and images ``config`` and ``shapes`` are those of its text part.
+    wrapper: Wrapper | None  # which it is
+    model_type: object  # as config.json has it
+    stored: dict[str, str]  # {tensor: its name in its shard}
+    not_text: int  # how many tensors of other parts there are
 
     def __init__(self, directory: Path | str, shards: Sequence[Shard] | None = None) -> None:
         self.directory = Path(directory)
@@ -66,9 +72,16 @@ class Checkpoint:
                 "GGUF file"
             )
         self.config_path = self.directory / "config.json"
-        self.config = read_json(self.config_path)
+        found = read_json(self.config_path)
+        self.wrapper, self.model_type = wrapper_of(found), found.get("model_type")
+        try:
+            self.config = text_config(found)
+        except FormatError as error:
+            raise FormatError(f"{self.config_path}: {error}") from None
         self.shards = _open_shards(self.directory) if shards is None else shards
         self.shard_of: dict[str, Shard] = {}
+        self.stored: dict[str, str] = {}
+        self.not_text = 0
         self.shapes, self.scales = {}, {}
         try:
             self._find_tensors()
@@ -81,10 +94,17 @@ class Checkpoint:
 
     def _find_tensors(self) -> None:
         for shard in self.shards:
-            for name, shape in shard.shapes().items():
+            for stored, shape in shard.shapes().items():
+                name = self.wrapper.text_name(stored) if self.wrapper else stored
+                if name is None:
+                    self.not_text += 1
+                    continue
                 if name in self.shard_of:
                     raise FormatError(f"{self.directory}: tensor {name} stands in two files")
                 self.shard_of[name], self.shapes[name] = shard, shape
+                self.stored[name] = stored
+        if self.wrapper:
+            self.config["tie_word_embeddings"] = HEAD not in self.shapes
 
     def _state_optional(self) -> None:
         """Let the config say which parts the checkpoint has of those that are left to it."""
@@ -102,9 +122,12 @@ class Checkpoint:
             del self.shapes[name], self.shapes[f"{base}_scales"]
             self.shapes[f"{base}_mxfp4"] = (*shape[:-2], shape[-2] * mxfp4.BLOCK)
 
+    def _dtype(self, name: str) -> str:
+        return self.shard_of[name].dtype(self.stored[name])
+
     def _join_fp8(self) -> None:
         """Let the scales of FP8 tensors look like a part of these tensors."""
-        for name in [n for n in self.shapes if self.shard_of[n].dtype(n) == "F8_E4M3"]:
+        for name in [n for n in self.shapes if self._dtype(n) == "F8_E4M3"]:
             scales, shape = f"{name}{fp8.SCALE}", self.shapes[name]
             try:
                 block = fp8.block_shape(self.config)
@@ -153,15 +176,15 @@ class Checkpoint:
         if name.endswith("_mxfp4"):
             stop = prod(self.shapes[name][:-1]) if stop is None else stop
             blocks, scales = (
-                self.shard_of[n].read_bytes(n, start, stop) for n in _mxfp4_pair(name)
+                self.shard_of[n].read_bytes(self.stored[n], start, stop) for n in _mxfp4_pair(name)
             )
             return mxfp4.decode(blocks.reshape(*scales.shape, -1), scales)
-        values = self.shard_of[name].read_rows(name, start, stop)
+        values = self.shard_of[name].read_rows(self.stored[name], start, stop)
         if name not in self.scales:
             return values
         of_scales, block = self.scales[name]
         factors = self.shard_of[of_scales].read_rows(
-            of_scales, start // block[0], -(-(start + len(values)) // block[0])
+            self.stored[of_scales], start // block[0], -(-(start + len(values)) // block[0])
         )
         return fp8.scaled(values, factors, block, start)
 
@@ -170,12 +193,12 @@ class Checkpoint:
 
         Memory: the whole tensor in its own number format, and one piece.
         """
-        pieces = self.shard_of[name].read_columns(name)
+        pieces = self.shard_of[name].read_columns(self.stored[name])
         if name not in self.scales:
             yield from pieces
             return
         of_scales, (rows, columns) = self.scales[name]
-        factors, start = self.shard_of[of_scales].read_rows(of_scales).T, 0
+        factors, start = self.shard_of[of_scales].read_rows(self.stored[of_scales]).T, 0
         for piece in pieces:  # the blocks of a transposed piece are transposed, too
             yield fp8.scaled(piece, factors[start // columns :], (columns, rows), start)
             start += len(piece)

@@ -35,6 +35,7 @@ NOT_LOOKED_AT = {
         for name in ENCODERS
     },
     **{name: {"eod_token_id", "sep_token_id"} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe")},
+    "phimoe": {"input_jitter_noise"},  # of training
     "gpt2": {
         "summary_type",
         "summary_use_proj",
@@ -44,7 +45,9 @@ NOT_LOOKED_AT = {
     },
 }
 # And those that some look at, where most do not.
-LOOKED_AT = {"roberta": {"pad_token_id"}, "xlm-roberta": {"pad_token_id"}}
+LOOKED_AT = {
+    "roberta": {"pad_token_id"}, "xlm-roberta": {"pad_token_id"}, "phimoe": {"router_jitter_noise"},
+}  # fmt: skip
 # Fields that the classes do not name, but take: what older configs say of rotary positions, a
 # head's width, and others that the class or its model looks for by name.
 UNNAMED = {

@@ -24,7 +24,7 @@ FOREIGN = [
     "opt-plain", "llama-yarn", "gemma3", "phi-qk-norm", "phi3", "falcon-new", "qwen2-moe-dense",
     "dots1", "granitemoe", "gpt-oss", "gpt-neox", "gpt-neox-in-turn",
     "gpt2", "gpt2-scaled", "smollm3", "ministral3", "olmo3", "flex-olmo", "hunyuan-alpha",
-    "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet",
+    "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet", "phimoe",
 ]  # fmt: skip
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",

@@ -220,6 +220,8 @@ CONFIGS: dict[str, JsonObject] = {
                           **rope("dynamic", alpha=50.0, factor=1.0)),
     "hunyuan-moe": like("hunyuan_v1_moe", head_dim=12, num_experts=8, moe_topk=[3, 2],
                         intermediate_size=24),
+    "phimoe": like("phimoe", num_local_experts=8, intermediate_size=24, attention_bias=True,
+                   lm_head_bias=True, router_jitter_noise=0.3),
     "flex-olmo": mixture("flex_olmo", num_experts=8, intermediate_size=24),
     "granite": like("granite", **GRANITE, attention_bias=True, mlp_bias=True),
     "ernie4-5": like("ernie4_5", head_dim=12, use_bias=True),
