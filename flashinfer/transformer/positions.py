@@ -1,6 +1,7 @@
 """Where a token stands: rotary positions and their long forms, scales of queries, and alibi."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,10 @@ def _longrope(plain: Float64Array, p: dict[str, Any], context: int) -> tuple[Flo
 def query_scales(temperature: Temperature, positions: Int64Array) -> Float64Array:
     """What the queries of some positions (T,) are multiplied with: (T,) float64."""
     times, of_each = np.unique(positions // temperature.length, return_inverse=True)
-    return np.array([1 + temperature.beta * log(1 + int(n)) for n in times])[of_each]
+    return np.array([1 + temperature.beta * _log_of(1 + int(n)) for n in times])[of_each]
+
+
+_log_of = lru_cache(maxsize=1024)(log)  # every layer and token asks for the same few
 
 
 def alibi_table(heads: int, head_dim: int, context: int) -> Float32Array:
