@@ -28,9 +28,10 @@ from make_checkpoints import (
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
-from flashinfer.oracle.kits.configs import COMMON, GPT2, LLAMA, OPT
+from flashinfer.oracle.kits.configs import COMMON, GPT2, LATENT, LLAMA, OPT
 
 MOST = 1e-4
+LATENT_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 
 
 def difference(options, seed=1):
@@ -75,6 +76,8 @@ def describe(options):
     words = []
     for key, value in options.items():
         if key == "word_embed_proj_dim" and value == options["hidden_size"]:
+            continue
+        if options["model_type"] in LATENT_TYPES and LATENT.get(key) == value:
             continue
         if key in {*COMMON, *LLAMA, *OPT, *GPT2} - {"word_embed_proj_dim"}:
             continue

@@ -18,6 +18,7 @@ MIXTURES = (
     "ernie4_5_moe", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text",
     "flex_olmo", "hunyuan_v1_moe", "phimoe",
 )  # fmt: skip
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ACTIVATIONS = (
     "silu", "swish", "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh",
@@ -69,8 +70,10 @@ def random_config(random, model_type):
     _options(draw)
     if model_type == "ernie4_5_moe":
         _mixture_of_ernie(draw)
-    elif model_type in MIXTURES:
+    elif model_type in (*MIXTURES, *LATENT):
         _mixture(draw)
+    if model_type in LATENT:
+        _latent(draw)
     _windows(draw)
     _mixers(draw)
     if model_type in ("gemma3_text", "olmo3"):
@@ -218,6 +221,34 @@ def _mixture(draw):
         draw.put("lm_head_bias", True, False)
 
 
+def _latent(draw):
+    """Latent attention, and what DeepSeek's configs say of experts beside."""
+    config, layers = draw.config, draw.config["num_hidden_layers"]
+    heads = config.setdefault("num_attention_heads", draw.defaults["num_attention_heads"])
+    if draw.often(0.95):
+        config["num_key_value_heads"] = heads
+    for field in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+        draw.put(field, 2, 8, 12, 24, *([5, 33] if draw.often(0.2) else []), there=0.97)
+    draw.put("q_lora_rank", None, 7, 16, 28, there=0.9)
+    draw.put("qk_rope_head_dim", 2, 4, 8, 8, *([5] if draw.often(0.05) else []), there=0.9)
+    if draw.model_type == "deepseek_v2" and draw.often(0.97):
+        config["num_experts_per_tok"] = draw.one_of(1, 2, 3)
+    draw.put("rope_interleave", True, False, there=0.4)
+    if draw.often(0.5):
+        draw.put("topk_method", "group_limited_greedy" if "n_group" in config else "greedy")
+    if draw.model_type == "deepseek_v2" and draw.often(0.9):
+        config.pop("norm_topk_prob", None)
+        config.pop("mlp_bias", None)
+    if draw.model_type == "deepseek_v3":
+        draw.put("topk_method", "noaux_tc", there=0.3)
+    draw.put("scoring_func", draw.defaults["scoring_func"], there=0.3)
+    draw.put("moe_layer_freq", 1, there=0.3)
+    draw.put("head_dim", 24, there=0.03)
+    config.pop("first_k_dense_replace" if draw.model_type == "glm4_moe_lite" else "", None)
+    kinds = [draw.one_of("dense", "sparse") for _ in range(layers)]
+    draw.put("mlp_layer_types", kinds, ["dense"] + ["sparse"] * (layers - 1))
+
+
 def _mixture_of_ernie(draw):
     config, layers = draw.config, draw.config["num_hidden_layers"]
     draw.put("moe_intermediate_size", 24, 33, there=1)
@@ -294,6 +325,8 @@ def _rotary(draw):
     heads = config.get("num_attention_heads", draw.defaults["num_attention_heads"])
     head_dim = config.get("head_dim", draw.defaults.get("head_dim"))
     head_dim = head_dim or config["hidden_size"] // heads
+    if "qk_rope_head_dim" in draw.defaults:
+        head_dim = config.get("qk_rope_head_dim", draw.defaults["qk_rope_head_dim"])
     share, partly = usual or 1.0, draw.often(0.5 if usual else 0.15)
     if partly:
         share = draw.one_of(*(s for s in (0.5, 0.5, 1.0, 0.25) if head_dim * s % 2 == 0))

@@ -48,7 +48,7 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
     """The figures, for people."""
     config = bundle.config
     neurons = by_layers(described(layer.ffn) for layer in config.layers)
-    heads = by_layers(f"{layer.attention.num_attention_heads} heads" for layer in config.layers)
+    heads = by_layers(layer.mixer.described() for layer in config.layers)
     print(
         f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, "
         f"{figures['number_format']}\n"

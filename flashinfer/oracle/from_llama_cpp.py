@@ -169,9 +169,8 @@ class Graph:
         if value is None:
             return
         if key in self.packed_keys(layer):
-            array = array[
-                ..., self.packed[f"{key}_proj" if key in "qkv" else key](self.layers[layer or 0])
-            ]
+            part = f"{key}_proj" if f"{key}_proj" in self.packed else key
+            array = array[..., self.packed[part](self.layers[layer or 0])]
         tokens = array.size // int(np.prod(value.shape))
         array = array.reshape(tokens, *value.shape)
         if self.turned and key in ("q_turned", "k_turned"):

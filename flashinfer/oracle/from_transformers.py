@@ -17,6 +17,7 @@ from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.bounded_json import JsonObject, read_json
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError
+from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.oracle.trace_file import write_trace
 from flashinfer.transformer.values import ModuleNames, Value, values_of
 
@@ -115,7 +116,7 @@ def _module(model: Any, name: str) -> Any:
 def _packed_rows(value: Value, config: ModelConfig, naming: Any) -> AnyArray | None:
     """Which columns of a packed module's output are the value, or None."""
     rows = getattr(naming, "ROWS", {})
-    key = f"{value.key}_proj" if value.key in "qkv" else value.key
+    key = f"{value.key}_proj" if f"{value.key}_proj" in rows else value.key
     return rows[key](config.layers[value.layer or 0]) if key in rows else None
 
 
@@ -188,7 +189,7 @@ def _hook_attention(
         name = names[module]
         q, k = (np.array(x.detach().float().cpu().numpy()[0].swapaxes(0, 1)) for x in (query, key))
         order = orders.get(name, slice(None))
-        for value_name, x in zip(values[name], (q, k), strict=True):
+        for value_name, x in zip(values.get(name, ()), (q, k), strict=False):
             found[value_name] = x[..., order]
         own = sys.modules[type(module).__module__].eager_attention_forward
         return own(module, query, key, value, mask, **options)
@@ -204,9 +205,12 @@ def _hook_attention(
 
 
 def _compared(config: ModelConfig, naming: Any) -> dict[str, tuple[str, str]]:
-    """{attention module: the names of the queries and keys that it makes scores of}."""
+    """{attention module: the names of the queries and keys that it makes scores of}; those of other
+    kinds of mixers are not as ours."""
     names, found = ModuleNames(config, naming), {}
     for number, layer in enumerate(config.layers):
+        if not isinstance(layer.mixer, AttentionConfig):
+            continue
         name, a = names.attention(number), layer.attention
         found[name] = f"{name}.q_turned", f"{name}.k_turned"
         if a.qk_norm and a.qk_norm_after_rotary:
@@ -224,6 +228,7 @@ def _orders_of_heads(config: ModelConfig, naming: Any) -> dict[str, AnyArray]:
     return {
         names.attention(number): rows(layer)[: layer.attention.head_dim]
         for number, layer in enumerate(config.layers)
+        if isinstance(layer.mixer, AttentionConfig)
     }
 
 

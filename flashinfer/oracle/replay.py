@@ -12,7 +12,8 @@ import numpy as np
 from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
-from flashinfer.oracle import attending, known, mixing, routing
+from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
+from flashinfer.oracle import attending, known, latent, mixing, routing
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.functions import activation, sigmoid
 from flashinfer.oracle.known import Known
@@ -52,7 +53,7 @@ class Replay:
         self.known: dict[Place, Known] = {}
         self.compute_by_key: dict[str, Callable[[int], Known]] = {
             "attention_norm": self._attention_norm,
-            "q": lambda i: self._project("q", i),
+            "q": self._queries,
             "k": lambda i: self._project("k", i),
             "v": lambda i: self._project("v", i),
             "q_norm": lambda i: self._head_norm("q", i),
@@ -61,6 +62,10 @@ class Replay:
             "k_turned": lambda i: self._turn("k", i),
             "scores_max": lambda i: self._attend(i).scores_max,
             "heads": lambda i: self._attend(i).heads,
+            "q_a": lambda i: self._project("q_a", i),
+            "q_a_norm": lambda i: self._latent_norm("q_a", i),
+            "kv_a": lambda i: self._project("kv_a", i),
+            "kv_a_norm": lambda i: self._latent_norm("kv_a", i),
             "heads_norm": lambda i: self._inner_norm("heads", i),
             "g": lambda i: self._project("g", i),
             "gated": self._gated,
@@ -189,6 +194,22 @@ class Replay:
         x = self.of(i, "attention_norm") if before else self._input(i)
         return self._linear(f"layers.{i}.{p}_proj", x)
 
+    def _queries(self, i: int) -> Known:
+        if f"layers.{i}.q_b_proj.weight" in self.weights:
+            return self._linear(f"layers.{i}.q_b_proj", self.of(i, "q_a_norm"))
+        return self._project("q", i)
+
+    def _latent_norm(self, p: str, i: int) -> Known:
+        """Of latents, or of what queries are made of."""
+        weight = self.weights[f"layers.{i}.{p}_norm.weight"]
+        x = latent.cut(self.of(i, p), 0, len(weight))
+        return known.norm(x, self._latent(i).latent_norm, weight, None, self.how)
+
+    def _latent(self, i: int) -> LatentAttentionConfig:
+        config = self.config.layers[i].mixer
+        assert isinstance(config, LatentAttentionConfig)
+        return config
+
     def _head_norm(self, p: str, i: int) -> Known:
         config = self.config.layers[i].attention
         after = config.qk_norm_after_rotary and config.rotary
@@ -214,9 +235,12 @@ class Replay:
         return self.of(i, f"{p}_turned") if config.rotary else self._before_turning(p, i)
 
     def _turn(self, p: str, i: int) -> Known:
-        rotary = self.config.layers[i].attention.rotary
-        assert rotary is not None
-        frequencies, scale = frequencies_of(rotary, self.context)
+        mixer = self.config.layers[i].mixer
+        assert mixer.rotary is not None
+        frequencies, scale = frequencies_of(mixer.rotary, self.context)
+        if isinstance(mixer, LatentAttentionConfig):
+            x = latent.turned_part(mixer, self.of(i, "q" if p == "q" else "kv_a"), p)
+            return known.rotate(x, frequencies, self.positions.astype(float), scale, self.how)
         x = self._before_turning(p, i)
         x = known.rotate(x, frequencies, self.positions.astype(float), scale, self.how)
         temperature = self.config.layers[i].attention.temperature
@@ -228,6 +252,8 @@ class Replay:
     def _attend(self, i: int) -> attending.Attended:
         if not self.whole:
             raise Unknown
+        if isinstance(self.config.layers[i].mixer, LatentAttentionConfig):
+            return self._attend_latents(i)
         config = self.config.layers[i].attention
         q, k = (self._compared(p, i) for p in "qk")
         sinks = self.weights.get(f"layers.{i}.sinks")
@@ -236,14 +262,24 @@ class Replay:
         q, k = q.reshape(*shape), k.reshape(*shape)
         return attending.attend(config, q, k, v, sinks, self.how)
 
+    def _attend_latents(self, i: int) -> attending.Attended:
+        keys, values = (latent.of_heads(self.weights, i, p) for p in "kv")
+        queries = latent.with_keys(self._latent(i), self.of(i, "q"), self.of(i, "q_turned"), keys,
+                                   self.how)  # fmt: skip
+        rows = latent.beside(self.of(i, "kv_a_norm").reshape(len(self.positions), 1, -1),
+                             self.of(i, "k_turned"))  # fmt: skip
+        return latent.attend(self._latent(i), queries, rows, values, self.how)
+
     def _inner_norm(self, key: str, i: int) -> Known:
         return self._norm(f"{key}_norm", i, key)
 
     def _projected_heads(self, i: int) -> Known:
-        config = self.config.layers[i].attention
-        if config.output_gate:
+        mixer = self.config.layers[i].mixer
+        if not isinstance(mixer, AttentionConfig):
+            return self.of(i, "heads")
+        if mixer.output_gate:
             return self.of(i, "gated")
-        return self.of(i, "heads_norm" if config.heads_norm else "heads")
+        return self.of(i, "heads_norm" if mixer.heads_norm else "heads")
 
     def _gated(self, i: int) -> Known:
         gate = known.apply(self.of(i, "g"), sigmoid, self.how)
@@ -275,7 +311,7 @@ class Replay:
 
     def _o(self, i: int) -> Known:
         """What a layer's mixer gives."""
-        if isinstance(self.config.layers[i].mixer, AttentionConfig):
+        if isinstance(self.config.layers[i].mixer, AttentionConfig | LatentAttentionConfig):
             return self._linear(f"layers.{i}.o_proj", self._projected_heads(i))
         return self._linear(f"layers.{i}.out_proj", self.of(i, "mixed"))
 

@@ -1,5 +1,7 @@
 """A layer read whole, tile by tile, each computed as it comes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from flashinfer import kernels
@@ -12,6 +14,17 @@ from flashinfer.paper.selection import Selection, Tokens
 from flashinfer.paper.unit_store import UnitStore
 
 
+def streamed_tiles(
+    flash: Flash, tensor: StoredTensor, buffer: UInt8Array, following: StoredTensor | None
+) -> Iterator[tuple[int, kernels.Matrix]]:
+    """Yield (the number of its first row, some rows) of a matrix on flash, as they come."""
+    for first, stop, memory, starts in flash.stream(tensor, buffer, following):
+        begin = int(starts[0])
+        rows = memory[begin : begin + (stop - first) * tensor.row_bytes]
+        rows = rows.reshape(stop - first, tensor.row_bytes)
+        yield first, kernels.Matrix(rows, tensor.columns, tensor.format)
+
+
 def streamed_linear(
     flash: Flash,
     tensor: StoredTensor,
@@ -22,12 +35,8 @@ def streamed_linear(
 ) -> Float32Array:
     """x (T, columns) times a matrix on flash, (T, rows) float32, tile by tile as it comes."""
     out = np.empty((len(x), tensor.rows), dtype=np.float32)
-    for first, stop, memory, starts in flash.stream(tensor, buffer, following):
-        begin = int(starts[0])
-        rows = memory[begin : begin + (stop - first) * tensor.row_bytes]
-        matrix = kernels.Matrix(
-            rows.reshape(stop - first, tensor.row_bytes), tensor.columns, tensor.format
-        )
+    for first, matrix in streamed_tiles(flash, tensor, buffer, following):
+        stop = first + len(matrix.data)
         out[:, first:stop] = kernels.linear(x, matrix, None if bias is None else bias[first:stop])
     return out
 

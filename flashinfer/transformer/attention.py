@@ -153,7 +153,8 @@ class Attention(Mixer[AttentionConfig]):
                 )  # fmt: skip
                 parts.append(part)
                 if self.tap:
-                    largest.append(self._scores_max(q[rows], cache, place))
+                    cap = self.config.score_cap
+                    largest.append(largest_scores(q[rows], cache, place, self.score_bias, cap))
         out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         heads = np.ascontiguousarray(out[:, :, :head_dim]).reshape(n, -1)
         if self.tap:
@@ -175,28 +176,6 @@ class Attention(Mixer[AttentionConfig]):
             self.tap(o=y)
         return y
 
-    def _scores_max(self, q: Float32Array, cache: KeyValueCache, place: int) -> Float32Array:
-        """q (T, heads, width), scaled, of the tokens at ``place`` of a cache and after -> their
-        largest scores before the softmax, of each head (T, heads)."""
-        n, heads, _ = q.shape
-        group = heads // len(cache.keys)
-        seen = np.arange(place + n) <= place + np.arange(n)[:, None]  # (T, place + T)
-        if cache.window is not None:
-            seen &= np.arange(place + n) > place + np.arange(n)[:, None] - cache.window
-        largest = np.empty((n, heads), dtype=np.float32)
-        for head in range(heads):
-            raw = cache.keys[head // group, : place + n].view(np.uint8)
-            # By kernels, whose sums have one order everywhere, and in float32, as attention is.
-            keys = FORMATS["f32"].encode(cache.number_format.decode(raw))
-            matrix = kernels.Matrix(keys, cache.width, FORMATS["f32"])
-            scores = kernels.linear(np.ascontiguousarray(q[:, head]), matrix)  # (T, place + T)
-            if self.score_bias is not None:
-                scores += self.score_bias[head, : place + n]
-            if self.config.score_cap is not None:
-                kernels.activate(scores, "cap", self.config.score_cap)
-            largest[:, head] = np.where(seen, scores, -np.inf).max(axis=1)
-        return largest
-
     def _heads(self, y: Float32Array) -> Float32Array:
         """y (T, heads * head_dim) -> (T, heads, head_dim)."""
         return y.reshape(len(y), -1, self.config.head_dim)
@@ -211,3 +190,35 @@ class Attention(Mixer[AttentionConfig]):
         if self.tap:
             self.tap(q_norm=found[0], k_norm=found[1])
         return found[0], found[1]
+
+
+def largest_scores(
+    q: Float32Array,
+    cache: KeyValueCache,
+    place: int,
+    bias: Float32Array | None = None,
+    cap: float | None = None,
+) -> Float32Array:
+    """q (T, heads, width), scaled, of the tokens at ``place`` of a cache and after -> their largest
+    scores before the softmax, of each head (T, heads).
+
+    bias, cap  as ``kernels.attention`` has them
+    """
+    n, heads, _ = q.shape
+    group = heads // len(cache.keys)
+    seen = np.arange(place + n) <= place + np.arange(n)[:, None]  # (T, place + T)
+    if cache.window is not None:
+        seen &= np.arange(place + n) > place + np.arange(n)[:, None] - cache.window
+    largest = np.empty((n, heads), dtype=np.float32)
+    for head in range(heads):
+        raw = cache.keys[head // group, : place + n].view(np.uint8)
+        # By kernels, whose sums have one order everywhere, and in float32, as attention is.
+        keys = FORMATS["f32"].encode(cache.number_format.decode(raw))
+        matrix = kernels.Matrix(keys, cache.width, FORMATS["f32"])
+        scores = kernels.linear(np.ascontiguousarray(q[:, head]), matrix)  # (T, place + T)
+        if bias is not None:
+            scores += bias[head, : place + n]
+        if cap is not None:
+            kernels.activate(scores, "cap", cap)
+        largest[:, head] = np.where(seen, scores, -np.inf).max(axis=1)
+    return largest

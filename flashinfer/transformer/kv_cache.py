@@ -1,7 +1,7 @@
 """Keys and values of the tokens that a layer's attention still sees."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class KeyValueCache(TextMemory):
     first   position in the text of the first token in memory
     """
 
-    names = ("keys", "values")
+    names: ClassVar[tuple[str, ...]] = ("keys", "values")
 
     def __init__(
         self, keys: np.ndarray, values: np.ndarray, window: int | None, context: int
@@ -140,3 +140,30 @@ class KeyValueCache(TextMemory):
                     end = min(begin + gone, kept)
                     head[begin:end] = head[begin + gone : end + gone]
         self.first = first
+
+
+class LatentCache(KeyValueCache):
+    """One layer's rows of latent attention, which all heads share: each is a key and a value.
+
+    keys, values  one array (1, tokens, padded width)
+    """
+
+    names = ("keys",)
+
+    def __init__(self, rows: np.ndarray, context: int) -> None:
+        super().__init__(rows, rows, None, context)
+
+    def remember_rows(self, x: np.ndarray, start: int) -> int:
+        """Keep x (T, 1, width) float32 of the tokens at ``start``; returns where in ``keys`` the
+        first of them is."""
+        if start == 0:
+            self.first = 0
+        kernels.remember(self.keys, x, start)
+        return start
+
+    def copy(self, other: TextMemory, position: int) -> None:
+        """Become what another text's memory of the same layer is before ``position``."""
+        assert isinstance(other, LatentCache)
+        self.first = MOVING  # an interrupt leaves some tokens copied and others not
+        self.keys[:, :position] = other.keys[:, :position]
+        self.first = 0

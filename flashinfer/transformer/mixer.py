@@ -17,7 +17,7 @@ from flashinfer.transformer.positions import Positions
 from flashinfer.transformer.state import RecurrentState, StateSizes
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.text_memory import TextMemory
-from flashinfer.transformer.weights import Linear
+from flashinfer.transformer.weights import Linear, LinearOfHeads
 
 Config = TypeVar("Config", bound=MixerConfig)
 RecurrentConfig = TypeVar("RecurrentConfig", bound=MixerConfig)
@@ -51,6 +51,10 @@ class Parts:
     def linear(self, name: str) -> Linear:
         """A product with weights, and biases where there are any."""
         return Linear(self.weights[f"{self.layer}.{name}.weight"], self.vector(f"{name}.bias"))
+
+    def linear_of_heads(self, name: str, rows: int) -> LinearOfHeads:
+        """A product of each head with its own ``rows`` rows of weights."""
+        return LinearOfHeads(self.weights[f"{self.layer}.{name}.weight"], rows=rows)
 
     def vector(self, name: str) -> Any:
         """A float32 array, or None where there is none."""

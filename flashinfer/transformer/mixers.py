@@ -4,16 +4,19 @@ from typing import Any
 
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
+from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
 from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.delta_net import DeltaNet
+from flashinfer.transformer.latent_attention import LatentAttention
 from flashinfer.transformer.mixer import Mixer, Parts
 from flashinfer.transformer.short_conv import ShortConv
 
 # A new kind is a config in formats/layers, a file in this folder, and an entry here.
 KINDS: dict[type[MixerConfig], type[Mixer[Any]]] = {
     AttentionConfig: Attention,
+    LatentAttentionConfig: LatentAttention,
     ShortConvConfig: ShortConv,
     DeltaNetConfig: DeltaNet,
 }

@@ -117,15 +117,17 @@ def _yarn(plain: Float64Array, rotary: Rotary) -> Float64Array:
 
 def _yarn_scale(p: dict[str, Any]) -> float:
     """What makes up for the flatter softmax of a longer text."""
-
-    def scale(weight: float) -> float:
-        return 0.1 * weight * log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
-
+    factor = p["factor"]
     if p.get("attention_factor") is not None:
         return p["attention_factor"]
     if p.get("mscale") and p.get("mscale_all_dim"):
-        return scale(p["mscale"]) / scale(p["mscale_all_dim"])
-    return scale(1.0)
+        return yarn_scale(p["mscale"], factor) / yarn_scale(p["mscale_all_dim"], factor)
+    return yarn_scale(1.0, factor)
+
+
+def yarn_scale(weight: float, factor: float) -> float:
+    """0.1 weight log(factor) + 1, of texts that are made ``factor`` times as long."""
+    return 0.1 * weight * log(factor) + 1 if factor > 1 else 1.0
 
 
 def _longrope(plain: Float64Array, p: dict[str, Any], context: int) -> tuple[Float64Array, float]:

@@ -13,6 +13,7 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
@@ -131,6 +132,36 @@ def _of_attention(a: AttentionConfig, number: int, names: "ModuleNames") -> Iter
     yield Value("o", number, o, (a.hidden_size,))
 
 
+def _of_latent_attention(
+    a: LatentAttentionConfig, number: int, names: "ModuleNames"
+) -> Iterator[Value]:
+    shapes, attention = a.projections(), names.attention(number)
+
+    def product(key: str, p: str) -> Value:
+        return Value(key, number, names.projection(p, number), shapes[f"{p}_proj"][:1])
+
+    def norm(p: str, width: int) -> Value:
+        name = names.of(f"layers.{{}}.{p}_a_norm.weight", number)
+        return Value(f"{p}_a_norm", number, name, (width,))
+
+    if a.q_lora_rank is None:
+        yield product("q", "q")
+    else:
+        yield product("q_a", "q_a")
+        yield norm("q", a.q_lora_rank)
+        yield product("q", "q_b")
+    yield Value(
+        "q_turned", number, f"{attention}.q_turned", (a.num_attention_heads, a.qk_rope_head_dim)
+    )
+    yield product("kv_a", "kv_a")
+    yield norm("kv", a.kv_lora_rank)
+    yield Value("k_turned", number, f"{attention}.k_turned", (1, a.qk_rope_head_dim))
+    yield Value("scores_max", number, f"{attention}.scores_max", (a.num_attention_heads,))
+    o = names.projection("o", number)
+    yield Value("heads", number, f"{o}.input", shapes["o_proj"][1:])
+    yield Value("o", number, o, shapes["o_proj"][:1])
+
+
 def _of_short_conv(c: ShortConvConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
     d = (c.hidden_size,)
     in_proj, out_proj = (names.of(f"layers.{{}}.{p}_proj.weight", number) for p in ("in", "out"))
@@ -153,6 +184,7 @@ def _of_delta_net(c: DeltaNetConfig, number: int, names: "ModuleNames") -> Itera
 # What a mixer's run gives, by the class of its config.
 OF_MIXERS: dict[type[MixerConfig], Callable[[Any, int, "ModuleNames"], Iterator[Value]]] = {
     AttentionConfig: _of_attention,
+    LatentAttentionConfig: _of_latent_attention,
     ShortConvConfig: _of_short_conv,
     DeltaNetConfig: _of_delta_net,
 }

@@ -3,6 +3,7 @@
 All give the same bits: a product's elements do not depend on how its rows are grouped.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from flashinfer.formats.arrays import Float32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
 from flashinfer.paper.flash import Flash
 from flashinfer.paper.interfaces import Stream
-from flashinfer.paper.streamed import streamed_linear
+from flashinfer.paper.streamed import streamed_linear, streamed_tiles
 
 
 class Resident:
@@ -30,6 +31,10 @@ class Resident:
     def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
         return kernels.linear(x, self.matrix, bias)
+
+    def parts(self) -> Iterator[tuple[int, kernels.Matrix]]:
+        """Yield (the number of its first row, some rows), of all rows."""
+        yield 0, self.matrix
 
     def some(self, x: Float32Array, ids: Int64Array, bias: Float32Array) -> Float32Array:
         """As ``linear``, of the rows ``ids`` alone; bias as they are -> (T, len(ids))."""
@@ -61,6 +66,10 @@ class Streamed:
     def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
         return streamed_linear(self.flash, self.tensor, self.buffer, self.following, x, bias)
+
+    def parts(self) -> Iterator[tuple[int, kernels.Matrix]]:
+        """Yield (the number of its first row, some rows), of all rows, as they come."""
+        return streamed_tiles(self.flash, self.tensor, self.buffer, self.following)
 
     def some(self, x: Float32Array, ids: Int64Array, bias: Float32Array) -> Float32Array:
         """As ``linear``, of the rows ``ids`` alone, though all are read."""
@@ -95,6 +104,13 @@ class PartlyStreamed(Streamed):
         y = self.first.linear(x, first)
         return np.concatenate([y, super().linear(x, others)], axis=1)
 
+    def parts(self) -> Iterator[tuple[int, kernels.Matrix]]:
+        """Yield (the number of its first row, some rows), of all rows, as they come."""
+        self.flash.begin(self.tensor, self.buffer)
+        yield from self.first.parts()
+        for first, matrix in super().parts():
+            yield len(self.first.matrix.data) + first, matrix
+
     def rows(self, ids: Int64Array) -> Float32Array:
         """Single rows as float32 (len(ids), columns)."""
         n = len(self.first.matrix.data)
@@ -122,3 +138,28 @@ class Linear:
     def streams(self) -> tuple[Stream, ...]:
         """What of it is streamed at every token."""
         return self.weights.streams()
+
+
+@dataclass
+class LinearOfHeads(Linear):
+    """A linear layer of each head, in one matrix: each head's rows come behind those of the one
+    before. Without biases.
+
+    rows  of each head
+    """
+
+    rows: int = 1
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        """x (T, heads, columns) -> (T, heads, rows) float32."""
+        out = np.empty((*x.shape[:2], self.rows), dtype=np.float32)
+        for first, part in self.weights.parts():
+            at, end = first, first + len(part.data)
+            while at < end:  # a part may end within a head
+                head, row = divmod(at, self.rows)
+                stop = min(end, at + self.rows - row)
+                own = replace(part, data=part.data[at - first : stop - first])
+                y = kernels.linear(np.ascontiguousarray(x[:, head]), own)
+                out[:, head, row : row + stop - at] = y
+                at = stop
+        return out

@@ -18,6 +18,8 @@ and where they are needed
     OPTIONAL              {field that no config states: the tensor that a checkpoint has where the
                           field is true}
     VALUES                {our tensor: a function that makes it of the checkpoint's, float32 each}
+    TURNED_HEADS          {our projection: how many matrices lie below each other in it, of a
+                          LayerConfig, of which each has rows and columns exchanged there}
     CONVOLUTIONS          our matrices (channels, kernel) that are (channels, 1, kernel) there
     UNUSED                tensors of checkpoints that have no part in what is computed
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
@@ -40,6 +42,8 @@ from . import (
     bamboo,
     bert,
     bitnet,
+    deepseek_v2,
+    deepseek_v3,
     dots1,
     ernie4_5,
     ernie4_5_moe,
@@ -49,6 +53,7 @@ from . import (
     gemma2,
     gemma3,
     glm4_moe,
+    glm4_moe_lite,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -99,6 +104,7 @@ MODULES = (
     dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite, ernie4_5,
     ernie4_5_moe, nanochat, bitnet,
     phimoe,
+    ernie4_5_moe, nanochat, bitnet, deepseek_v2, deepseek_v3, glm4_moe_lite,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -80,6 +80,10 @@ class AttentionConfig(MixerConfig):
                 f"config: {rotary.dim} values of each head of {self.head_dim} cannot be rotary"
             )
 
+    def described(self) -> str:
+        """What it is, in a few words."""
+        return f"{self.num_attention_heads} heads"
+
     def projections(self) -> dict[str, tuple[int, int]]:
         """{"q", "k", "v", "o": (rows, columns)}, and "g" where there is an output gate."""
         d, width = self.hidden_size, self.num_attention_heads * self.head_dim

@@ -26,6 +26,10 @@ class MixerConfig(ABC):
     rotary: Rotary | None = None
     both_ways: bool = False
 
+    def described(self) -> str:
+        """What it is, in a few words."""
+        return self.name
+
     @abstractmethod
     def tensors(self, name: str) -> list[TensorSpec]:
         """Its TensorSpecs, under names that begin with the layer's ``name``."""

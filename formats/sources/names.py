@@ -117,6 +117,8 @@ class Names:
         name = next((n for n in names if n in self.checkpoint.shapes), None)
         if name is None:
             raise FormatError(f"{self.checkpoint.directory}: tensor {names[0]} is missing")
+        if count := self.turned_heads(template, layer):
+            shape = (count * shape[1], shape[0] // count)
         expected, rows = shape, self.packed_rows(template, layer)
         if rows is not None and layer is not None:
             expected = (self.height(named, layer), *shape[1:])
@@ -141,6 +143,12 @@ class Names:
         turned = part_of(template) in getattr(self.naming, "TURNED", ())
         return turned and not name.endswith("_mxfp4")
 
+    def turned_heads(self, template: str, layer: int | None) -> int:
+        """How many matrices lie below each other in one of ours, of which each has rows and columns
+        exchanged in the checkpoint; 0: none has."""
+        heads = getattr(self.naming, "TURNED_HEADS", {}).get(part_of(template))
+        return 0 if heads is None or layer is None else heads(self.config.layers[layer])
+
     def tensor(
         self, spec: TensorSpec, ffn: NumberFormat | None, dense: NumberFormat | None
     ) -> NewTensor:
@@ -160,7 +168,14 @@ class Names:
         self.sources[spec.name] = [name]
         if dense is None and not spec.exact:
             dense = self.checkpoint.format_of(name)
+        heads = self.turned_heads(template, layer)
+        if heads and dense is not None and spec.shape[1] % dense.block:
+            dense = None  # rows that are no whole blocks have 16 bits
         format = format_of(spec, dense=dense) if dense else format_of(spec)
+        if heads:
+            return new_tensor(
+                spec.name, format, spec.shape, lambda: self.rows_of_heads(name, rows, heads)
+            )
         if len(spec.shape) == 2 and self.turned(template, name):
             return new_tensor(spec.name, format, spec.shape, lambda: self.turned_rows(name, rows))
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
@@ -209,6 +224,14 @@ class Names:
             if len(here):
                 yield np.ascontiguousarray(piece[here])
             first += len(piece)
+
+    def rows_of_heads(self, name: str, rows: AnyArray | None, heads: int) -> Iterator[Float32Array]:
+        """Yield the rows numbered ``rows`` (None: all) of a matrix in which rows and columns of
+        each head's part are exchanged, float32."""
+        rows = np.arange(self.checkpoint.shapes[name][0]) if rows is None else rows
+        for ids in rows.reshape(heads, -1):
+            runs = [self.checkpoint.read_rows(name, *run) for run in _runs(ids)]
+            yield np.ascontiguousarray(np.concatenate(runs).T)
 
     def read(
         self, name: str, format: NumberFormat, start: int, stop: int

@@ -44,6 +44,26 @@ def mixture(model_type: str, **options: Any) -> JsonObject:
     return like(model_type, num_experts_per_tok=3, **options)
 
 
+# Of models with latent attention, whose widths are of many kinds.
+LATENT: JsonObject = {
+    **LLAMA,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 28,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+
+
+def latent(model_type: str, **options: Any) -> JsonObject:
+    """The config of an architecture that follows DeepSeek V2."""
+    return {**LATENT, "model_type": model_type, **options}
+
+
 def rope(kind: str, **parameters: Any) -> JsonObject:
     """The options of rotary positions of one kind."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 1000.0, **parameters}}
@@ -230,6 +250,20 @@ CONFIGS: dict[str, JsonObject] = {
                          moe_layer_end_index=3, tie_word_embeddings=False),
     "nanochat": like("nanochat", final_logit_softcapping=3.0),
     "bitnet": like("bitnet"),
+    "deepseek-v2": latent("deepseek_v2", first_k_dense_replace=1, attention_bias=True,
+                          topk_method="group_limited_greedy", n_group=4, topk_group=2,
+                          routed_scaling_factor=2.0),
+    "deepseek-v2-lite": latent("deepseek_v2", q_lora_rank=None, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=12, mscale=0.7, mscale_all_dim=0.7,
+    )),
+    "deepseek-v3": latent("deepseek_v3", first_k_dense_replace=1, n_group=4, topk_group=2, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=12, mscale=1.0, mscale_all_dim=1.0,
+    )),
+    "deepseek-v3-halves": latent("deepseek_v3", first_k_dense_replace=0, n_group=1, topk_group=1,
+                                 rope_interleave=False, q_lora_rank=None, attention_bias=True,
+                                 norm_topk_prob=False),
+    "glm4-moe-lite": latent("glm4_moe_lite", num_hidden_layers=3,
+                            mlp_layer_types=["sparse", "dense", "sparse"]),
 }  # fmt: skip
 
 

@@ -4,8 +4,8 @@ It is the inverse of formats/sources/names.py, which finds our tensors in a chec
 the same descriptions: an architecture's module, or the ``Naming`` of a GGUF file.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from flashinfer.formats.architectures.hugging_face import Rows
 from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.formats.sources.names import part_of
 from flashinfer.formats.tensors import FFN, TensorSpec
 from flashinfer.oracle.kits.configs import KitModel
@@ -36,6 +37,8 @@ class Form:
                 first
     turned      the parts, as in ``rows``, whose matrices have rows and columns exchanged
     one_row     our vectors that are matrices of one row
+    turned_heads  {our projection: how many matrices lie below each other in it, of a LayerConfig,
+                of which each has rows and columns exchanged}
     convolutions  our matrices (channels, kernel) that are (channels, 1, kernel)
     """
 
@@ -48,6 +51,7 @@ class Form:
     turned: Collection[str] = ()
     one_row: Collection[str] = ()
     convolutions: Collection[str] = ()
+    turned_heads: Mapping[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
         """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
@@ -76,7 +80,10 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
         getattr(module, key, ()) for key in ("TURNED", "ONE_ROW", "CONVOLUTIONS")
     )
     last, names = fused or two_norms, module.NAMES
-    return Form(names, experts, dense, rows, dense_rows, last, turned, one_row, convolutions)
+    heads = getattr(module, "TURNED_HEADS", {})
+    return Form(
+        names, experts, dense, rows, dense_rows, last, turned, one_row, convolutions, heads
+    )  # fmt: skip
 
 
 def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tensors:
@@ -91,6 +98,11 @@ def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tens
         for template, values in _parts(spec, config, model.name):
             router = spec.layer is not None and config.layers[spec.layer].ffn.router is not None
             name = form.name(template, spec.layer, router)
+            heads = form.turned_heads.get(part_of(template))
+            if heads is not None and spec.layer is not None:
+                count, columns = heads(config.layers[spec.layer]), values.shape[1]
+                values = values.reshape(count, -1, columns).swapaxes(1, 2)
+                values = values.reshape(count * columns, -1)
             if part_of(template) in form.turned and values.ndim > 1:
                 turned.add(name)
             rows = (form.rows if router else form.dense_rows).get(part_of(template))
