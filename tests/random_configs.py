@@ -234,13 +234,19 @@ def _latent(draw):
     if draw.model_type == "deepseek_v2" and draw.often(0.97):
         config["num_experts_per_tok"] = draw.one_of(1, 2, 3)
     draw.put("rope_interleave", True, False, there=0.4)
-    if draw.often(0.5):
-        draw.put("topk_method", "group_limited_greedy" if "n_group" in config else "greedy")
-    if draw.model_type == "deepseek_v2" and draw.often(0.9):
-        config.pop("norm_topk_prob", None)
-        config.pop("mlp_bias", None)
-    if draw.model_type == "deepseek_v3":
+    if draw.model_type == "deepseek_v2":
+        groups = "n_group" in config
+        draw.put("topk_method", "group_limited_greedy" if groups else "greedy", there=0.7)
+        for field in ("norm_topk_prob", "mlp_bias"):
+            if draw.often(0.9):
+                config.pop(field, None)
+    else:
         draw.put("topk_method", "noaux_tc", there=0.3)
+    if draw.model_type == "deepseek_v3" and draw.often(0.9):  # which has many groups, and experts
+        config.setdefault("n_group", 1)
+        config["topk_group"] = min(config.get("topk_group", 1), config["n_group"])
+        config.setdefault("n_routed_experts", 12)
+        config.setdefault("num_experts_per_tok", 2)
     draw.put("scoring_func", draw.defaults["scoring_func"], there=0.3)
     draw.put("moe_layer_freq", 1, there=0.3)
     draw.put("head_dim", 24, there=0.03)

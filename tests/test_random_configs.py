@@ -195,6 +195,9 @@ WRONG_DEFAULTS = [
     ("ernie4_5_moe", "moe_k", 2),
     ("nanochat", "final_logit_softcapping", None),
     ("bitnet", "rms_norm_eps", 0.1),
+    ("deepseek_v2", "routed_scaling_factor", 2.0),
+    ("deepseek_v3", "rope_interleave", False),
+    ("glm4_moe_lite", "latent_norm_eps", 0.1),
 ]
 
 

@@ -46,7 +46,7 @@ __all__ = [
 def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of a Glm4MoeLiteConfig (a dict). Raises FormatError."""
     refuse_others(config, moe_layer_freq=1, topk_method="noaux_tc", scoring_func="sigmoid")
-    options = latent_options(config, flag(config, "rope_interleave"))
+    options = latent_options(config, flag(config, "rope_interleave"), partly=True)
     return model_of(
         **options,
         **sigmoid_mixture(config),

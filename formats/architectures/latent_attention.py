@@ -43,13 +43,17 @@ DEFAULTS = {
 }
 
 
-def latent_options(config: Fields, interleaved: bool) -> Options:
+def latent_options(config: Fields, interleaved: bool, partly: bool = False) -> Options:
     """``usual_options``, and a ``mixer`` with latent attention.
 
     interleaved  whether the two values of a rotary pair are neighbours
+    partly       whether ``partial_rotary_factor`` counts, which then has to be 1
     """
     turned = dimension(config, "qk_rope_head_dim")
-    options = usual_options({**config, "head_dim": turned}, d_ffn="moe_intermediate_size")
+    fields = {**config, "head_dim": turned}
+    if partly and fields["partial_rotary_factor"] is None:
+        fields["partial_rotary_factor"] = 1.0
+    options = usual_options(fields, d_ffn="moe_intermediate_size", partly=partly)
     heads, key_values = options["num_attention_heads"], options["num_key_value_heads"]
     if key_values != heads:
         raise FormatError(

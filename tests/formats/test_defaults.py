@@ -27,6 +27,9 @@ NOT_LOOKED_AT = {
     "gpt_oss": {"hidden_act"},
     # Which layers a second token is predicted with; they are left out.
     "glm4_moe": {"num_mtp_layers"},
+    "deepseek_v3": {"num_mtp_layers"},
+    # It is made of qk_rope_head_dim.
+    "deepseek_v2": {"head_dim"},
     # Of a classifier; and what its model never asks for.
     "gpt_neox": {"classifier_dropout", "is_decoder"},
     # Of another head than that of a language model.
@@ -55,6 +58,8 @@ UNNAMED = {
     "head_dim", "rope_local_base_freq", "sliding_window_pattern", "n_embed", "layer_types",
     "hidden_act_param", "rotary_emb_base", "rotary_pct", "position_embedding_type",
     "has_pooler", "has_masked_head",
+    # What DeepSeek's own code looks at, and what GGUF's epsilon is.
+    "first_k_dense_replace", "moe_layer_freq", "scoring_func", "topk_method", "latent_norm_eps",
 }  # fmt: skip
 
 # Classes with rotary positions of their own for configs that say nothing of them; the base is then
