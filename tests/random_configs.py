@@ -17,6 +17,7 @@ MIXTURES = (
     "flex_olmo", "hunyuan_v1_moe",
     "ernie4_5_moe", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text",
     "flex_olmo", "hunyuan_v1_moe", "phimoe",
+    "ernie4_5_moe", "granitemoehybrid",
 )  # fmt: skip
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 ENCODERS = ("bert", "roberta", "xlm-roberta")
@@ -84,6 +85,8 @@ def random_config(random, model_type):
         draw.config["max_position_embeddings"] = draw.one_of(12, 16)
     if model_type == "gpt2":
         _of_gpt2(draw)
+    if model_type == "granitemoehybrid":
+        _of_granite_hybrid(draw)
     if model_type in ENCODERS:
         _of_encoders(draw)
     draw.put("use_bias", True, False, there=0.1 if model_type == "ernie4_5_moe" else 0.5)
@@ -191,6 +194,36 @@ def _of_gpt2(draw):
             draw.config[own] = draw.config.pop(name)
 
 
+def _of_granite_hybrid(draw):
+    """Experts or none, positions or none, and Mamba-2 in most layers."""
+    config = draw.config
+    draw.put("num_local_experts", 0, 8, 9, there=0.6)
+    draw.put("shared_intermediate_size", 24, 33, 40, there=1)
+    draw.put("position_embedding_type", "rope", "rope", None, "nope")
+    width = config["hidden_size"] * draw.one_of(1, 2, 3)
+    heads = draw.one_of(*(n for n in (1, 2, 4, 6, 8) if width % n == 0))
+    config.update(mamba_expand=width // config["hidden_size"], mamba_n_heads=heads)
+    draw.put("mamba_d_head", width // heads, "auto", there=0.9 if draw.often(0.95) else 0)
+    if draw.often(0.05):
+        draw.put("mamba_d_head", 5, there=1)
+    draw.put("mamba_n_groups", *(n for n in (1, 1, 2, 4, 3) if heads % n == 0))
+    draw.put("mamba_d_state", 3, 8, 16, there=1)
+    draw.put("mamba_d_conv", 2, 3, 4)
+    draw.put("mamba_chunk_size", 4, 16, 256)
+    for field in ("mamba_conv_bias", "mamba_proj_bias"):
+        draw.put(field, True, False)
+    limits = (
+        [0.0, float("inf")],
+        [0.2, 0.9],
+        [0.5, float("inf")],
+        [0.0, {"__float__": "Infinity"}],
+    )
+    draw.put("time_step_limit", *limits)
+    names = ("mamba", "attention", "linear_attention", "full_attention")
+    kinds = [draw.one_of(*names) for _ in range(config["num_hidden_layers"])]
+    draw.put(draw.one_of("layer_types", "layers_block_type"), kinds, there=0.8)
+
+
 def _mixture(draw):
     config, layers = draw.config, draw.config["num_hidden_layers"]
     aliases = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -198,7 +231,8 @@ def _mixture(draw):
     draw.put("shared_expert_intermediate_size", 20, 56, there=1)
     own = next(field for field in aliases if field in draw.defaults)
     needed = draw.defaults[own] in (None, 1)
-    known = getattr(ARCHITECTURES[draw.model_type], "ALIASES", {})
+    known = getattr(ARCHITECTURES[draw.model_type], "ALIASES", {}).keys() - {"layers_block_type"}
+    known = sorted(known)
     if needed or draw.often(0.8):
         config[draw.one_of(own, *known)] = draw.one_of(8, 8, 12, 12, 9)
     draw.put("num_experts_per_tok", 1, 2, 3, there=1 if needed else 0.6)

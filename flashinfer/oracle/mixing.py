@@ -1,17 +1,17 @@
 """Mixers other than attention in float64, with the noise of each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from flashinfer.formats.arrays import AnyArray, Float64Array
-from flashinfer.formats.layers.delta_net import DeltaNetConfig
-from flashinfer.formats.layers.norm import NormConfig
+from flashinfer.formats.arrays import Float64Array
+from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.oracle import known
 from flashinfer.oracle.arithmetic import Arithmetic
-from flashinfer.oracle.functions import activation, sigmoid
-from flashinfer.oracle.known import F32, OF_FUNCTION, Known
-from flashinfer.transformer.delta_net import LENGTH
+from flashinfer.oracle.known import Known
+
+Function = Callable[[Float64Array], Float64Array]  # element by element
 
 
 def convolved(x: Known, conv: Float64Array, bias: Float64Array | None, how: Arithmetic) -> Known:
@@ -39,78 +39,89 @@ def short_conv(x: Known, conv: Float64Array, bias: Float64Array | None, how: Ari
     return known.times(c, convolved(known.times(b, v, how), conv, bias, how), how)
 
 
-def delta_net(
-    config: DeltaNetConfig,
-    weights: Mapping[str, Float64Array],
-    qkv: Known,
-    a: Known,
-    b: Known,
+def scanned(
+    projected: Known,
+    config: Mamba2Config,
+    conv: tuple[Float64Array, Float64Array | None],
+    heads: tuple[Float64Array, Float64Array, Float64Array],
+    active: Function,
     how: Arithmetic,
 ) -> Known:
-    """What the heads of a gated delta net read from their states, of a text from its first token:
-    qkv (T, channels), a and b (T, value heads) -> (T, width of values).
+    """What a Mamba-2 reads from its state, of what its in projection gives: projected (T, z |
+    channels | heads) -> y (T, width).
 
-    weights  {"conv.weight", "decay", "dt_bias"}
+    conv    weights and biases; heads: dt_bias, decay and skip, (heads,) each
+    active  the activation of what is convolved
+    Engines keep the state and what goes into it in float32, whatever values are stored in.
     """
-    n, heads, each = len(qkv.value), config.value_heads, config.value_heads // config.key_heads
-    mixed = convolved(qkv, weights["conv.weight"], None, how)
-    mixed = known.apply(mixed, activation(config.activation, 0.0), how)
-    size = config.key_heads * config.key_dim
-    q, k, v = (
-        Known(*both)
-        for both in zip(
-            *(np.split(x, [size, 2 * size], axis=1) for x in (mixed.value, mixed.spread)),
-            strict=True,
-        )
+    exact = replace(how, values="f32")
+    ends = (config.width, config.width + config.channels)
+    _, inputs, dt = _split(projected, ends)
+    inputs = known.apply(convolved(inputs, *conv, how), active, how)
+    v, keys, queries = _split(inputs, (config.width, (config.width + config.channels) // 2))
+    of_groups = (len(dt.value), config.groups, config.state_size)
+    each = config.heads // config.groups
+    keys, queries = (
+        Known(*(np.repeat(part.reshape(of_groups), each, axis=1) for part in (x.value, x.spread)))
+        for x in (keys, queries)
     )
-    # Which head of keys each head of values shares.
-    shared = np.arange(heads) % config.key_heads if config.tiled else np.arange(heads) // each
-    q, k = (_unit(x.reshape(n, config.key_heads, config.key_dim), shared, how) for x in (q, k))
-    v = v.reshape(n, heads, config.value_dim)
-    rate = known.apply(b, sigmoid, how)
-    softplus = np.logaddexp(0, a.value + weights["dt_bias"])
-    decay = np.exp(weights["decay"] * softplus)
-    # A change of a changes softplus by less, and that is multiplied with -log(decay) / softplus.
-    off = np.abs(weights["decay"]) * np.hypot(a.spread, OF_FUNCTION * F32 * (1 + softplus))
-    scale = config.key_dim**-0.5
-    state = np.zeros((heads, config.key_dim, config.value_dim))
-    noise, y, spread = np.zeros_like(state), np.empty_like(v.value), np.empty_like(v.value)
-    for t in range(n):
-        # Squares of noise, as independent errors add.
-        noise = decay[t, :, None, None] ** 2 * (noise + (state * off[t, :, None, None]) ** 2)
-        state = decay[t, :, None, None] * state
-        key, of_key = k.value[t], k.spread[t]  # (heads, key_dim)
-        seen = np.einsum("hk,hkv->hv", key, state)
-        of_seen = np.einsum("hk,hkv->hv", key**2, noise + (how.unit * state) ** 2 * config.key_dim)
-        of_seen += np.einsum("hk,hkv->hv", of_key**2, state**2)
-        u = rate.value[t, :, None] * (v.value[t] - seen)
-        of_u = rate.value[t, :, None] ** 2 * (v.spread[t] ** 2 + of_seen)
-        of_u += rate.spread[t, :, None] ** 2 * (v.value[t] - seen) ** 2 + (how.unit * u) ** 2
-        state = state + key[:, :, None] * u[:, None]
-        noise = noise + key[:, :, None] ** 2 * of_u[:, None] + (how.unit * state) ** 2
-        noise = noise + of_key[:, :, None] ** 2 * u[:, None] ** 2
-        query, of_query = q.value[t] * scale, q.spread[t] * scale
-        y[t] = np.einsum("hk,hkv->hv", query, state)
-        spread[t] = np.einsum(
-            "hk,hkv->hv", query**2, noise + (how.unit * state) ** 2 * config.key_dim
-        )
-        spread[t] += np.einsum("hk,hkv->hv", of_query**2, state**2)
-    return known.stored(Known(y.reshape(n, -1), np.sqrt(spread).reshape(n, -1)), how)
+    v = v.reshape(len(dt.value), config.heads, config.head_dim)
+    bias, decay, skip = heads
+    rate = known.apply(
+        known.add(dt, Known(np.broadcast_to(bias, dt.value.shape)), exact),
+        lambda x: np.logaddexp(x, 0),
+        exact,
+    )
+    rounding = 2 * how.step * (np.abs(rate.value) + np.abs(dt.value))
+    rate = Known(np.clip(rate.value, *config.steps), np.hypot(rate.spread, rounding))
+    kept = known.apply(known.times(rate, Known(decay), exact), np.exp, exact)
+    brought = known.times(v, rate.reshape(*rate.value.shape, 1), exact)
+    y = _recurrence(queries, keys, brought, kept, how)
+    y = known.add(y, known.times(v, Known(skip[:, None]), exact), how)
+    return y.reshape(len(dt.value), config.width)
 
 
-def gated(
-    config: DeltaNetConfig, weight: Float64Array, read: Known, z: Known, how: Arithmetic
+def gated_norm(
+    y: Known,
+    projected: Known,
+    config: Mamba2Config,
+    weight: Float64Array,
+    active: Function,
+    how: Arithmetic,
 ) -> Known:
-    """What heads read (T, width of values), normalised and times silu(z)."""
-    n = len(read.value)
-    norm = NormConfig("rms", config.epsilon)
-    normed = known.norm(read.reshape(n, -1, config.value_dim), norm, weight, None, how)
-    return known.times(normed.reshape(n, -1), known.apply(z, activation("silu", 0.0), how), how)
+    """What a Mamba-2's out projection reads: y (T, width), gated by z, normalised by group."""
+    exact = replace(how, values="f32")
+    z, _ = _split(projected, (config.width,))
+    gated = known.times(y, known.apply(z, active, exact), exact)
+    gated = gated.reshape(len(y.value), config.groups, config.width // config.groups)
+    normed = known.norm(gated, config.norm, weight.reshape(gated.value.shape[1:]), None, how)
+    return normed.reshape(len(y.value), config.width)
 
 
-def _unit(x: Known, shared: AnyArray, how: Arithmetic) -> Known:
-    """Heads (T, key heads, key_dim) of a length of 1, for each head of values that it shares."""
-    size = x.value.shape[-1]
-    unit = known.norm(x, NormConfig("rms", LENGTH / size), None, None, how)
-    value, spread = ((part * size**-0.5)[:, shared] for part in (unit.value, unit.spread))
-    return Known(value, spread)
+def _recurrence(q: Known, k: Known, u: Known, decay: Known, how: Arithmetic) -> Known:
+    """S = decay S + k u^T; y = S^T q, of each head: q, k (T, H, n), u (T, H, w), decay (T, H) ->
+    (T, H, w)."""
+    _, heads, n = q.value.shape
+    state = np.zeros((heads, n, u.value.shape[2]))
+    y, noise, variance = np.zeros_like(u.value), np.zeros_like(u.value), np.zeros_like(state)
+    for t in range(len(q.value)):
+        kept, spread = (x[t][:, None, None] for x in (decay.value, decay.spread))
+        keys, queries = k.value[t][:, :, None], q.value[t][:, :, None]
+        brought = keys * u.value[t][:, None]
+        variance = variance * kept**2 + (state * spread) ** 2
+        variance += (keys * u.spread[t][:, None]) ** 2
+        variance += (k.spread[t][:, :, None] * u.value[t][:, None]) ** 2
+        variance += (how.unit * (np.abs(state * kept) + np.abs(brought))) ** 2
+        state = state * kept + brought
+        y[t] = (queries * state).sum(axis=1)
+        size = np.abs(queries * state).sum(axis=1)
+        of_queries = (q.spread[t][:, :, None] * state) ** 2
+        noise[t] = np.sqrt((queries**2 * variance + of_queries).sum(axis=1))
+        noise[t] += how.unit * np.sqrt(n) * size
+    return known.stored(Known(y, noise), how)
+
+
+def _split(x: Known, ends: tuple[int, ...]) -> list[Known]:
+    """The parts of x (T, n) that end before these columns, and the last."""
+    parts = zip(*(np.split(part, ends, axis=1) for part in (x.value, x.spread)), strict=True)
+    return [Known(value, noise) for value, noise in parts]

@@ -13,7 +13,8 @@ from flashinfer.formats.arrays import AnyArray, Float64Array, Int64Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
-from flashinfer.oracle import attending, known, latent, mixing, routing
+from flashinfer.formats.layers.mamba2 import Mamba2Config
+from flashinfer.oracle import attending, delta_nets, known, latent, mixing, routing
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.functions import activation, sigmoid
 from flashinfer.oracle.known import Known
@@ -74,6 +75,7 @@ class Replay:
             "a": lambda i: self._project("a", i),
             "b": lambda i: self._project("b", i),
             "read": self._read,
+            "scanned": self._scanned,
             "mixed": self._mixed,
             "o": self._o,
             "attention_after_norm": lambda i: self._norm("attention_after_norm", i, "o"),
@@ -295,19 +297,35 @@ class Replay:
             name: self.weights[f"layers.{i}.{name}"] for name in ("conv.weight", "decay", "dt_bias")
         }
         qkv, a, b = (self.of(i, key) for key in ("in_proj", "a", "b"))
-        return mixing.delta_net(config, weights, qkv, a, b, self.how)
+        return delta_nets.delta_net(config, weights, qkv, a, b, self.how)
 
-    def _mixed(self, i: int) -> Known:
-        """What the out projection of a mixer other than attention reads."""
-        config = self.config.layers[i].mixer
-        if isinstance(config, DeltaNetConfig):
-            gated = self.weights[f"layers.{i}.gated.weight"]
-            return mixing.gated(config, gated, self.of(i, "read"), self.of(i, "z"), self.how)
+    def _convolution(self, i: int) -> tuple[Float64Array, Float64Array | None]:
+        """The weights and biases of a mixer's convolution, which needs all tokens."""
         if not self.whole:
             raise Unknown
         name = f"layers.{i}.conv"
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        return mixing.short_conv(self.of(i, "in_proj"), weight, bias, self.how)
+        return self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+
+    def _mixed(self, i: int) -> Known:
+        """What the out projection of a mixer other than attention reads."""
+        mixer, projected = self.config.layers[i].mixer, self.of(i, "in_proj")
+        if isinstance(mixer, DeltaNetConfig):
+            gated = self.weights[f"layers.{i}.gated.weight"]
+            return delta_nets.gated(mixer, gated, self.of(i, "read"), self.of(i, "z"), self.how)
+        if isinstance(mixer, Mamba2Config):
+            weight, active = self.weights[f"layers.{i}.mixed_norm.weight"], activation("silu", 0.0)
+            y = self.of(i, "scanned")
+            return mixing.gated_norm(y, projected, mixer, weight, active, self.how)
+        return mixing.short_conv(projected, *self._convolution(i), self.how)
+
+    def _scanned(self, i: int) -> Known:
+        """What a Mamba-2 reads from its state."""
+        mixer, name = self.config.layers[i].mixer, f"layers.{i}"
+        assert isinstance(mixer, Mamba2Config)
+        bias, decay, skip = (self.weights[f"{name}.{p}"] for p in ("dt_bias", "decay", "skip"))
+        conv, active = self._convolution(i), activation(mixer.activation, 0.0)
+        projected = self.of(i, "in_proj")
+        return mixing.scanned(projected, mixer, conv, (bias, decay, skip), active, self.how)
 
     def _o(self, i: int) -> Known:
         """What a layer's mixer gives."""

@@ -5,11 +5,13 @@ from typing import Any
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
+from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
 from flashinfer.transformer.attention import Attention
 from flashinfer.transformer.delta_net import DeltaNet
 from flashinfer.transformer.latent_attention import LatentAttention
+from flashinfer.transformer.mamba2 import Mamba2
 from flashinfer.transformer.mixer import Mixer, Parts
 from flashinfer.transformer.short_conv import ShortConv
 
@@ -19,6 +21,7 @@ KINDS: dict[type[MixerConfig], type[Mixer[Any]]] = {
     LatentAttentionConfig: LatentAttention,
     ShortConvConfig: ShortConv,
     DeltaNetConfig: DeltaNet,
+    Mamba2Config: Mamba2,
 }
 
 

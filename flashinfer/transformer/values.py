@@ -15,6 +15,7 @@ from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.layer import LayerConfig
+from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
 from flashinfer.paper.interfaces import Columns
@@ -181,12 +182,22 @@ def _of_delta_net(c: DeltaNetConfig, number: int, names: "ModuleNames") -> Itera
     yield Value("o", number, out_proj, (c.hidden_size,))
 
 
+def _of_mamba2(c: Mamba2Config, number: int, names: "ModuleNames") -> Iterator[Value]:
+    in_proj, out_proj = (names.of(f"layers.{{}}.{p}_proj.weight", number) for p in ("in", "out"))
+    norm = names.of("layers.{}.mixed_norm.weight", number)
+    yield Value("in_proj", number, in_proj, (c.projected,))
+    yield Value("scanned", number, f"{norm}.input", (c.width,))
+    yield Value("mixed", number, norm, (c.width,))
+    yield Value("o", number, out_proj, (c.hidden_size,))
+
+
 # What a mixer's run gives, by the class of its config.
 OF_MIXERS: dict[type[MixerConfig], Callable[[Any, int, "ModuleNames"], Iterator[Value]]] = {
     AttentionConfig: _of_attention,
     LatentAttentionConfig: _of_latent_attention,
     ShortConvConfig: _of_short_conv,
     DeltaNetConfig: _of_delta_net,
+    Mamba2Config: _of_mamba2,
 }
 
 

@@ -21,6 +21,7 @@ and where they are needed
     TURNED_HEADS          {our projection: how many matrices lie below each other in it, of a
                           LayerConfig, of which each has rows and columns exchanged there}
     CONVOLUTIONS          our matrices (channels, kernel) that are (channels, 1, kernel) there
+    VALUES                {our vector: what it is made by of the checkpoint's values, float32}
     UNUSED                tensors of checkpoints that have no part in what is computed
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
                           part of the model proper; they are left out
@@ -59,6 +60,7 @@ from . import (
     gpt_oss,
     granite,
     granitemoe,
+    granitemoehybrid,
     hunyuan_v1_dense,
     hunyuan_v1_moe,
     lfm2,
@@ -105,6 +107,7 @@ MODULES = (
     ernie4_5_moe, nanochat, bitnet,
     phimoe,
     ernie4_5_moe, nanochat, bitnet, deepseek_v2, deepseek_v3, glm4_moe_lite,
+    ernie4_5_moe, nanochat, bitnet, granitemoehybrid,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

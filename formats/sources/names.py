@@ -95,7 +95,9 @@ class Names:
         of_all = [
             rows
             for template, name in {**self.naming.NAMES, **parts}.items()
-            if name == named and (rows := self.packed_rows(template, layer)) is not None
+            if name == named
+            and (rows := self.packed_rows(template, layer)) is not None
+            and len(rows)
         ]
         return max(int(rows.max()) for rows in of_all) + 1
 
@@ -178,6 +180,10 @@ class Names:
             )
         if len(spec.shape) == 2 and self.turned(template, name):
             return new_tensor(spec.name, format, spec.shape, lambda: self.turned_rows(name, rows))
+        if function := getattr(self.naming, "VALUES", {}).get(template):
+            return new_tensor(
+                spec.name, format, spec.shape, lambda: [function(self.checkpoint.read_rows(name))]
+            )
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
         made = getattr(self.naming, "VALUES", {}).get(template)
         if made is not None:

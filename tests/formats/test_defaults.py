@@ -39,6 +39,8 @@ NOT_LOOKED_AT = {
     },
     **{name: {"eod_token_id", "sep_token_id"} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe")},
     "phimoe": {"input_jitter_noise"},  # of training
+    # How many tokens are computed together.
+    "granitemoehybrid": {"mamba_chunk_size"},
     "gpt2": {
         "summary_type",
         "summary_use_proj",

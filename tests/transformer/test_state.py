@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
+from flashinfer.oracle.kits.configs import CONFIGS
 from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.transformer.state import RecurrentState
 
-NAMES = {
-    "lfm2-bias": "lfm2", "lfm2-moe": "lfm2_moe", "qwen3-next": "qwen3_next",
-    "qwen3-5": "qwen3_5_text",
-}  # fmt: skip
+NAMES = (
+    "lfm2-bias", "lfm2-moe", "qwen3-next", "qwen3-5", "granite-hybrid", "granite-hybrid-dense",
+)  # fmt: skip
 CONTEXT = 48
 IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
 
@@ -23,7 +23,7 @@ IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
 def path(tmp_path_factory, request):
     """A bundle of a small model whose layers have states."""
     folder = tmp_path_factory.mktemp("state")
-    write_kit(folder / "kit", [NAMES[request.param]])
+    write_kit(folder / "kit", [CONFIGS[request.param]["model_type"]])
     convert(folder / "kit/models" / request.param, folder / "x.flash", "f32")
     return folder / "x.flash"
 

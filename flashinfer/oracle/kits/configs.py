@@ -98,6 +98,9 @@ DELTA_NET: JsonObject = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 24,
 }
+MAMBA: JsonObject = {
+    "mamba_n_heads": 10, "mamba_d_head": 8, "mamba_d_state": 12, "shared_intermediate_size": 56,
+}  # fmt: skip
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -213,6 +216,16 @@ CONFIGS: dict[str, JsonObject] = {
     "qwen3-5-moe": mixture("qwen3_5_moe_text", **DELTA_NET, num_experts=8, head_dim=16,
                            moe_intermediate_size=24, shared_expert_intermediate_size=56,
                            num_hidden_layers=4, attention_bias=True),
+    "granite-hybrid": mixture("granitemoehybrid", **GRANITE, **MAMBA, num_hidden_layers=3,
+                              num_local_experts=8, intermediate_size=24,
+                              layer_types=["mamba", "attention", "mamba"]),
+    "granite-hybrid-dense": like("granitemoehybrid", **GRANITE, **MAMBA, num_local_experts=0,
+                                 num_experts_per_tok=0, mamba_n_groups=2, mamba_proj_bias=True,
+                                 mamba_conv_bias=False, tie_word_embeddings=True,
+                                 time_step_limit=[0.3, 1.5], layer_types=["mamba", "attention"]),
+    "granite-hybrid-rope": like("granitemoehybrid", **GRANITE, **MAMBA, num_local_experts=0,
+                                position_embedding_type="rope", attention_bias=True,
+                                layer_types=["full_attention", "linear_attention"]),
     "gpt-neox": like("gpt_neox", hidden_size=64),
     "gpt-neox-in-turn": like("gpt_neox", hidden_size=64, use_parallel_residual=False,
                              attention_bias=False, hidden_act="relu", rotary_pct=0.5,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.architectures import model_config
+from flashinfer.formats.architectures import architecture, model_config
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.rotary import Rotary
@@ -33,7 +33,8 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     config = model_config(model.hugging_face_config())
     name = GGUF_NAMES[model.model_type]
     naming = FORMS[name].naming(_kinds(name, config))
-    form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS)
+    made = getattr(architecture(model.config), "VALUES", {})
+    form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made)
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}

@@ -40,6 +40,7 @@ class Form:
     turned_heads  {our projection: how many matrices lie below each other in it, of a LayerConfig,
                 of which each has rows and columns exchanged}
     convolutions  our matrices (channels, kernel) that are (channels, 1, kernel)
+    values      {our vector: the function of what is drawn for it whose values are held}
     """
 
     names: Mapping[str, str]
@@ -52,6 +53,7 @@ class Form:
     one_row: Collection[str] = ()
     convolutions: Collection[str] = ()
     turned_heads: Mapping[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
+    values: Mapping[str, Callable[[Float32Array], Float32Array]] = field(default_factory=dict)
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
         """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
@@ -96,6 +98,8 @@ def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tens
     turned: set[str] = set()
     for spec in layout(config):
         for template, values in _parts(spec, config, model.name):
+            if template in form.values:
+                values = form.values[template](values)
             router = spec.layer is not None and config.layers[spec.layer].ffn.router is not None
             name = form.name(template, spec.layer, router)
             heads = form.turned_heads.get(part_of(template))
