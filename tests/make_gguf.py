@@ -1,5 +1,6 @@
 """A GGUF file of a small Hugging Face checkpoint, packed and named as llama.cpp does it."""
 
+import decimal
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ import safetensors.numpy
 
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.architectures.hugging_face import interleaved
+from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.sources.gguf import BY_TYPE
 
 ARCHITECTURES = {
@@ -21,7 +24,7 @@ ARCHITECTURES = {
     "dots1": "dots1", "glm4_moe": "glm4moe", "granite": "granite", "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe", "smollm3": "smollm3", "ministral3": "mistral3",
     "olmo2": "olmo2", "olmo3": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
-    "hunyuan_v1_moe": "hunyuan-moe",
+    "hunyuan_v1_moe": "hunyuan-moe", "granitemoehybrid": "granitehybrid",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -44,9 +47,10 @@ NAMES = {
     "shared_expert_gate": "ffn_gate_inp_shexp",
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
+    "in_proj": "ssm_in", "conv1d": "ssm_conv1d", "out_proj": "ssm_out",
 }  # fmt: skip
-TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "arcee", "granite", "smollm3",
-          "ministral3")  # fmt: skip
+TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "granitemoehybrid", "arcee",
+          "granite", "smollm3", "ministral3")  # fmt: skip
 # What GGUF cannot say of a checkpoint in tests/data, and what is taken in its place.
 UNSAID = {
     "gemma2": {"query_pre_attn_scalar": 16},
@@ -143,9 +147,10 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
 
     config = json.loads((Path(folder) / "config.json").read_text())
     model, architecture = model_config(config), ARCHITECTURES[config["model_type"]]
-    wide = next((k for k in model.layers if not k.attention.attention_window), model.layers[0])
-    ffn = next((k.ffn for k in model.layers if k.ffn.router), wide.ffn)
-    attention, dense = wide.attention, [k.ffn.d_ffn for k in model.layers if not k.ffn.router]
+    attentions = [k.mixer for k in model.layers if isinstance(k.mixer, AttentionConfig)]
+    attention = next((a for a in attentions if not a.attention_window), attentions[0])
+    ffn = next((k.ffn for k in model.layers if k.ffn.router), model.layers[0].ffn)
+    dense = [k.ffn.d_ffn for k in model.layers if not k.ffn.router]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(model.max_position_embeddings)
     writer.add_embedding_length(model.hidden_size)
@@ -157,7 +162,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_expert_feed_forward_length(ffn.d_ffn)
     if ffn.shared_d_ffn:
         writer.add_expert_shared_feed_forward_length(ffn.shared_d_ffn)
-    if config["model_type"] in ("granite", "granitemoe"):
+    if config["model_type"] in ("granite", "granitemoe", "granitemoehybrid"):
         writer.add_embedding_scale(model.embedding_scale)
         writer.add_attention_scale(attention.attention_scale)
         writer.add_residual_scale(model.layers[0].residual_scale)
@@ -184,7 +189,10 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         near = model.layers[0].attention.rotary.base
         writer.add_float32(f"{architecture}.rope.freq_base_swa", near)
     writer.add_head_count(attention.num_attention_heads)
-    writer.add_head_count_kv(attention.num_key_value_heads)
+    if len(attentions) < len(model.layers):
+        _add_mamba2(writer, model)
+    else:
+        writer.add_head_count_kv(attention.num_key_value_heads)
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
     if model.norm.kind == "rms":
@@ -193,7 +201,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_layer_norm_eps(model.norm.epsilon)
     if attention.rotary:
         _add_rotary(writer, attention.rotary)
-    windows = [layer.attention.attention_window for layer in model.layers]
+    windows = [a.attention_window for a in attentions]
     if any(windows):
         writer.add_sliding_window(max(window or 0 for window in windows))
     if config["model_type"] == "gpt_neox":
@@ -232,6 +240,18 @@ def _quantised(values, kind):
     return format.encode(values)
 
 
+def _add_mamba2(writer, model):
+    """Of layers that are not all attention's."""
+    mamba = next(k.mixer for k in model.layers if isinstance(k.mixer, Mamba2Config))
+    writer.add_head_count_kv([getattr(k.mixer, "num_key_value_heads", 0) for k in model.layers])
+    writer.add_ssm_conv_kernel(mamba.kernel)
+    writer.add_ssm_inner_size(mamba.width)
+    writer.add_ssm_state_size(mamba.state_size)
+    writer.add_ssm_time_step_rank(mamba.heads)
+    writer.add_ssm_group_count(mamba.groups)
+    writer.add_rope_scaling_finetuned(any(k.mixer.rotary for k in model.layers))
+
+
 def _add_rotary(writer, rotary):
     import gguf
 
@@ -256,6 +276,12 @@ def _tensors(folder, config, model):
             stacked = experts.setdefault(f"blk.{layer}.{NAMES[part]}_exps.weight", {})
             stacked[expert] = values
             continue
+        if ".mamba." in name:
+            yield from _of_mamba2(name, values, model)
+            continue
+        if ".shared_mlp." in name:
+            yield from _of_shared_mlp(name, values, model)
+            continue
         if part == "input_linear":
             layer = next(piece for piece in name.split(".") if piece.isdecimal())
             for our, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
@@ -264,7 +290,7 @@ def _tensors(folder, config, model):
         if config["model_type"] in LESS_ONE and "norm" in part and kind == "weight":
             values = values + np.float32(1)
         if config["model_type"] in TURNED and part in ("q_proj", "k_proj"):
-            sizes = model.layers[0].attention
+            sizes = next(k.mixer for k in model.layers if isinstance(k.mixer, AttentionConfig))
             heads = sizes.num_attention_heads if part[0] == "q" else sizes.num_key_value_heads
             pairs = values.reshape(heads, 2, sizes.head_dim // 2, -1).swapaxes(1, 2)
             values = np.ascontiguousarray(pairs.reshape(values.shape))
@@ -288,6 +314,37 @@ def _tensors(folder, config, model):
             yield (f"blk.{layer}." if layer else "") + f"{ours}.{kind}", values
     for name, stacked in experts.items():
         yield name, np.stack([stacked[i] for i in range(len(stacked))])
+
+
+def _of_mamba2(name, values, model):
+    """Vectors as matrices, and exp(A_log) already taken, as the decimal module takes it."""
+    *_, part, kind = name.split(".")
+    layer = next(piece for piece in name.split(".") if piece.isdecimal())
+    if kind == "A_log":
+        with decimal.localcontext(prec=40):
+            exact = [float(-decimal.Decimal(float(value)).exp()) for value in values]
+        yield f"blk.{layer}.ssm_a", np.array(exact, np.float32)[:, None]
+    elif kind == "D":
+        yield f"blk.{layer}.ssm_d", values[:, None]
+    elif kind == "dt_bias":
+        yield f"blk.{layer}.ssm_dt.bias", values
+    elif part == "norm":
+        groups = model.layers[int(layer)].mixer.groups
+        yield f"blk.{layer}.ssm_norm.weight", values.reshape(groups, -1)
+    else:
+        values = values.reshape(len(values), -1) if values.ndim == 3 else values
+        yield f"blk.{layer}.{NAMES[part]}.{kind}", values
+
+
+def _of_shared_mlp(name, values, model):
+    """Granite 4's shared expert, which is its FFN where there are no others."""
+    layer = next(piece for piece in name.split(".") if piece.isdecimal())
+    suffix = "_shexp" if model.layers[0].ffn.router else ""
+    if "output_linear" in name:
+        yield f"blk.{layer}.ffn_down{suffix}.weight", values
+        return
+    for our, half in zip(("gate", "up"), np.split(values, 2), strict=True):
+        yield f"blk.{layer}.ffn_{our}{suffix}.weight", np.ascontiguousarray(half)
 
 
 def _of_gpt_oss(name, values):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 from ..arrays import Float32Array, UInt8Array
@@ -19,6 +20,7 @@ from .tokenizers.gguf_vocabulary import gguf_tokenizer
 
 PREDICTORS = (".fc1.weight", ".fc2.weight")  # PowerInfer's, for ``calibrate --predictor-from``
 ROW_VECTORS = (".ffn_gate_inp_shexp.weight",)  # vectors here, Hugging Face's matrices of one row
+VECTORS = (".ssm_a", ".ssm_d", ".ssm_norm.weight")  # matrices here, Hugging Face's vectors
 
 
 class GgufCheckpoint:
@@ -73,6 +75,8 @@ class GgufCheckpoint:
         for name, shape in shapes.items():
             if name.endswith(ROW_VECTORS) and len(shape) == 1:
                 shapes[name] = (1, *shape)
+            elif name.endswith(VECTORS):
+                shapes[name] = (prod(shape),)
         return shapes
 
     def format_of(self, name: str) -> NumberFormat:
@@ -94,7 +98,7 @@ class GgufCheckpoint:
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         """Rows ``start:stop`` of a tensor as float32."""
         tensor = self.file.tensors[name]
-        if len(tensor.shape) > 1:
+        if len(tensor.shape) > 1 and not name.endswith(VECTORS):
             return self.file.decode(tensor.type, self.file.raw_rows(name, start, stop))
         values = self.file.decode(tensor.type, self.file.raw_rows(name))
         return (values if len(self.shapes.get(name, ())) == 2 else values.reshape(-1))[start:stop]
@@ -102,7 +106,7 @@ class GgufCheckpoint:
     def raw_rows(self, name: str, format: NumberFormat, start: int, stop: int) -> UInt8Array | None:
         """The same rows as bytes, where the file holds them in this NumberFormat; else None."""
         tensor = self.file.tensors[name]
-        if tensor.type.format is not format or len(tensor.shape) < 2:
+        if tensor.type.format is not format or len(tensor.shape) < 2 or name.endswith(VECTORS):
             return None
         return self.file.raw_rows(name, start, stop)
 

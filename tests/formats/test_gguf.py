@@ -30,6 +30,7 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "arcee": None, "gemma2": None, "gemma3": None, "dots1": None, "glm4-moe": None,
     "granite": None, "ernie4-5": None, "ernie4-5-moe": None, "smollm3": None, "ministral3": None,
     "olmo2": None, "olmo3": None, "hunyuan": None, "hunyuan-moe": None,
+    "granite-hybrid": None, "granite-hybrid-rope": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType
 

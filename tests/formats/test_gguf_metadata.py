@@ -54,6 +54,8 @@ WRITTEN = {
     "ernie4-5-moe": {"expert_shared_feed_forward_length": 48, "expert_gating_func": 1},
     "olmo3": {"attention.sliding_window_pattern": [True] * 3 + [False, True],
               "rope.freq_base_swa": 1000.0, "rope.scaling.yarn_ext_factor": 1.0},
+    "granite-hybrid": {"vocab_size": 96, "rope.dimension_count": 10, "rope.freq_base": 10000.0},
+    "granite-hybrid-rope": {"expert_shared_feed_forward_length": 56, "expert_count": 0},
 }  # fmt: skip
 
 
@@ -123,6 +125,8 @@ def test_keys_that_change_nothing(name, tmp_path):
         ("olmo3", "rope.freq_base_swa", 500.0),
         ("dots1", "nextn_predict_layers", 1),
         ("glm4-moe", "nextn_predict_layers", 3),
+        ("granite-hybrid", "ssm.dt_b_c_rms", True),
+        ("granite-hybrid", "attention.sliding_window", 8),
         ("glm4-moe", "rope.dimension_sections", [1, 1, 1, 0]),
     ],
 )

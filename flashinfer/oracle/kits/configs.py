@@ -310,6 +310,12 @@ class KitModel:
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "bos_token_id": 1, "head_dim": 16}
 WIDE_MIXTURE = {**WIDE, "intermediate_size": 32, "moe_intermediate_size": 32}
+WIDE_MAMBA: JsonObject = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "shared_intermediate_size": 64,
+}
 WIDE_FALCON = {
     **FALCON, "hidden_size": 64, "ffn_hidden_size": 96, "bos_token_id": 1,
     "new_decoder_architecture": True, "num_kv_heads": 2,
@@ -438,6 +444,16 @@ GGUF_MODELS = (
     KitModel("gguf-hunyuan", like("hunyuan_v1_dense", **WIDE), gguf=BLOCKS),
     KitModel("gguf-hunyuan-moe", like("hunyuan_v1_moe", **WIDE_MIXTURE, num_experts=8, moe_topk=3),
              gguf=("f16",)),
+    KitModel("gguf-granite-hybrid", mixture(
+        "granitemoehybrid", **WIDE_MIXTURE, **GRANITE, **WIDE_MAMBA, num_hidden_layers=3,
+        num_local_experts=8, layer_types=["mamba", "attention", "mamba"],
+    ), gguf=BLOCKS),
+    KitModel("gguf-granite-hybrid-rope", like(
+        "granitemoehybrid", **{**WIDE, "intermediate_size": 96}, **GRANITE, **{
+            **WIDE_MAMBA, "shared_intermediate_size": 96,
+        }, num_local_experts=0, position_embedding_type="rope", mamba_n_groups=2,
+        layer_types=["attention", "mamba"],
+    ), gguf=("f16",)),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from flashinfer.formats.architectures import architecture, model_config
+from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
@@ -25,6 +27,7 @@ GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {
     "olmo3": "olmo2",
 }
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
+EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv")
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
 
@@ -38,13 +41,20 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
-    tensors = as_converted(name, tensors, config) | _rope_tensors(_rotary(config))
-    return gguf_bytes(
-        _metadata(name, model, config),
-        tensors,
-        format,
-        exact=(ROUTER, "shortconv.conv", "ssm_conv1d"),
-    )
+    tensors = as_converted(name, tensors, config)
+    tensors = {n: _of_state(n, v, config) for n, v in tensors.items()}
+    tensors |= _rope_tensors(_rotary(config))
+    return gguf_bytes(_metadata(name, model, config), tensors, format, exact=EXACT)
+
+
+def _of_state(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
+    """Mamba-2's vectors are matrices in GGUF: of one column, and of one row for each group."""
+    groups = [k.mixer.groups for k in config.layers if isinstance(k.mixer, Mamba2Config)]
+    if groups and name.endswith((".ssm_a", ".ssm_d")):
+        return values[:, None]
+    if groups and name.endswith(".ssm_norm.weight"):
+        return values.reshape(groups[0], -1)
+    return values
 
 
 def _kinds(architecture: str, config: ModelConfig) -> set[str]:
@@ -60,13 +70,12 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
 
 
 def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
-    # Of layers that differ: one that sees all, and one that has experts.
-    attend = [k for k in config.layers if isinstance(k.mixer, AttentionConfig)]
-    layer = next((k for k in attend if not k.attention.attention_window), attend[0])
-    ffn = next((k.ffn for k in config.layers if k.ffn.router), layer.ffn)
+    # Of layers that differ: one whose attention sees all, and one that has experts.
+    attentions = [a for k in config.layers if isinstance(a := k.mixer, AttentionConfig)]
+    attention = next((a for a in attentions if not a.attention_window), attentions[0])
+    ffn = next((k.ffn for k in config.layers if k.ffn.router), config.layers[0].ffn)
     dense = [k.ffn.d_ffn for k in config.layers if k.ffn.router is None]
-    attention = layer.attention
-    windows = [layer.attention.attention_window for layer in attend]
+    windows = [a.attention_window for a in attentions]
     norm = "layer_norm_rms_epsilon" if config.norm.kind == "rms" else "layer_norm_epsilon"
     own: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
@@ -120,12 +129,33 @@ def _of_gpt_neox(config: ModelConfig) -> Metadata:
 
 
 def _of_granite(config: ModelConfig) -> Metadata:
-    layer = config.layers[0]
+    scales = [a.attention_scale for k in config.layers if isinstance(a := k.mixer, AttentionConfig)]
     return {
         "embedding_scale": float(config.embedding_scale),
-        "attention.scale": float(layer.attention.attention_scale or 0),
-        "residual_scale": float(layer.residual_scale),
+        "attention.scale": float(scales[0] or 0),
+        "residual_scale": float(config.layers[0].residual_scale),
         "logit_scale": 1 / config.logit_scale,
+    }
+
+
+def _of_granite_hybrid(config: ModelConfig) -> Metadata:
+    rotary = _rotary(config) is not None
+    return {**_of_granite(config), **_of_mamba2(config), "rope.scaling.finetuned": rotary}
+
+
+def _of_mamba2(config: ModelConfig) -> Metadata:
+    mamba = next(k.mixer for k in config.layers if isinstance(k.mixer, Mamba2Config))
+    key_heads = [
+        a.num_key_value_heads if isinstance(a := k.mixer, AttentionConfig) else 0
+        for k in config.layers
+    ]
+    return {
+        "attention.head_count_kv": key_heads,
+        "ssm.conv_kernel": mamba.kernel,
+        "ssm.inner_size": mamba.width,
+        "ssm.state_size": mamba.state_size,
+        "ssm.time_step_rank": mamba.heads,
+        "ssm.group_count": mamba.groups,
     }
 
 
@@ -184,6 +214,7 @@ def _of_mistral3(config: ModelConfig) -> Metadata:
 # What llama.cpp's conversion writes for these architectures beside what it writes for all.
 OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "gptneox": _of_gpt_neox,
+    "granitehybrid": _of_granite_hybrid,
     "smallthinker": _of_smallthinker,
     "lfm2moe": _of_sigmoid_mixture,
     "granite": _of_granite,
