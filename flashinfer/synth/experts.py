@@ -48,6 +48,7 @@ class ExpertMaker(Maker):
             raise UserError(f"a repeated share of {repeated} is not between 0 and 1")
         routers = [layer.ffn.router for layer in model.layers if layer.ffn.router]
         self.experts, self.per_token = routers[0].experts, routers[0].experts_per_token
+        self.early = routers[0].early
         random = np.random.default_rng([seed, 0])
         turns = turning(random, code_width(model))
         b, liked = self._router(random, code_width(model))
@@ -101,7 +102,7 @@ class ExpertMaker(Maker):
         seen, sure = self._seen(self.code, *router), math.ceil(SURE * self.per_token)
         scores = seen + UNSEEN * unseen
         uses, weights = largest(scores, self.per_token), np.exp(scores)
-        if layer == 0:
+        if layer == 0 or self.early:
             return routing_record(uses, weights)
         return routing_record(uses, weights, largest(seen, self.per_token), largest(seen, sure))
 
@@ -119,7 +120,8 @@ class ExpertMaker(Maker):
             if layer:
                 unseen = random.standard_normal((len(b), UNSEEN_WIDTH), dtype=np.float32)
                 rows += self.unseen_rows * unseen @ self._unseen(layer - 1).T
-            return [rows / np.float32(self.code_length)]
+            # A router that reads the hidden state as it is finds a code of length 1 there.
+            return [rows / np.float32(1 if self.early else self.code_length)]
         return None
 
     def _unseen(self, layer: int) -> Float32Array:

@@ -117,7 +117,7 @@ class Maker(ABC):
         own = self.own_chunks(name, int(layer), spec.shape, random)
         if own is not None:
             yield from own
-        elif name in ("o_proj.weight", "shared.down.weight"):
+        elif name in ("o_proj.weight", "out_proj.weight", "shared.down.weight"):
             # Its outputs must stay out of the reserved subspace: (1 - Q Q^T) O.
             spread = np.float32(self.block_size / np.sqrt(self.d * spec.shape[1]))
             o = random.standard_normal(spec.shape, dtype=np.float32) * spread
@@ -134,8 +134,12 @@ class Maker(ABC):
         elif name == "final_norm.weight" and not self.tokens_bring_code:
             # Random signs, because a tied head would otherwise repeat the token it was given.
             yield random.choice(np.array([-1, 1], dtype=np.float32), spec.shape)
+        elif name in ("conv.weight", "decay"):
+            value = 1 / spec.shape[-1] if name == "conv.weight" else -1
+            yield np.full(spec.shape, value, dtype=np.float32)
         else:
-            yield np.full(spec.shape, float(name.endswith("norm.weight")), dtype=np.float32)
+            ones = name.endswith(("norm.weight", "gated.weight", "skip"))
+            yield np.full(spec.shape, float(ones), dtype=np.float32)
 
     @abstractmethod
     def record(self, layer: int) -> LayerCalibration | None:

@@ -2,7 +2,7 @@
 
 A model whose own activation leaves no neuron silent is given a ReLU, as in its sparse versions
 (ReLULLaMA, ProSparse, Bamboo); mixtures of experts keep theirs. All but OPT have an untied output
-head.
+head, those included whose published model has a tied one (SmallThinker-4B, LFM2).
 """
 
 from typing import Any
@@ -82,6 +82,30 @@ MIXTURES: dict[str, Shape] = {
          "rope_parameters": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0,
                              "beta_slow": 1.0, "truncate": False, "rope_theta": 150000.0,
                              "original_max_position_embeddings": 4096}},
+    ),
+    "smallthinker-4b-a0.6b": (
+        "smallthinker", 1536, 32, 12, 2, 768, 151936,
+        {"moe_ffn_hidden_size": 768, "moe_num_primary_experts": 32,
+         "moe_num_active_primary_experts": 4, "head_dim": 128, "rope_theta": 1.5e6},
+    ),
+    "smallthinker-21b-a3b": (
+        "smallthinker", 2560, 52, 28, 4, 768, 151936,
+        {"moe_ffn_hidden_size": 768, "moe_num_primary_experts": 64,
+         "moe_num_active_primary_experts": 6, "head_dim": 128, "rope_theta": 1.5e6,
+         "moe_primary_router_apply_softmax": True, "sliding_window_size": 4096,
+         "rope_layout": [0, 1, 1, 1] * 13, "sliding_window_layout": [0, 1, 1, 1] * 13},
+    ),
+    "lfm2-8b-a1b": (
+        "lfm2_moe", 2048, 24, 32, 8, 1792, 65536,
+        {"intermediate_size": 7168, "num_dense_layers": 2, "num_experts": 32,
+         "num_experts_per_tok": 4, "rope_theta": 1e6,
+         "layer_types": ["full_attention" if n in (2, 6, 10, 14, 18, 21) else "conv"
+                         for n in range(24)]},
+    ),
+    "qwen3.5-35b-a3b": (
+        "qwen3_5_moe_text", 2048, 40, 16, 2, 512, 248320,
+        {"num_experts": 256, "num_experts_per_tok": 8, "shared_expert_intermediate_size": 512,
+         "head_dim": 256, "rope_theta": 1e7, "partial_rotary_factor": 0.25},
     ),
 }  # fmt: skip
 NAMES = (*OPT, *GATED, *PLAIN, *MIXTURES)
