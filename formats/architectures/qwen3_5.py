@@ -7,6 +7,7 @@ from .qwen3_next import CONVOLUTIONS, MIXER, VALUES, delta_nets, qwen3_next_opti
 
 MODEL_TYPES = ("qwen3_5_text",)
 NORM_LESS_ONE = True
+FURTHER_NAMES = ("mtp.",)
 OWN = {
     f"layers.{{}}.{ours}_proj.weight": f"{MIXER}.in_proj_{theirs}.weight"
     for ours, theirs in (("in", "qkv"), ("z", "z"), ("a", "a"), ("b", "b"))
@@ -23,7 +24,7 @@ DEFAULTS = {
     "num_key_value_heads": 4,
 }
 __all__ = [
-    "CONVOLUTIONS", "DEFAULTS", "FFN", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES",
+    "CONVOLUTIONS", "DEFAULTS", "FFN", "FURTHER_NAMES", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES",
     "model_config",
 ]  # fmt: skip
 

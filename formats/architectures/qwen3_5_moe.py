@@ -8,6 +8,7 @@ from .qwen3_next import CONVOLUTIONS, VALUES, delta_nets, qwen3_next_options
 
 MODEL_TYPES = ("qwen3_5_moe_text",)
 NORM_LESS_ONE = True
+FURTHER_NAMES = ("mtp.",)
 NAMES, ROWS = qwen3_5.NAMES, qwen3_5.ROWS
 FFN, FUSED_FFN = mixtures.EXPERTS, mixtures.FUSED_EXPERTS
 DEFAULTS = {
@@ -20,7 +21,7 @@ DEFAULTS = {
     "num_experts_per_tok": 8,
 }
 __all__ = [
-    "CONVOLUTIONS", "DEFAULTS", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
+    "CONVOLUTIONS", "DEFAULTS", "FFN", "FURTHER_NAMES", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
     "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from .recurrent import attending, minus_exp
 
 MODEL_TYPES = ("qwen3_next",)
 NORM_LESS_ONE = True
+FURTHER_NAMES = ("mtp.",)
 MIXER = "model.layers.{}.linear_attn"
 NAMES = {
     **qwen2_moe.NAMES,
@@ -70,7 +71,7 @@ DEFAULTS = {
     "mlp_only_layers": None,
 }
 __all__ = [
-    "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
+    "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FURTHER_NAMES", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
     "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
 ]  # fmt: skip
 

@@ -45,6 +45,7 @@ class Wrapper:
         return name
 
 
+VISUAL = ("visual.",)
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text"),
     "mistral3": Wrapper("mistral"),
@@ -54,6 +55,8 @@ WRAPPERS = {
     "vipllava": Wrapper("llama"),
     "internvl": Wrapper("qwen2"),
     "lighton_ocr": Wrapper("qwen3", ("vision_encoder.", "vision_projection.")),
+    "qwen3_5": Wrapper("qwen3_5_text", VISUAL),
+    "qwen3_5_moe": Wrapper("qwen3_5_moe_text", VISUAL),
 }
 
 

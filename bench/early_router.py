@@ -1,0 +1,128 @@
+"""How much of its reads a router that chooses before attention hides.
+
+    python -m bench.early_router [MODEL] [--dir DIR] [--json FILE]
+
+The experts that a token misses are read while its layer's attention is computed, and then the
+experts that are in DRAM. Held against each other, of the same tokens: all experts in DRAM, which
+is what computing takes by itself; the reads of the budget's run by themselves, in the same batches,
+one after the other; and that run. What it takes less than the sum of both is hidden. Below stands
+the same run whose reads begin at the feed-forward layer's turn, as those of other mixtures do, and
+what the plan expects. One budget after the other, from the one with the fewest reads on.
+
+Without MODEL a synthetic SmallThinker-4B-A0.6B in q4_0 is made in DIR (2.4 GB) and used.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from bench.limits import machine
+from bench.models import synthetic_model
+from flashinfer import Model
+from flashinfer.cli.common import add_json, write_json
+from flashinfer.paper.flash import Flash
+from flashinfer.paper.prefetch import Prefetch
+
+LIKE, DTYPE = "smallthinker-4b-a0.6b", "q4_0"
+SHARES = (0.9, 0.75, 0.5, 0.25)  # of the model's file
+PROMPT, TOKENS, FIRST = 64, 48, 300  # token t + 1 follows token t
+ROUNDS = 3
+
+
+def seconds(model: Model, before=lambda: None) -> list[float]:
+    """What each token after a prompt takes."""
+    model.reset()
+    model.forward(list(range(FIRST, FIRST + PROMPT)))
+    before()
+    found = []
+    for token in range(FIRST + PROMPT, FIRST + PROMPT + TOKENS):
+        begun = time.perf_counter()
+        model.forward([token])
+        found.append(time.perf_counter() - begun)
+    return found
+
+
+class Batches:
+    """What a model's flash is asked for, batch after batch, so that it can be asked again."""
+
+    def __init__(self, flash: Flash) -> None:
+        self.flash, self.submit = flash, flash.submit
+        self.batches: list[tuple] = []
+        flash.submit = self._submit  # type: ignore[method-assign]
+
+    def _submit(self, offsets, lengths, memory, destinations, urgent=True):
+        self.batches.append((offsets.copy(), lengths.copy(), memory, destinations.copy()))
+        return self.submit(offsets, lengths, memory, destinations, urgent)
+
+    def forget(self) -> None:
+        self.batches.clear()
+
+    def alone(self) -> float:
+        """Seconds that all of them take, one after the other."""
+        begun = time.perf_counter()
+        for batch in self.batches:
+            self.flash.wait(self.submit(*batch))
+        return time.perf_counter() - begun
+
+
+def measured(path: Path, share: float, early: bool) -> dict[str, float]:
+    """Seconds a token of a run in a share of the model's file, and of its reads alone."""
+    budget = int(share * path.stat().st_size) + (200 << 20)
+    begin = Prefetch.begin_known
+    if not early:
+        Prefetch.begin_known = lambda *arguments: None  # type: ignore[method-assign]
+    try:
+        with Model.open(path, memory=budget, context=512, draft="off") as model:
+            batches = Batches(model.flash)
+            token = statistics.fmean(seconds(model, batches.forget))
+            asked = sum(int(lengths.sum()) for _, lengths, *_ in batches.batches)
+            reads = batches.alone() / TOKENS
+            expected = model.expected.total if model.expected else float("nan")
+            waiting = model.expected.seconds.get("waiting for reads", 0) if model.expected else 0
+    finally:
+        Prefetch.begin_known = begin  # type: ignore[method-assign]
+    return {
+        "seconds": token, "reads": reads, "bytes": asked / TOKENS, "expected": expected,
+        "expected_waiting": waiting,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("--dir", type=Path, default=Path("."))
+    add_json(parser)
+    args = parser.parse_args()
+    path = args.model or synthetic_model(args.dir, LIKE, DTYPE)
+    print(machine())
+    with Model.open(path, context=512, draft="off") as model:
+        seconds(model)
+        computing = [statistics.fmean(seconds(model)) for _ in range(ROUNDS)]
+    compute = statistics.median(computing)
+    print(f"computing alone: {1e3 * compute:.1f} ms a token\n")
+    print(
+        "| of the file | router | MB a token | reads alone, ms | a token, ms | hidden "
+        "| expected, ms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    rows = []
+    for share in SHARES:
+        for early in (True, False):
+            found = [measured(path, share, early) for _ in range(ROUNDS)]
+            row = {key: statistics.median(one[key] for one in found) for key in found[0]}
+            hidden = (compute + row["reads"] - row["seconds"]) / max(row["reads"], 1e-9)
+            rows.append(
+                {"share": share, "early": early, "hidden": hidden, "compute": compute, **row}
+            )
+            print(
+                f"| {share:.0%} | {'before attention' if early else 'at its turn'} "
+                f"| {row['bytes'] / 1e6:.1f} | {1e3 * row['reads']:.1f} "
+                f"| {1e3 * row['seconds']:.1f} | {hidden:.0%} | {1e3 * row['expected']:.1f} |",
+                flush=True,
+            )
+    write_json(args.json, {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
