@@ -11,6 +11,7 @@ import safetensors.numpy
 from flashinfer.formats.architectures import model_config
 from flashinfer.formats.architectures.hugging_face import interleaved
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.sources.gguf import BY_TYPE
 
@@ -25,6 +26,7 @@ ARCHITECTURES = {
     "ernie4_5_moe": "ernie4_5-moe", "smollm3": "smollm3", "ministral3": "mistral3",
     "olmo2": "olmo2", "olmo3": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe", "granitemoehybrid": "granitehybrid",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -38,6 +40,8 @@ NAMES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "query_key_value": "attn_qkv", "qkv_proj": "attn_qkv", "dense": "attn_output",
     "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "q_a_proj": "attn_q_a", "q_a_layernorm": "attn_q_a_norm", "q_b_proj": "attn_q_b",
+    "kv_a_proj_with_mqa": "attn_kv_a_mqa", "kv_a_layernorm": "attn_kv_a_norm",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     "gate_up_proj": "ffn_up", "fc1": "ffn_up", "fc2": "ffn_down",
     "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down",
@@ -135,9 +139,10 @@ def random_olmoe(folder, width=256, ffn=256, experts=6):
     return folder
 
 
-def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
+def write_gguf(folder, path, quantise=None, metadata=None, predictors=(), older=False):
     """Write the checkpoint in ``folder`` to ``path``.
 
+    older       latent attention has one tensor that makes keys and values of latents
     predictors  (fc1, fc2) a layer: as PowerInfer writes it, its down projections transposed
 
     quantise  (name, values) -> a gguf.GGMLQuantizationType, or None for f32
@@ -147,8 +152,10 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
 
     config = json.loads((Path(folder) / "config.json").read_text())
     model, architecture = model_config(config), ARCHITECTURES[config["model_type"]]
-    attentions = [k.mixer for k in model.layers if isinstance(k.mixer, AttentionConfig)]
-    attention = next((a for a in attentions if not a.attention_window), attentions[0])
+    kinds = AttentionConfig | LatentAttentionConfig
+    attentions = [k.mixer for k in model.layers if isinstance(k.mixer, kinds)]
+    windows = [getattr(a, "attention_window", None) for a in attentions]
+    attention = attentions[windows.index(None) if None in windows else 0]
     ffn = next((k.ffn for k in model.layers if k.ffn.router), model.layers[0].ffn)
     dense = [k.ffn.d_ffn for k in model.layers if not k.ffn.router]
     writer = gguf.GGUFWriter(path, architecture)
@@ -167,9 +174,9 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         writer.add_attention_scale(attention.attention_scale)
         writer.add_residual_scale(model.layers[0].residual_scale)
         writer.add_logit_scale(1 / model.logit_scale)
-    if config["model_type"] in ("dots1", "glm4_moe"):
+    if config["model_type"] in ("dots1", "glm4_moe", "deepseek_v2", "deepseek_v3"):
         writer.add_leading_dense_block_count(len(dense))
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType[ffn.router.scoring.upper()])
         writer.add_expert_shared_count(ffn.shared_d_ffn // ffn.d_ffn)
         writer.add_expert_weights_norm(ffn.router.normalised)
         writer.add_expert_weights_scale(ffn.router.scale)
@@ -189,19 +196,21 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         near = model.layers[0].attention.rotary.base
         writer.add_float32(f"{architecture}.rope.freq_base_swa", near)
     writer.add_head_count(attention.num_attention_heads)
-    if len(attentions) < len(model.layers):
-        _add_mamba2(writer, model)
+    if architecture == "deepseek2":
+        _add_latent_attention(writer, attention, older)
     else:
-        writer.add_head_count_kv(attention.num_key_value_heads)
-    writer.add_key_length(attention.head_dim)
-    writer.add_value_length(attention.head_dim)
+        if len(attentions) < len(model.layers):
+            _add_mamba2(writer, model)
+        else:
+            writer.add_head_count_kv(attention.num_key_value_heads)
+        writer.add_key_length(attention.head_dim)
+        writer.add_value_length(attention.head_dim)
     if model.norm.kind == "rms":
         writer.add_layer_norm_rms_eps(model.norm.epsilon)
     else:
         writer.add_layer_norm_eps(model.norm.epsilon)
     if attention.rotary:
         _add_rotary(writer, attention.rotary)
-    windows = [a.attention_window for a in attentions]
     if any(windows):
         writer.add_sliding_window(max(window or 0 for window in windows))
     if config["model_type"] == "gpt_neox":
@@ -212,7 +221,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
     for layer, maps in enumerate(predictors):
         for number, values in enumerate(maps, 1):
             writer.add_tensor(f"blk.{layer}.fc{number}.weight", values)
-    for name, values in _tensors(folder, config, model):
+    for name, values in _tensors(folder, config, model, older):
         if predictors and "ffn_down" in name:
             name, values = name.replace("ffn_down", "ffn_down_t"), np.ascontiguousarray(values.T)
         kind = quantise(name, values) if quantise and values.ndim > 1 else None
@@ -228,6 +237,24 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=()):
         with open(path, "r+b") as file:
             file.write(b"PWRI")
     return path
+
+
+def _add_latent_attention(writer, sizes, older):
+    writer.add_kv_lora_rank(sizes.kv_lora_rank)
+    if sizes.q_lora_rank is not None:
+        writer.add_q_lora_rank(sizes.q_lora_rank)
+    if older:
+        writer.add_head_count_kv(sizes.num_attention_heads)
+        writer.add_key_length(sizes.qk_head_dim)
+        writer.add_value_length(sizes.v_head_dim)
+    else:
+        writer.add_head_count_kv(1)
+        writer.add_key_length(sizes.cached_dim)
+        writer.add_value_length(sizes.kv_lora_rank)
+        writer.add_key_length_mla(sizes.qk_head_dim)
+        writer.add_value_length_mla(sizes.v_head_dim)
+    if sizes.yarn_weight:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * sizes.yarn_weight)
 
 
 def _quantised(values, kind):
@@ -264,7 +291,7 @@ def _add_rotary(writer, rotary):
         writer.add_rope_scaling_orig_ctx_len(original)
 
 
-def _tensors(folder, config, model):
+def _tensors(folder, config, model, older):
     experts = {}
     for name, values in safetensors.numpy.load_file(Path(folder) / "model.safetensors").items():
         *_, part, kind = name.split(".")
@@ -296,6 +323,9 @@ def _tensors(folder, config, model):
             values = np.ascontiguousarray(pairs.reshape(values.shape))
         if part == "query_key_value":  # all queries, then all keys, then all values
             values = np.concatenate([values[interleaved(p)(model.layers[0])] for p in "qkv"])
+        if part == "kv_b_proj":
+            yield from _keys_and_values(name.split(".")[2], values, model.layers[0].mixer, older)
+            continue
         if part == "c_proj":  # GPT-2's of attention and of the FFN
             part = "o_proj" if ".attn." in name else "down_proj"
         if config["model_type"] == "gpt2" and ".h." in name and values.ndim > 1:
@@ -345,6 +375,17 @@ def _of_shared_mlp(name, values, model):
         return
     for our, half in zip(("gate", "up"), np.split(values, 2), strict=True):
         yield f"blk.{layer}.ffn_{our}{suffix}.weight", np.ascontiguousarray(half)
+
+
+def _keys_and_values(layer, values, sizes, older):
+    """What makes the keys and values of each head: together, or apart and the keys' transposed."""
+    if older:
+        yield f"blk.{layer}.attn_kv_b.weight", values
+        return
+    heads = values.reshape(sizes.num_attention_heads, -1, sizes.kv_lora_rank)
+    keys, of_values = np.split(heads, [sizes.qk_nope_head_dim], axis=1)
+    yield f"blk.{layer}.attn_k_b.weight", np.ascontiguousarray(keys.swapaxes(1, 2))
+    yield f"blk.{layer}.attn_v_b.weight", np.ascontiguousarray(of_values)
 
 
 def _of_gpt_oss(name, values):

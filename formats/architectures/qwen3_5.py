@@ -24,8 +24,8 @@ DEFAULTS = {
     "num_key_value_heads": 4,
 }
 __all__ = [
-    "CONVOLUTIONS", "DEFAULTS", "FFN", "FURTHER_NAMES", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES",
-    "model_config",
+    "CONVOLUTIONS", "DEFAULTS", "FFN", "FURTHER_NAMES", "MODEL_TYPES", "NAMES", "NORM_LESS_ONE",
+    "ROWS", "VALUES", "model_config",
 ]  # fmt: skip
 
 

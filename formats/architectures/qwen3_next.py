@@ -71,8 +71,8 @@ DEFAULTS = {
     "mlp_only_layers": None,
 }
 __all__ = [
-    "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FURTHER_NAMES", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES",
-    "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
+    "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FURTHER_NAMES", "FUSED_FFN", "FUSED_ROWS",
+    "MODEL_TYPES", "NAMES", "NORM_LESS_ONE", "ROWS", "VALUES", "model_config",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from .split_gguf import open_gguf
 from .tokenizers.gguf_vocabulary import gguf_tokenizer
 
 PREDICTORS = (".fc1.weight", ".fc2.weight")  # PowerInfer's, for ``calibrate --predictor-from``
+OF_HEADS = (".attn_k_b.weight", ".attn_v_b.weight")  # (heads, rows, columns): here one matrix
 ROW_VECTORS = (".ffn_gate_inp_shexp.weight",)  # vectors here, Hugging Face's matrices of one row
 VECTORS = (".ssm_a", ".ssm_d", ".ssm_norm.weight")  # matrices here, Hugging Face's vectors
 
@@ -77,6 +78,8 @@ class GgufCheckpoint:
                 shapes[name] = (1, *shape)
             elif name.endswith(VECTORS):
                 shapes[name] = (prod(shape),)
+            elif name.endswith(OF_HEADS) and len(shape) == 3:
+                shapes[name] = (shape[0] * shape[1], shape[2])
         return shapes
 
     def format_of(self, name: str) -> NumberFormat:

@@ -168,11 +168,13 @@ class Names:
                 return self.expert_biases(spec, template, layer)
         name, rows = self.find(template, layer, spec.shape)
         self.sources[spec.name] = [name]
+        heads = self.turned_heads(template, layer)
         if dense is None and not spec.exact:
             dense = self.checkpoint.format_of(name)
-        heads = self.turned_heads(template, layer)
+            if heads and dense.block > 1:
+                dense = None  # 16 bits, because blocks along the other side would be rounded anew
         if heads and dense is not None and spec.shape[1] % dense.block:
-            dense = None  # rows that are no whole blocks have 16 bits
+            dense = None  # and so where rows are no whole blocks
         format = format_of(spec, dense=dense) if dense else format_of(spec)
         if heads:
             return new_tensor(

@@ -16,6 +16,8 @@ from flashinfer.formats.convert import convert
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.sources.gguf import GgufFile
+from flashinfer.oracle.kits.configs import GGUF_MODELS
+from flashinfer.oracle.kits.hugging_face_form import write_hugging_face
 
 gguf = pytest.importorskip("gguf")
 
@@ -31,15 +33,17 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "granite": None, "ernie4-5": None, "ernie4-5-moe": None, "smollm3": None, "ministral3": None,
     "olmo2": None, "olmo3": None, "hunyuan": None, "hunyuan-moe": None,
     "granite-hybrid": None, "granite-hybrid-rope": None,
+    "deepseek-v2-lite": None, "deepseek-v3": None, "deepseek-v3 older": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_logits_from_both_forms(name, tmp_path):
+    activation, (name, *older) = SAME[name], name.split()
     folder = checkpoint_of(name, tmp_path)
-    path = write_gguf(folder, tmp_path / "x.gguf")
-    convert(path, tmp_path / "gguf.flash", "f32", activation=SAME[name])
+    path = write_gguf(folder, tmp_path / "x.gguf", older=bool(older))
+    convert(path, tmp_path / "gguf.flash", "f32", activation=activation)
     convert(folder, tmp_path / "hf.flash", "f32")
     verify(tmp_path / "gguf.flash")
     ids = np.load(DATA / name / "logits.npz")["ids"]
@@ -52,6 +56,36 @@ def test_the_same_logits_from_both_forms(name, tmp_path):
     assert np.abs(logits[0] - logits[1]).max() <= tolerance
     with Bundle(tmp_path / "gguf.flash") as bundle:
         assert bundle.config.eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("name", ["f16", "q8_0", "q4_0"])
+def test_latent_attention_is_kept_bit_for_bit(name, older, tmp_path):
+    """But for what makes keys, in older files: it has to be turned, and keeps 16 bits then."""
+    folder, kind = tmp_path / "hf", Q[name.upper()]
+    folder.mkdir()
+    wide = next(model for model in GGUF_MODELS if model.name == "gguf-deepseek-v3")
+    write_hugging_face(wide, folder)
+    path = write_gguf(folder, tmp_path / "x.gguf", lambda name, values: kind, older=older)
+    convert(path, tmp_path / "x.flash")
+    with GgufFile(path) as source, Bundle(tmp_path / "x.flash") as bundle:
+        for part, columns in (("k", 32), ("v", 32)):
+            tensor = bundle.tensors[f"layers.1.{part}_b_proj.weight"]
+            found = bundle.file.read_bytes(tensor.offset, tensor.nbytes)
+            if not older:
+                assert tensor.format is FORMATS[name] and tensor.columns == columns
+                raw = source.raw_rows(f"blk.1.attn_{part}_b.weight")
+                assert np.array_equal(found, raw.reshape(-1))
+                continue
+            whole = source.tensors["blk.1.attn_kv_b.weight"]
+            decoded = source.decode(whole.type, source.raw_rows(whole.name)).reshape(4, 64, 32)
+            ours = tensor.format.decode(found.reshape(tensor.rows, -1)).reshape(4, 32, 32)
+            if part == "v":
+                assert tensor.format is FORMATS[name]
+                assert np.array_equal(ours, decoded[:, 32:])
+            else:
+                assert tensor.format is FORMATS["f16"]
+                assert np.array_equal(ours, decoded[:, :32].swapaxes(1, 2).astype(np.float16))
 
 
 @pytest.mark.parametrize("name", FORMATS)

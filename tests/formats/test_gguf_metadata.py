@@ -56,6 +56,9 @@ WRITTEN = {
               "rope.freq_base_swa": 1000.0, "rope.scaling.yarn_ext_factor": 1.0},
     "granite-hybrid": {"vocab_size": 96, "rope.dimension_count": 10, "rope.freq_base": 10000.0},
     "granite-hybrid-rope": {"expert_shared_feed_forward_length": 56, "expert_count": 0},
+    "deepseek-v2-lite": {"vocab_size": 96, "attention.temperature_scale": 0.0},
+    "deepseek-v3": {"nextn_predict_layers": 0, "rope.scaling.yarn_ext_factor": 1.0,
+                    "rope.scaling.yarn_beta_fast": 32.0, "expert_weights_norm": True},
 }  # fmt: skip
 
 
@@ -128,6 +131,10 @@ def test_keys_that_change_nothing(name, tmp_path):
         ("granite-hybrid", "ssm.dt_b_c_rms", True),
         ("granite-hybrid", "attention.sliding_window", 8),
         ("glm4-moe", "rope.dimension_sections", [1, 1, 1, 0]),
+        ("deepseek-v3", "nextn_predict_layers", 2),
+        ("deepseek-v3", "attention.temperature_scale", 0.1),
+        ("deepseek-v3", "attention.scale", 0.5),
+        ("deepseek-v2-lite", "attention.sliding_window", 8),
     ],
 )
 def test_keys_that_would_change_the_result(name, key, value, tmp_path):
@@ -170,6 +177,49 @@ def test_a_gating_function_that_is_not_stated(tmp_path):
     assert config.layers[-1].ffn.router.scoring == "sigmoid"
     with pytest.raises(FormatError, match=r"expert_gating_func' is None, which is not supported"):
         bundle_config("dots1", tmp_path, expert_gating_func=None)
+
+
+def test_gating_functions_of_deepseek(tmp_path):
+    """V2's files state none, and mean a softmax, as those that state it; and so V3's a sigmoid."""
+    stated = bundle_config("deepseek-v2-lite", tmp_path)
+    assert stated == bundle_config("deepseek-v2-lite", tmp_path, expert_gating_func=None)
+    assert stated.layers[-1].ffn.router.scoring == "softmax"
+    router = bundle_config("deepseek-v3", tmp_path).layers[-1].ffn.router
+    assert (router.scoring, router.choice_bias, router.group_by) == ("sigmoid", True, "top2")
+    with pytest.raises(FormatError, match=r"expert_gating_func' is 3, which is not supported"):
+        bundle_config("deepseek-v3", tmp_path, expert_gating_func=3)
+    with pytest.raises(FormatError, match=r"norm_topk_prob true is not supported"):
+        bundle_config("deepseek-v2-lite", tmp_path, expert_weights_norm=True)
+
+
+def test_groups_of_deepseek_v2(tmp_path):
+    """A group is worth its best expert where experts are chosen by a softmax."""
+    groups = {"expert_group_count": 4, "expert_group_used_count": 2}
+    router = bundle_config("deepseek-v2-lite", tmp_path, **groups).layers[-1].ffn.router
+    assert (router.groups, router.groups_kept, router.group_by) == (4, 2, "max")
+
+
+def test_rotary_positions_of_deepseek(tmp_path):
+    """A tenth of what scores are weighed with is stated; without it llama.cpp's scores are others,
+    as they are with positions that are divided alone."""
+    mixer = bundle_config("deepseek-v2-lite", tmp_path).layers[0].mixer
+    assert (mixer.yarn_weight, mixer.yarn_factor) == (0.7, 4.0)
+    parameters = mixer.rotary.parameters
+    assert parameters["mscale"] == parameters["mscale_all_dim"] == 0.7
+    with pytest.raises(FormatError, match=r"yarn_log_multiplier' is None, which is not supported"):
+        bundle_config("deepseek-v3", tmp_path, rope__scaling__yarn_log_multiplier=None)
+    with pytest.raises(FormatError, match=r"scaling\.type' is 'linear', which is not supported"):
+        bundle_config("deepseek-v3", tmp_path, rope__scaling__type="linear")
+
+
+@pytest.mark.parametrize("key, says", [
+    ("attention.kv_lora_rank", "kv_lora_rank is None"),
+    ("attention.key_length_mla", "missing|shape|positive"),
+    ("rope.dimension_count", "qk_rope_head_dim is None"),
+])  # fmt: skip
+def test_what_latent_attention_needs(key, says, tmp_path):
+    with pytest.raises(FormatError, match=says):
+        bundle_config("deepseek-v3", tmp_path, **{key.replace(".", "__"): None})
 
 
 def test_what_mixtures_leave_out(tmp_path):
@@ -249,18 +299,19 @@ def test_gemma_3_has_linear_scaling_only(tmp_path):
         bundle_config("gemma3", tmp_path, rope__scaling__type="yarn")
 
 
-def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+@pytest.mark.parametrize("model, layers", [("glm4-moe", 3), ("deepseek-v3", 2)])
+def test_layers_that_predict_further_tokens_are_left_out(model, layers, tmp_path):
     def add(writer):
-        changed(writer, "block_count", 4)
-        writer.add_uint32("glm4moe.nextn_predict_layers", 1)
+        changed(writer, "block_count", layers + 1)
+        writer.add_uint32(f"{writer.arch}.nextn_predict_layers", 1)
         for name in ("attn_norm", "nextn.eh_proj", "ffn_gate_exps"):
-            writer.add_tensor(f"blk.3.{name}.weight", np.ones(5, np.float32))
+            writer.add_tensor(f"blk.{layers}.{name}.weight", np.ones(5, np.float32))
 
-    path = write_gguf(DATA / "glm4-moe", tmp_path / "x.gguf", metadata=add)
+    path = write_gguf(DATA / model, tmp_path / "x.gguf", metadata=add)
     convert(path, tmp_path / "x.flash", "f32")
-    convert(write_gguf(DATA / "glm4-moe", tmp_path / "y.gguf"), tmp_path / "y.flash", "f32")
+    convert(write_gguf(DATA / model, tmp_path / "y.gguf"), tmp_path / "y.flash", "f32")
     with Bundle(tmp_path / "x.flash") as one, Bundle(tmp_path / "y.flash") as other:
-        assert one.config == other.config and one.config.num_hidden_layers == 3
+        assert one.config == other.config and one.config.num_hidden_layers == layers
     ids = np.arange(3, 30)
     with Model.open(tmp_path / "x.flash") as one, Model.open(tmp_path / "y.flash") as other:
         assert np.array_equal(one.logits(ids), other.logits(ids))

@@ -25,7 +25,7 @@ KINDS = [gguf.GGMLQuantizationType[name.upper()] for name, f in FORMATS.items() 
 SMALL = [kind for kind in KINDS if gguf.GGML_QUANT_SIZES[kind][0] == 32]
 OF_KIT = (
     "gpt-oss", "olmoe", "qwen2-moe", "gemma2", "arcee", "dots1", "glm4-moe", "ernie4-5-moe",
-    "ministral3", "olmo3",
+    "ministral3", "olmo3", "deepseek-v3",
 )  # fmt: skip
 NUMBERS = (0, 1, 12, 20, 39, 255, 1 << 31, 1 << 40, (1 << 63) - 1)
 HEADER = 6000  # bytes in which the header ends

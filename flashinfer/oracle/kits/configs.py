@@ -316,6 +316,11 @@ WIDE_MAMBA: JsonObject = {
     "mamba_d_state": 16,
     "shared_intermediate_size": 64,
 }
+WIDE_LATENT = {
+    "hidden_size": 64, "intermediate_size": 96, "bos_token_id": 1, "kv_lora_rank": 32,
+    "q_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
+    "moe_intermediate_size": 32,
+}  # fmt: skip
 WIDE_FALCON = {
     **FALCON, "hidden_size": 64, "ffn_hidden_size": 96, "bos_token_id": 1,
     "new_decoder_architecture": True, "num_kv_heads": 2,
@@ -453,6 +458,23 @@ GGUF_MODELS = (
             **WIDE_MAMBA, "shared_intermediate_size": 96,
         }, num_local_experts=0, position_embedding_type="rope", mamba_n_groups=2,
         layer_types=["attention", "mamba"],
+    ), gguf=("f16",)),
+    KitModel("gguf-deepseek-v2", latent(
+        "deepseek_v2", **{**WIDE_LATENT, "q_lora_rank": None}, num_hidden_layers=3,
+        first_k_dense_replace=1, routed_scaling_factor=2.0, **rope(
+            "yarn", factor=4.0, original_max_position_embeddings=12, mscale=0.7,
+            mscale_all_dim=0.7,
+        ),
+    ), gguf=("f16",)),
+    KitModel("gguf-deepseek-v3", latent(
+        "deepseek_v3", **WIDE_LATENT, num_hidden_layers=3, first_k_dense_replace=1, n_group=4,
+        topk_group=2, **rope(
+            "yarn", factor=4.0, original_max_position_embeddings=12, mscale=1.0,
+            mscale_all_dim=1.0,
+        ),
+    ), gguf=BLOCKS),
+    KitModel("gguf-glm4-moe-lite", latent(
+        "glm4_moe_lite", **WIDE_LATENT, num_hidden_layers=3, rms_norm_eps=1e-6,
     ), gguf=("f16",)),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused

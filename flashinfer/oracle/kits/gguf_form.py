@@ -11,7 +11,9 @@ from flashinfer.formats.architectures import architecture, model_config
 from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
+from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.mamba2 import Mamba2Config
+from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
@@ -25,6 +27,8 @@ from flashinfer.transformer.positions import frequencies_of
 GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {
     "mixtral": "llama",
     "olmo3": "olmo2",
+    "deepseek_v2": "deepseek2",
+    "glm4_moe_lite": "deepseek2",
 }
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
 EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv")
@@ -42,7 +46,7 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
     tensors = as_converted(name, tensors, config)
-    tensors = {n: _of_state(n, v, config) for n, v in tensors.items()}
+    tensors = {n: _of_heads(n, _of_state(n, v, config), config) for n, v in tensors.items()}
     tensors |= _rope_tensors(_rotary(config))
     return gguf_bytes(_metadata(name, model, config), tensors, format, exact=EXACT)
 
@@ -57,6 +61,15 @@ def _of_state(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
     return values
 
 
+def _of_heads(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
+    """A tensor with a dimension for heads, of those that have one."""
+    if not name.endswith((".attn_k_b.weight", ".attn_v_b.weight")):
+        return values
+    mixer = config.layers[0].mixer
+    assert isinstance(mixer, LatentAttentionConfig)
+    return values.reshape(mixer.num_attention_heads, -1, values.shape[1])
+
+
 def _kinds(architecture: str, config: ModelConfig) -> set[str]:
     """The tensors of layers by which a GGUF file tells the forms of an architecture apart."""
     two_norms = architecture == "falcon" and not config.layers[0].shared_norm
@@ -65,27 +78,27 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
         "attn_qkv.weight": architecture in PACKED,
         "attn_norm_2.weight": two_norms,
         "attn_norm_2.bias": two_norms,
+        "attn_k_b.weight": architecture == "deepseek2",
+        "attn_v_b.weight": architecture == "deepseek2",
     }
     return {kind for kind, there in kinds.items() if there}
 
 
 def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
     # Of layers that differ: one whose attention sees all, and one that has experts.
-    attentions = [a for k in config.layers if isinstance(a := k.mixer, AttentionConfig)]
-    attention = next((a for a in attentions if not a.attention_window), attentions[0])
+    kinds = AttentionConfig | LatentAttentionConfig
+    attentions = [k.mixer for k in config.layers if isinstance(k.mixer, kinds)]
+    windows = [getattr(mixer, "attention_window", None) for mixer in attentions]
+    attention = attentions[windows.index(None) if None in windows else 0]
     ffn = next((k.ffn for k in config.layers if k.ffn.router), config.layers[0].ffn)
     dense = [k.ffn.d_ffn for k in config.layers if k.ffn.router is None]
-    windows = [a.attention_window for a in attentions]
     norm = "layer_norm_rms_epsilon" if config.norm.kind == "rms" else "layer_norm_epsilon"
     own: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "feed_forward_length": dense[0] if dense else ffn.d_ffn,
-        "attention.head_count": attention.num_attention_heads,
-        "attention.head_count_kv": attention.num_key_value_heads,
-        "attention.key_length": attention.head_dim,
-        "attention.value_length": attention.head_dim,
+        **_of_attention(attention),
         f"attention.{norm}": config.norm.epsilon,
         "vocab_size": config.vocab_size,
     }
@@ -109,6 +122,28 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
         "general.name": "flashinfer kit",
         **{f"{architecture}.{key}": value for key, value in own.items()},
         **_vocabulary(config.vocab_size),
+    }
+
+
+def _of_attention(mixer: MixerConfig) -> Metadata:
+    """The metadata of heads."""
+    if isinstance(mixer, LatentAttentionConfig):
+        return {
+            "attention.head_count": mixer.num_attention_heads,
+            "attention.head_count_kv": 1,
+            "attention.key_length": mixer.cached_dim,
+            "attention.value_length": mixer.kv_lora_rank,
+            "attention.key_length_mla": mixer.qk_head_dim,
+            "attention.value_length_mla": mixer.v_head_dim,
+            "attention.kv_lora_rank": mixer.kv_lora_rank,
+            "attention.q_lora_rank": mixer.q_lora_rank or 0,
+        }
+    assert isinstance(mixer, AttentionConfig)
+    return {
+        "attention.head_count": mixer.num_attention_heads,
+        "attention.head_count_kv": mixer.num_key_value_heads,
+        "attention.key_length": mixer.head_dim,
+        "attention.value_length": mixer.head_dim,
     }
 
 
@@ -176,6 +211,17 @@ def _of_gemma3(config: ModelConfig) -> Metadata:
     return {"rope.freq_base_swa": float(near.base)} if near else {}
 
 
+def _of_deepseek2(config: ModelConfig) -> Metadata:
+    mixer, router = config.layers[0].mixer, config.layers[-1].ffn.router
+    assert isinstance(mixer, LatentAttentionConfig)
+    found = dict(_of_sigmoid_mixture(config))
+    if router is not None and router.scoring == "softmax":
+        found["expert_gating_func"] = 1
+    if mixer.yarn_weight:
+        found["rope.scaling.yarn_log_multiplier"] = 0.1 * mixer.yarn_weight
+    return found
+
+
 def _of_sigmoid_mixture(config: ModelConfig) -> Metadata:
     """Of DeepSeek V3's experts, after layers without."""
     ffn = config.layers[-1].ffn
@@ -223,6 +269,7 @@ OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "mistral3": _of_mistral3,
     "gemma2": _of_gemma2,
     "gemma3": _of_gemma3,
+    "deepseek2": _of_deepseek2,
     "dots1": _of_sigmoid_mixture,
     "glm4moe": _of_sigmoid_mixture,
 }

@@ -9,9 +9,10 @@ that none of these reads or knows is refused.
 from .dense import DENSE
 from .form import GgufForm
 from .hybrids import HYBRIDS
+from .latent import LATENT
 from .mixtures import MIXTURES
 from .recurrent import RECURRENT
 
 FORMS: dict[str, GgufForm] = {
-    form.architecture: form for form in (*DENSE, *MIXTURES, *HYBRIDS, *RECURRENT)
+    form.architecture: form for form in (*DENSE, *MIXTURES, *LATENT, *HYBRIDS, *RECURRENT)
 }

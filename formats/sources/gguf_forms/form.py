@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ...architectures.hugging_face import Rows, behind
+from ...architectures.latent_attention import OF_HEADS, TURNED_HEADS
 from ...arrays import AnyArray
 from ...bounded_json import JsonObject
 from ...layers.layer import LayerConfig
@@ -94,6 +95,10 @@ class GgufForm:
             for p in "qkv":
                 names.update({f"layers.{{}}.{p}_proj.{k}": f"{BLOCK}.attn_qkv.{k}" for k in KINDS})
                 rows[f"{p}_proj"] = behind(p)
+        heads: dict[str, Callable[[LayerConfig], int]] = {}
+        if "attn_kv_b.weight" in kinds:
+            rows.update(OF_HEADS)
+            heads = TURNED_HEADS
         if self.paired:
             rows["q_proj"] = lambda layer: _apart(layer, layer.attention.num_attention_heads)
             rows["k_proj"] = lambda layer: _apart(layer, layer.attention.num_key_value_heads)
@@ -112,17 +117,19 @@ class GgufForm:
             experts = {part: f"{BLOCK}.ffn_{part}_exps.weight" for part in PARTS}
             for part in PARTS:
                 names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
-        return Naming(names, experts, dense, rows)
+        return Naming(names, experts, dense, rows, heads)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """NAMES, FFN, DENSE_FFN and ROWS as an architecture's module has them, of a GGUF file."""
+    """NAMES, FFN, DENSE_FFN, ROWS and TURNED_HEADS as an architecture's module has them, of a GGUF
+    file."""
 
     NAMES: dict[str, str]
     FFN: dict[str, str]
     DENSE_FFN: dict[str, str]
     ROWS: dict[str, Rows]
+    TURNED_HEADS: dict[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
 
 
 def _there(named: str, kinds: Container[str]) -> str:
