@@ -75,6 +75,7 @@ def test_a_checkpoint_with_other_layers_is_refused(changes, tmp_path):
     "name, further, stranger",
     [
         ("glm4-moe", "model.layers.3.eh_proj.weight", "model.layers.4.x"),
+        ("deepseek-v3", "model.layers.2.eh_proj.weight", "model.layers.3.x"),
         ("ernie4-5-moe", "model.mtp_linear_proj.0.weight", "model.layers.5.x"),
     ],
 )
