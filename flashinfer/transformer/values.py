@@ -218,15 +218,18 @@ def _of_ffn(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value
         yield Value("ffn", number, down, d)
         return
     block = names.block(number)
+    experts = f"{block}.experts"
     if ffn.shared_d_ffn:
         shared = names.of("layers.{}.shared.down.weight", number).rpartition(".")[0]
+        if not shared.startswith(f"{block}."):  # no module has both
+            experts, block = block, f"{names.layer(number)}.ffn"
         yield Value("shared", number, shared, d)
     if ffn.shared_gated:
         gate = names.of("layers.{}.shared.weigh.weight", number)
         yield Value("shared_gate", number, gate, (1,))
     if not ffn.router.early:
         yield from _of_router(ffn, number, names)
-    yield Value("experts", number, f"{block}.experts", d)
+    yield Value("experts", number, experts, d)
     yield Value("ffn", number, block, d)
 
 

@@ -24,12 +24,13 @@ FOREIGN = [
     "opt-plain", "llama-yarn", "gemma3", "phi-qk-norm", "phi3", "falcon-new", "qwen2-moe-dense",
     "dots1", "granitemoe", "gpt-oss", "gpt-neox", "gpt-neox-in-turn",
     "gpt2", "gpt2-scaled", "smollm3", "ministral3", "olmo3", "flex-olmo", "hunyuan-alpha",
-    "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet", "phimoe",
+    "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet", "phimoe", "granite-hybrid",
+    "granite-hybrid-dense", "granite-hybrid-rope",
 ]  # fmt: skip
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",
-    "gpt2", "arcee", "gemma2", "gemma3", "glm4-moe",
-    "granite", "smollm3", "ministral3", "olmo2", "olmo3",
+    "gpt2", "arcee", "gemma2", "gemma3", "glm4-moe", "granite", "smollm3", "ministral3", "olmo2",
+    "olmo3", "granite-hybrid", "granite-hybrid-rope",
 ]  # fmt: skip
 
 
@@ -59,6 +60,10 @@ FAULTS = [  # an attribute that is another one, and the value that is wrong then
     ("ernie4-5", "model.rotary_emb", "inv_freq", lambda f: 1.01 * f, "model.layers.0.*q_turned"),
     ("ernie4-5-moe", f"{MLP}.gate", "moe_statics", lambda bias: lambda scores: scores,
      f"{MLP}.gate.choices"),
+    *(("granite-hybrid-dense", "model.layers.0.mamba", part, lambda p: type(p)(1.02 * p),
+       "model.layers.0.mamba.norm.input") for part in ("D", "A_log", "dt_bias")),
+    ("granite-hybrid-dense", "model.layers.0.mamba.norm", "group_size", lambda n: 2 * n,
+     "model.layers.0.mamba.norm"),
 ]  # fmt: skip
 
 
@@ -110,7 +115,8 @@ def test_llama_cpp_conforms(name, tmp_path):
     from make_gguf import checkpoint_of, write_gguf
 
     def in_16_bits(name, values):
-        plain = "bias" in name or "gate_inp" in name
+        exact = ("bias", "gate_inp", "ssm_a", "ssm_conv1d", "ssm_d", "ssm_norm")
+        plain = any(part in name for part in exact)
         return None if plain else gguf.GGMLQuantizationType.F16
 
     def vocabulary(writer):
