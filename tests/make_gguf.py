@@ -306,7 +306,7 @@ def _tensors(folder, config, model, older):
         if ".mamba." in name:
             yield from _of_mamba2(name, values, model)
             continue
-        if ".shared_mlp." in name:
+        if ".shared_mlp." in name and config["model_type"] == "granitemoehybrid":
             yield from _of_shared_mlp(name, values, model)
             continue
         if part == "input_linear":

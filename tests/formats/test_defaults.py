@@ -59,7 +59,9 @@ UNNAMED = {
     "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
     "head_dim", "rope_local_base_freq", "sliding_window_pattern", "n_embed", "layer_types",
     "hidden_act_param", "rotary_emb_base", "rotary_pct", "position_embedding_type",
-    "has_pooler", "has_masked_head",
+    "has_pooler", "has_masked_head", "full_attention_interval",
+    # Which of GGUF's forms it is.
+    "linear_value_heads_tiled",
     # What DeepSeek's own code looks at, and what GGUF's epsilon is.
     "first_k_dense_replace", "moe_layer_freq", "scoring_func", "topk_method", "latent_norm_eps",
 }  # fmt: skip

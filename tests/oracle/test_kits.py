@@ -118,8 +118,10 @@ def test_gguf_has_the_logits_of_the_checkpoint(kit, model):
     assert 0.3 < expected.std() < 6
     for format, golden in zip(model.gguf, files, strict=True):
         difference = np.abs(logits_of(kit / golden.logits) - expected)
-        # Every weight of the kit is a float16; 8 and 4 bits round them.
-        assert difference.max() <= 1e-4 if format == "f16" else 1e-3 < difference.mean() < 1
+        # Every weight of the kit is a float16; 8 and 4 bits round them. Keys and values are float16
+        # there, too, and a gated delta net brings what follows from it to a length of 1.
+        most = 1e-3 if "linear_num_key_heads" in model.config else 1e-4
+        assert difference.max() <= most if format == "f16" else 1e-3 < difference.mean() < 1
 
 
 def test_logits_depend_on_every_tensor(small_kit):

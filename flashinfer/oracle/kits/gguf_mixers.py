@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from flashinfer.formats.architectures.recurrent import minus_exp
 from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
@@ -41,15 +40,9 @@ def metadata_of_mixers(config: ModelConfig) -> Metadata:
 def as_converted(architecture: str, tensors: Tensors, config: ModelConfig) -> Tensors:
     """The tensors of a checkpoint, as llama.cpp's conversion changes them."""
     nets = [k.mixer for k in config.layers if isinstance(k.mixer, DeltaNetConfig)]
-    if not nets:
+    if architecture not in TILED or not nets:
         return tensors
-    found = dict(tensors)
-    for name, values in tensors.items():
-        if name.endswith(".ssm_a"):
-            found[name] = values = minus_exp(values)
-        if architecture in TILED:
-            found[name] = _tiled(name, values, nets[0])
-    return found
+    return {name: _tiled(name, values, nets[0]) for name, values in tensors.items()}
 
 
 def _tiled(name: str, values: Float32Array, net: DeltaNetConfig) -> Float32Array:
