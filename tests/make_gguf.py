@@ -241,8 +241,7 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=(), older=
 
 def _add_latent_attention(writer, sizes, older):
     writer.add_kv_lora_rank(sizes.kv_lora_rank)
-    if sizes.q_lora_rank is not None:
-        writer.add_q_lora_rank(sizes.q_lora_rank)
+    writer.add_q_lora_rank(sizes.q_lora_rank or 0)  # which llama.cpp wants of all but some models
     if older:
         writer.add_head_count_kv(sizes.num_attention_heads)
         writer.add_key_length(sizes.qk_head_dim)

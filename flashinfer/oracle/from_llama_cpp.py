@@ -26,7 +26,10 @@ from flashinfer.transformer.values import Value, values_of
 BY_WEIGHT = {
     **{f"{p}_proj": p for p in "qkvo"},
     **{n: n for n in ("attention_norm", "ffn_norm", "attention_after_norm", "ffn_after_norm")},
-    **{f"{p}_norm": f"{p}_norm" for p in "qk"},
+    **{f"{p}_norm": f"{p}_norm" for p in ("q", "k", "q_a", "kv_a")},
+    "q_a_proj": "q_a",
+    "q_b_proj": "q",
+    "kv_a_proj": "kv_a",
     "in_proj": "in_proj",
     "mixed_norm": "mixed",
     "out_proj": "o",

@@ -25,12 +25,13 @@ FOREIGN = [
     "dots1", "granitemoe", "gpt-oss", "gpt-neox", "gpt-neox-in-turn",
     "gpt2", "gpt2-scaled", "smollm3", "ministral3", "olmo3", "flex-olmo", "hunyuan-alpha",
     "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet", "phimoe", "granite-hybrid",
-    "granite-hybrid-dense", "granite-hybrid-rope",
+    "granite-hybrid-dense", "granite-hybrid-rope", "deepseek-v2", "deepseek-v2-lite",
+    "deepseek-v3", "deepseek-v3-halves", "glm4-moe-lite", "lfm2",
 ]  # fmt: skip
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",
     "gpt2", "arcee", "gemma2", "gemma3", "glm4-moe", "granite", "smollm3", "ministral3", "olmo2",
-    "olmo3", "granite-hybrid", "granite-hybrid-rope",
+    "olmo3", "granite-hybrid", "granite-hybrid-rope", "deepseek-v2-lite", "deepseek-v3",
 ]  # fmt: skip
 
 
@@ -64,6 +65,13 @@ FAULTS = [  # an attribute that is another one, and the value that is wrong then
        "model.layers.0.mamba.norm.input") for part in ("D", "A_log", "dt_bias")),
     ("granite-hybrid-dense", "model.layers.0.mamba.norm", "group_size", lambda n: 2 * n,
      "model.layers.0.mamba.norm"),
+    ("deepseek-v3", f"{ATTENTION}.kv_a_layernorm", "variance_epsilon", lambda eps: 1e-2,
+     f"{ATTENTION}.kv_a_layernorm"),
+    ("deepseek-v2", f"{ATTENTION}.q_a_layernorm", "variance_epsilon", lambda eps: 1e-2,
+     f"{ATTENTION}.q_a_layernorm"),
+    ("deepseek-v3", ATTENTION, "scaling", lambda scale: 1.01 * scale, f"{ATTENTION}.o_proj.input"),
+    ("deepseek-v2-lite", "model.rotary_emb", "inv_freq", lambda f: 1.01 * f,
+     "model.layers.0.*o_proj.input"),
 ]  # fmt: skip
 
 
