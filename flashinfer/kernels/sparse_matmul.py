@@ -62,15 +62,37 @@ def sparse_up(
     Returns (n, T). With ``indptr`` (n + 1,) and ``tokens`` (nnz,), row i is multiplied with the
     tokens ``tokens[indptr[i]:indptr[i + 1]]`` only, and (nnz,) is returned.
     """
+    if indptr is not None and tokens is not None:
+        return _some_pairs(memory, rows, format, x, bias, indptr, tokens)
     out = np.empty((len(rows), x.shape[0]), dtype=np.float32)
     for start in range(0, len(rows), BLOCK_ROWS):
         raw = _gather(memory, rows[start : start + BLOCK_ROWS], format, x.shape[1])
         out[start : start + BLOCK_ROWS] = _dots(x, raw, format).T
-    if bias is not None:
-        out += bias[:, None]
-    if indptr is None or tokens is None:
-        return out
-    return out[_row_of_pair(indptr), tokens]
+    return out if bias is None else out + bias[:, None]
+
+
+def _some_pairs(
+    memory: UInt8Array,
+    rows: Int64Array,
+    format: NumberFormat,
+    x: Float32Array,
+    bias: Float32Array | None,
+    indptr: Int32Array,
+    tokens: Int32Array,
+) -> Float32Array:
+    """``sparse_up`` of the tokens of each row: some rows at a time meet the tokens that any of them
+    has."""
+    out = np.empty(len(tokens), dtype=np.float32)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        raw = _gather(memory, rows[start : start + BLOCK_ROWS], format, x.shape[1])
+        ends = indptr[start : start + BLOCK_ROWS + 1]
+        begin, end = int(ends[0]), int(ends[-1])
+        used, at = np.unique(tokens[begin:end], return_inverse=True)
+        row = _row_of_pair(ends)
+        out[begin:end] = _dots(x[used], raw, format).T[row, at]
+        if bias is not None:
+            out[begin:end] += bias[start + row]
+    return out
 
 
 @checked(doors.sparse_down)

@@ -30,6 +30,8 @@ from flashinfer.transformer.positions import RotaryPositions, yarn_scale
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import Linear, LinearOfHeads
 
+INDICES = 8  # of 4 bytes, for each row and token of heads that are computed together
+
 
 @dataclass
 class LatentAttention(Mixer[LatentAttentionConfig]):
@@ -76,10 +78,11 @@ class LatentAttention(Mixer[LatentAttentionConfig]):
 
     @classmethod
     def working_bytes(cls, config: LatentAttentionConfig) -> int:
-        """Bytes of a token's queries, as they are and padded with k_b in them, of its latents, and
-        of what attention gives."""
+        """Bytes of a token's queries, as they are and padded with k_b in them, of its latents, of
+        what attention gives, and of the indices of heads' rows (``LinearOfHeads``)."""
         of_head = config.qk_head_dim + 2 * padded_width(config.cached_dim)
         of_head += config.kv_lora_rank + config.qk_rope_head_dim + config.v_head_dim
+        of_head += INDICES * max(config.kv_lora_rank, config.v_head_dim)
         shared = 2 * (config.q_lora_rank or 0) + 3 * config.cached_dim
         return 4 * (config.num_attention_heads * of_head + shared)
 

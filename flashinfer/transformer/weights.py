@@ -15,6 +15,8 @@ from flashinfer.paper.flash import Flash
 from flashinfer.paper.interfaces import Stream
 from flashinfer.paper.streamed import streamed_linear, streamed_tiles
 
+FEW = 8  # tokens for which the heads' own products are computed together
+
 
 class Resident:
     """Weights in DRAM: ``data`` (rows, row_bytes) uint8, as they lie in the file."""
@@ -152,14 +154,40 @@ class LinearOfHeads(Linear):
 
     def __call__(self, x: Float32Array) -> Float32Array:
         """x (T, heads, columns) -> (T, heads, rows) float32."""
-        out = np.empty((*x.shape[:2], self.rows), dtype=np.float32)
+        n, heads, _ = x.shape
+        out = np.empty((n, heads * self.rows), dtype=np.float32)
         for first, part in self.weights.parts():
-            at, end = first, first + len(part.data)
-            while at < end:  # a part may end within a head
-                head, row = divmod(at, self.rows)
-                stop = min(end, at + self.rows - row)
-                own = replace(part, data=part.data[at - first : stop - first])
-                y = kernels.linear(np.ascontiguousarray(x[:, head]), own)
-                out[:, head, row : row + stop - at] = y
-                at = stop
-        return out
+            add = self._together if n <= FEW else self._one_by_one
+            add(x, first, part, out[:, first : first + len(part.data)])
+        return out.reshape(n, heads, self.rows)
+
+    def _together(
+        self, x: Float32Array, first: int, part: kernels.Matrix, out: Float32Array
+    ) -> None:
+        """out (T, rows of the part) = the rows from the ``first`` on, each of its own head; in one
+        call, because threads that wake for every head would cost more than they compute."""
+        n, heads, columns = x.shape
+        rows = np.arange(len(part.data))
+        head = (first + rows) // self.rows
+        pairs = head[:, None] + heads * np.arange(n)  # (rows, T) of T * heads
+        y = kernels.sparse_up(
+            part.data.reshape(-1), rows * part.data.shape[1], part.format,
+            np.ascontiguousarray(x).reshape(n * heads, columns), None,
+            n * np.arange(len(rows) + 1, dtype=np.int32),
+            pairs.astype(np.int32).reshape(-1),
+        )  # fmt: skip
+        out[:] = y.reshape(len(rows), n).T
+
+    def _one_by_one(
+        self, x: Float32Array, first: int, part: kernels.Matrix, out: Float32Array
+    ) -> None:
+        """The same head by head, in tiles of many tokens."""
+        at, end = first, first + len(part.data)
+        while at < end:  # a part may end within a head
+            head, row = divmod(at, self.rows)
+            stop = min(end, at + self.rows - row)
+            own = replace(part, data=part.data[at - first : stop - first])
+            out[:, at - first : stop - first] = kernels.linear(
+                np.ascontiguousarray(x[:, head]), own
+            )
+            at = stop
