@@ -81,7 +81,7 @@ def moved(path, target, ids, device):
         records = zip(bundle.calibration.layers, layouts, strict=True)
         layers = tuple(replace(record, reads=layout.reads) for record, layout in records)
         kept = stored_tensors(bundle, lambda name: not name.endswith(".ffn.places"))
-        tensors = laid_out(bundle, kept, [layout.places for layout in layouts])
+        tensors = laid_out(bundle, kept, dict(enumerate(one.places for one in layouts)))
         calibration = replace(bundle.calibration, layers=layers)
         write_bundle(target, tensors, bundle.hf_config, bundle.source, calibration)
     return statistics.mean(layout.reads for layout in layouts)

@@ -156,7 +156,7 @@ def _predictor(
     if config.router and plan.chooses(config):
         names = ("weight", "bias", "choice_bias")
         router = Router(config.router, *[weights.get(f"{name}.router.{part}") for part in names])
-    if plan.mode != "predicted":
+    if plan.mode != "predicted" or not config.neurons:
         return router
     parts: list[Any] = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
     form = bundle.predictor_form._asdict()

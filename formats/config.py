@@ -67,6 +67,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_cap("logit", self.logit_cap)
+        if not self.with_neurons:
+            raise FormatError("config: no layer has a feed-forward network")
 
     @property
     def num_hidden_layers(self) -> int:
@@ -99,6 +101,11 @@ class ModelConfig:
     def sparse(self) -> bool:
         """Whether most neurons of every layer may be silent: what predictors need."""
         return all(layer.ffn.sparse for layer in self.layers)
+
+    @property
+    def with_neurons(self) -> list[int]:
+        """The layers that have an FFN."""
+        return [number for number, layer in enumerate(self.layers) if layer.ffn.neurons]
 
     @property
     def activations(self) -> str:

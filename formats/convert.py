@@ -124,9 +124,9 @@ def _note_rounded(names: Names, note: Callable[[str], None]) -> None:
     for kind in checkpoint.requantised():
         note(f"{kind} is requantised, as no number format here keeps it")
     downs = (  # missing where the file has it transposed
-        names.ffn(number).get("down", "").format(number)
+        names.ffn(number).get("down", "").format(names.number("layers.{}.ffn.down", number))
         for number, layer in enumerate(names.config.layers)
-        if not layer.ffn.matrices
+        if not layer.ffn.matrices and layer.ffn.neurons
     )
     if any(down and checkpoint.format_of(down).block > 1 for down in downs):
         note("the down projections' blocks lie across neurons there, and were made anew")

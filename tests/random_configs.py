@@ -18,6 +18,7 @@ MIXTURES = (
     "ernie4_5_moe", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text",
     "flex_olmo", "hunyuan_v1_moe", "phimoe",
     "ernie4_5_moe", "granitemoehybrid",
+    "ernie4_5_moe", "granitemoehybrid", "nemotron_h",
 )  # fmt: skip
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 ENCODERS = ("bert", "roberta", "xlm-roberta")
@@ -25,6 +26,10 @@ ACTIVATIONS = (
     "silu", "swish", "relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh",
     "gelu_python", "gelu_accurate", "quick_gelu",
 )  # fmt: skip
+NO_EXPERTS = {  # of the other names of fields: those that name no number of experts
+    "layers_block_type", "layer_types", "mamba_n_groups", "mamba_d_conv", "mamba_dt_min",
+    "mamba_conv_bias",
+}  # fmt: skip
 UNKNOWN_ACTIVATIONS = ("mish", "tanh", "gelu_10", "none")
 # What no architecture looks at, or not this one.
 STRANGERS = {
@@ -79,12 +84,14 @@ def random_config(random, model_type):
     _mixers(draw)
     if model_type in ("gemma3_text", "olmo3"):
         _rotary_of_two_kinds(draw)
-    elif model_type not in ("opt", "gpt2", *ENCODERS):
+    elif model_type not in ("opt", "gpt2", "nemotron_h", *ENCODERS):
         _rotary(draw)
     if '"dynamic"' in json.dumps(draw.config) and draw.often(0.6):
         draw.config["max_position_embeddings"] = draw.one_of(12, 16)
     if model_type == "gpt2":
         _of_gpt2(draw)
+    if model_type == "nemotron_h":
+        _of_nemotron_h(draw)
     if model_type == "granitemoehybrid":
         _of_granite_hybrid(draw)
     if model_type in ENCODERS:
@@ -224,6 +231,48 @@ def _of_granite_hybrid(draw):
     draw.put(draw.one_of("layer_types", "layers_block_type"), kinds, there=0.8)
 
 
+def _of_nemotron_h(draw):
+    """Blocks of four kinds, named or by their letters."""
+    config, random = draw.config, draw.random
+    config.pop("num_hidden_layers", None)
+    letters = ["M", "*"]
+    pattern = "".join(
+        draw.one_of(*letters) + draw.one_of("", "-", "-", "E") for _ in range(random.integers(1, 5))
+    )
+    if draw.often(0.1):
+        pattern = draw.one_of("-M-", "M--", "ME-", "M", "")
+    kinds = {"M": "linear_attention", "*": "full_attention", "E": "moe", "-": "mlp"}
+    older = {"linear_attention": "mamba", "full_attention": "attention"}
+    if draw.often(0.5):
+        config["hybrid_override_pattern"] = pattern
+    elif draw.often(0.9):
+        named = [kinds[letter] for letter in pattern]
+        named = [older.get(kind, kind) for kind in named] if draw.often(0.5) else named
+        draw.put(draw.one_of("layers_block_type", "layer_types"), named, there=1)
+        config.pop("layer_types" if "layers_block_type" in config else "layers_block_type", None)
+    if draw.often(0.9):
+        config["num_key_value_heads"] = draw.one_of(*(
+            n for n in (1, 2, 4) if config.get("num_attention_heads", 32) % n == 0
+        ))  # fmt: skip
+    heads = draw.one_of(2, 4, 6)
+    config.update(mamba_num_heads=heads, mamba_head_dim=draw.one_of(4, 8, 10))
+    config[draw.one_of("n_groups", "mamba_n_groups")] = draw.one_of(1, 2)
+    draw.put("ssm_state_size", 3, 8, 16, there=1)
+    draw.put(draw.one_of("conv_kernel", "mamba_d_conv"), 2, 3, 4)
+    draw.put(draw.one_of("time_step_min", "mamba_dt_min"), 0.0, 0.001, 0.5)
+    draw.put("mamba_hidden_act", "silu", "gelu", "relu")
+    draw.put("mlp_hidden_act", "relu2", "relu", "silu", "gelu")
+    for field in ("use_bias", "use_conv_bias"):
+        draw.put(field, True, False, there=0.3)
+    if "E" in pattern and draw.often(0.9):
+        config.pop("mlp_bias", None)
+    draw.put("moe_shared_expert_intermediate_size", 20, 56, there=1)
+    draw.put("moe_latent_size", None, *([16] if draw.often(0.1) else []))
+    for field in ("chunk_size", "mamba_chunk_size"):
+        if draw.often(0.3):
+            config[field] = draw.one_of(4, 16, 128)
+
+
 def _mixture(draw):
     config, layers = draw.config, draw.config["num_hidden_layers"]
     aliases = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -231,7 +280,7 @@ def _mixture(draw):
     draw.put("shared_expert_intermediate_size", 20, 56, there=1)
     own = next(field for field in aliases if field in draw.defaults)
     needed = draw.defaults[own] in (None, 1)
-    known = getattr(ARCHITECTURES[draw.model_type], "ALIASES", {}).keys() - {"layers_block_type"}
+    known = getattr(ARCHITECTURES[draw.model_type], "ALIASES", {}).keys() - NO_EXPERTS
     known = sorted(known)
     if needed or draw.often(0.8):
         config[draw.one_of(own, *known)] = draw.one_of(8, 8, 12, 12, 9)

@@ -314,8 +314,9 @@ def _write(
 ) -> None:
     """The bundle again, with these predictors and places of neurons."""
     found = [layer.found for layer in layers if layer.found is not None]
-    places = [layer.places for layer in layers if layer.places is not None]
-    specs = predictor_layout(bundle.config, [len(f.a) for f in found])
+    places = {i: layer.places for i, layer in enumerate(layers) if layer.places is not None}
+    ranks = [0 if layer.found is None else len(layer.found.a) for layer in layers]
+    specs = predictor_layout(bundle.config, ranks if found else [])
     values = [array for f in found for array in (f.a, f.b, f.bias)]
     new = [
         new_tensor(spec.name, format_of(spec), spec.shape, partial(iter, [value]))

@@ -38,7 +38,8 @@ class Layer(NamedTuple):
     """What calibration finds of a layer.
 
     found   its predictor; None: where only its experts are counted
-    record  what is written down of it; None: of a layer without experts in a mixture
+    record  what is written down of it; None: of a layer without experts in a mixture, or without
+            neurons
     places  (neurons,) int64: where each neuron is to lie; None: by their numbers
     """
 
@@ -69,6 +70,11 @@ def firing(
         progress("calibrate", number, len(layers))
         ffn = layer.feed_forward
         x, before = states.attend(layer, residual)
+        if not ffn.neurons.config.neurons:
+            early = _early(states, number + 1, residual)
+            states.add(layer, np.zeros_like(x))
+            yield Layer(None, None)
+            continue
         cut = None if find_cut is None else find_cut(ffn, x)
         ffn.neurons.cut = cut
         asked, early = early, _early(states, number + 1, residual)

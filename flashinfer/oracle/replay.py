@@ -359,6 +359,8 @@ class Replay:
 
     def _output(self, i: int) -> Known:
         layer = self.config.layers[i]
+        if not layer.ffn.neurons:
+            return self._attended(i)
         y = self.of(i, "ffn_after_norm" if layer.norm_after else "ffn")
         if not layer.norm_before:
             both = known.add(self.of(i, "attention_norm"), y, self.how)
@@ -433,12 +435,13 @@ class Replay:
 
     def _shared(self, i: int) -> Known:
         x, name, ffn = self.ffn_input(i), f"layers.{i}.shared", self.config.layers[i].ffn
-        function = activation(ffn.activation, ffn.threshold)
-        gate = known.apply(
-            self._linear(f"{name}.gate", x), function, self.how, "gelu" in ffn.activation
+        function, first = activation(ffn.activation, ffn.threshold), "gate" if ffn.gated else "up"
+        a = known.apply(
+            self._linear(f"{name}.{first}", x), function, self.how, "gelu" in ffn.activation
         )
-        product = known.times(gate, self._linear(f"{name}.up", x), self.how)
-        return self._linear(f"{name}.down", product)
+        if ffn.gated:
+            a = known.times(a, self._linear(f"{name}.up", x), self.how)
+        return self._linear(f"{name}.down", a)
 
     def choice(self, i: int) -> routing.Choice:
         """The Choice of a layer's router, by its logits; the weights are those of the experts that

@@ -94,6 +94,9 @@ class FeedForward:
         tokens     their numbers; what becomes of those that are drafts ``settle`` is told
         meanwhile  called once, when this layer's own reads are on their way
         """
+        if not self.store.units.rows:  # the layer has no FFN
+            meanwhile()
+            return np.zeros_like(x)
         self.store.begin()
         self.neurons.begin(len(x))
         y = np.zeros_like(x) if self.shared is None else self.shared(x)  # (T, d_model)
@@ -231,6 +234,8 @@ class FeedForward:
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token here, in this order."""
+        if not self.store.units.rows:
+            return ()
         parts = () if self.shared is None else self.shared.streams()
         if self.predictor is not None:
             return (*parts, *self.predictor.streams())

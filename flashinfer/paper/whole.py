@@ -34,6 +34,8 @@ class Whole:
     def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Read the layer into the cache's memory. Call it only where it ``fits``."""
         store, bundles = self.store, self.store.bundles
+        if not bundles.rows:
+            return
         n, width, parts = bundles.rows, self.neurons.width, self.neurons.config.parts
         part, begin, order = np.arange(parts)[:, None], store.cache.starts[0], bundles.order()
         in_file = replace(bundles, places=None)  # nothing is summed: read as the file has them

@@ -302,6 +302,8 @@ class _Pass:
         """The _Units of a layer."""
         bundle, plan, ffn = self.bundle, self.plan, self.bundle.config.layers[number].ffn
         residence, tensor = plan.residence(number, ffn), bundle.bundles(number)
+        if not ffn.neurons:
+            return _Units(number, residence, WHOLE, 0.0, 0.0, 0.0)
         chosen, slots = residence.chosen, plan.slots[number]
         record = bundle.record(number) if chosen else None
         one: float = (ffn.routed_units if chosen else 0) or ffn.units  # units of one token

@@ -190,4 +190,4 @@ class Decided:
 
     def chooses(self, ffn: FFNConfig) -> bool:
         """Whether a predictor or a router chooses a layer's units; else all of them are used."""
-        return self.mode == "predicted" or ffn.reads_experts
+        return ffn.neurons > 0 and (self.mode == "predicted" or ffn.reads_experts)

@@ -70,6 +70,10 @@ class Layer:
 
     def add(self, h: Float32Array, y: Float32Array) -> Float32Array:
         """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
+        if not self.config.ffn.neurons:
+            if self.tap:
+                self.tap(output=h)
+            return h
         if self.tap:
             self.tap(ffn=y)
         if self.ffn_after_norm:

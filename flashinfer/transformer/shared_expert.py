@@ -10,11 +10,17 @@ from flashinfer.transformer.weights import Weights
 class SharedExpert:
     """down(activation(gate x) * (up x)), times sigmoid(weigh x).
 
-    gate, up, down, weigh  weights.Resident or weights.Streamed; weigh may be None
+    gate, up, down, weigh  weights.Resident or weights.Streamed; gate, without which it is
+                           down(activation(up x)), and weigh may be None
     """
 
     def __init__(
-        self, config: FFNConfig, gate: Weights, up: Weights, down: Weights, weigh: Weights | None
+        self,
+        config: FFNConfig,
+        gate: Weights | None,
+        up: Weights,
+        down: Weights,
+        weigh: Weights | None,
     ) -> None:
         self.config, self.weigh = config, weigh
         self.gate, self.up, self.down = gate, up, down
@@ -22,13 +28,15 @@ class SharedExpert:
 
     def streams(self) -> tuple[Stream, ...]:
         """Which of its matrices are streamed at every token, in this order."""
-        return tuple(s for part in (self.gate, self.up, self.down) for s in part.streams())
+        parts = (self.gate, self.up, self.down)
+        return tuple(s for part in parts if part is not None for s in part.streams())
 
     def __call__(self, x: Float32Array) -> Float32Array:
         """x (T, d_model) -> (T, d_model)."""
-        a = self.gate.linear(x)
+        a = (self.up if self.gate is None else self.gate).linear(x)
         kernels.activate(a, self.config.activation, self.config.threshold)
-        a *= self.up.linear(x)
+        if self.gate is not None:
+            a *= self.up.linear(x)
         y = self.down.linear(a)
         if self.tap:
             self.tap(shared=y)

@@ -18,6 +18,7 @@ from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
+from flashinfer.formats.sources.names import number_there
 from flashinfer.paper.interfaces import Columns
 
 
@@ -57,7 +58,7 @@ def values_of(config: ModelConfig, naming: Any) -> list[Value]:
     naming  the architecture's module (formats/architectures)
     """
     names = ModuleNames(config, naming)
-    found = [Value("embedded", None, f"{names.layer(0)}.input", (config.hidden_size,))]
+    found = [Value("embedded", None, f"{names.layer(0, last=False)}.input", (config.hidden_size,))]
     for number, layer in enumerate(config.layers):
         found += _of_layer(layer, number, names)
     if config.final_norm:
@@ -88,12 +89,13 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
         yield value("attention_after_norm", name, d)
     if not layer.norm_before:
         yield value("attention_norm", names.norm("attention_norm", number), d)
-    elif not layer.parallel:
+    elif not layer.parallel and layer.ffn.neurons:
         reader = names.block(number) if layer.bare_input else names.norm("ffn_norm", number)
         yield value("attended", f"{reader}.input", d)
-    if layer.norm_before and not layer.shared_norm and not layer.bare_input:
+    if "ffn_norm" in layer.norms() and layer.norm_before:
         yield value("ffn_norm", names.norm("ffn_norm", number), d)
-    yield from _of_ffn(layer.ffn, number, names)
+    if layer.ffn.neurons:
+        yield from _of_ffn(layer.ffn, number, names)
     if layer.norm_after:
         yield value("ffn_after_norm", names.norm("ffn_after_norm", number), d)
     yield value("output", here, d)
@@ -253,12 +255,16 @@ class ModuleNames:
         last  of several names, the newest one; else the first
         """
         named = self.naming.NAMES.get(template, template).split("|")[-1 if last else 0]
+        if number is not None:
+            number = number_there(self.naming, self.config, template, number)
         return named.replace("{}", str(number)).removesuffix(".weight")
 
-    def layer(self, number: int) -> str:
-        """The module of a layer."""
-        name = self.naming.NAMES["layers.{}.attention_norm.weight"].split("|")[0]
-        return name.partition("{}")[0] + str(number)
+    def layer(self, number: int, last: bool = True) -> str:
+        """The module of a layer; of several, one for each block, the last one or the first."""
+        has_ffn = bool(self.config.layers[number].ffn.neurons)
+        of = "layers.{}.ffn_norm" if last and has_ffn else "layers.{}.attention_norm"
+        name = self.naming.NAMES["layers.{}.attention_norm.weight"].split("|")[-1]
+        return name.partition("{}")[0] + str(number_there(self.naming, self.config, of, number))
 
     def norm(self, kind: str, number: int) -> str:
         """The module of a layer's norm. Falcon's two parallel norms have names of their own."""
@@ -280,7 +286,8 @@ class ModuleNames:
         parts = self.naming.FFN
         if self.config.mixture:
             parts = getattr(self.naming, "DENSE_FFN", parts)
-        name = parts[part].split("|")[-1].replace("{}", str(number)).removesuffix(".weight")
+        there = number_there(self.naming, self.config, "layers.{}.ffn", number)
+        name = parts[part].split("|")[-1].replace("{}", str(there)).removesuffix(".weight")
         packed = part in getattr(self.naming, "ROWS", {})
         return f"{name}.{part}" if packed else name
 

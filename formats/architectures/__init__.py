@@ -27,6 +27,7 @@ and where they are needed
                           part of the model proper; they are left out
     FURTHER_NAMES         how the names of tensors begin that predict further tokens; they are left
                           out, too
+    BLOCKS                mixers and FFNs are numbered there, each as a layer of its own
     ONE_ROW               our vectors that checkpoints have as matrices of one row
     TURNED                the parts, as ROWS names them, whose matrices have rows and columns
                           exchanged; in MXFP4 they never have
@@ -71,6 +72,7 @@ from . import (
     mixtral,
     nanochat,
     nemotron,
+    nemotron_h,
     olmo2,
     olmo3,
     olmoe,
@@ -108,6 +110,7 @@ MODULES = (
     phimoe,
     ernie4_5_moe, nanochat, bitnet, deepseek_v2, deepseek_v3, glm4_moe_lite,
     ernie4_5_moe, nanochat, bitnet, granitemoehybrid,
+    nemotron_h,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

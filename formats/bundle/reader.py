@@ -139,7 +139,7 @@ class Bundle:
         if any(
             places_name(number) in self.file.tensors for number in range(len(self.config.layers))
         ):
-            for number in range(len(self.config.layers)):
+            for number in self.config.with_neurons:
                 bundles = self.bundles(number)
                 self.tensors[bundles.name] = replace(bundles, places=self._places(number))
 
@@ -185,23 +185,24 @@ class Bundle:
     def _calibration(self) -> Calibration | None:
         found = self._json("flashinfer.calibration")
         ffns = [layer.ffn for layer in self.config.layers]
-        experts: list[int | None] = [0] * len(ffns)
+        experts: list[int | None] = [0 if ffn.neurons else None for ffn in ffns]
         if self.config.reads_experts:  # of layers without experts nothing is recorded
             experts = [ffn.experts if ffn.reads_experts else None for ffn in ffns]
         return calibration_from_json(found, experts)
 
     def _ranks(self) -> list[int]:
-        """The rank of each layer's predictor; empty where the bundle has no predictors."""
-        ranks = []
-        for layer in range(self.config.num_hidden_layers):
+        """The rank of each layer's predictor, 0 of a layer without neurons; empty where the bundle
+        has no predictors."""
+        ranks: dict[int, int] = {}
+        for layer in self.config.with_neurons:
             info = self.file.tensors.get(f"layers.{layer}.predictor.a")
             if info is not None and len(info.shape) == 2:
-                ranks.append(info.shape[0])
-        if 0 in ranks:
+                ranks[layer] = info.shape[0]
+        if 0 in ranks.values():
             raise FormatError(f"{self.path}: a predictor of rank 0; calibrate it again")
-        if len(ranks) not in (0, self.config.num_hidden_layers):
+        if len(ranks) not in (0, len(self.config.with_neurons)):
             raise FormatError(f"{self.path}: predictors for some layers only; calibrate it again")
-        return ranks
+        return [ranks.get(layer, 0) for layer in range(len(self.config.layers))] if ranks else []
 
     def _tensor(self, spec: TensorSpec) -> StoredTensor:
         info = self.file.tensors.get(spec.name)
@@ -275,16 +276,20 @@ class Bundle:
 
     @property
     def has_predictors(self) -> bool:
-        return "layers.0.predictor.a" in self.tensors
+        return f"layers.{self.config.with_neurons[0]}.predictor.a" in self.tensors
 
     def bundles(self, layer: int) -> StoredTensor:
-        """A layer's FFN: a row is a neuron's bundle, or where they are ``matrices`` a unit's."""
-        return self.tensors[bundles_name(layer)]
+        """A layer's FFN: a row is a neuron's bundle, or where they are ``matrices`` a unit's; no
+        row where there is no FFN."""
+        ffn, name = self.config.layers[layer].ffn, bundles_name(layer)
+        if not ffn.neurons:
+            return StoredTensor(name, 0, 0, ffn.parts * ffn.hidden_size, FORMATS["f16"])
+        return self.tensors[name]
 
     @property
     def has_layout(self) -> bool:
         """Whether neurons lie in another order than that of their numbers."""
-        return self.bundles(0).places is not None
+        return self.bundles(self.config.with_neurons[0]).places is not None
 
     def unit_bytes(self, layer: int) -> int:
         """Bytes of a layer's unit: of a neuron's bundle, or of all that an expert has."""
@@ -294,7 +299,7 @@ class Bundle:
     @property
     def ffn_formats(self) -> str:
         """The names of the number formats of the layers' FFNs, nearly always one."""
-        layers = range(self.config.num_hidden_layers)
+        layers = self.config.with_neurons
         return ", ".join(dict.fromkeys(self.bundles(layer).format.name for layer in layers))
 
     def tokenizer_json(self) -> str | None:

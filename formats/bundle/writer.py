@@ -3,7 +3,7 @@
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -93,12 +93,12 @@ def stored_tensors(
 
 
 def laid_out(
-    bundle: Bundle, tensors: Iterable[NewTensor], places: Sequence[AnyArray] | None
+    bundle: Bundle, tensors: Iterable[NewTensor], places: Mapping[int, AnyArray] | None
 ) -> list[NewTensor]:
     """Tensors of an open bundle, some of which are its layers' neurons, in another layout.
 
-    places  of each layer (neurons,), where each neuron is to lie: a permutation; None: neurons lie
-            by their numbers
+    places  {layer: (neurons,), where each neuron is to lie, a permutation} of those that have
+            neurons; None: neurons lie by their numbers
     """
     if places is None and not bundle.has_layout:
         return list(tensors)
@@ -112,7 +112,7 @@ def laid_out(
                 order = np.argsort(places[layers[tensor.name]])
             tensor = replace(tensor, chunks=partial(_rows, bundle, stored, order))
         new.append(tensor)
-    return [*map(_places_tensor, itertools.count(), () if places is None else places), *new]
+    return [*(_places_tensor(*of_layer) for of_layer in (places or {}).items()), *new]
 
 
 def _places_tensor(layer: int, places: AnyArray) -> NewTensor:

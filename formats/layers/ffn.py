@@ -81,7 +81,7 @@ class RouterConfig:
 class FFNConfig:
     """Of one layer.
 
-    d_ffn         neurons of the FFN, or of each of its experts
+    d_ffn         neurons of the FFN, or of each of its experts; 0: the layer has no FFN
     gated         it is down(activation(gate x) * (up x)), else down(activation(up x))
     activation    one of ACTIVATIONS; relu and relu2 are 0 up to ``threshold`` (FATReLU)
     up_relu       with ``gated``: up x passes a ReLU, too (dReLU)
@@ -187,11 +187,14 @@ class FFNConfig:
     def shared_shapes(self) -> dict[str, tuple[int, int]]:
         """{"gate", "up", "down": (rows, columns)} of the expert that every token uses."""
         d, n = self.hidden_size, self.shared_d_ffn
-        return {"gate": (n, d), "up": (n, d), "down": (d, n)} if n else {}
+        gate = {"gate": (n, d)} if self.gated else {}
+        return {**gate, "up": (n, d), "down": (d, n)} if n else {}
 
     def tensors(self, name: str) -> list[TensorSpec]:
         """Its TensorSpecs, under names that begin with the layer's ``name``."""
-        d, specs = self.hidden_size, []
+        d, specs = self.hidden_size, list[TensorSpec]()
+        if not self.neurons:
+            return specs
         if self.router:
             specs += self.router.tensors(name, d)
         if self.shared_gated:
@@ -216,6 +219,8 @@ class FFNConfig:
 
     def predictor_tensors(self, name: str, rank: int) -> list[TensorSpec]:
         """The TensorSpecs of its low-rank predictor (paper section 3.1): B (A x) + bias."""
+        if not self.neurons:
+            return []
         return [
             TensorSpec(f"{name}.predictor.a", (rank, self.hidden_size), PREDICTOR),
             TensorSpec(f"{name}.predictor.b", (self.neurons, rank), PREDICTOR),

@@ -14,6 +14,7 @@ class LayerConfig:
     """One layer of a model, which may differ from the others.
 
     mixer        what mixes the tokens: attention, or what stands in its place
+    ffn          without neurons: there is none, and its input is not normalised
     norm         of its blocks
     norm_before  a norm before each block (pre-norm), else after its residual (post-norm)
     norm_after   a norm after each block, too, before it is added
@@ -41,7 +42,8 @@ class LayerConfig:
 
     def norms(self) -> list[str]:
         """The names of its norms."""
-        names = ["attention_norm"] if self.shared_norm else ["attention_norm", "ffn_norm"]
+        alone = self.shared_norm or not self.ffn.neurons
+        names = ["attention_norm"] if alone else ["attention_norm", "ffn_norm"]
         names = [] if self.bare_input else names
         return names + (["attention_after_norm", "ffn_after_norm"] if self.norm_after else [])
 

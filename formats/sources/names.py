@@ -60,6 +60,8 @@ class Names:
     def _in_blocks(self, layer: int) -> bool:
         """Whether a layer's units are used whole, and have blocks along their matrices' rows."""
         ffn, names = self.config.layers[layer].ffn, self.ffn(layer)
+        if not ffn.neurons:
+            return False
         single = ffn.sparse and not ffn.router  # neurons, which are read one by one
         if not isinstance(self.checkpoint, GgufCheckpoint) or single:
             return False
@@ -68,14 +70,18 @@ class Names:
         return any(
             self.checkpoint.format_of(name).block > 1
             for part in names.values()
-            for name in alternatives(part, layer, 0)
+            for name in alternatives(part, self.number("layers.{}.ffn.", layer), 0)
             if name in self.checkpoint.shapes
         )
 
     def _has_any(self, named: str) -> bool:
         """Whether the checkpoint holds a tensor of this name in any layer."""
-        layers = range(self.config.num_hidden_layers)
+        layers = {self.number("layers.{}.ffn", i) for i in range(self.config.num_hidden_layers)}
         return any(n in self.checkpoint.shapes for i in layers for n in alternatives(named, i))
+
+    def number(self, template: str, layer: int) -> int:
+        """The number that the checkpoint has for the layer of one of our tensors."""
+        return number_there(self.naming, self.config, template, layer)
 
     def ffn(self, layer: int) -> dict[str, str]:
         """{"gate", "up", "down": the checkpoint's tensor} of a layer's FFN or of its experts."""
@@ -113,7 +119,8 @@ class Names:
         named = self.naming.NAMES.get(template, template)
         if layer is not None and template.startswith("layers.{}.ffn."):
             named = self.ffn(layer).get(part_of(template), named)
-        names = alternatives(named, layer, expert, bare=template not in HEADS)
+        number = None if layer is None else self.number(template, layer)
+        names = alternatives(named, number, expert, bare=template not in HEADS)
         if template == "embed_tokens.weight" and self.config.tied:
             names += self.naming.NAMES.get(HEADS[0], HEADS[0]).split("|")
         name = next((n for n in names if n in self.checkpoint.shapes), None)
@@ -410,6 +417,16 @@ def alternatives(
     """
     names = named.format(layer, layer, expert=expert).split("|")
     return names + [name.partition(".")[2] for name in names if bare]
+
+
+def number_there(naming: Any, config: ModelConfig, template: str, layer: int) -> int:
+    """The number that a checkpoint has for the layer of our tensor ``template``: ours, or where
+    blocks are numbered that of the mixer, or of the FFN behind it."""
+    if not getattr(naming, "BLOCKS", False):
+        return layer
+    before = sum(2 if other.ffn.neurons else 1 for other in config.layers[:layer])
+    of_ffn = template.split(".")[2] in ("ffn_norm", "ffn", "router", "shared")
+    return before + of_ffn
 
 
 def part_of(template: str) -> str:

@@ -42,7 +42,7 @@ def moved(source, target, places):
     """A copy of a bundle whose neurons lie at ``places``; None: by their numbers."""
     with Bundle(source) as bundle:
         kept = stored_tensors(bundle, lambda name: not name.endswith(".places"))
-        tensors = laid_out(bundle, kept, places)
+        tensors = laid_out(bundle, kept, None if places is None else dict(enumerate(places)))
         write_bundle(target, tensors, bundle.hf_config, bundle.source, bundle.calibration)
     verify(target)
     return target

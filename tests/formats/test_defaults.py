@@ -41,6 +41,27 @@ NOT_LOOKED_AT = {
     "phimoe": {"input_jitter_noise"},  # of training
     # How many tokens are computed together.
     "granitemoehybrid": {"mamba_chunk_size"},
+    # What transformers' own model never asks for, of training, or of layers that are left out.
+    "nemotron_h": {
+        "attention_bias",
+        "chunk_size",
+        "expand",
+        "mamba_proj_bias",
+        "mamba_ssm_cache_dtype",
+        "moe_shared_expert_overlap",
+        "mtp_layers_block_type",
+        "n_shared_experts",
+        "num_logits_to_keep",
+        "num_nextn_predict_layers",
+        "rescale_prenorm_residual",
+        "residual_in_fp32",
+        "sliding_window",
+        "tie_word_embeddings",
+        "time_step_floor",
+        "time_step_limit",
+        "time_step_max",
+        "use_mamba_kernels",
+    },
     "gpt2": {
         "summary_type",
         "summary_use_proj",
@@ -59,7 +80,7 @@ UNNAMED = {
     "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
     "head_dim", "rope_local_base_freq", "sliding_window_pattern", "n_embed", "layer_types",
     "hidden_act_param", "rotary_emb_base", "rotary_pct", "position_embedding_type",
-    "has_pooler", "has_masked_head", "full_attention_interval",
+    "has_pooler", "has_masked_head", "full_attention_interval", "hybrid_override_pattern",
     # Which of GGUF's forms it is.
     "linear_value_heads_tiled",
     # What DeepSeek's own code looks at, and what GGUF's epsilon is.

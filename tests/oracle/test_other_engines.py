@@ -26,7 +26,7 @@ FOREIGN = [
     "gpt2", "gpt2-scaled", "smollm3", "ministral3", "olmo3", "flex-olmo", "hunyuan-alpha",
     "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet", "phimoe", "granite-hybrid",
     "granite-hybrid-dense", "granite-hybrid-rope", "deepseek-v2", "deepseek-v2-lite",
-    "deepseek-v3", "deepseek-v3-halves", "glm4-moe-lite", "lfm2",
+    "deepseek-v3", "deepseek-v3-halves", "glm4-moe-lite", "lfm2", "nemotron-h", "nemotron-h-moe",
 ]  # fmt: skip
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",

@@ -14,6 +14,7 @@ from flashinfer.transformer.state import RecurrentState
 
 NAMES = (
     "lfm2-bias", "lfm2-moe", "qwen3-next", "qwen3-5", "granite-hybrid", "granite-hybrid-dense",
+    "nemotron-h", "nemotron-h-moe",
 )  # fmt: skip
 CONTEXT = 48
 IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()

@@ -101,6 +101,17 @@ DELTA_NET: JsonObject = {
 MAMBA: JsonObject = {
     "mamba_n_heads": 10, "mamba_d_head": 8, "mamba_d_state": 12, "shared_intermediate_size": 56,
 }  # fmt: skip
+NEMOTRON_H: JsonObject = {
+    **{key: value for key, value in LLAMA.items() if key != "num_hidden_layers"},
+    "model_type": "nemotron_h",
+    "head_dim": 12,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 10,
+    "ssm_state_size": 12,
+    "n_groups": 2,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 56,
+}
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -226,6 +237,10 @@ CONFIGS: dict[str, JsonObject] = {
     "granite-hybrid-rope": like("granitemoehybrid", **GRANITE, **MAMBA, num_local_experts=0,
                                 position_embedding_type="rope", attention_bias=True,
                                 layer_types=["full_attention", "linear_attention"]),
+    "nemotron-h": {**NEMOTRON_H, "hybrid_override_pattern": "M-M*-", "mlp_bias": True},
+    "nemotron-h-moe": {**NEMOTRON_H, "hybrid_override_pattern": "MEM*EM",
+                       "routed_scaling_factor": 2.5, "n_group": 4, "topk_group": 2,
+                       "num_experts_per_tok": 3},
     "gpt-neox": like("gpt_neox", hidden_size=64),
     "gpt-neox-in-turn": like("gpt_neox", hidden_size=64, use_parallel_residual=False,
                              attention_bias=False, hidden_act="relu", rotary_pct=0.5,

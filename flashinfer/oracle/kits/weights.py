@@ -6,6 +6,7 @@ the same descriptions: an architecture's module, or the ``Naming`` of a GGUF fil
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.layer import LayerConfig
-from flashinfer.formats.sources.names import part_of
+from flashinfer.formats.sources.names import number_there, part_of
 from flashinfer.formats.tensors import FFN, TensorSpec
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.draws import power_of_two, uniform
@@ -40,6 +41,7 @@ class Form:
     turned_heads  {our projection: how many matrices lie below each other in it, of a LayerConfig,
                 of which each has rows and columns exchanged}
     convolutions  our matrices (channels, kernel) that are (channels, 1, kernel)
+    number      (our tensor, layer) -> the number that the checkpoint has for the layer
     values      {our vector: the function of what is drawn for it whose values are held}
     """
 
@@ -54,6 +56,7 @@ class Form:
     convolutions: Collection[str] = ()
     turned_heads: Mapping[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
     values: Mapping[str, Callable[[Float32Array], Float32Array]] = field(default_factory=dict)
+    number: Callable[[str, int], int] = lambda template, layer: layer
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
         """The checkpoint's name of our tensor ``template``, in which {expert} may be left.
@@ -64,7 +67,9 @@ class Form:
         if template.startswith("layers.{}.ffn."):
             named = (self.experts if router else self.dense).get(part_of(template), named)
         named = named.split("|")[-1 if self.last else 0]
-        return named if layer is None else named.replace("{}", str(layer))
+        if layer is None:
+            return named
+        return named.replace("{}", str(self.number(template, layer)))
 
 
 def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form:
@@ -84,7 +89,8 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     last, names = fused or two_norms, module.NAMES
     heads = getattr(module, "TURNED_HEADS", {})
     return Form(
-        names, experts, dense, rows, dense_rows, last, turned, one_row, convolutions, heads
+        names, experts, dense, rows, dense_rows, last, turned, one_row, convolutions, heads,
+        number=partial(number_there, module, config),
     )  # fmt: skip
 
 
