@@ -222,8 +222,9 @@ class NeuronCache:
     def last_uses(self, neurons: Int32Array) -> Int64Array:
         """Which token used each of these last, as the window counts it (n,); NEVER where it is not
         in the cache."""
-        slots = self.slot_of[neurons]
-        return np.where(slots >= 0, self.last_used[slots], NEVER)
+        found, slots = np.full(len(neurons), NEVER), self.slot_of[neurons]
+        found[slots >= 0] = self.last_used[slots[slots >= 0]]
+        return found
 
     def restore_uses(self, neurons: Int32Array, tokens: Int64Array) -> None:
         """Let these tokens (n,) be the last ones that used the neurons, where they are held."""

@@ -9,7 +9,7 @@ from flashinfer import Model
 from flashinfer.calibration.traces import miss_curve
 from flashinfer.formats.bundle.calibration import CAPACITIES, LayerCalibration
 from flashinfer.formats.errors import BudgetError
-from flashinfer.paper.neuron_cache import HALF_LIFE, POLICIES, NeuronCache, Priority
+from flashinfer.paper.neuron_cache import HALF_LIFE, NEVER, POLICIES, NeuronCache, Priority
 from flashinfer.paper.selection import Selection
 from flashinfer.plan.slot_shares import CachedLayer, fewest_misses
 
@@ -139,3 +139,13 @@ def test_rows_that_are_being_read_are_left_alone(policy):
         overlapped += len(missing) > 0
     assert overlapped > 200 and cache.guesses > cache.right_guesses > 0
     assert not NeuronCache(NEURONS, cache.memory, 8, "window", 3).leaves_guesses(used)
+
+
+def test_a_cache_without_slots_holds_nothing():
+    """As that of a layer whose experts all pass through slots in transit."""
+    cache = NeuronCache(NEURONS, np.zeros(0, np.uint8), 8, "frecency")
+    units = np.arange(4, dtype=np.int32)
+    before = cache.last_uses(units)
+    assert before.tolist() == [NEVER] * 4
+    cache.restore_uses(units, before)
+    assert cache.last_uses(units[:0]).shape == (0,)

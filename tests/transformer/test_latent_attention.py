@@ -165,6 +165,20 @@ def test_drafts_change_no_token(path, share):
             assert found == plain
 
 
+def test_drafts_where_experts_have_no_slots(large, constant_rss):
+    path, format = large
+    with Model.open(path, context=CONTEXT, draft="off") as model:
+        plain = list(model.generate(IDS[:8], 30, temperature=0, stop_at_eos=False))
+    with pytest.raises(BudgetError) as caught:
+        Model.open(path, memory=1, context=CONTEXT, draft="ngram")
+    with Model.open(path, memory=caught.value.least, context=CONTEXT, draft="ngram") as model:
+        assert 0 in model.plan.slots or format == "q4_0"  # whose experts are the smallest
+        drafting(model, seed=1)
+        drafter = Known(IDS[:8] + plain, 0.6, 1, 96)
+        found = list(model.generate(IDS[:8], 30, temperature=0, stop_at_eos=False, drafter=drafter))
+    assert found == plain
+
+
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_texts_that_share_passes(path, dtype):
     """Prompts that begin alike, so that rows are copied from text to text, too."""
