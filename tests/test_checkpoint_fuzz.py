@@ -208,6 +208,10 @@ KEYS = (
     "attention.scale", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
     "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
     "embedding_scale", "residual_scale", "logit_scale", "use_parallel_residual",
+    "attention.key_length_mla", "attention.value_length_mla", "attention.kv_lora_rank",
+    "attention.q_lora_rank", "rope.scaling.yarn_log_multiplier", "leading_dense_block_count",
+    "expert_gating_func", "expert_group_count", "expert_group_used_count", "expert_weights_scale",
+    "expert_shared_count",
 )  # fmt: skip
 TOKENS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -233,7 +237,8 @@ def gguf_files(tmp_path_factory):
     names = ("llama-silu", "qwen3", "phi", "phi3", "nemotron", "mixtral", "qwen2-moe", "gpt-oss",
              "granitemoe", "falcon-7b", "gemma", "llama-yarn", "gpt-neox", "gpt2",
              "arcee", "gemma2", "gemma3", "dots1", "glm4-moe", "granite", "ernie4-5-moe",
-             "smollm3", "ministral3", "olmo2", "olmo3")  # fmt: skip
+             "smollm3", "ministral3", "olmo2", "olmo3", "deepseek-v2-lite",
+             "deepseek-v3")  # fmt: skip
     return [write_gguf(checkpoint_of(name, folder), folder / f"{name}.gguf") for name in names]
 
 
