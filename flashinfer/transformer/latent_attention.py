@@ -28,8 +28,9 @@ from flashinfer.transformer.mixer import MemoryWanted, Mixer, Parts
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, yarn_scale
 from flashinfer.transformer.text import Rows
-from flashinfer.transformer.weights import Linear, LinearOfHeads
+from flashinfer.transformer.weights import FEW, Linear, LinearOfHeads
 
+HEADS_TOGETHER = 4  # that meet the rows of tokens at a time: kernels.h, DOWN_TOKENS
 INDICES = 8  # of 4 bytes, for each row and token of heads that are computed together
 
 
@@ -94,8 +95,9 @@ class LatentAttention(Mixer[LatentAttentionConfig]):
     @classmethod
     def seen_bytes(cls, config: LatentAttentionConfig, wanted: MemoryWanted) -> int:
         """Bytes of the rows that a token sees, first as keys and then as values, in the middle of
-        the context."""
-        return 2 * (wanted.context // 2) * token_bytes(config.over_latents, wanted.dtype)
+        the context; some heads at a time see them."""
+        rows = wanted.context // 2 * token_bytes(config.over_latents, wanted.dtype)
+        return 2 * rows * -(-config.num_attention_heads // HEADS_TOGETHER)
 
     @classmethod
     def new_memory(
@@ -126,7 +128,7 @@ class LatentAttention(Mixer[LatentAttentionConfig]):
         for cache, first, stop, start in texts:
             assert isinstance(cache, LatentCache)
             place = cache.remember_rows(rows[first:stop], start)
-            sums[first:stop] = kernels.attention(q[first:stop], cache.keys, cache.values, place)
+            sums[first:stop] = attend(q[first:stop], cache, place)
             if self.tap:
                 largest.append(largest_scores(q[first:stop], cache, place))
         heads = self.v_b(sums[:, :, : self.config.kv_lora_rank])  # (T, heads, v_head_dim)
@@ -169,6 +171,25 @@ class LatentAttention(Mixer[LatentAttentionConfig]):
         if self.tap:
             self.tap(kv_a=kv, kv_a_norm=latents, k_turned=k_rope)
         return np.concatenate([latents[:, None], k_rope], axis=2)
+
+
+def attend(q: Float32Array, cache: LatentCache, place: int) -> Float32Array:
+    """q (T, heads, width), scaled, of the tokens at ``place`` of a cache and after -> the heads'
+    sums of rows, of the same shape.
+
+    Of few tokens the heads of each stand for tokens that all see as much, because the kernel takes
+    tokens together: so a row is decoded once for several of them. No bit is another.
+    """
+    n, heads, _ = q.shape
+    if n > FEW or place + 1 < heads:
+        return kernels.attention(q, cache.keys, cache.values, place)
+    out = np.empty_like(q)
+    for token in range(n):
+        start = place + token + 1 - heads
+        out[token] = kernels.attention(
+            q[token, :, None], cache.keys, cache.values, start, both=True
+        )[:, 0]
+    return out
 
 
 def score_scale(config: LatentAttentionConfig) -> float:

@@ -78,7 +78,7 @@ def test_a_token_takes_one_row(large, dtype):
         kind, wanted = kind_of(config), MemoryWanted(CONTEXT, dtype)
         row = {"f32": 4 * 576, "f16": 2 * 576, "q8_0": 576 // 32 * 34}[dtype]
         assert kind.memory_bytes(config, wanted) == -(-CONTEXT * row // 4096) * 4096
-        assert kind.seen_bytes(config, wanted) == 2 * row * (CONTEXT // 2)
+        assert kind.seen_bytes(config, wanted) == 2 * 2 * row * (CONTEXT // 2)  # by 8 heads
         for cache in model.text.caches:
             assert isinstance(cache, LatentCache) and cache.keys is cache.values
             assert cache.keys.nbytes == CONTEXT * row
