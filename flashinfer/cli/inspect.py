@@ -86,6 +86,8 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
 
 def described(ffn: FFNConfig) -> str:
     """A layer's neurons and experts, for people."""
+    if not ffn.neurons:
+        return "no neurons a layer"
     if not ffn.router:
         return f"{ffn.neurons} neurons a layer"
     return (

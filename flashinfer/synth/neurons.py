@@ -64,7 +64,7 @@ class NeuronMaker(Maker):
     """Makes models whose neurons fire with the share ``active``, ``fresh`` of a layer anew."""
 
     def __init__(self, model: ModelConfig, active: float, fresh: float, seed: int) -> None:
-        self.ffn, *others = {layer.ffn: None for layer in model.layers}
+        self.ffn, *others = {model.layers[i].ffn: None for i in model.with_neurons}
         if others:
             raise UserError("a synthetic model without experts has the same neurons in each layer")
         random = np.random.default_rng([seed, 0])
@@ -80,7 +80,9 @@ class NeuronMaker(Maker):
         firing = active * self.ffn.neurons
         self.down_spread = self.block_size / np.sqrt(max(1, firing) * self.d) / 0.4
 
-    def record(self, layer: int) -> LayerCalibration:
+    def record(self, layer: int) -> LayerCalibration | None:
+        if not self.model.layers[layer].ffn.neurons:
+            return None
         # Only the tokens write to the code, so that every guess one layer early is right.
         return replace(self.found, guessed=float(layer > 0))
 

@@ -267,10 +267,12 @@ class ModuleNames:
         return name.partition("{}")[0] + str(number_there(self.naming, self.config, of, number))
 
     def norm(self, kind: str, number: int) -> str:
-        """The module of a layer's norm. Falcon's two parallel norms have names of their own."""
+        """The module of a layer's norm. Falcon has an older name for one that is not beside another
+        one, which the module keeps."""
         layer = self.config.layers[number]
         two = layer.parallel and not layer.shared_norm
-        return self.of(f"layers.{{}}.{kind}.weight", number, last=two)
+        last = two or bool(getattr(self.naming, "BLOCKS", False))
+        return self.of(f"layers.{{}}.{kind}.weight", number, last=last)
 
     def projection(self, p: str, number: int) -> str:
         """The module of q, k, v or o; of a packed one, with the part's name behind it."""
@@ -283,9 +285,7 @@ class ModuleNames:
 
     def ffn(self, part: str, number: int) -> str:
         """The module of a dense FFN's gate, up or down; of a packed one, with the part's name."""
-        parts = self.naming.FFN
-        if self.config.mixture:
-            parts = getattr(self.naming, "DENSE_FFN", parts)
+        parts = getattr(self.naming, "DENSE_FFN", self.naming.FFN)
         there = number_there(self.naming, self.config, "layers.{}.ffn", number)
         name = parts[part].split("|")[-1].replace("{}", str(there)).removesuffix(".weight")
         packed = part in getattr(self.naming, "ROWS", {})
