@@ -30,7 +30,7 @@ from flashinfer.transformer.positions import RotaryPositions, yarn_scale
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import FEW, Linear, LinearOfHeads
 
-HEADS_TOGETHER = 4  # that meet the rows of tokens at a time: kernels.h, DOWN_TOKENS
+HEADS_TOGETHER = 6  # that meet the rows of tokens at a time: kernels.h, DOWN_TOKENS
 INDICES = 8  # of 4 bytes, for each row and token of heads that are computed together
 
 
