@@ -30,7 +30,7 @@ from flashinfer.transformer.positions import RotaryPositions, yarn_scale
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import FEW, Linear, LinearOfHeads
 
-HEADS_TOGETHER = 6  # that meet the rows of tokens at a time: kernels.h, DOWN_TOKENS
+HEADS_TOGETHER = 6  # heads for which the kernel decodes a row once: kernels.h, DOWN_TOKENS
 INDICES = 8  # of 4 bytes, for each row and token of heads that are computed together
 
 
@@ -94,8 +94,8 @@ class LatentAttention(Mixer[LatentAttentionConfig]):
 
     @classmethod
     def seen_bytes(cls, config: LatentAttentionConfig, wanted: MemoryWanted) -> int:
-        """Bytes of the rows that a token sees, first as keys and then as values, in the middle of
-        the context; some heads at a time see them."""
+        """Bytes of rows that are read for a token in the middle of the context: as keys and as values,
+        once for each HEADS_TOGETHER heads."""
         rows = wanted.context // 2 * token_bytes(config.over_latents, wanted.dtype)
         return 2 * rows * -(-config.num_attention_heads // HEADS_TOGETHER)
 
@@ -177,8 +177,9 @@ def attend(q: Float32Array, cache: LatentCache, place: int) -> Float32Array:
     """q (T, heads, width), scaled, of the tokens at ``place`` of a cache and after -> the heads'
     sums of rows, of the same shape.
 
-    Of few tokens the heads of each stand for tokens that all see as much, because the kernel takes
-    tokens together: so a row is decoded once for several of them. No bit is another.
+    Where the tokens are few, the kernel is given each token's heads as if they were tokens that all
+    see the same rows. It computes several tokens at a time, so that a row is decoded once for
+    several heads. The bits are the same.
     """
     n, heads, _ = q.shape
     if n > FEW or place + 1 < heads:
