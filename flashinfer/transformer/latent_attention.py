@@ -94,8 +94,8 @@ class LatentAttention(Mixer[LatentAttentionConfig]):
 
     @classmethod
     def seen_bytes(cls, config: LatentAttentionConfig, wanted: MemoryWanted) -> int:
-        """Bytes of rows that are read for a token in the middle of the context: as keys and as values,
-        once for each HEADS_TOGETHER heads."""
+        """Bytes of rows that are read for a token in the middle of the context: as keys and as
+        values, once for each HEADS_TOGETHER heads."""
         rows = wanted.context // 2 * token_bytes(config.over_latents, wanted.dtype)
         return 2 * rows * -(-config.num_attention_heads // HEADS_TOGETHER)
 
