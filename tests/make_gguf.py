@@ -26,7 +26,7 @@ ARCHITECTURES = {
     "ernie4_5_moe": "ernie4_5-moe", "smollm3": "smollm3", "ministral3": "mistral3",
     "olmo2": "olmo2", "olmo3": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe", "granitemoehybrid": "granitehybrid",
-    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "nemotron_h": "nemotron_h",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -51,6 +51,7 @@ NAMES = {
     "shared_expert_gate": "ffn_gate_inp_shexp",
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
+    "embeddings": "token_embd", "norm_f": "output_norm",
     "in_proj": "ssm_in", "conv1d": "ssm_conv1d", "out_proj": "ssm_out",
 }  # fmt: skip
 TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "granitemoehybrid", "arcee",
@@ -61,6 +62,8 @@ UNSAID = {
     "gemma3": {"query_pre_attn_scalar": 16},
     "dots1": {"sliding_window": None, "layer_types": None},
     "hunyuan-moe": {"moe_topk": 3},
+    "nemotron-h": {"time_step_min": 0.0},
+    "nemotron-h-moe": {"time_step_min": 0.0},
     "olmo3": {"rope_parameters": {
         "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
                            "original_max_position_embeddings": 12},
@@ -152,6 +155,8 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=(), older=
 
     config = json.loads((Path(folder) / "config.json").read_text())
     model, architecture = model_config(config), ARCHITECTURES[config["model_type"]]
+    if architecture == "nemotron_h" and model.mixture:
+        architecture = "nemotron_h_moe"
     kinds = AttentionConfig | LatentAttentionConfig
     attentions = [k.mixer for k in model.layers if isinstance(k.mixer, kinds)]
     windows = [getattr(a, "attention_window", None) for a in attentions]
@@ -211,6 +216,8 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=(), older=
         writer.add_layer_norm_eps(model.norm.epsilon)
     if attention.rotary:
         _add_rotary(writer, attention.rotary)
+    if config["model_type"] == "nemotron_h":
+        _add_blocks(writer, model)
     if any(windows):
         writer.add_sliding_window(max(window or 0 for window in windows))
     if config["model_type"] == "gpt_neox":
@@ -278,6 +285,25 @@ def _add_mamba2(writer, model):
     writer.add_rope_scaling_finetuned(any(k.mixer.rotary for k in model.layers))
 
 
+def _add_blocks(writer, model):
+    """Of layers that are one block each."""
+    heads, neurons = [], []
+    for layer in model.layers:
+        heads += [getattr(layer.mixer, "num_key_value_heads", 0)] + [0] * bool(layer.ffn.neurons)
+        neurons += [0, layer.ffn.d_ffn] if layer.ffn.neurons else [0]
+    writer.add_block_count(len(heads))
+    writer.add_head_count_kv(heads)
+    writer.add_feed_forward_length(neurons)
+    writer.add_layer_norm_eps(model.norm.epsilon)
+    router = next((layer.ffn.router for layer in model.layers if layer.ffn.router), None)
+    if router:
+        writer.add_expert_shared_count(1)
+        writer.add_expert_weights_norm(router.normalised)
+        writer.add_expert_weights_scale(router.scale)
+        writer.add_expert_group_count(router.groups)
+        writer.add_expert_group_used_count(router.groups_kept)
+
+
 def _add_rotary(writer, rotary):
     import gguf
 
@@ -302,8 +328,12 @@ def _tensors(folder, config, model, older):
             stacked = experts.setdefault(f"blk.{layer}.{NAMES[part]}_exps.weight", {})
             stacked[expert] = values
             continue
-        if ".mamba." in name:
-            yield from _of_mamba2(name, values, model)
+        groups = next(
+            (k.mixer.groups for k in model.layers if isinstance(k.mixer, Mamba2Config)), 1
+        )
+        mamba = part in ("in_proj", "conv1d", "out_proj") or kind in ("A_log", "D", "dt_bias")
+        if mamba or name.endswith(".mixer.norm.weight") or ".mamba." in name:
+            yield from _of_mamba2(name, values, groups)
             continue
         if ".shared_mlp." in name and config["model_type"] == "granitemoehybrid":
             yield from _of_shared_mlp(name, values, model)
@@ -333,6 +363,8 @@ def _tensors(folder, config, model, older):
         shared = any(f".{part}." in name for part in SHARED)
         ours = NAMES[part] + ("_shexp" if shared else "")
         values = values.reshape(-1) if part == "shared_expert_gate" else values
+        if part == "norm" and ".layers." in name:
+            ours = "attn_norm"
         if part == "post_attention_layernorm" and config["model_type"] in POST_NORM:
             ours = "post_attention_norm"
         if kind == "e_score_correction_bias":
@@ -345,7 +377,7 @@ def _tensors(folder, config, model, older):
         yield name, np.stack([stacked[i] for i in range(len(stacked))])
 
 
-def _of_mamba2(name, values, model):
+def _of_mamba2(name, values, groups):
     """Vectors as matrices, and exp(A_log) already taken, as the decimal module takes it."""
     *_, part, kind = name.split(".")
     layer = next(piece for piece in name.split(".") if piece.isdecimal())
@@ -358,7 +390,6 @@ def _of_mamba2(name, values, model):
     elif kind == "dt_bias":
         yield f"blk.{layer}.ssm_dt.bias", values
     elif part == "norm":
-        groups = model.layers[int(layer)].mixer.groups
         yield f"blk.{layer}.ssm_norm.weight", values.reshape(groups, -1)
     else:
         values = values.reshape(len(values), -1) if values.ndim == 3 else values

@@ -225,6 +225,11 @@ def trace_llama_cpp(
     missing or cannot run the file.
     """
     with GgufCheckpoint(gguf) as checkpoint:
+        if checkpoint.form.blocks:
+            raise UserError(
+                f"{gguf}: traces of llama.cpp cannot be taken of {checkpoint.architecture}, whose "
+                "blocks are layers of their own there"
+            )
         api, base, version = _libraries(gguf)
         graph = Graph(checkpoint, base)
         context = -(-len(tokens) // CELLS) * CELLS

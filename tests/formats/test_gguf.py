@@ -33,6 +33,7 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "granite": None, "ernie4-5": None, "ernie4-5-moe": None, "smollm3": None, "ministral3": None,
     "olmo2": None, "olmo3": None, "hunyuan": None, "hunyuan-moe": None,
     "granite-hybrid": None, "granite-hybrid-rope": None,
+    "nemotron-h": None, "nemotron-h-moe": None,
     "deepseek-v2-lite": None, "deepseek-v3": None, "deepseek-v3 older": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType

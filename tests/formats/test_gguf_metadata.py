@@ -54,6 +54,8 @@ WRITTEN = {
     "ernie4-5-moe": {"expert_shared_feed_forward_length": 48, "expert_gating_func": 1},
     "olmo3": {"attention.sliding_window_pattern": [True] * 3 + [False, True],
               "rope.freq_base_swa": 1000.0, "rope.scaling.yarn_ext_factor": 1.0},
+    "nemotron-h": {"rope.dimension_count": 4, "rope.freq_base": 10000.0, "vocab_size": 96},
+    "nemotron-h-moe": {"expert_gating_func": 2},
     "granite-hybrid": {"vocab_size": 96, "rope.dimension_count": 10, "rope.freq_base": 10000.0},
     "granite-hybrid-rope": {"expert_shared_feed_forward_length": 56, "expert_count": 0},
     "deepseek-v2-lite": {"vocab_size": 96, "attention.temperature_scale": 0.0},
@@ -129,6 +131,8 @@ def test_keys_that_change_nothing(name, tmp_path):
         ("dots1", "nextn_predict_layers", 1),
         ("glm4-moe", "nextn_predict_layers", 3),
         ("granite-hybrid", "ssm.dt_b_c_rms", True),
+        ("nemotron-h-moe", "expert_gating_func", 3),
+        ("nemotron-h-moe", "moe_latent_size", 16),
         ("granite-hybrid", "attention.sliding_window", 8),
         ("glm4-moe", "rope.dimension_sections", [1, 1, 1, 0]),
         ("deepseek-v3", "nextn_predict_layers", 2),
@@ -372,3 +376,16 @@ def test_two_scalings_at_once(tmp_path):
 def test_absurd_numbers_are_refused(value, head_dim):
     with pytest.raises(FormatError, match="scale"):
         refuse_strangers({"llama.attention.scale": value}, "llama", (), {"head_dim": head_dim})
+
+
+def test_where_nemotron_h_states_one_epsilon_only(tmp_path):
+    """llama.cpp takes the one for the other."""
+    keys = {"attention__layer_norm_rms_epsilon": None, "attention__layer_norm_epsilon": 0.25}
+    config = bundle_config("nemotron-h", tmp_path, **keys)
+    assert config.norm.epsilon == 0.25 and config.layers[1].mixer.norm.epsilon == 0.25
+
+
+@pytest.mark.parametrize("name, value", [("granite-hybrid", 77), ("nemotron-h", 61)])
+def test_a_state_that_is_no_heads_is_refused(name, value, tmp_path):
+    with pytest.raises(FormatError, match=r"ssm\.inner_size' is \d+, which is not supported"):
+        bundle_config(name, tmp_path, ssm__inner_size=value)

@@ -336,6 +336,15 @@ WIDE_LATENT = {
     "q_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
     "moe_intermediate_size": 32,
 }  # fmt: skip
+WIDE_NEMOTRON_H: JsonObject = {
+    **WIDE,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 64,
+    "time_step_min": 0.0,
+}
 WIDE_FALCON = {
     **FALCON, "hidden_size": 64, "ffn_hidden_size": 96, "bos_token_id": 1,
     "new_decoder_architecture": True, "num_kv_heads": 2,
@@ -491,6 +500,13 @@ GGUF_MODELS = (
     KitModel("gguf-glm4-moe-lite", latent(
         "glm4_moe_lite", **WIDE_LATENT, num_hidden_layers=3, rms_norm_eps=1e-6,
     ), gguf=("f16",)),
+    KitModel("gguf-nemotron-h", {
+        **NEMOTRON_H, **WIDE_NEMOTRON_H, "hybrid_override_pattern": "M-MM*-",
+    }, gguf=("f16",)),
+    KitModel("gguf-nemotron-h-moe", {
+        **NEMOTRON_H, **WIDE_NEMOTRON_H, "hybrid_override_pattern": "MEM*EM",
+        "num_experts_per_tok": 3, "routed_scaling_factor": 2.5,
+    }, gguf=BLOCKS),
 )  # fmt: skip
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.formats.sources.gguf_forms import FORMS
+from flashinfer.formats.sources.names import number_there
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.gguf_file import Metadata, gguf_bytes
@@ -39,9 +41,12 @@ def gguf_of(model: KitModel, format: str) -> bytes:
     """The bytes of ``model`` as a GGUF file whose matrices are in the number format ``format``."""
     config = model_config(model.hugging_face_config())
     name = GGUF_NAMES[model.model_type]
+    if name == "nemotron_h_moe" and not config.mixture:
+        name = "nemotron_h"
     naming = FORMS[name].naming(_kinds(name, config))
     made = getattr(architecture(model.config), "VALUES", {})
-    form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made)
+    form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made,
+                number=partial(number_there, naming, config))  # fmt: skip
     tensors = checkpoint_tensors(model, config, form)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
@@ -74,7 +79,7 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
     """The tensors of layers by which a GGUF file tells the forms of an architecture apart."""
     two_norms = architecture == "falcon" and not config.layers[0].shared_norm
     kinds = {
-        "ffn_gate_exps.weight": config.mixture,
+        "ffn_up_exps.weight": config.mixture,
         "attn_qkv.weight": architecture in PACKED,
         "attn_norm_2.weight": two_norms,
         "attn_norm_2.bias": two_norms,
@@ -194,6 +199,39 @@ def _of_mamba2(config: ModelConfig) -> Metadata:
     }
 
 
+def _of_nemotron_h(config: ModelConfig) -> Metadata:
+    """Each block is a layer there; of an FFN's no key heads are stated, of a mixer's no neurons."""
+    key_heads: list[int] = []
+    neurons: list[int] = []
+    for layer in config.layers:
+        mixer = layer.mixer
+        heads = mixer.num_key_value_heads if isinstance(mixer, AttentionConfig) else 0
+        key_heads += [heads, 0] if layer.ffn.neurons else [heads]
+        neurons += [0, layer.ffn.d_ffn] if layer.ffn.neurons else [0]
+    return {
+        **_of_mamba2(config),
+        "attention.layer_norm_epsilon": config.norm.epsilon,  # which llama.cpp asks for, too
+        "block_count": len(neurons),
+        "attention.head_count_kv": key_heads,
+        "feed_forward_length": neurons,
+        "rope.scaling.finetuned": False,
+        "rope.dimension_count": 4,
+    }
+
+
+def _of_nemotron_h_moe(config: ModelConfig) -> Metadata:
+    ffn = next(layer.ffn for layer in config.layers if layer.ffn.router)
+    assert ffn.router is not None
+    return {
+        **_of_nemotron_h(config),
+        "expert_shared_count": 1,
+        "expert_weights_norm": ffn.router.normalised,
+        "expert_weights_scale": ffn.router.scale,
+        "expert_group_count": ffn.router.groups,
+        "expert_group_used_count": ffn.router.groups_kept,
+    }
+
+
 def _of_smallthinker(config: ModelConfig) -> Metadata:
     router = config.layers[0].ffn.router
     return {"expert_gating_func": 1 if router and router.scoring == "softmax" else 2}
@@ -261,6 +299,8 @@ def _of_mistral3(config: ModelConfig) -> Metadata:
 OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "gptneox": _of_gpt_neox,
     "granitehybrid": _of_granite_hybrid,
+    "nemotron_h": _of_nemotron_h,
+    "nemotron_h_moe": _of_nemotron_h_moe,
     "smallthinker": _of_smallthinker,
     "lfm2moe": _of_sigmoid_mixture,
     "granite": _of_granite,

@@ -54,6 +54,7 @@ class GgufForm:
     windows       0: all layers' attention may have a window; else every so many layers the last one
                   has none; None: a window that a file states has to be without effect
     partly_rotary  only a part of each head may be rotary
+    blocks        each mixer and each FFN has a layer's number of its own
     paired        rows of queries and keys are in another order: the two values of a rotary pair are
                   together
     packed_attention  attn_qkv has queries, keys and values; else those of another mixer
@@ -75,6 +76,7 @@ class GgufForm:
     ffn: Literal["gated", "plain", "packed"] = "gated"
     windows: int | None = None
     partly_rotary: bool = False
+    blocks: bool = False
     paired: bool = False
     packed_attention: bool = True
     experts: str = "num_experts"
@@ -113,23 +115,23 @@ class GgufForm:
             dense["down_t"] = f"{BLOCK}.ffn_down_t.weight"
             del dense["down"]
         experts = dense
-        if "ffn_gate_exps.weight" in kinds:
-            experts = {part: f"{BLOCK}.ffn_{part}_exps.weight" for part in PARTS}
+        if "ffn_up_exps.weight" in kinds:
+            experts = {part: f"{BLOCK}.ffn_{part}_exps.weight" for part in dense}
             for part in PARTS:
                 names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
-        return Naming(names, experts, dense, rows, heads)
+        return Naming(names, experts, dense, rows, heads, self.blocks)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """NAMES, FFN, DENSE_FFN, ROWS and TURNED_HEADS as an architecture's module has them, of a GGUF
-    file."""
+    """What an architecture's module has by these names, of a GGUF file."""
 
     NAMES: dict[str, str]
     FFN: dict[str, str]
     DENSE_FFN: dict[str, str]
     ROWS: dict[str, Rows]
     TURNED_HEADS: dict[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
+    BLOCKS: bool = False
 
 
 def _there(named: str, kinds: Container[str]) -> str:

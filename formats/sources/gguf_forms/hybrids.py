@@ -1,9 +1,11 @@
 """The forms of models with Mamba-2 layers among others."""
 
 from ...bounded_json import JsonObject
+from ..gguf_metadata import one_of
 from .dense import granite_scales
-from .form import BLOCK, KINDS, GgufForm
+from .form import BLOCK, KINDS, LAYER, RMS, GgufForm
 from .header import Header
+from .mixtures import SIGMOID
 
 MAMBA2 = {
     **{f"layers.{{}}.in_proj.{k}": f"{BLOCK}.ssm_in.{k}" for k in KINDS},
@@ -15,6 +17,7 @@ MAMBA2 = {
     "layers.{}.skip": f"{BLOCK}.ssm_d",
 }
 KEY_HEADS = "attention.head_count_kv"  # 0: the layer has no attention
+NEURONS = "feed_forward_length"  # 0: the layer is no FFN, where each is one block
 
 
 def _granite_hybrid(header: Header, config: JsonObject) -> JsonObject:
@@ -46,9 +49,58 @@ def _granite_hybrid(header: Header, config: JsonObject) -> JsonObject:
     }
 
 
+def _nemotron_h(header: Header, config: JsonObject) -> JsonObject:
+    """Each layer is Mamba-2, attention, an FFN or experts. llama.cpp has no least time step, and
+    takes the epsilon of layer norms where none of mean squares is stated."""
+    epsilon = config["layer_norm_epsilon"]
+    width, heads = header.of("ssm.inner_size"), header.of("ssm.time_step_rank")
+    if not (width and heads) or width % heads:
+        raise header.refusal("ssm.inner_size")
+    key_heads, neurons = header.of_layers(KEY_HEADS), header.of_layers(NEURONS)
+    if key_heads is None or neurons is None:
+        raise header.refusal(KEY_HEADS if key_heads is None else NEURONS)
+    kinds = []
+    for block, (attends, feeds) in enumerate(zip(key_heads, neurons, strict=True)):
+        routed = f"blk.{block}.ffn_up_exps.weight" in header.tensors
+        ffn = "moe" if routed else "mlp"
+        kinds.append("full_attention" if attends else ffn if feeds else "linear_attention")
+    groups = header.of("expert_group_count") or 1
+    header.of("expert_shared_count")  # whose neurons are stated, all together
+    return {
+        "layer_norm_epsilon": header.of(LAYER, float) if epsilon is None else epsilon,
+        "layers_block_type": kinds,
+        "intermediate_size": max(neurons),
+        "mlp_hidden_act": config["hidden_act"],
+        "mamba_num_heads": heads,
+        "mamba_head_dim": width // heads,
+        "mamba_hidden_act": "silu",
+        "n_groups": header.of("ssm.group_count"),
+        "ssm_state_size": header.of("ssm.state_size"),
+        "conv_kernel": header.of("ssm.conv_kernel"),
+        "use_conv_bias": "ssm_conv1d.bias" in header.kinds,
+        "use_bias": "ssm_in.bias" in header.kinds,
+        "time_step_min": 0.0,
+        "moe_shared_expert_intermediate_size": header.of("expert_shared_feed_forward_length"),
+        "n_group": groups,
+        "topk_group": header.of("expert_group_used_count") or groups,
+        "norm_topk_prob": header.of("expert_weights_norm", bool, False),
+        "routed_scaling_factor": header.of("expert_weights_scale", float) or 1.0,
+    }
+
+
+BLOCKS = {**MAMBA2, "layers.{}.ffn_norm.weight": f"{BLOCK}.attn_norm.weight"}
 HYBRIDS = (
     GgufForm(
         architecture="granitehybrid", model_type="granitemoehybrid", paired=True,
         experts="num_local_experts", fields=_granite_hybrid, by_layer=(KEY_HEADS,), names=MAMBA2,
+    ),
+    *(
+        GgufForm(
+            architecture=name, model_type="nemotron_h", activation="relu2", ffn="plain",
+            epsilon=("layer_norm_epsilon", RMS), partly_rotary=True, blocks=True,
+            experts="n_routed_experts", fields=_nemotron_h, by_layer=(KEY_HEADS, NEURONS),
+            names=BLOCKS, harmless={"expert_gating_func": one_of(0, SIGMOID)},
+        )
+        for name in ("nemotron_h", "nemotron_h_moe")
     ),
 )  # fmt: skip
