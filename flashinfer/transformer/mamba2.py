@@ -103,10 +103,13 @@ class Mamba2(RecurrentMixer[Mamba2Config]):
         """dt (n, heads) as projected -> what a token leaves of the state, and what of it is brought
         in, (n, heads) each. In float64, whose bits are the same on every machine."""
         least, most = self.config.steps
-        rate = fixed_math.softplus(dt.astype(np.float64) + self.dt_bias)
-        rate = np.clip(rate, least, most)
-        decay = fixed_math.exp(rate * self.decay)
-        return decay.astype(np.float32), rate.astype(np.float32)
+        with np.errstate(all="ignore"):  # of weights that are not those of a model
+            rate = fixed_math.softplus(dt.astype(np.float64) + self.dt_bias)
+            rate = np.clip(rate, least, most)
+            exponent = rate * self.decay  # at most 0, where the decay is
+            decay = fixed_math.exp(-np.abs(exponent))
+            decay = np.where(exponent > 0, 1 / decay, decay)
+            return decay.astype(np.float32), rate.astype(np.float32)
 
     def _normed(self, scanned: Float32Array, gate: Float32Array) -> Float32Array:
         """y and z, (T, width) each, the latter of which changes -> (T, width)."""

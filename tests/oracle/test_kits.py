@@ -19,7 +19,7 @@ from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.oracle.kits import draws
 from flashinfer.oracle.kits.check import MOST_FILE, check_kit
 from flashinfer.oracle.kits.configs import MODELS
-from flashinfer.oracle.kits.gguf_form import GGUF_NAMES
+from flashinfer.oracle.kits.gguf_form import gguf_architecture
 from flashinfer.oracle.kits.kit import MANIFEST, chosen_models, goldens_of, write_kit
 from kit_hashes import COMMITTED, hashes
 
@@ -93,7 +93,7 @@ def test_the_manifest_lists_every_file(kit):
 def test_every_architecture_is_in_it():
     writing = ARCHITECTURES.keys() - set(ENCODERS)
     assert {m.model_type for m in MODELS} == {ALIASES.get(name, name) for name in writing}
-    assert {GGUF_NAMES[m.model_type] for m in MODELS if m.gguf} == FORMS.keys()
+    assert {gguf_architecture(m) for m in MODELS if m.gguf} == FORMS.keys()
 
 
 def test_a_kit_is_right_and_says_so(small_kit, cli):

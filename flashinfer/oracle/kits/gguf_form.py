@@ -37,12 +37,18 @@ EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv")
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
 
+def gguf_architecture(model: KitModel) -> str:
+    """GGUF's name of a model's architecture, of which Nemotron-H has two."""
+    name = GGUF_NAMES[model.model_type]
+    if name == "nemotron_h_moe" and not model_config(model.hugging_face_config()).mixture:
+        return "nemotron_h"
+    return name
+
+
 def gguf_of(model: KitModel, format: str) -> bytes:
     """The bytes of ``model`` as a GGUF file whose matrices are in the number format ``format``."""
     config = model_config(model.hugging_face_config())
-    name = GGUF_NAMES[model.model_type]
-    if name == "nemotron_h_moe" and not config.mixture:
-        name = "nemotron_h"
+    name = gguf_architecture(model)
     naming = FORMS[name].naming(_kinds(name, config))
     made = getattr(architecture(model.config), "VALUES", {})
     form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made,
