@@ -54,10 +54,13 @@ def predictor_layout(config: ModelConfig, ranks: Sequence[int]) -> list[TensorSp
 def format_of(spec: TensorSpec, ffn: NumberFormat = F16, dense: NumberFormat = F16) -> NumberFormat:
     """The NumberFormat of a tensor: norms f32, predictors f16, FFN and the others as asked for.
 
-    Positions, one small row a token, keep 16 bits where the others have fewer.
+    Positions, one small row a token, keep 16 bits where the others have fewer; and so does what
+    makes keys of latents, whose rows are as short as a head, where they are no whole blocks.
     """
     if spec.exact:
         return FORMATS["f32"]
     if spec.role == PREDICTOR or (spec.name == "embed_positions.weight" and dense.block > 1):
+        return F16
+    if spec.name.endswith(".k_b_proj.weight") and spec.shape[1] % dense.block:
         return F16
     return ffn if spec.role == FFN else dense

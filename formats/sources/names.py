@@ -180,8 +180,6 @@ class Names:
             dense = self.checkpoint.format_of(name)
             if heads and dense.block > 1:
                 dense = None  # 16 bits, because blocks along the other side would be rounded anew
-        if heads and dense is not None and spec.shape[1] % dense.block:
-            dense = None  # and so where rows are no whole blocks
         format = format_of(spec, dense=dense) if dense else format_of(spec)
         if heads:
             return new_tensor(

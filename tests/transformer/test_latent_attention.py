@@ -1,6 +1,8 @@
 """Latent attention: whatever way a text takes through it, and wherever its weights are, a token has
 the same bits; and what is kept of a token is as small as it should be."""
 
+import json
+
 import numpy as np
 import pytest
 from drafting import Known, drafting
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from conftest import DATA
 from flashinfer import BudgetError, Model
-from flashinfer.formats.convert import convert
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.convert import convert, outline
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.safetensors import SafetensorsFile
@@ -226,6 +229,23 @@ def test_an_interrupted_copy_is_not_used(path, expected):
         with pytest.raises(KeyboardInterrupt):
             other.copy(cache, 9)
         assert not other.holds(9) and other.holds(0)
+
+
+@pytest.mark.parametrize("dtype", ["q4_K", "q8_0"])
+def test_rows_as_short_as_a_head(dtype, tmp_path):
+    """What makes keys of latents has blocks where a head's rows are whole blocks, else 16 bits."""
+    wide = {"moe_intermediate_size": 256, "q_lora_rank": 256, "v_head_dim": 32}
+    write_hugging_face(KitModel("wide", {**LARGE, **wide}), tmp_path)
+    convert(tmp_path, tmp_path / "x.flash", dtype)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    outline(fields, tmp_path / "y.flash", dtype)
+    for name in "xy":
+        with Bundle(tmp_path / f"{name}.flash") as bundle:
+            formats = {n: t.format.name for n, t in bundle.tensors.items() if "_b_proj" in n}
+        keys = "q8_0" if dtype == "q8_0" else "f16"
+        for layer in (0, 1):
+            assert formats[f"layers.{layer}.k_b_proj.weight"] == keys
+            assert formats[f"layers.{layer}.v_b_proj.weight"] == dtype
 
 
 def test_no_layer_lies_on_flash(path):
