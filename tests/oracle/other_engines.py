@@ -2,9 +2,10 @@
 
     python tests/oracle/other_engines.py
 
-makes a kit and prints, for each of its models, the largest difference of a logit between the kit
-and each engine that is installed: transformers on the checkpoint, llama.cpp on the GGUF files.
-Needs torch and transformers, or llama_cpp.
+makes a kit and prints, for each architecture, how far the logits of the engines that are installed
+are from the kit's: transformers on checkpoints, llama.cpp on GGUF files. Of each model's tokens the
+median of the largest differences is taken, and of these the worst model's; in brackets stands the
+largest difference of any token. Needs torch and transformers, or llama_cpp.
 """
 
 import json
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from flashinfer.formats.safetensors import SafetensorsFile
 from flashinfer.oracle.kits.configs import MODELS
@@ -62,21 +64,39 @@ def engine_of(model, golden):
     return by_llama_cpp if known else None
 
 
+def differences(kit):
+    """{architecture: {column: [differences of logits, the largest of each token, of a model]}}."""
+    found = {}
+    models = [(model, golden) for model in MODELS for golden in goldens_of(model)]
+    for model, golden in tqdm(models, unit="file"):
+        engine = engine_of(model, golden)
+        if engine is None:
+            continue
+        column = "f16" if golden.source.endswith("f16.gguf") else "blocks"
+        column = column if golden.source.endswith(".gguf") else "transformers"
+        tokens, logits = right(kit, golden)
+        largest = np.abs(engine(kit / golden.source, tokens) - logits).max(axis=1)
+        found.setdefault(model.model_type, {}).setdefault(column, []).append(largest)
+    return found
+
+
+def shown(differences):
+    """A cell of the table."""
+    if not differences:
+        return "-"
+    worst = max(np.median(of_tokens) for of_tokens in differences)
+    return f"{worst:.1e} ({max(map(np.max, differences)):.1e})"
+
+
 def main():
-    print("| model | engine | largest difference | median of the tokens' |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        kit = Path(folder) / "kit"
-        write_kit(kit)
-        for model in MODELS:
-            for golden in goldens_of(model):
-                engine = engine_of(model, golden)
-                if engine is None:
-                    continue
-                tokens, logits = right(kit, golden)
-                worst = np.abs(engine(kit / golden.source, tokens) - logits).max(axis=1)
-                name = golden.source.removeprefix("models/")
-                figures = f"{worst.max():.1e} | {np.median(worst):.1e}"
-                print(f"| {name} | {engine.__name__[3:]} | {figures} |", flush=True)
+        write_kit(Path(folder) / "kit")
+        found = differences(Path(folder) / "kit")
+    print("| architecture | transformers, f32 | llama.cpp, f16 | llama.cpp, blocks |")
+    print("|---|---|---|---|")
+    for name, columns in sorted(found.items()):
+        cells = (shown(columns.get(column)) for column in ("transformers", "f16", "blocks"))
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
