@@ -36,9 +36,16 @@ def main(args: Namespace) -> None:
         name, sparse = bundle.ffn_formats, bundle.config.sparse
         activation, experts = bundle.config.activations, bundle.config.mixture
         encoder = bundle.config.encoder
+        whole = sparse and any(layer.ffn.matrices for layer in bundle.config.layers)
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
     for line in notes:
         print(line, file=sys.stderr)
+    if whole:
+        print(
+            "Its experts are read whole, as their matrices are kept bit for bit; with --dtype "
+            "their neurons lie apart, and calibrate finds which of them a token needs",
+            file=sys.stderr,
+        )
     if encoder:
         print(f"Next: flashinfer encode {args.destination} -p TEXT", file=sys.stderr)
     elif sparse or experts:

@@ -157,8 +157,8 @@ class Neurons:
         indptr: Int32Array | None,
         tokens: Int32Array | None,
     ) -> None:
-        few = len(x) == 1 and (self.config.sparse or self.cut) and not self.tap
-        if few:  # a gate that is shut needs no up
+        skips = (self.config.sparse or self.cut) and not self.config.matrices
+        if skips and len(x) == 1 and not self.tap:  # a gate that is shut needs no up
             open_ = np.flatnonzero(a)
             a[open_] *= self._up(self.products("up", memory, rows[open_], x, neurons[open_]))
         else:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from conftest import logits_of
 from flashinfer import Model
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats.bundle.reader import Bundle
@@ -17,12 +18,17 @@ IDS = np.random.default_rng(0).integers(3, 96, 40)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def kit(tmp_path_factory):
+    """The models of a kit that are SmallThinkers."""
+    write_kit(folder := tmp_path_factory.mktemp("early") / "kit", ["smallthinker"])
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def model(kit, tmp_path_factory):
     """A bundle of a small SmallThinker."""
-    folder = tmp_path_factory.mktemp("early")
-    write_kit(folder / "kit", ["smallthinker"])
-    convert(folder / "kit/models/smallthinker", folder / "x.flash", "f32")
-    return folder / "x.flash"
+    convert(kit / "smallthinker", path := tmp_path_factory.mktemp("early") / "x.flash", "f32")
+    return path
 
 
 @pytest.fixture
@@ -138,3 +144,16 @@ def test_calibration_counts_what_the_router_chose(model, tmp_path):
     ):
         differences = np.abs(predicted.logits(IDS) - exact.logits(IDS))
         assert np.median(differences) < 0.5 * np.abs(exact.logits(IDS)).mean()
+
+
+def test_from_gguf_neurons_lie_apart_with_a_dtype(kit, tmp_path, cli):
+    """Without one, matrices are kept bit for bit, experts are read whole, and convert says so."""
+    gguf = next(kit.glob("*/q4_0.gguf"))
+    ids = np.random.default_rng(2).integers(3, 96, 600)
+    for name, options in (("kept", ()), ("apart", ("--dtype", "q4_0"))):
+        code, _, err = cli("convert", gguf, tmp_path / name, *options)
+        assert code == 0 and ("experts are read whole" in err) == (name == "kept"), err
+        calibrate(tmp_path / name, ids, destination=tmp_path / f"{name}.flash", tokens=600, steps=9)
+        with Bundle(tmp_path / f"{name}.flash") as bundle:
+            assert bundle.has_predictors == (name == "apart")
+            assert np.isfinite(logits_of(tmp_path / f"{name}.flash", IDS)[0]).all()

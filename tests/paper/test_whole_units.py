@@ -56,6 +56,20 @@ def made(models, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen2-moe"])
+def test_experts_whose_gates_may_be_shut(models, name, tmp_path):
+    """A token by itself has the bits that it has among others, where a gate is a ReLU."""
+    path = write_gguf(models / f"gguf-{name}", tmp_path / "x.gguf", kind_of)
+    convert(path, tmp_path / "x.flash", activation="relu")
+    with Bundle(tmp_path / "x.flash") as bundle:
+        assert all(k.ffn.matrices and k.ffn.sparse for k in bundle.config.layers)
+    with pytest.raises(BudgetError) as caught:
+        Model.open(tmp_path / "x.flash", memory=1)
+    for options in ({}, {"rows": 1}, {"memory": caught.value.least}):
+        whole, single = logits_of(tmp_path / "x.flash", np.arange(3, 33), **options)
+        assert np.array_equal(whole, single) and np.isfinite(whole).all()
+
+
 @pytest.mark.parametrize("name", [*MIXTURES, *DENSE])
 def test_every_byte_is_kept(made, name, tmp_path):
     source, path = made(name)
