@@ -1,11 +1,12 @@
-"""Logits of a kit's models by other engines.
+"""Logits of a kit's models by several engines.
 
     python tests/oracle/other_engines.py
 
 makes a kit and prints, for each architecture, how far the logits of the engines that are installed
-are from the kit's: transformers on checkpoints, llama.cpp on GGUF files. Of each model's tokens the
-median of the largest differences is taken, and of these the worst model's; in brackets stands the
-largest difference of any token. Needs torch and transformers, or llama_cpp.
+are from the kit's, which are this engine's in f32: transformers on checkpoints, llama.cpp on GGUF
+files, and this engine on what ``convert`` makes of those. Of each model's tokens the median of the
+largest differences is taken, and of these the worst model's; in brackets stands the largest
+difference of any token. Needs torch and transformers, or llama_cpp.
 """
 
 import json
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from flashinfer import Model
+from flashinfer.formats.convert import convert
 from flashinfer.formats.safetensors import SafetensorsFile
 from flashinfer.oracle.kits.configs import MODELS
 from flashinfer.oracle.kits.kit import goldens_of, write_kit
@@ -64,26 +67,34 @@ def engine_of(model, golden):
     return by_llama_cpp if known else None
 
 
+def by_this_engine(path, tokens):
+    """Logits (T, vocab_size) of a GGUF file, converted with its own number formats."""
+    bundle = path.with_suffix(".flash")
+    convert(path, bundle)
+    with Model.open(bundle, context=len(tokens)) as model:
+        return model.logits(tokens)
+
+
 def differences(kit):
-    """{architecture: {column: [differences of logits, the largest of each token, of a model]}}."""
+    """{architecture: {(form, whether by this engine): [each model's differences of logits, the
+    largest of each token]}}; a form is f32, f16 or blocks."""
     found = {}
     models = [(model, golden) for model in MODELS for golden in goldens_of(model)]
     for model, golden in tqdm(models, unit="file"):
-        engine = engine_of(model, golden)
-        if engine is None:
-            continue
-        column = "f16" if golden.source.endswith("f16.gguf") else "blocks"
-        column = column if golden.source.endswith(".gguf") else "transformers"
+        of_gguf = golden.source.endswith(".gguf")
+        form = "f32" if not of_gguf else "f16" if golden.source.endswith("f16.gguf") else "blocks"
         tokens, logits = right(kit, golden)
-        largest = np.abs(engine(kit / golden.source, tokens) - logits).max(axis=1)
-        found.setdefault(model.model_type, {}).setdefault(column, []).append(largest)
+        for engine in filter(None, (engine_of(model, golden), by_this_engine if of_gguf else None)):
+            largest = np.abs(engine(kit / golden.source, tokens) - logits).max(axis=1)
+            column = form, engine is by_this_engine
+            found.setdefault(model.model_type, {}).setdefault(column, []).append(largest)
     return found
 
 
 def shown(differences):
     """A cell of the table."""
     if not differences:
-        return "-"
+        return ""
     worst = max(np.median(of_tokens) for of_tokens in differences)
     return f"{worst:.1e} ({max(map(np.max, differences)):.1e})"
 
@@ -92,10 +103,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write_kit(Path(folder) / "kit")
         found = differences(Path(folder) / "kit")
-    print("| architecture | transformers, f32 | llama.cpp, f16 | llama.cpp, blocks |")
-    print("|---|---|---|---|")
-    for name, columns in sorted(found.items()):
-        cells = (shown(columns.get(column)) for column in ("transformers", "f16", "blocks"))
+    columns = {
+        "transformers, f32": ("f32", False),
+        "llama.cpp, f16": ("f16", False), "this engine, f16": ("f16", True),
+        "llama.cpp, blocks": ("blocks", False), "this engine, blocks": ("blocks", True),
+    }  # fmt: skip
+    print("| architecture |", " | ".join(columns), "|")
+    print("|---" * (1 + len(columns)) + "|")
+    for name, of_columns in sorted(found.items()):
+        cells = (shown(of_columns.get(column)) for column in columns.values())
         print(f"| {name} | {' | '.join(cells)} |")
 
 
