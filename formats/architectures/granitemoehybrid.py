@@ -11,8 +11,9 @@ from ..numbers import is_whole
 from . import granite, granitemoe, hugging_face, mamba2, mixtures
 from .granite import multipliers
 from .hugging_face import attention_biases, usual_options
-from .mamba2 import CONVOLUTIONS, VALUES, step_limits
+from .mamba2 import step_limits
 from .mixtures import mixture
+from .recurrent import CONVOLUTIONS, VALUES
 
 __all__ = [
     "ALIASES", "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "MODEL_TYPES", "NAMES", "ROWS",

@@ -5,7 +5,7 @@ from ..errors import FormatError, shown
 from ..fields import Fields, dimension, flag, number
 from ..layers.short_conv import ShortConvConfig
 from ..numbers import is_whole
-from . import hugging_face
+from . import hugging_face, recurrent
 from .hugging_face import usual_options
 
 MODEL_TYPES = ("lfm2",)
@@ -24,7 +24,7 @@ NAMES = {
     },
 }
 FFN = {p: f"{LAYER}.feed_forward.w{n}.weight" for p, n in (("gate", 1), ("up", 3), ("down", 2))}
-CONVOLUTIONS = ("layers.{}.conv.weight",)
+CONVOLUTIONS = recurrent.CONVOLUTIONS
 # Of layer_types: whether a layer has attention.
 LAYER_TYPES = {"full_attention": True, "conv": False}
 SHARED = {

@@ -1,16 +1,8 @@
 """What architectures with Mamba-2 layers share."""
 
-from decimal import Context, Decimal
-
-import numpy as np
-
-from ..arrays import Float32Array
 from ..errors import FormatError, shown
 from ..fields import Fields
 from ..numbers import is_number
-
-# Decimal arithmetic has the same digits on every machine, which NumPy's exp has not.
-DIGITS = Context(prec=40, Emin=-999_999, Emax=999_999, traps=[])
 
 
 def names(mixer: str) -> dict[str, str]:
@@ -26,17 +18,6 @@ def names(mixer: str) -> dict[str, str]:
         "layers.{}.decay": f"{mixer}.A_log",
         "layers.{}.skip": f"{mixer}.D",
     }
-
-
-def decays(logarithms: Float32Array) -> Float32Array:
-    """-exp(A_log), rounded to the nearest float32."""
-    exact = [float(DIGITS.exp(Decimal(float(value)))) for value in logarithms]
-    with np.errstate(over="ignore"):
-        return -np.array(exact, dtype=np.float32)
-
-
-CONVOLUTIONS = ("layers.{}.conv.weight",)
-VALUES = {"layers.{}.decay": decays}
 
 
 def step_limits(config: Fields, key: str = "time_step_limit") -> tuple[float, float | None]:

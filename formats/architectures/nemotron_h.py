@@ -13,8 +13,8 @@ from ..layers.mamba2 import Mamba2Config
 from ..layers.norm import NormConfig
 from . import hugging_face, mamba2
 from .hugging_face import activation, dimensions
-from .mamba2 import CONVOLUTIONS, VALUES
 from .mixtures import mixture
+from .recurrent import CONVOLUTIONS, VALUES
 
 __all__ = [
     "ALIASES", "BLOCKS", "CONVOLUTIONS", "DEFAULTS", "DENSE_FFN", "FFN", "FURTHER_NAMES",

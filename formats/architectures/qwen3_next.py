@@ -12,7 +12,7 @@ from ..layers.layer import LayerConfig
 from . import hugging_face, mixtures, qwen2_moe
 from .hugging_face import activation, attention_biases, usual_options
 from .mixtures import FUSED_ROWS, beside, mixture, some_dense
-from .recurrent import attending, minus_exp
+from .recurrent import CONVOLUTIONS, VALUES, attending
 
 MODEL_TYPES = ("qwen3_next",)
 NORM_LESS_ONE = True
@@ -32,8 +32,6 @@ NAMES = {
     "layers.{}.dt_bias": f"{MIXER}.dt_bias",
     "layers.{}.gated.weight": f"{MIXER}.norm.weight",
 }
-CONVOLUTIONS = ("layers.{}.conv.weight",)
-VALUES = {"layers.{}.decay": minus_exp}
 FFN, FUSED_FFN = mixtures.EXPERTS, mixtures.FUSED_EXPERTS
 DENSE_FFN = hugging_face.FFN
 # Fields of the gated delta nets, and of the attention beside them.

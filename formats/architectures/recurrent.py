@@ -8,15 +8,20 @@ from ..arrays import Float32Array
 from ..errors import FormatError, shown
 from ..fields import Fields, dimension
 
+# Decimal arithmetic has the same digits on every machine, which NumPy's exp has not.
 DIGITS = Context(prec=40, Emin=-999_999, Emax=999_999, traps=[])
 LAYER_TYPES = {"full_attention": True, "attention": True, "linear_attention": False}
 
 
-def minus_exp(values: Float32Array) -> Float32Array:
-    """-e^x of a few values, rounded to the nearest float32: the same everywhere."""
-    powers = [float(DIGITS.exp(Decimal(float(value)))) for value in values.ravel()]
+def decays(logarithms: Float32Array) -> Float32Array:
+    """-exp(A_log), rounded to the nearest float32."""
+    exact = [float(DIGITS.exp(Decimal(float(value)))) for value in logarithms.ravel()]
     with np.errstate(over="ignore"):
-        return -np.array(powers, dtype=np.float32).reshape(values.shape)
+        return -np.array(exact, dtype=np.float32).reshape(logarithms.shape)
+
+
+CONVOLUTIONS = ("layers.{}.conv.weight",)
+VALUES = {"layers.{}.decay": decays}
 
 
 def attending(config: Fields, layers: int) -> list[bool]:

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from flashinfer.formats.architectures.mamba2 import decays
+from flashinfer.formats.architectures.recurrent import decays
 from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.transformer.mamba2 import Mamba2
