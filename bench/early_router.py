@@ -1,6 +1,6 @@
 """How much of its reads a router that chooses before attention hides.
 
-    python -m bench.early_router [MODEL] [--dir DIR] [--json FILE]
+    python -m bench.early_router [MODEL] [--dir DIR] [-t THREADS] [--json FILE]
 
 The experts that a token misses are read while its layer's attention is computed, and then the
 experts that are in DRAM. Held against each other, of the same tokens: all experts in DRAM, which
@@ -34,6 +34,7 @@ LIKE, DTYPE = "smallthinker-4b-a0.6b", "q4_0"
 SHARES = (0.9, 0.75, 0.5, 0.25)  # of the model's file
 PROMPT, TOKENS, FIRST = 64, 48, 300  # token t + 1 follows token t
 ROUNDS = 3
+OPTIONS = {"context": 512, "draft": "off"}
 
 
 def seconds(model: Model, before=lambda: None) -> list[float]:
@@ -72,14 +73,14 @@ class Batches:
         return time.perf_counter() - begun
 
 
-def measured(path: Path, share: float, early: bool) -> dict[str, float]:
+def measured(path: Path, threads: int, share: float, early: bool) -> dict[str, float]:
     """Seconds a token of a run in a share of the model's file, and of its reads alone."""
     budget = int(share * path.stat().st_size) + (200 << 20)
     begin = Prefetch.begin_known
     if not early:
         Prefetch.begin_known = lambda *arguments: None  # type: ignore[method-assign]
     try:
-        with Model.open(path, memory=budget, context=512, draft="off") as model:
+        with Model.open(path, memory=budget, threads=threads, **OPTIONS) as model:
             batches = Batches(model.flash)
             token = statistics.fmean(seconds(model, batches.forget))
             asked = sum(int(lengths.sum()) for _, lengths, *_ in batches.batches)
@@ -94,9 +95,9 @@ def measured(path: Path, share: float, early: bool) -> dict[str, float]:
     }  # fmt: skip
 
 
-def in_memory(path: Path) -> float:
+def in_memory(path: Path, threads: int) -> float:
     """Seconds a token with all experts in DRAM."""
-    with Model.open(path, context=512, draft="off") as model:
+    with Model.open(path, threads=threads, **OPTIONS) as model:
         seconds(model)
         return statistics.median(statistics.fmean(seconds(model)) for _ in range(ROUNDS))
 
@@ -111,11 +112,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--dir", type=Path, default=Path("."))
+    parser.add_argument("-t", "--threads", type=int, default=2)
     add_json(parser)
     args = parser.parse_args()
     path = args.model or synthetic_model(args.dir, LIKE, DTYPE)
     print(machine())
-    compute = apart(in_memory, path)
+    compute = apart(in_memory, path, args.threads)
     print(f"computing alone: {1e3 * compute:.1f} ms a token\n")
     print(
         "| of the file | router | MB a token | reads alone, ms | a token, ms | hidden "
@@ -125,7 +127,7 @@ def main() -> None:
     rows = []
     for share in SHARES:
         for early in (True, False):
-            found = [apart(measured, path, share, early) for _ in range(ROUNDS)]
+            found = [apart(measured, path, args.threads, share, early) for _ in range(ROUNDS)]
             row = {key: statistics.median(one[key] for one in found) for key in found[0]}
             hidden = (compute + row["reads"] - row["seconds"]) / max(row["reads"], 1e-9)
             rows.append(
