@@ -3,13 +3,13 @@
     python -m bench.early_router [MODEL] [--dir DIR] [-t THREADS] [--json FILE]
 
 The experts that a token misses are read while its layer's attention is computed, and then the
-experts that are in DRAM. Held against each other, of the same tokens: all experts in DRAM, which
-is what computing takes by itself; the reads of the budget's run by themselves, in the same batches,
-one after the other; and that run. What it takes less than the sum of both is hidden. Below stands
-the same run whose reads begin at the feed-forward layer's turn, as those of other mixtures do, and
-what the plan expects. One budget after the other, from the one with the fewest reads on.
-
-Each run has a process of its own, as a budget counts all that a process holds.
+experts that are in DRAM. Measured are what a token takes, how long it waits for reads, and then the
+same reads by themselves, in the same batches, one after the other. What is not waited for is
+hidden. Below stands the same run whose reads begin at the feed-forward layer's turn, as those of
+other mixtures do. What a token takes beyond computing (all experts in DRAM) and waiting is sending
+reads, keeping the cache and computing experts in more calls. One budget after the other, from the
+one with the fewest reads on. Each run has a process of its own, as a budget counts all that a
+process holds.
 
 Without MODEL a synthetic SmallThinker-4B-A0.6B in q4_0 is made in DIR (2.4 GB) and used.
 """
@@ -54,22 +54,32 @@ class Batches:
     """What a model's flash is asked for, batch after batch, so that it can be asked again."""
 
     def __init__(self, flash: Flash) -> None:
-        self.flash, self.submit = flash, flash.submit
+        self.flash, self.submit, self.wait = flash, flash.submit, flash.wait
         self.batches: list[tuple] = []
+        self.waited = 0.0  # seconds
         flash.submit = self._submit  # type: ignore[method-assign]
+        flash.wait = self._wait  # type: ignore[method-assign]
 
     def _submit(self, offsets, lengths, memory, destinations, urgent=True):
         self.batches.append((offsets.copy(), lengths.copy(), memory, destinations.copy()))
         return self.submit(offsets, lengths, memory, destinations, urgent)
 
+    def _wait(self, *arguments, **options):
+        begun = time.perf_counter()
+        try:
+            return self.wait(*arguments, **options)
+        finally:
+            self.waited += time.perf_counter() - begun
+
     def forget(self) -> None:
         self.batches.clear()
+        self.waited = 0.0
 
     def alone(self) -> float:
         """Seconds that all of them take, one after the other."""
         begun = time.perf_counter()
         for batch in self.batches:
-            self.flash.wait(self.submit(*batch))
+            self.wait(self.submit(*batch))
         return time.perf_counter() - begun
 
 
@@ -83,6 +93,7 @@ def measured(path: Path, threads: int, share: float, early: bool) -> dict[str, f
         with Model.open(path, memory=budget, threads=threads, **OPTIONS) as model:
             batches = Batches(model.flash)
             token = statistics.fmean(seconds(model, batches.forget))
+            waited = batches.waited / TOKENS
             asked = sum(int(lengths.sum()) for _, lengths, *_ in batches.batches)
             reads = batches.alone() / TOKENS
             expected = model.expected.total if model.expected else float("nan")
@@ -90,8 +101,8 @@ def measured(path: Path, threads: int, share: float, early: bool) -> dict[str, f
     finally:
         Prefetch.begin_known = begin  # type: ignore[method-assign]
     return {
-        "seconds": token, "reads": reads, "bytes": asked / TOKENS, "expected": expected,
-        "expected_waiting": waiting,
+        "seconds": token, "waited": waited, "reads": reads, "bytes": asked / TOKENS,
+        "expected": expected, "expected_waiting": waiting,
     }  # fmt: skip
 
 
@@ -120,23 +131,26 @@ def main() -> None:
     compute = apart(in_memory, path, args.threads)
     print(f"computing alone: {1e3 * compute:.1f} ms a token\n")
     print(
-        "| of the file | router | MB a token | reads alone, ms | a token, ms | hidden "
-        "| expected, ms |"
+        "| of the file | router | MB a token | reads alone, ms | waited, ms | hidden "
+        "| a token, ms | expected, ms |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---" * 8 + "|")
     rows = []
     for share in SHARES:
         for early in (True, False):
             found = [apart(measured, path, args.threads, share, early) for _ in range(ROUNDS)]
             row = {key: statistics.median(one[key] for one in found) for key in found[0]}
-            hidden = (compute + row["reads"] - row["seconds"]) / max(row["reads"], 1e-9)
+            hidden = 1 - row["waited"] / max(row["reads"], 1e-9)
             rows.append(
                 {"share": share, "early": early, "hidden": hidden, "compute": compute, **row}
             )
+            ms = {
+                key: f"{1e3 * row[key]:.1f}" for key in ("reads", "waited", "seconds", "expected")
+            }
             print(
                 f"| {share:.0%} | {'before attention' if early else 'at its turn'} "
-                f"| {row['bytes'] / 1e6:.1f} | {1e3 * row['reads']:.1f} "
-                f"| {1e3 * row['seconds']:.1f} | {hidden:.0%} | {1e3 * row['expected']:.1f} |",
+                f"| {row['bytes'] / 1e6:.1f} | {ms['reads']} | {ms['waited']} | {hidden:.0%} "
+                f"| {ms['seconds']} | {ms['expected']} |",
                 flush=True,
             )
     write_json(args.json, {"machine": machine(), "rows": rows})
