@@ -1,6 +1,7 @@
 """Reading the fields of a Hugging Face config, each of which may hold anything."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from .errors import FormatError, shown
 from .numbers import is_number, is_whole
@@ -10,6 +11,7 @@ LARGEST = 1 << 31
 # No honest number lies outside of them, and between them all formulas stay finite.
 SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-126, 2.0**100
 Fields = dict[str, Any]
+Kind = TypeVar("Kind")
 
 
 def dimension(config: Fields, key: str, default: int | None = None, most: int = LARGEST) -> int:
@@ -46,3 +48,18 @@ def token_ids(config: Fields, key: str) -> tuple[int, ...]:
     if not all(is_whole(v, 0, LARGEST - 1) for v in values):
         raise FormatError(f"config: {key} is {shown(value)}, not a token id or a list of them")
     return values
+
+
+def of_layers(key: str, names: object, kinds: Mapping[str, Kind], layers: int) -> list[Kind]:
+    """The kinds of the layers that ``names``, the value of ``key``, lists. Raises FormatError where
+    it lists another number of layers, or has another name."""
+    if not isinstance(names, list) or len(names) != layers:
+        raise FormatError(f"config: {key} is {shown(names)}, not a list of {layers}")
+    return [kind_of(key, name, kinds) for name in names]
+
+
+def kind_of(key: str, name: object, kinds: Mapping[str, Kind]) -> Kind:
+    """The kind of a layer that the value of ``key`` calls so. Raises FormatError."""
+    if not isinstance(name, str) or name not in kinds:
+        raise FormatError(f"config: {key} has {shown(name)}; supported: {', '.join(kinds)}")
+    return kinds[name]

@@ -2,7 +2,7 @@
 
 from ..config import ByLayer, ModelConfig, model_of
 from ..errors import FormatError, shown
-from ..fields import Fields, flag
+from ..fields import Fields, flag, of_layers
 from . import hugging_face, mixtures
 from .deepseek_v3 import SIGMOID
 from .latent_attention import NAMES, ROWS, TURNED_HEADS, latent_options, refuse_others
@@ -58,14 +58,7 @@ def _dense(config: Fields, layers: int) -> ByLayer:
     """By layer: an FFN without experts where ``mlp_layer_types`` says so, or else in the first."""
     given, first = config["mlp_layer_types"], config["first_k_dense_replace"]
     kinds = ["dense"] + ["sparse"] * (layers - 1) if given is None else given
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"config: mlp_layer_types is {shown(kinds)}, not a list of {layers}")
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in LAYER_TYPES:
-            raise FormatError(
-                f"config: mlp_layer_types has {shown(kind)}; supported: {', '.join(LAYER_TYPES)}"
-            )
-    without = [LAYER_TYPES[kind] for kind in kinds]
+    without = of_layers("mlp_layer_types", kinds, LAYER_TYPES, layers)
     if first is not None and without != [layer < first for layer in range(layers)]:
         raise FormatError(
             f"config: first_k_dense_replace {shown(first)} says otherwise than mlp_layer_types"

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..config import MOST_EXPERTS, ByLayer, ModelConfig, Options, model_of
 from ..errors import FormatError, shown
-from ..fields import Fields, dimension, flag
+from ..fields import Fields, dimension, flag, of_layers
 from ..layers.mamba2 import Mamba2Config
 from ..layers.norm import NormConfig
 from ..numbers import is_whole
@@ -87,17 +87,11 @@ def mambas(config: Fields, options: Options) -> ByLayer:
     layers = options["num_hidden_layers"]
     kinds = config["layer_types"]
     kinds = ["linear_attention"] * layers if kinds is None else kinds
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"config: layer_types is {shown(kinds)}, not a list of {layers}")
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in LAYER_TYPES:
-            raise FormatError(
-                f"config: layer_types has {shown(kind)}; supported: {', '.join(LAYER_TYPES)}"
-            )
-    if all(LAYER_TYPES[kind] for kind in kinds):
+    attends = of_layers("layer_types", kinds, LAYER_TYPES, layers)
+    if all(attends):
         return []
     mixer = mamba(config, options)
-    return [{} if LAYER_TYPES[kind] else {"mixer": mixer} for kind in kinds]
+    return [{} if attention else {"mixer": mixer} for attention in attends]
 
 
 def mamba(config: Fields, options: Options) -> Mamba2Config:

@@ -2,7 +2,7 @@
 
 from ..config import ByLayer, ModelConfig, Options, model_of
 from ..errors import FormatError, shown
-from ..fields import Fields, dimension, flag, number
+from ..fields import Fields, dimension, flag, number, of_layers
 from ..layers.short_conv import ShortConvConfig
 from ..numbers import is_whole
 from . import hugging_face, recurrent
@@ -74,20 +74,14 @@ def lfm2_options(config: Fields, d_ffn: str = "intermediate_size") -> Options:
 
 def convolutions(config: Fields, options: Options) -> ByLayer:
     """By layer: a short convolution in the place of attention where ``layer_types`` says so."""
-    kinds, layers = config["layer_types"], options["num_hidden_layers"]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"config: layer_types is {shown(kinds)}, not a list of {layers}")
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in LAYER_TYPES:
-            raise FormatError(
-                f"config: layer_types has {shown(kind)}; supported: {', '.join(LAYER_TYPES)}"
-            )
+    layers = options["num_hidden_layers"]
+    attends = of_layers("layer_types", config["layer_types"], LAYER_TYPES, layers)
     conv = ShortConvConfig(
         hidden_size=options["hidden_size"],
         kernel=dimension(config, "conv_L_cache"),
         conv_bias=flag(config, "conv_bias"),
     )
-    return [{} if LAYER_TYPES[kind] else {"mixer": conv} for kind in kinds]
+    return [{} if attention else {"mixer": conv} for attention in attends]
 
 
 def _adjusted(config: Fields, neurons: int) -> int:

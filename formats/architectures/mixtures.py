@@ -49,10 +49,9 @@ def mixture(config: Fields, normalised: bool, **options: Any) -> Options:
     return {"router": router}
 
 
-def sigmoid_mixture(config: Fields) -> Options:
-    """``router`` and ``shared_d_ffn`` as DeepSeek V3 and those that follow it have them."""
-    shared = dimension(config, "n_shared_experts") * dimension(config, "moe_intermediate_size")
-    router = mixture(
+def sigmoid_router(config: Fields) -> Options:
+    """``router`` as DeepSeek V3 and those that follow it have it."""
+    return mixture(
         config,
         flag(config, "norm_topk_prob"),
         scoring="sigmoid",
@@ -61,7 +60,12 @@ def sigmoid_mixture(config: Fields) -> Options:
         groups_kept=dimension(config, "topk_group"),
         scale=number(config, "routed_scaling_factor"),
     )
-    return {**router, "shared_d_ffn": shared}
+
+
+def sigmoid_mixture(config: Fields) -> Options:
+    """The same router, and ``shared_d_ffn`` by how many experts are shared."""
+    shared = dimension(config, "n_shared_experts") * dimension(config, "moe_intermediate_size")
+    return {**sigmoid_router(config), "shared_d_ffn": shared}
 
 
 def some_dense(config: Fields, layers: int) -> ByLayer:

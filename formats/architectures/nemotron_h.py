@@ -8,12 +8,12 @@ from typing import Any
 
 from ..config import MOST_LAYERS, ByLayer, ModelConfig, model_of
 from ..errors import FormatError, shown
-from ..fields import Fields, dimension, flag, number
+from ..fields import Fields, dimension, flag, kind_of, number
 from ..layers.mamba2 import Mamba2Config
 from ..layers.norm import NormConfig
 from . import hugging_face, mamba2
 from .hugging_face import activation, dimensions
-from .mixtures import mixture
+from .mixtures import sigmoid_router
 from .recurrent import CONVOLUTIONS, VALUES
 
 __all__ = [
@@ -130,12 +130,7 @@ def _kinds(config: Fields) -> list[str]:
     kinds = [MAMBA, EXPERTS, ATTENTION, DENSE] if kinds is None else kinds
     if not isinstance(kinds, list) or not 0 < len(kinds) <= MOST_LAYERS:
         raise FormatError(f"config: layers_block_type is {shown(kinds)}, not a list of layers")
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise FormatError(
-                f"config: layers_block_type has {shown(kind)}; supported: {', '.join(KINDS)}"
-            )
-    return [KINDS[kind] for kind in kinds]
+    return [kind_of("layers_block_type", kind, KINDS) for kind in kinds]
 
 
 def _layers(config: Fields, kinds: list[str]) -> ByLayer:
@@ -163,17 +158,9 @@ def _dense(config: Fields) -> dict[str, Any]:
 def _experts(config: Fields) -> dict[str, Any]:
     if flag(config, "mlp_bias"):
         raise FormatError("config: mlp_bias of a model with experts is not supported")
-    router = mixture(
-        config,
-        flag(config, "norm_topk_prob"),
-        scoring="sigmoid",
-        choice_bias=True,
-        groups=dimension(config, "n_group"),
-        groups_kept=dimension(config, "topk_group"),
-        scale=number(config, "routed_scaling_factor"),
-    )
     shared = dimension(config, "moe_shared_expert_intermediate_size")
-    return {**router, "d_ffn": dimension(config, "moe_intermediate_size"), "shared_d_ffn": shared}
+    neurons = dimension(config, "moe_intermediate_size")
+    return {**sigmoid_router(config), "d_ffn": neurons, "shared_d_ffn": shared}
 
 
 def _mamba(config: Fields) -> Mamba2Config:

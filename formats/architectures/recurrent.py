@@ -5,8 +5,7 @@ from decimal import Context, Decimal
 import numpy as np
 
 from ..arrays import Float32Array
-from ..errors import FormatError, shown
-from ..fields import Fields, dimension
+from ..fields import Fields, dimension, of_layers
 
 # Decimal arithmetic has the same digits on every machine, which NumPy's exp has not.
 DIGITS = Context(prec=40, Emin=-999_999, Emax=999_999, traps=[])
@@ -30,11 +29,4 @@ def attending(config: Fields, layers: int) -> list[bool]:
     if kinds is None:
         every = dimension(config, "full_attention_interval")
         return [(layer + 1) % every == 0 for layer in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"config: layer_types is {shown(kinds)}, not a list of {layers}")
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in LAYER_TYPES:
-            raise FormatError(
-                f"config: layer_types has {shown(kind)}; supported: {', '.join(LAYER_TYPES)}"
-            )
-    return [LAYER_TYPES[kind] for kind in kinds]
+    return of_layers("layer_types", kinds, LAYER_TYPES, layers)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import ByLayer
 from ..errors import FormatError, shown
-from ..fields import Fields, dimension, flag
+from ..fields import Fields, dimension, flag, of_layers
 from ..numbers import is_whole
 
 # What a layer's attention may be called, and whether it sees its window only.
@@ -17,14 +17,7 @@ def _slides(config: Fields, layers: int, default: Callable[[int], bool]) -> list
     kinds = config["layer_types"]
     if kinds is None:
         return [default(layer) for layer in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"config: layer_types is {shown(kinds)}, not a list of {layers}")
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in LAYER_TYPES:
-            raise FormatError(
-                f"config: layer_types has {shown(kind)}; supported: {', '.join(LAYER_TYPES)}"
-            )
-    return [LAYER_TYPES[kind] for kind in kinds]
+    return of_layers("layer_types", kinds, LAYER_TYPES, layers)
 
 
 def layer_windows(config: Fields, layers: int, default: Callable[[int], bool]) -> ByLayer:

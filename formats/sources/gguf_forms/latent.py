@@ -9,7 +9,7 @@ from ...bounded_json import JsonObject
 from ...numbers import is_whole
 from .form import BLOCK, GgufForm
 from .header import Header
-from .mixtures import SIGMOID, SOFTMAX
+from .mixtures import SIGMOID, SOFTMAX, experts_after_dense
 
 # GLM-4.7-Flash's first files do not state its gating function; these are its layers and tokens.
 GLM_LAYERS, GLM_TOKENS = (47, 48), 154880
@@ -66,25 +66,16 @@ def _experts(header: Header, config: JsonObject) -> JsonObject:
     gating = header.of("expert_gating_func") or usual
     if gating not in (SOFTMAX, SIGMOID):
         raise header.refusal("expert_gating_func")
-    groups = header.of("expert_group_count") or 1
     of_kind: JsonObject = {
         "model_type": "deepseek_v3", "scoring_func": "sigmoid", "topk_method": "noaux_tc",
     }  # fmt: skip
     if gating == SOFTMAX:
+        groups = header.of("expert_group_count") or 1
         method = "group_limited_greedy" if groups > 1 else "greedy"
         of_kind = {
             "model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": method,
         }  # fmt: skip
-    return {
-        **of_kind,
-        "intermediate_size": config["ffn_hidden_size"],  # of layers without experts
-        "first_k_dense_replace": header.of("leading_dense_block_count", int, 0),
-        "n_shared_experts": header.of("expert_shared_count"),
-        "n_group": groups,
-        "topk_group": header.of("expert_group_used_count") or groups,
-        "norm_topk_prob": header.of("expert_weights_norm", bool, False),
-        "routed_scaling_factor": header.of("expert_weights_scale", float) or 1.0,
-    }
+    return {**of_kind, **experts_after_dense(header, config)}
 
 
 LATENT = (

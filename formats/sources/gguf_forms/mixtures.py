@@ -72,6 +72,11 @@ def after_dense(header: Header, config: JsonObject, usual: int | None = None) ->
     """
     if header.of("expert_gating_func", int, usual) != SIGMOID:
         raise header.refusal("expert_gating_func")
+    return experts_after_dense(header, config)
+
+
+def experts_after_dense(header: Header, config: JsonObject) -> JsonObject:
+    """The same with whichever gating function."""
     groups = header.of("expert_group_count") or 1
     return {
         "intermediate_size": config["ffn_hidden_size"],  # of the layers without
