@@ -8,11 +8,10 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
-from flashinfer.kernels.fixed_math import exp, softplus
 from flashinfer.paper.interfaces import Tap
 from flashinfer.transformer.mixer import Parts, RecurrentMixer
-from flashinfer.transformer.short_conv import convolved
-from flashinfer.transformer.state import RecurrentState, StateSizes
+from flashinfer.transformer.short_conv import causal_convolution
+from flashinfer.transformer.state import RecurrentState, StateSizes, steps_and_decays
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import Linear
 
@@ -88,19 +87,19 @@ class DeltaNet(RecurrentMixer[DeltaNetConfig]):
         config = self.config
         heads, keys, n = config.value_heads, config.key_heads, len(window) - config.kernel + 1
         qkv, ab = np.split(window, [config.channels], axis=1)
-        mixed = convolved(qkv, self.conv, None)  # (n, channels)
+        mixed = causal_convolution(qkv, self.conv, None)  # (n, channels)
         kernels.activate(mixed, config.activation)
         q, k, v = np.split(mixed, [keys * config.key_dim, 2 * keys * config.key_dim], axis=1)
         a, b = np.split(ab[-n:], 2, axis=1)  # (n, value heads) each
         rate = np.ascontiguousarray(b)
         kernels.activate(rate, "sigmoid")
-        decay = self.decay.astype(np.float64) * softplus(a.astype(np.float64) + self.dt_bias)
+        _, decays = steps_and_decays(a, self.dt_bias, self.decay)
         q, k = self._unit(q, config.key_dim**-0.5), self._unit(k)  # (n, key heads, key_dim)
         if config.tiled:
             q, k = (np.tile(part, (1, heads // keys, 1)) for part in (q, k))
         read = kernels.linear_attention(
             q, k, np.ascontiguousarray(v).reshape(n, heads, config.value_dim),
-            exp(decay).astype(np.float32), rate,
+            decays, rate,
             state.reshape(heads, config.key_dim, config.value_dim), True,
         )  # fmt: skip
         return read.reshape(n, -1)

@@ -8,11 +8,10 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.layers.mamba2 import Mamba2Config
-from flashinfer.kernels import fixed_math
 from flashinfer.paper.interfaces import Tap
 from flashinfer.transformer.mixer import Parts, RecurrentMixer
-from flashinfer.transformer.short_conv import convolved
-from flashinfer.transformer.state import RecurrentState, StateSizes
+from flashinfer.transformer.short_conv import causal_convolution
+from flashinfer.transformer.state import RecurrentState, StateSizes, steps_and_decays
 from flashinfer.transformer.text import Rows
 from flashinfer.transformer.weights import Linear
 
@@ -83,33 +82,22 @@ class Mamba2(RecurrentMixer[Mamba2Config]):
     def _scan(self, window: Float32Array, state: Float32Array) -> Float32Array:
         """window (kernel - 1 + n, channels + heads) and a state, which changes -> (n, width)."""
         config = self.config
-        convoluted = convolved(window[:, : config.channels], self.conv, self.conv_bias)
-        kernels.activate(convoluted, config.activation)
-        n, bounds = len(convoluted), (config.width, (config.width + config.channels) // 2)
-        v, keys, queries = (np.ascontiguousarray(p) for p in np.split(convoluted, bounds, axis=1))
+        mixed = causal_convolution(window[:, : config.channels], self.conv, self.conv_bias)
+        kernels.activate(mixed, config.activation)
+        n, bounds = len(mixed), (config.width, (config.width + config.channels) // 2)
+        v, keys, queries = (np.ascontiguousarray(p) for p in np.split(mixed, bounds, axis=1))
         v = v.reshape(n, config.heads, config.head_dim)
-        decay, rate = self._rates(window[config.kernel - 1 :, config.channels :])
+        dt = window[config.kernel - 1 :, config.channels :]
+        steps, decays = steps_and_decays(dt, self.dt_bias, self.decay, config.steps)
         y = kernels.linear_attention(
             queries.reshape(n, config.groups, config.state_size),
             keys.reshape(n, config.groups, config.state_size),
-            v, decay, rate,
+            v, decays, steps,
             state.reshape(config.heads, config.state_size, config.head_dim),
         )  # fmt: skip
         v *= self.skip[:, None]
         y += v
         return y.reshape(n, config.width)
-
-    def _rates(self, dt: Float32Array) -> tuple[Float32Array, Float32Array]:
-        """dt (n, heads) as projected -> what a token leaves of the state, and what of it is brought
-        in, (n, heads) each. In float64, whose bits are the same on every machine."""
-        least, most = self.config.steps
-        with np.errstate(all="ignore"):  # of weights that are not those of a model
-            rate = fixed_math.softplus(dt.astype(np.float64) + self.dt_bias)
-            rate = np.clip(rate, least, most)
-            exponent = rate * self.decay  # at most 0, where the decay is
-            decay = fixed_math.exp(-np.abs(exponent))
-            decay = np.where(exponent > 0, 1 / decay, decay)
-            return decay.astype(np.float32), rate.astype(np.float32)
 
     def _normed(self, scanned: Float32Array, gate: Float32Array) -> Float32Array:
         """y and z, (T, width) each, the latter of which changes -> (T, width)."""

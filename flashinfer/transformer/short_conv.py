@@ -66,10 +66,12 @@ class ShortConv(RecurrentMixer[ShortConvConfig]):
         return y
 
     def _convolve(self, window: Float32Array, state: Float32Array) -> Float32Array:
-        return convolved(window, self.conv, self.conv_bias)
+        return causal_convolution(window, self.conv, self.conv_bias)
 
 
-def convolved(window: Float32Array, conv: Float32Array, bias: Float32Array | None) -> Float32Array:
+def causal_convolution(
+    window: Float32Array, conv: Float32Array, bias: Float32Array | None
+) -> Float32Array:
     """Each channel with its own last values: window (kernel - 1 + n, channels), conv (channels,
     kernel), bias (channels,) or None -> (n, channels) float32.
 

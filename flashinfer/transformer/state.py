@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashinfer.formats.arrays import Float32Array, UInt8Array
+from flashinfer.kernels import fixed_math
 from flashinfer.transformer.text_memory import MOVING, TextMemory
 
 # step(window, state): ``window`` (lead + n, width) float32 are the inputs of n tokens and of those
@@ -110,3 +111,26 @@ class RecurrentState(TextMemory):
     def keep(self, start: int, end: int) -> None:
         """Keep the memory of the tokens start..end, of which none is drafted."""
         self.waiting = 0
+
+
+def steps_and_decays(
+    dt: Float32Array,
+    bias: Float32Array,
+    rates: Float32Array,
+    limits: tuple[float, float | None] = (0.0, None),
+) -> tuple[Float32Array, Float32Array]:
+    """Each head's time step, softplus(dt + bias) within its limits, and what a token leaves of the
+    state, exp(rates step): (n, heads) each.
+
+    dt           (n, heads), as it is projected
+    bias, rates  (heads,); rates are below 0 in all models, but not in all files
+    In float64, whose bits are the same on every machine, and without a warning for what is not
+    finite.
+    """
+    with np.errstate(all="ignore"):
+        steps = fixed_math.softplus(dt.astype(np.float64) + bias)
+        steps = np.clip(steps, *limits)
+        exponents = steps * rates
+        decays = fixed_math.exp(-np.abs(exponents))
+        decays = np.where(exponents > 0, 1 / decays, decays)
+        return steps.astype(np.float32), decays.astype(np.float32)

@@ -1,26 +1,18 @@
-"""Mamba-2's time steps and decays, whatever the weights."""
+"""Time steps and decays of recurrent layers, whatever the weights."""
 
 import warnings
 
 import numpy as np
 
 from flashinfer.formats.architectures.recurrent import decays
-from flashinfer.formats.layers.mamba2 import Mamba2Config
-from flashinfer.formats.layers.norm import NormConfig
-from flashinfer.transformer.mamba2 import Mamba2
-
-CONFIG = Mamba2Config(
-    hidden_size=8, heads=4, head_dim=2, groups=1, state_size=3, kernel=2, norm=NormConfig(),
-    steps=(0.25, 4.0),
-)  # fmt: skip
+from flashinfer.transformer.state import steps_and_decays
 
 
 def rates(dt, decay):
     """(decay, rate) of projected time steps (n, 4), whose bias is 1."""
-    nothing = np.zeros(0, np.float32)
-    layer = Mamba2(CONFIG, None, None, nothing, None, np.ones(4, np.float32),
-                   np.array(decay, np.float32), nothing, nothing)  # fmt: skip
-    return layer._rates(np.array(dt, np.float32).reshape(-1, 4))
+    dt, decay = np.array(dt, np.float32).reshape(-1, 4), np.array(decay, np.float32)
+    rate, decay = steps_and_decays(dt, np.ones(4, np.float32), decay, (0.25, 4.0))
+    return decay, rate
 
 
 def test_steps_are_within_their_limits():
