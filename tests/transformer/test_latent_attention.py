@@ -8,6 +8,7 @@ import pytest
 from drafting import Known, drafting
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ways import CONTEXT, drafted, share_passes, taken_back_anywhere
 
 from conftest import DATA
 from flashinfer import BudgetError, Model
@@ -25,7 +26,7 @@ from flashinfer.transformer.mixer import MemoryWanted
 from flashinfer.transformer.mixers import kind_of
 from flashinfer.transformer.weights import LinearOfHeads
 
-CONTEXT, MIB = 48, 1 << 20
+MIB = 1 << 20
 IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
 # Large enough that a tile of the stream ends within a head's rows.
 LARGE = latent(
@@ -144,28 +145,12 @@ def test_a_product_of_each_head(name, twin):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_tokens_are_taken_back_anywhere(path, expected, data):
-    with Model.open(path, context=CONTEXT, draft="ngram") as model:
-        for _ in range(8):
-            position = model.position
-            n = data.draw(st.integers(0, 44 - position))
-            if n:
-                rows = model.forward(IDS[position : position + n], every=True)
-                assert np.array_equal(rows, expected[position : position + n])
-            model.reset(data.draw(st.integers(0, model.position)))
+    taken_back_anywhere(path, IDS, expected, data)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_drafts_change_no_token(path, share):
-    with Model.open(path, context=CONTEXT, draft="off") as model:
-        plain = list(model.generate(IDS[:8], 36, temperature=0, stop_at_eos=False))
-    with Model.open(path, context=CONTEXT, draft="ngram") as model:
-        for seed in range(4):
-            drafting(model, seed=seed)
-            drafter = Known(IDS[:8] + plain, share, seed, 96)
-            found = list(
-                model.generate(IDS[:8], 36, temperature=0, stop_at_eos=False, drafter=drafter)
-            )
-            assert found == plain
+    drafted(path, IDS, share)
 
 
 def test_drafts_where_experts_have_no_slots(large, constant_rss):
@@ -184,14 +169,7 @@ def test_drafts_where_experts_have_no_slots(large, constant_rss):
 
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_texts_that_share_passes(path, dtype):
-    """Prompts that begin alike, so that rows are copied from text to text, too."""
-    prompts = [IDS[:9], IDS[:12], IDS[4:20], IDS[:9] + IDS[30:34], [5]]
-    with Model.open(path, context=CONTEXT, draft="off", kv_dtype=dtype) as model:
-        alone = [list(model.generate(p, 12, temperature=0, stop_at_eos=False)) for p in prompts]
-    with Model.open(path, context=CONTEXT, texts=3, kv_dtype=dtype) as model:
-        done = {w.request.number: w.token_ids for w in model.generate_many(
-            prompts, 12, temperature=0, stop_at_eos=False)}  # fmt: skip
-    assert [done[i] for i in range(len(prompts))] == alone
+    share_passes(path, IDS, kv_dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", KV_DTYPES)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from drafting import Known, drafting
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ways import CONTEXT, drafted, share_passes, taken_back_anywhere
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
@@ -16,7 +16,6 @@ NAMES = (
     "lfm2-bias", "lfm2-moe", "qwen3-next", "qwen3-5", "granite-hybrid", "granite-hybrid-dense",
     "nemotron-h", "nemotron-h-moe",
 )  # fmt: skip
-CONTEXT = 48
 IDS = np.random.default_rng(0).integers(3, 96, 44).tolist()
 
 
@@ -53,40 +52,17 @@ def test_however_many_tokens_a_pass_takes(path, expected, draft, twin):
 @given(data=st.data())
 def test_tokens_are_taken_back_anywhere(path, expected, data):
     """As many as may be drafted without computing them again, and all others by doing that."""
-    with Model.open(path, context=CONTEXT, draft="ngram") as model:
-        for _ in range(8):
-            position = model.position
-            n = data.draw(st.integers(0, 44 - position))
-            if n:
-                rows = model.forward(IDS[position : position + n], every=True)
-                assert np.array_equal(rows, expected[position : position + n])
-            model.reset(data.draw(st.integers(0, model.position)))
+    taken_back_anywhere(path, IDS, expected, data)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_drafts_change_no_token(path, share):
-    with Model.open(path, context=CONTEXT, draft="off") as model:
-        plain = list(model.generate(IDS[:8], 36, temperature=0, stop_at_eos=False))
-    with Model.open(path, context=CONTEXT, draft="ngram") as model:
-        for seed in range(6):
-            drafting(model, seed=seed)
-            drafter = Known(IDS[:8] + plain, share, seed, 96)
-            found = list(
-                model.generate(IDS[:8], 36, temperature=0, stop_at_eos=False, drafter=drafter)
-            )
-            assert found == plain
-        states = [c for c in model.text.caches if isinstance(c, RecurrentState)]
-        assert states and all(state.room for state in states)
+    states = [c for c in drafted(path, IDS, share) if isinstance(c, RecurrentState)]
+    assert states and all(state.room for state in states)
 
 
 def test_texts_that_share_passes(path):
-    prompts = [IDS[:9], IDS[:12], IDS[4:20], IDS[:9] + IDS[30:34], [5]]
-    with Model.open(path, context=CONTEXT, draft="off") as model:
-        alone = [list(model.generate(p, 12, temperature=0, stop_at_eos=False)) for p in prompts]
-    with Model.open(path, context=CONTEXT, texts=3) as model:
-        done = {w.request.number: w.token_ids for w in model.generate_many(
-            prompts, 12, temperature=0, stop_at_eos=False)}  # fmt: skip
-    assert [done[i] for i in range(len(prompts))] == alone
+    share_passes(path, IDS)
 
 
 @pytest.mark.parametrize("draft", ["off", "ngram"])
