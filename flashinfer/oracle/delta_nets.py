@@ -11,7 +11,7 @@ from flashinfer.oracle import known
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.functions import activation, sigmoid
 from flashinfer.oracle.known import F32, OF_FUNCTION, Known
-from flashinfer.oracle.mixing import convolved
+from flashinfer.oracle.mixing import convolved, split
 from flashinfer.transformer.delta_net import LENGTH
 
 
@@ -32,13 +32,7 @@ def delta_net(
     mixed = convolved(qkv, weights["conv.weight"], None, how)
     mixed = known.apply(mixed, activation(config.activation, 0.0), how)
     size = config.key_heads * config.key_dim
-    q, k, v = (
-        Known(*both)
-        for both in zip(
-            *(np.split(x, [size, 2 * size], axis=1) for x in (mixed.value, mixed.spread)),
-            strict=True,
-        )
-    )
+    q, k, v = split(mixed, (size, 2 * size))
     # Which head of keys each head of values shares.
     shared = np.arange(heads) % config.key_heads if config.tiled else np.arange(heads) // each
     q, k = (_unit(x.reshape(n, config.key_heads, config.key_dim), shared, how) for x in (q, k))

@@ -34,8 +34,8 @@ def convolved(x: Known, conv: Float64Array, bias: Float64Array | None, how: Arit
 def short_conv(x: Known, conv: Float64Array, bias: Float64Array | None, how: Arithmetic) -> Known:
     """What a short convolution's out projection reads, of what its in projection gives: x (T, 3
     d_model) -> (T, d_model)."""
-    values, noises = (np.split(part, 3, axis=1) for part in (x.value, x.spread))
-    b, c, v = (Known(value, noise) for value, noise in zip(values, noises, strict=True))
+    width = len(conv)
+    b, c, v = split(x, (width, 2 * width))
     return known.times(c, convolved(known.times(b, v, how), conv, bias, how), how)
 
 
@@ -56,9 +56,9 @@ def scanned(
     """
     exact = replace(how, values="f32")
     ends = (config.width, config.width + config.channels)
-    _, inputs, dt = _split(projected, ends)
+    _, inputs, dt = split(projected, ends)
     inputs = known.apply(convolved(inputs, *conv, how), active, how)
-    v, keys, queries = _split(inputs, (config.width, (config.width + config.channels) // 2))
+    v, keys, queries = split(inputs, (config.width, (config.width + config.channels) // 2))
     of_groups = (len(dt.value), config.groups, config.state_size)
     each = config.heads // config.groups
     keys, queries = (
@@ -91,7 +91,7 @@ def gated_norm(
 ) -> Known:
     """What a Mamba-2's out projection reads: y (T, width), gated by z, normalised by group."""
     exact = replace(how, values="f32")
-    z, _ = _split(projected, (config.width,))
+    z, _ = split(projected, (config.width,))
     gated = known.times(y, known.apply(z, active, exact), exact)
     gated = gated.reshape(len(y.value), config.groups, config.width // config.groups)
     normed = known.norm(gated, config.norm, weight.reshape(gated.value.shape[1:]), None, how)
@@ -121,7 +121,7 @@ def _recurrence(q: Known, k: Known, u: Known, decay: Known, how: Arithmetic) -> 
     return known.stored(Known(y, noise), how)
 
 
-def _split(x: Known, ends: tuple[int, ...]) -> list[Known]:
+def split(x: Known, ends: tuple[int, ...]) -> list[Known]:
     """The parts of x (T, n) that end before these columns, and the last."""
     parts = zip(*(np.split(part, ends, axis=1) for part in (x.value, x.spread)), strict=True)
     return [Known(value, noise) for value, noise in parts]
