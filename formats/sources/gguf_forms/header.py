@@ -66,6 +66,14 @@ class Header:
             )
         return layers
 
+    def layers_and_further(self) -> tuple[int, int]:
+        """How many layers the model proper has, and how many after it predict further tokens.
+        Raises FormatError where these are not fewer than all."""
+        layers, further = self.layers(), self.of("nextn_predict_layers", int, 0)
+        if not 0 <= further < layers:
+            raise self.refusal("nextn_predict_layers")
+        return layers - further, further
+
     def of_layers(self, key: str, kind: type = int) -> list[Any] | None:
         """The same of each layer, where they may differ: one value stands for all of them.
 

@@ -5,7 +5,7 @@ from ..gguf_metadata import one_of
 from .dense import granite_scales
 from .form import BLOCK, KINDS, LAYER, RMS, GgufForm
 from .header import Header
-from .mixtures import SIGMOID
+from .mixtures import SIGMOID, router_with_groups
 
 MAMBA2 = {
     **{f"layers.{{}}.in_proj.{k}": f"{BLOCK}.ssm_in.{k}" for k in KINDS},
@@ -64,7 +64,6 @@ def _nemotron_h(header: Header, config: JsonObject) -> JsonObject:
         routed = f"blk.{block}.ffn_up_exps.weight" in header.tensors
         ffn = "moe" if routed else "mlp"
         kinds.append("full_attention" if attends else ffn if feeds else "linear_attention")
-    groups = header.of("expert_group_count") or 1
     header.of("expert_shared_count")  # whose neurons are stated, all together
     return {
         "layer_norm_epsilon": header.of(LAYER, float) if epsilon is None else epsilon,
@@ -81,10 +80,7 @@ def _nemotron_h(header: Header, config: JsonObject) -> JsonObject:
         "use_bias": "ssm_in.bias" in header.kinds,
         "time_step_min": 0.0,
         "moe_shared_expert_intermediate_size": header.of("expert_shared_feed_forward_length"),
-        "n_group": groups,
-        "topk_group": header.of("expert_group_used_count") or groups,
-        "norm_topk_prob": header.of("expert_weights_norm", bool, False),
-        "routed_scaling_factor": header.of("expert_weights_scale", float) or 1.0,
+        **router_with_groups(header),
     }
 
 

@@ -17,16 +17,14 @@ TENTH = 10  # GGUF states a tenth of YaRN's mscale_all_dim
 
 
 def _deepseek2(header: Header, config: JsonObject) -> JsonObject:
-    layers, further = header.layers(), header.of("nextn_predict_layers", int, 0)
-    if not 0 <= further < layers:
-        raise header.refusal("nextn_predict_layers")
+    layers, further = header.layers_and_further()
     turned, rank = header.of("rope.dimension_count"), header.of("attention.q_lora_rank")
     keys, values = (header.of(f"attention.{part}_length_mla") for part in ("key", "value"))
     of_cache = config["head_dim"], header.of("attention.value_length")
     keys, values = (keys, values) if keys and values else of_cache
     return {
         **_experts(header, config),
-        "num_hidden_layers": layers - further,
+        "num_hidden_layers": layers,
         "num_nextn_predict_layers": further,
         "num_key_value_heads": config["num_attention_heads"],
         "head_dim": None,

@@ -42,12 +42,10 @@ def _smallthinker(header: Header, config: JsonObject) -> JsonObject:
 
 def _glm4_moe(header: Header, config: JsonObject) -> JsonObject:
     """Its layers may be followed by some that predict further tokens, which are left out."""
-    layers, further = header.layers(), header.of("nextn_predict_layers", int, 0)
-    if not 0 <= further < layers:
-        raise header.refusal("nextn_predict_layers")
+    layers, further = header.layers_and_further()
     return {
         **after_dense(header, config, usual=SIGMOID),
-        "num_hidden_layers": layers - further,
+        "num_hidden_layers": layers,
         "num_nextn_predict_layers": further,
         "attention_bias": "attn_q.bias" in header.kinds,
         "use_qk_norm": "attn_q_norm.weight" in header.kinds,
@@ -77,11 +75,18 @@ def after_dense(header: Header, config: JsonObject, usual: int | None = None) ->
 
 def experts_after_dense(header: Header, config: JsonObject) -> JsonObject:
     """The same with whichever gating function."""
-    groups = header.of("expert_group_count") or 1
     return {
         "intermediate_size": config["ffn_hidden_size"],  # of the layers without
         "first_k_dense_replace": header.of("leading_dense_block_count", int, 0),
         "n_shared_experts": header.of("expert_shared_count"),
+        **router_with_groups(header),
+    }
+
+
+def router_with_groups(header: Header) -> JsonObject:
+    """The fields of a router as DeepSeek V3 has it."""
+    groups = header.of("expert_group_count") or 1
+    return {
         "n_group": groups,
         "topk_group": header.of("expert_group_used_count") or groups,
         "norm_topk_prob": header.of("expert_weights_norm", bool, False),

@@ -64,11 +64,9 @@ def _nets(tiled: bool) -> Callable[[Header, JsonObject], JsonObject]:
     """
 
     def fields(header: Header, config: JsonObject) -> JsonObject:
-        further, layers = header.of("nextn_predict_layers", int, 0), header.layers()
+        layers, _ = header.layers_and_further()
         # Which rotary positions stand for places in an image: in a text all are the same.
         header.known.add("rope.dimension_sections")
-        if not 0 <= further < layers:
-            raise header.refusal("nextn_predict_layers")
         values, inner = header.of("ssm.time_step_rank"), header.of("ssm.inner_size")
         if not values or not inner or inner % values:
             raise header.refusal("ssm.inner_size")
@@ -76,9 +74,9 @@ def _nets(tiled: bool) -> Callable[[Header, JsonObject], JsonObject]:
         if header.is_list("attention.recurrent_layers"):
             recurrent = header.of_layers("attention.recurrent_layers", bool) or []
             kinds = ["linear_attention" if r else "full_attention" for r in recurrent]
-            kinds = kinds[: layers - further]
+            kinds = kinds[:layers]
         return {
-            "num_hidden_layers": layers - further,
+            "num_hidden_layers": layers,
             "linear_conv_kernel_dim": header.of("ssm.conv_kernel"),
             "linear_key_head_dim": header.of("ssm.state_size"),
             "linear_value_head_dim": inner // values,
