@@ -12,7 +12,7 @@ import pytest
 from random_configs import ENCODERS
 
 from flashinfer import kernels
-from flashinfer.formats.architectures import ARCHITECTURES
+from flashinfer.formats.architectures import ARCHITECTURES, model_config
 from flashinfer.formats.errors import UserError
 from flashinfer.formats.safetensors import SafetensorsFile
 from flashinfer.formats.sources.gguf_forms import FORMS
@@ -93,7 +93,10 @@ def test_the_manifest_lists_every_file(kit):
 def test_every_architecture_is_in_it():
     writing = ARCHITECTURES.keys() - set(ENCODERS)
     assert {m.model_type for m in MODELS} == {ALIASES.get(name, name) for name in writing}
-    assert {gguf_architecture(m) for m in MODELS if m.gguf} == FORMS.keys()
+    models = [m for m in MODELS if m.gguf]
+    configs = [model_config(m.hugging_face_config()) for m in models]
+    found = zip(configs, models, strict=True)
+    assert {gguf_architecture(c, m.model_type) for c, m in found} == FORMS.keys()
 
 
 def test_a_kit_is_right_and_says_so(small_kit, cli):

@@ -1,6 +1,7 @@
 """Writing small GGUF files, version 3, little-endian; formats/sources/gguf.py reads them."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 
@@ -23,26 +24,43 @@ def gguf_bytes(
              number format ``format``; vectors, biases, and tensors whose names contain one of
              ``exact``, as f32
     """
-    infos, data = [], bytearray()
-    for name in sorted(tensors):
-        values = tensors[name]
-        vector = values.ndim == 1 or name.endswith(".bias")
-        kind = "f32" if vector or any(part in name for part in exact) else format
+    formats = {
+        name: "f32" if is_exact(name, tensors[name].shape, exact) else format
+        for name in sorted(tensors)
+    }
+    shapes = {name: (tensors[name].shape, kind) for name, kind in formats.items()}
+    data = bytearray()
+    for name, kind in formats.items():
+        data += FORMATS[kind].encode(tensors[name]).tobytes()
+        data += bytes(-len(data) % ALIGNMENT)
+    return gguf_header(metadata, shapes) + bytes(data)
+
+
+def is_exact(name: str, shape: Sequence[int], exact: Sequence[str]) -> bool:
+    """Whether a tensor is f32 in any file: vectors, biases, and names that contain one of these."""
+    return len(shape) == 1 or name.endswith(".bias") or any(part in name for part in exact)
+
+
+def gguf_header(metadata: Metadata, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> bytes:
+    """All of a GGUF file that comes before its tensors, which follow in this order, each on the
+    next multiple of ALIGNMENT; tensors: {name: (shape, number format)}."""
+    infos, offset = [], 0
+    for name, (shape, kind) in tensors.items():
         infos.append(
             _string(name)
-            + _number(len(values.shape))
-            + b"".join(_number(size, 8) for size in reversed(values.shape))
+            + _number(len(shape))
+            + b"".join(_number(size, 8) for size in reversed(shape))
             + _number(TYPE_CODES[kind])
-            + _number(len(data), 8)
+            + _number(offset, 8)
         )
-        data += FORMATS[kind].encode(values).tobytes()
-        data += bytes(-len(data) % ALIGNMENT)
+        nbytes = prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
+        offset += nbytes + -nbytes % ALIGNMENT
     head = b"GGUF" + _number(VERSION) + _number(len(infos), 8) + _number(len(metadata), 8)
     for key, value in metadata.items():
         kind_of_value, raw = _value(value)
         head += _string(key) + _number(kind_of_value) + raw
     head += b"".join(infos)
-    return head + bytes(-len(head) % ALIGNMENT) + bytes(data)
+    return head + bytes(-len(head) % ALIGNMENT)
 
 
 def _value(value: object) -> tuple[int, bytes]:

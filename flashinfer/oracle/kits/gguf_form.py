@@ -1,15 +1,16 @@
 """A model of the kit as a GGUF file, as llama.cpp's own conversion packs and names it."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from flashinfer.formats.architectures import architecture, model_config
+from flashinfer.formats.architectures import ARCHITECTURES, model_config
 from flashinfer.formats.arrays import AnyArray
+from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
@@ -19,11 +20,12 @@ from flashinfer.formats.layers.rotary import Rotary
 from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.formats.sources.names import number_there
 from flashinfer.formats.sources.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN
+from flashinfer.formats.tensors import TensorSpec
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.gguf_file import Metadata, gguf_bytes
 from flashinfer.oracle.kits.gguf_mixers import as_converted, metadata_of_mixers
 from flashinfer.oracle.kits.golden import TOKENS
-from flashinfer.oracle.kits.weights import Form, Tensors, checkpoint_tensors
+from flashinfer.oracle.kits.weights import Draw, Form, Tensors, checkpoint_tensors, drawn
 from flashinfer.transformer.positions import frequencies_of
 
 GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {
@@ -37,10 +39,10 @@ EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv")
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
 
-def gguf_architecture(model: KitModel) -> str:
+def gguf_architecture(config: ModelConfig, model_type: str) -> str:
     """GGUF's name of a model's architecture, of which Nemotron-H has two."""
-    name = GGUF_NAMES[model.model_type]
-    if name == "nemotron_h_moe" and not model_config(model.hugging_face_config()).mixture:
+    name = GGUF_NAMES[model_type]
+    if name == "nemotron_h_moe" and not config.mixture:
         return "nemotron_h"
     return name
 
@@ -48,18 +50,28 @@ def gguf_architecture(model: KitModel) -> str:
 def gguf_of(model: KitModel, format: str) -> bytes:
     """The bytes of ``model`` as a GGUF file whose matrices are in the number format ``format``."""
     config = model_config(model.hugging_face_config())
-    name = gguf_architecture(model)
+    draw = partial(drawn, config, model.name)
+    tensors = gguf_tensors(model.model_type, config, draw, layout(config))
+    tensors |= _rope_tensors(_rotary(config))
+    metadata = gguf_metadata(model.model_type, config, "flashinfer kit")
+    metadata = {**metadata, **_vocabulary(config.vocab_size)}
+    return gguf_bytes(metadata, tensors, format, exact=EXACT)
+
+
+def gguf_tensors(
+    model_type: str, config: ModelConfig, draw: Draw, specs: Iterable[TensorSpec]
+) -> Tensors:
+    """{GGUF's name: values} of the tensors of ``specs``; see ``checkpoint_tensors``."""
+    name = gguf_architecture(config, model_type)
     naming = FORMS[name].naming(_kinds(name, config))
-    made = getattr(architecture(model.config), "VALUES", {})
+    made = getattr(ARCHITECTURES[model_type], "VALUES", {})
     form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made,
                 number=partial(number_there, naming, config))  # fmt: skip
-    tensors = checkpoint_tensors(model, config, form)
+    tensors = checkpoint_tensors(config, form, draw, specs)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
     tensors = as_converted(name, tensors, config)
-    tensors = {n: _of_heads(n, _of_state(n, v, config), config) for n, v in tensors.items()}
-    tensors |= _rope_tensors(_rotary(config))
-    return gguf_bytes(_metadata(name, model, config), tensors, format, exact=EXACT)
+    return {n: _of_heads(n, _of_state(n, v, config), config) for n, v in tensors.items()}
 
 
 def _of_state(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
@@ -95,7 +107,9 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
     return {kind for kind, there in kinds.items() if there}
 
 
-def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metadata:
+def gguf_metadata(model_type: str, config: ModelConfig, title: str) -> Metadata:
+    """The metadata of a model called ``title``, without its vocabulary."""
+    name = gguf_architecture(config, model_type)
     # Of layers that differ: one whose attention sees all, and one that has experts.
     kinds = AttentionConfig | LatentAttentionConfig
     attentions = [k.mixer for k in config.layers if isinstance(k.mixer, kinds)]
@@ -127,12 +141,11 @@ def _metadata(architecture: str, model: KitModel, config: ModelConfig) -> Metada
     if ffn.shared_d_ffn:
         own["expert_shared_feed_forward_length"] = ffn.shared_d_ffn
     own |= metadata_of_mixers(config)
-    own |= OF_ARCHITECTURES.get(architecture, _nothing)(config)
+    own |= OF_ARCHITECTURES.get(name, _nothing)(config)
     return {
-        "general.architecture": architecture,
-        "general.name": "flashinfer kit",
-        **{f"{architecture}.{key}": value for key, value in own.items()},
-        **_vocabulary(config.vocab_size),
+        "general.architecture": name,
+        "general.name": title,
+        **{f"{name}.{key}": value for key, value in own.items()},
     }
 
 

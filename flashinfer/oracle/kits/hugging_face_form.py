@@ -1,6 +1,7 @@
 """A model of the kit as a Hugging Face checkpoint: config.json and model.safetensors."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from flashinfer.formats import fp8, mxfp4
 from flashinfer.formats.architectures import architecture, model_config
 from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.bundle.layout import layout
 from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.draws import power_of_two, raw_bytes, uniform
 from flashinfer.oracle.kits.safetensors_file import safetensors_bytes
-from flashinfer.oracle.kits.weights import Tensors, checkpoint_tensors, hugging_face_form
+from flashinfer.oracle.kits.weights import Tensors, checkpoint_tensors, drawn, hugging_face_form
 
 UNIT_SCALE = 127  # the byte of an MXFP4 scale of 1
 
@@ -26,7 +28,8 @@ def write_hugging_face(model: KitModel, folder: Path) -> None:
     # The norm of what heads read is stored as it is, though its name there ends as others do.
     gated = module.NAMES.get("layers.{}.gated.weight", "no such").rpartition("{}")[2]
     stored: Tensors = {}
-    for name, values in checkpoint_tensors(model, config, form).items():
+    draw = partial(drawn, config, model.name)
+    for name, values in checkpoint_tensors(config, form, draw, layout(config)).items():
         if name.endswith("_mxfp4"):
             stored |= _mxfp4(name.removesuffix("_mxfp4"), values, model.name)
             continue

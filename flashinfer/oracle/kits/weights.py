@@ -4,7 +4,7 @@ It is the inverse of formats/sources/names.py, which finds our tensors in a chec
 the same descriptions: an architecture's module, or the ``Naming`` of a GGUF file.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from flashinfer.formats.architectures import falcon
 from flashinfer.formats.architectures.hugging_face import Rows
 from flashinfer.formats.arrays import AnyArray, Float32Array
-from flashinfer.formats.bundle.layout import layout
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.formats.sources.names import number_there, part_of
@@ -23,6 +22,7 @@ from flashinfer.oracle.kits.configs import KitModel
 from flashinfer.oracle.kits.draws import power_of_two, uniform
 
 Tensors = dict[str, AnyArray]  # {name in a checkpoint: values}
+Draw = Callable[[str, tuple[int, ...]], Float32Array]  # (our tensor, its shape) -> its values
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,21 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     )  # fmt: skip
 
 
-def checkpoint_tensors(model: KitModel, config: ModelConfig, form: Form) -> Tensors:
-    """{the checkpoint's name: float32} of a model's random weights.
+def checkpoint_tensors(
+    config: ModelConfig, form: Form, draw: Draw, specs: Iterable[TensorSpec]
+) -> Tensors:
+    """{the checkpoint's name: float32} of a model's weights.
 
+    draw   (our tensor's name, its shape) -> its values; of a layer's neurons "layers.N.ffn.gate" is
+           one matrix, with a first dimension for the expert where there are some
+    specs  of the tensors that are wanted: all of the model's or of some of its layers
     Experts that lie in one tensor have the shape (experts, rows, columns), their biases (experts,
     rows).
     """
     found: Tensors = {}
     turned: set[str] = set()
-    for spec in layout(config):
-        for template, values in _parts(spec, config, model.name):
+    for spec in specs:
+        for template, values in _parts(spec, config, draw):
             if template in form.values:
                 values = form.values[template](values)
             router = spec.layer is not None and config.layers[spec.layer].ffn.router is not None
@@ -143,12 +148,12 @@ def _put(found: Tensors, name: str, values: AnyArray, ids: AnyArray, axis: int) 
     found[name] = np.moveaxis(whole, 0, axis)
 
 
-def _parts(spec: TensorSpec, config: ModelConfig, label: str) -> Iterator[tuple[str, Float32Array]]:
+def _parts(spec: TensorSpec, config: ModelConfig, draw: Draw) -> Iterator[tuple[str, Float32Array]]:
     """Yield (our tensor's name with {} for the layer, its values) of a tensor, or of the matrices
     that bundles are made of; those of experts have a first dimension for the expert."""
     template = spec.name
     if spec.layer is None:
-        yield template, drawn(spec.name, spec.shape, config, label)
+        yield template, draw(spec.name, spec.shape)
         return
     template = template.replace(f"layers.{spec.layer}.", "layers.{}.", 1)
     ffn = config.layers[spec.layer].ffn
@@ -158,15 +163,15 @@ def _parts(spec: TensorSpec, config: ModelConfig, label: str) -> Iterator[tuple[
         shapes = {"gate": (n, d), "up": (n, d), "down": (d, n)}
         for part in ("gate", "up", "down") if ffn.gated else ("up", "down"):
             name = f"layers.{spec.layer}.ffn.{part}"
-            yield f"layers.{{}}.ffn.{part}", drawn(name, (*experts, *shapes[part]), config, label)
+            yield f"layers.{{}}.ffn.{part}", draw(name, (*experts, *shapes[part]))
         return
-    values = drawn(spec.name, spec.shape, config, label)
+    values = draw(spec.name, spec.shape)
     if experts and ".ffn." in template:  # the biases of all experts
         values = values.reshape(*experts, -1)
     yield template, values
 
 
-def drawn(name: str, shape: tuple[int, ...], config: ModelConfig, label: str) -> Float32Array:
+def drawn(config: ModelConfig, label: str, name: str, shape: tuple[int, ...]) -> Float32Array:
     """Random values of our tensor ``name``, such that activations and logits are about 1.
 
     Norms' weights are about 1, biases small. What a matrix of ``columns`` makes of values of about
