@@ -56,14 +56,15 @@ VARIANTS = {
 # ---------------------------------------------------------------- in a process of its own
 
 
-def run_ours(path, memory, device, tokens, prefetch=True, warm=None):
+def run_ours(path, memory, device, tokens, n_prompt=PROMPT, prefetch=True, warm=None):
     """Figures of a prompt and of the tokens after it, printed as JSON."""
     profile = load(device)
     with Model.open(path, memory=memory, context=512, device=profile, warm=warm) as model:
         if not prefetch:
             for layer in model.layers:
                 layer.feed_forward.prefetch = NoPrefetch()
-        list(model.generate(prompt(), tokens + 1, temperature=0, stop_at_eos=False))
+        prompt = list(range(FIRST, FIRST + n_prompt))
+        list(model.generate(prompt, tokens + 1, temperature=0, stop_at_eos=False))
         figures = model.stats.as_dict()
         figures["slots"] = model.plan.slots
         caches = [layer.feed_forward.store.cache for layer in model.layers]
@@ -93,10 +94,6 @@ for token in range(first + n_prompt, first + n_prompt + n_tokens):
 speed = n_tokens / (time.perf_counter() - begun)
 print(json.dumps({"tokens_per_second": speed, "prompt_tokens_per_second": prompt}))
 """
-
-
-def prompt():
-    return list(range(FIRST, FIRST + PROMPT))
 
 
 # ---------------------------------------------------------------- what is measured

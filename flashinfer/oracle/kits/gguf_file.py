@@ -50,7 +50,7 @@ def gguf_header(metadata: Metadata, tensors: Mapping[str, tuple[tuple[int, ...],
             _string(name)
             + _number(len(shape))
             + b"".join(_number(size, 8) for size in reversed(shape))
-            + _number(TYPE_CODES[kind])
+            + _number(TYPE_CODES[kind.lower()])
             + _number(offset, 8)
         )
         nbytes = prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
