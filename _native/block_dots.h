@@ -28,9 +28,12 @@ INLINE float NAME(scale)(int format, const uint8_t *block) {
     return scale[0];
 }
 
-/* Whether a block has one scale and no minimum, which then is decoded where it is used. */
-INLINE int NAME(one_scale)(int format) {
-    return number_formats[format].block == BLOCK && !number_formats[format].minima;
+/* Whether a block has one scale, which then is decoded where it is used. */
+INLINE int NAME(one_scale)(int format) { return number_formats[format].block == BLOCK; }
+
+/* Whether a block has what is decoded for SCALES_TOGETHER blocks of 32 at a time. */
+INLINE int NAME(decodes)(int format) {
+    return !NAME(one_scale)(format) || number_formats[format].minima;
 }
 
 /* What dots_8bit needs of SCALES_TOGETHER blocks of 32 of its rows. */
@@ -65,7 +68,8 @@ static __attribute__((noinline)) void NAME(next_scales)(
     if (b && number_formats[format].minima)
         NAME(add_minima)(format, rows, count, x, token, b - SCALES_TOGETHER, s);
     for (int r = 0; r < rows; r++) {
-        NAME(scales)(format, row[r], b, n, s->scales[r], s->minima[r]);
+        if (NAME(one_scale)(format)) NAME(only_minima)(format, row[r], b, n, s->minima[r]);
+        else NAME(scales)(format, row[r], b, n, s->scales[r], s->minima[r]);
         for (int64_t i = n * each; i < SCALES_TOGETHER * each; i++)
             s->scales[r][i] = s->minima[r][i] = 0;
     }
@@ -83,8 +87,7 @@ INLINE void NAME(add_two)(int format, int rows, int count, const uint8_t *const 
     for (int r = 0; r < rows; r++) {
         w[r] = NAME(quants)(format, block[r], part);
         if (!NAME(one_scale)(format)) w_scales[r] = NAME(pair)(format, scales->scales[r] + at);
-        else if (format == MXFP4)
-            w_scales[r] = NAME(two)(NAME(scale)(format, block[r]), NAME(scale)(format, block[r] + size));
+        else if (format == MXFP4) w_scales[r] = NAME(two_powers)(block[r], block[r] + size);
         else w_scales[r] = NAME(two_halves)(block[r], block[r] + size);
     }
     for (int k = 0; k < count; k++) {
@@ -128,7 +131,7 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
                   (b % SCALES_TOGETHER + part) * each, sums)
     for (; b + step <= blocks; b += step) {
         const int64_t offset = b / parts * size;
-        if (!NAME(one_scale)(format) && b % SCALES_TOGETHER == 0)
+        if (NAME(decodes)(format) && b % SCALES_TOGETHER == 0)
             NAME(next_scales)(format, rows, count, row, x, token, b, &scales);
         for (int r = 0; r < rows; r++) {
             block[r] = row[r] + offset;
@@ -149,7 +152,7 @@ INLINE void NAME(dots_8bit)(int format, int rows, int count, const uint8_t *cons
         uint8_t padded[ROW_BLOCK_8BIT][2 * sizeof(block_of_32)] = {{0}};
         int8_t last_q[TOKEN_BLOCK][2 * BLOCK] = {{0}};
         int32_t last_less[TOKEN_BLOCK][16] = {{0}};
-        if (!NAME(one_scale)(format) && b % SCALES_TOGETHER == 0)
+        if (NAME(decodes)(format) && b % SCALES_TOGETHER == 0)
             NAME(next_scales)(format, rows, count, row, x, token, b, &scales);
         for (int r = 0; r < rows; r++) block[r] = memcpy(padded[r], row[r] + b * size, size);
         for (int k = 0; k < count; k++) {

@@ -97,11 +97,11 @@ INLINE void NAME(decode_panel)(const up_task *task, int format, int64_t i, int64
             NAME(weights) q = NAME(quants)(format, block, 2 * s % parts);
             NAME(spread)(format, &q, tile + (s * TILE_ROWS_8BIT + r % TILE_ROWS_8BIT) * GROUP_8BIT,
                          pairs * TILE_ROWS_8BIT * GROUP_8BIT);
-            for (int b = 0; NAME(one_scale)(format) && b < 2; b++)
+            for (int b = 0; !NAME(decodes)(format) && b < 2; b++)
                 its_scales[HALVES_8BIT == 2 ? b * TILE_ROWS_8BIT * width + s : 2 * s + b] =
                     NAME(scale)(format, block + b * number_formats[format].bytes);
         }
-        if (NAME(one_scale)(format)) continue;
+        if (!NAME(decodes)(format)) continue;
         if (scales_of_32(format) == 1) NAME(decode_scales)(task, 1, row, r, scales, minima);
         else NAME(decode_scales)(task, 2, row, r, scales, minima);
     }

@@ -28,19 +28,80 @@ INLINE NAME(weights) NAME(quants_q8_0)(const uint8_t *block, int part) {
 }
 /* The low halves of 16 bytes, their high ones, and the same of 16 others. */
 INLINE NAME(weights) NAME(nibbles)(const uint8_t *first, const uint8_t *second) {
-    __m512i both = _mm512_castsi256_si512(
-        _mm256_set_m128i(_mm_loadu_si128((const __m128i *)second), _mm_loadu_si128((const __m128i *)first)));
-    both = _mm512_shuffle_i64x2(both, both, 0x50); /* each twice */
+    __m512i both = _mm512_mask_broadcast_i32x4(
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)first)), 0xff00,
+        _mm_loadu_si128((const __m128i *)second));
     both = _mm512_srlv_epi64(both, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0));
     return (NAME(weights)){_mm512_and_si512(both, _mm512_set1_epi8(15))};
 }
-INLINE NAME(weights) NAME(quants_q4_0)(const uint8_t *block, int part) {
-    (void)part;
-    return NAME(nibbles)(block + 2, block + bytes_of_32(Q4_0) + 2);
+/* The entries of a table, `add` added, that halves of bytes name. */
+INLINE NAME(weights) NAME(looked_up)(const int8_t *table, int add, NAME(weights) w) {
+    __m128i entries = _mm_add_epi8(_mm_loadu_si128((const __m128i *)table), _mm_set1_epi8((char)add));
+    return (NAME(weights)){_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), w.q)};
 }
-INLINE NAME(weights) NAME(stored)(two_blocks two, int zero) {
-    __m512i w = _mm512_inserti64x4(_mm512_castsi256_si512(two.q[0]), two.q[1], 1);
-    return (NAME(weights)){zero > 64 ? _mm512_xor_si512(w, _mm512_set1_epi8((char)128)) : w};
+/* 32 bytes, and the same once more. */
+INLINE __m512i NAME(twice)(const uint8_t *p) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
+}
+/* Shifts right within 64 bits: the first 32 bytes by `first`, the others by `second`, in a circle. */
+INLINE __m512i NAME(turned)(__m512i v, int first, int second) {
+    const int64_t a = first & 63, b = second & 63;
+    return _mm512_rorv_epi64(v, _mm512_set_epi64(b, b, b, b, a, a, a, a));
+}
+/* The low bits of each byte, as `mask` says, and those above them of another one: `all` of both. */
+INLINE NAME(weights) NAME(joined)(__m512i low, int mask, __m512i high, int all) {
+    __m512i both = _mm512_ternarylogic_epi64(_mm512_set1_epi8((char)mask), low, high, 0xca);
+    return (NAME(weights)){_mm512_and_si512(both, _mm512_set1_epi8((char)all))};
+}
+/* Adds 16 to those of 64 numbers whose bits are set. */
+INLINE NAME(weights) NAME(and_fifths)(NAME(weights) w, const uint8_t *first, const uint8_t *second) {
+    uint32_t low, high;
+    memcpy(&low, first, 4), memcpy(&high, second, 4);
+    const __mmask64 set = low | (uint64_t)high << 32;
+    return (NAME(weights)){_mm512_mask_add_epi8(w.q, set, w.q, _mm512_set1_epi8(16))};
+}
+/* Of blocks of 32, this one and the next. */
+#define NEXT(code, name, of) \
+    INLINE NAME(weights) NAME(quants_##name)(const uint8_t *block, int part) { \
+        const uint8_t *next = block + bytes_of_32(code); \
+        (void)part; \
+        return of; \
+    }
+NEXT(Q4_0, q4_0, NAME(nibbles)(block + 2, next + 2))
+NEXT(Q4_1, q4_1, NAME(nibbles)(block + 4, next + 4))
+NEXT(Q5_0, q5_0, NAME(and_fifths)(NAME(nibbles)(block + 6, next + 6), block + 2, next + 2))
+NEXT(Q5_1, q5_1, NAME(and_fifths)(NAME(nibbles)(block + 8, next + 8), block + 4, next + 4))
+NEXT(IQ4_NL, iq4_nl, NAME(looked_up)(uneven, 128, NAME(nibbles)(block + 2, next + 2)))
+NEXT(MXFP4, mxfp4, NAME(looked_up)(e2m1, 12, NAME(nibbles)(block + 1, next + 1)))
+#undef NEXT
+INLINE NAME(weights) NAME(quants_iq4_xs)(const uint8_t *block, int part) {
+    const uint8_t *packed = block + 8 + part * 16;
+    return NAME(looked_up)(uneven, 128, NAME(nibbles)(packed, packed + 16));
+}
+INLINE NAME(weights) NAME(quants_q2_K)(const uint8_t *block, int part) {
+    const int at = part % 4 * 2;
+    __m512i low = NAME(turned)(NAME(twice)(block + 16 + part / 4 * 32), at, at + 2);
+    return (NAME(weights)){_mm512_and_si512(low, _mm512_set1_epi8(3))};
+}
+INLINE NAME(weights) NAME(quants_q3_K)(const uint8_t *block, int part) {
+    const int at = part % 4 * 2;
+    return NAME(joined)(NAME(turned)(NAME(twice)(block + 32 + part / 4 * 32), at, at + 2), 3,
+                        NAME(turned)(NAME(twice)(block), part - 2, part - 1), 7);
+}
+INLINE NAME(weights) NAME(quants_q4_K)(const uint8_t *block, int part) {
+    __m512i both = NAME(turned)(NAME(twice)(block + 16 + part * 16), 0, 4);
+    return (NAME(weights)){_mm512_and_si512(both, _mm512_set1_epi8(15))};
+}
+INLINE NAME(weights) NAME(quants_q5_K)(const uint8_t *block, int part) {
+    return NAME(joined)(NAME(turned)(NAME(twice)(block + 48 + part * 16), 0, 4), 15,
+                        NAME(turned)(NAME(twice)(block + 16), part - 4, part - 3), 31);
+}
+INLINE NAME(weights) NAME(quants_q6_K)(const uint8_t *block, int part) {
+    const int at = part % 4 * 2;
+    __m512i low = _mm512_loadu_si512(block + part / 4 * 64);
+    if (at / 4) low = _mm512_srli_epi64(low, 4);
+    return NAME(joined)(low, 15, NAME(turned)(NAME(twice)(block + 128 + part / 4 * 32), at - 4, at - 2),
+                        63);
 }
 INLINE NAME(ints) NAME(products)(int format, NAME(weights) w, const int8_t *q, const int32_t *less) {
     (void)format;
@@ -51,13 +112,23 @@ INLINE NAME(pair_scales) NAME(two)(float first, float second) {
     return (NAME(pair_scales)){
         _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second))};
 }
-INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *second) {
-    uint16_t halves[2];
-    memcpy(halves, first, 2), memcpy(halves + 1, second, 2);
-    __m128 both = _mm_cvtph_ps(_mm_insert_epi16(_mm_cvtsi32_si128(halves[0]), halves[1], 1));
+/* The first two values, for 8 lanes each. */
+INLINE NAME(pair_scales) NAME(eight_times)(__m128 both) {
     return (NAME(pair_scales)){_mm512_permutexvar_ps(
         _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0),
         _mm512_castps128_ps512(both))};
+}
+INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *second) {
+    __m128i halves = _mm_insert_epi16(_mm_setzero_si128(), u16_at(first), 0);
+    return NAME(eight_times)(_mm_cvtph_ps(_mm_insert_epi16(halves, u16_at(second), 1)));
+}
+/* 2^(byte - 127), of 0 as a subnormal number, and half of it; the other lanes are none, as CPUs are
+ * slow with such. */
+INLINE NAME(pair_scales) NAME(two_powers)(const uint8_t *first, const uint8_t *second) {
+    __m128i bytes = _mm_insert_epi8(_mm_set1_epi32(127), *first, 0);
+    bytes = _mm_insert_epi8(bytes, *second, 4);
+    __m128i power = _mm_max_epi32(_mm_slli_epi32(bytes, 23), _mm_set1_epi32(0x400000));
+    return NAME(eight_times)(_mm_mul_ps(_mm_castsi128_ps(power), _mm_set1_ps(0.5f)));
 }
 INLINE NAME(pair_scales) NAME(pair)(int format, const float *scales) {
     if (scales_of_32(format) == 1) return NAME(two)(scales[0], scales[1]);
@@ -383,10 +454,16 @@ INLINE void NAME(spread)(int format, const void *from, uint8_t *to, int64_t apar
 INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *second) {
     return NAME(two)(NAME(half)(first), NAME(half)(second));
 }
+/* The same of mxfp4, which are powers of two. */
+INLINE NAME(pair_scales) NAME(two_powers)(const uint8_t *first, const uint8_t *second) {
+    float scales[2];
+    NAME(scales_mxfp4)(first, scales, NULL), NAME(scales_mxfp4)(second, scales + 1, NULL);
+    return NAME(two)(scales[0], scales[1]);
+}
 #endif
 
 /* Where a unit has no quants_ of its own. */
-#if defined(UNIT_VNNI) || defined(UNIT_AVX2)
+#if defined(UNIT_AVX2)
 #define PORTABLE_QUANTS(code, name) \
     INLINE NAME(weights) NAME(quants_##name)(const uint8_t *block, int part) { \
         return NAME(stored)(two_##name(block, part), number_formats[code].zero); \
@@ -409,6 +486,7 @@ INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *s
 PORTABLE_QUANTS(Q8_0, q8_0)
 PORTABLE_QUANTS(Q4_0, q4_0)
 #endif
+#if !defined(UNIT_VNNI)
 PORTABLE_QUANTS(Q4_1, q4_1)
 PORTABLE_QUANTS(Q5_0, q5_0)
 PORTABLE_QUANTS(Q5_1, q5_1)
@@ -420,4 +498,5 @@ PORTABLE_QUANTS(Q6_K, q6_K)
 PORTABLE_QUANTS(IQ4_NL, iq4_nl)
 PORTABLE_QUANTS(IQ4_XS, iq4_xs)
 PORTABLE_QUANTS(MXFP4, mxfp4)
+#endif
 #undef PORTABLE_QUANTS

@@ -124,9 +124,11 @@ INLINE uint16_t f32_to_f16(float value) {
     return sign | ((bits >> 13) - (112 << 10));
 }
 
-/* The float16 at p. */
-INLINE float half_at(const uint8_t *p) {
-    uint16_t half;
-    memcpy(&half, p, 2);
-    return f16_to_f32(half);
+INLINE uint16_t u16_at(const uint8_t *p) {
+    uint16_t value;
+    memcpy(&value, p, 2);
+    return value;
 }
+
+/* The float16 at p. */
+INLINE float half_at(const uint8_t *p) { return f16_to_f32(u16_at(p)); }

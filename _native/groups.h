@@ -149,6 +149,25 @@ static __attribute__((noinline)) void NAME(scales)(int format, const uint8_t *ro
     }
 }
 
+/* The minima of n blocks of 32, from block b on, of formats whose blocks have a scale and one. */
+static __attribute__((noinline)) void NAME(only_minima)(int format, const uint8_t *row, int64_t b,
+                                                        int64_t n, float *minima) {
+    const int64_t bytes = number_formats[format].bytes;
+    const uint8_t *least = row + b * bytes + 2;
+    int64_t i = 0;
+#if defined(UNIT_AVX512) || defined(UNIT_AVX2)
+    for (; i + 8 <= n; i += 8, least += 8 * bytes) {
+        __m128i halves = _mm_setzero_si128();
+#define PUT(k) halves = _mm_insert_epi16(halves, u16_at(least + k * bytes), k);
+        PUT(0) PUT(1) PUT(2) PUT(3) PUT(4) PUT(5) PUT(6) PUT(7)
+#undef PUT
+        __m256 v = _mm256_cvtph_ps(halves);
+        _mm256_storeu_ps(minima + i, _mm256_xor_ps(v, _mm256_set1_ps(-0.0f)));
+    }
+#endif
+    for (; i < n; i++, least += bytes) minima[i] = -NAME(half)(least);
+}
+
 /* n blocks of 32 values of a row from value 32 b on, each `apart` floats behind the one before. */
 #if defined(UNIT_AVX512) || defined(UNIT_AVX2)
 INLINE void NAME(thirty_two)(__m256i q, int format, const float *scales, const float *minima,

@@ -187,9 +187,7 @@ INLINE float sum_of_8(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 INLINE float f16c_half(const uint8_t *p) {
-    uint16_t half;
-    memcpy(&half, p, 2);
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(u16_at(p))));
 }
 #include "unpack_avx2.h"
 #define UNIT_AVX2
@@ -222,9 +220,9 @@ INLINE float f16c_half(const uint8_t *p) {
 #undef UNIT_FLOATS
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512vnni,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vnni,avx2,fma,f16c")
 #endif
 #define UNIT_VNNI
 #define UNIT_EXTENDS
@@ -336,7 +334,8 @@ static const vector_unit *best_unit(void) {
 #if defined(__x86_64__)
         if (!strncmp(units[i].name, "avx512", 6)) runs = __builtin_cpu_supports("avx512f");
         if (!strcmp(units[i].name, "avx512vnni"))
-            runs = runs && __builtin_cpu_supports("avx512vnni");
+            runs = runs && __builtin_cpu_supports("avx512vnni") &&
+                   __builtin_cpu_supports("avx512bw");
         if (strcmp(units[i].name, "plain"))
             runs = runs && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #elif defined(__aarch64__) && defined(__linux__)
