@@ -2,7 +2,9 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from flashinfer.paper.ways import (
     wave_size,
     way_to_run,
 )  # fmt: skip
+from flashinfer.plan.draws import SAMPLES, Draws
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.plan.plan import Plan
 from flashinfer.plan.profile import Profile
@@ -72,13 +75,27 @@ def predict(
     logits, or of an encoder hidden states.
 
     gap_bytes  neurons no further apart are read as one; block: bytes that reads are aligned to
+
+    Of a token's neurons so many are missing that their mean is enough. Of its experts one layer
+    misses none and another one two, which takes longer than one each: the seconds are the mean of
+    SAMPLES tokens, whose missing experts are drawn.
     """
-    work = _Pass(bundle, plan, profile, gap_bytes, block, tokens)
-    early = None
+    whole = partial(_Pass, bundle, plan, profile, gap_bytes, block, tokens)
+    cost = _pass(whole(None))
+    if tokens > 1 or not bundle.config.reads_experts:
+        return cost
+    samples = [_pass(whole(n)).seconds for n in range(SAMPLES)]
+    seconds = {part: fmean(one.get(part, 0.0) for one in samples) for part in cost.seconds}
+    return replace(cost, seconds=seconds)
+
+
+def _pass(work: "_Pass") -> Cost:
+    """The Cost of one pass."""
+    bundle, early = work.bundle, None
     for number in range(bundle.config.num_hidden_layers):
-        early = work.read_early(number, early)
+        known = work.read_known(number)
         work.mix(number)
-        early = work.feed_forward(number, early)
+        early = work.feed_forward(number, early, known)
     if not bundle.config.encoder:
         work.multiply(HEAD)
     return Cost(work.read, work.requests, dict(work.line.seconds))
@@ -108,7 +125,10 @@ class _Units:
 
 
 class _Pass:
-    """Goes the way of ``Model.forward`` with some tokens, on a Timeline."""
+    """Goes the way of ``Model.forward`` with some tokens, on a Timeline.
+
+    sample  number of a token whose missing experts are drawn; None: as many as on average
+    """
 
     def __init__(
         self,
@@ -118,7 +138,9 @@ class _Pass:
         gap_bytes: int,
         block: int,
         tokens: int,
+        sample: int | None,
     ) -> None:
+        self.sample = sample
         self.bundle, self.plan, self.profile = bundle, plan, profile
         self.gap_bytes, self.block, self.tokens = gap_bytes, block, tokens
         self.layers = bundle.config.num_hidden_layers
@@ -189,16 +211,20 @@ class _Pass:
         self.read[KEY_VALUES] += nbytes
         return self.line.submit(max(2 * heads * texts, nbytes / PIECE_BYTES), nbytes)
 
-    def read_early(self, number: int, early: float | None) -> float | None:
-        """Begin the reads of a layer whose units are known before its turn; when they are done.
-        Of any other layer ``early``: when those are done that a guess asked for, or None."""
+    def read_known(self, number: int) -> tuple[float, float | None] | None:
+        """Begin the reads of a layer whose units are known before its turn, but of those that were
+        guessed, and then what is guessed for the next layer, unless that has to wait; when both
+        are done, or None. None of any other layer."""
         units = self.units[number]
-        return self._submit(units, units.missing) if units.known else early
+        if not units.known:
+            return None
+        late = units.missing - units.right
+        return self._submit(units, late), None if late else self.prefetch(self.guess(number + 1))
 
     def guess(self, number: int) -> _Units | None:
         """Guess what a layer will use; its _Units, or None where nothing is prefetched for it."""
         units = self.units[number] if number < self.layers else None
-        if units is None or units.known or units.right + units.wrong == 0:
+        if units is None or units.right + units.wrong == 0:
             return None
         self._predict(number)
         self.line.compute("the rest", self.profile.cached / 2)
@@ -212,17 +238,20 @@ class _Pass:
         if self.plan.mode == "predicted":
             self.multiply(PREDICTOR, number)
 
-    def feed_forward(self, number: int, early: float | None) -> float | None:
-        """A layer's FFN; early: when what was prefetched for it is done, or None. Returns that
-        of the next layer."""
+    def feed_forward(
+        self, number: int, early: float | None, known: tuple[float, float | None] | None
+    ) -> float | None:
+        """A layer's FFN; early: when what was prefetched for it is done, or None; known: see
+        ``read_known``. Returns when what is prefetched for the next layer is done."""
         line, units = self.line, self.units[number]
         self._predict(number)
         if units.way == CACHED:
             line.compute("the rest", self.profile.cached / (1 if early is None else 2))
             late = units.missing - units.right
-            done = self._submit(units, late)
-            guessed = self.guess(number + 1)
-            return self._compute(units, guessed, (early, units.right), (done, late))
+            done, coming = known or (self._submit(units, late), None)
+            guessed = None if coming is not None else self.guess(number + 1)
+            after = self._compute(units, guessed, (early, units.right), (done, late))
+            return after if coming is None else coming
         coming = self.prefetch(self.guess(number + 1))
         if units.way == WAVES:
             self._in_waves(units)
@@ -316,6 +345,9 @@ class _Pass:
             if self.tokens > 1:  # what several tokens miss is read once
                 missing = min(self.tokens * missing, used)
         way = way_to_run(residence, self.tokens, used, lambda: missing)
+        named, draws = missing * plan.prefetch, Draws(number, self.sample)
+        if way == CACHED:
+            missing = draws.of(used, missing)
         share = self.tokens * one / max(used, 1e-9)
         seconds = used / ffn.units * self.profile.sparse_seconds(tensor, share)
         if way == WHOLE and not chosen:
@@ -323,15 +355,14 @@ class _Pass:
         units = _Units(number, residence, way, used, seconds, missing)
         if way == CACHED and record and record.reads is not None and bundle.has_layout:
             units.together = record.reads
-        if way == CACHED and reads_early(residence, self.tokens, used):
-            units.known, units.right = True, missing
-            return units
+        units.known = way == CACHED and reads_early(residence, self.tokens, used)
         in_dram = ffn.reads_experts or plan.predictor > 0
         guesses = number > 0 and self.tokens == 1 and way == CACHED
         guesses = guesses and may_prefetch(residence, in_dram, plan.prefetch)
         if guesses and prefetch_fits(used, ffn.routed_units, slots):
-            named, right = missing * plan.prefetch, _right(record, plan.prefetch)
-            units.right, units.wrong = named * right, named * (1 - right)
+            right = _right(record, plan.prefetch)
+            units.right = draws.of(missing, missing * plan.prefetch * right)
+            units.wrong = draws.of(used, named * (1 - right))
         return units
 
 
