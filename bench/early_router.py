@@ -27,8 +27,8 @@ from bench.limits import machine
 from bench.models import synthetic_model
 from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
+from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import Flash
-from flashinfer.paper.prefetch import Prefetch
 
 LIKE, DTYPE = "smallthinker-4b-a0.6b", "q4_0"
 SHARES = (0.9, 0.75, 0.5, 0.25)  # of the model's file
@@ -86,9 +86,11 @@ class Batches:
 def measured(path: Path, threads: int, share: float, early: bool) -> dict[str, float]:
     """Seconds a token of a run in a share of the model's file, and of its reads alone."""
     budget = int(share * path.stat().st_size) + (200 << 20)
-    begin = Prefetch.begin_known
-    if not early:
-        Prefetch.begin_known = lambda *arguments: None  # type: ignore[method-assign]
+    choose = FeedForward.choose_early
+    if not early:  # it is asked as early, but nothing is read
+        FeedForward.choose_early = (  # type: ignore[method-assign]
+            lambda self, h, tokens: self.router.choose_early(h)
+        )
     try:
         with Model.open(path, memory=budget, threads=threads, **OPTIONS) as model:
             batches = Batches(model.flash)
@@ -99,7 +101,7 @@ def measured(path: Path, threads: int, share: float, early: bool) -> dict[str, f
             expected = model.expected.total if model.expected else float("nan")
             waiting = model.expected.seconds.get("waiting for reads", 0) if model.expected else 0
     finally:
-        Prefetch.begin_known = begin  # type: ignore[method-assign]
+        FeedForward.choose_early = choose  # type: ignore[method-assign]
     return {
         "seconds": token, "waited": waited, "reads": reads, "bytes": asked / TOKENS,
         "expected": expected, "expected_waiting": waiting,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashinfer.formats.arrays import AnyArray, Float32Array, Int64Array
+from flashinfer.formats.arrays import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array
+from flashinfer.paper.flash import Submitted
 from flashinfer.paper.interfaces import Chooser, Shared, Stream, Tap
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.prefetch import Prefetch
@@ -33,6 +34,10 @@ from flashinfer.paper.whole import Whole
 from flashinfer.paper.whole_units import ResidentUnits, StreamedUnit, WholeUnits
 
 
+def nothing() -> None:
+    """Is called where there is nothing to do meanwhile."""
+
+
 class Drafted(NamedTuple):
     """What tokens use some of which are drafts; before: which token used each unit last, before
     these (n,) int64."""
@@ -40,6 +45,15 @@ class Drafted(NamedTuple):
     selection: Selection
     tokens: Tokens
     before: Int64Array
+
+
+class Placed(NamedTuple):
+    """Units that have slots, as ``NeuronCache.place`` says, and the reads of those missing."""
+
+    slots: Int32Array
+    misses: Int32Array
+    early: BoolArray
+    late: Submitted | None
 
 
 class FeedForward:
@@ -63,6 +77,7 @@ class FeedForward:
         self.router: Router | None = router_of(predictor)
         self.prefetch, self.shared = prefetch, shared
         self.drafted: Drafted | None = None  # what the last call's drafts use
+        self.placed: Placed | None = None  # what a token uses, where that is known before its turn
         self.whole = Whole(store, neurons)
         self.streamed: Streamed | StreamedUnit = Streamed(store, neurons)
         if isinstance(neurons, WholeUnits):
@@ -73,21 +88,25 @@ class FeedForward:
             WAVES: Waves(store, neurons),
         }
 
-    def choose_early(self, h: Float32Array, tokens: Tokens) -> None:
+    def choose_early(self, h: Float32Array, tokens: Tokens) -> bool:
         """h (T, d_model), the layer's input: a router that reads it chooses now, and what a token
-        misses is read while the layer's tokens are mixed."""
+        misses is read while the layer's tokens are mixed. Returns whether that is so."""
         if self.router is None or not self.router.config.early:
-            return
-        chosen = self.router.choose_early(h)
-        if reads_early(self.residence, len(h), len(chosen.units)):
-            self.prefetch.begin_known(self.store, chosen.units, tokens.first)
+            return False
+        selection = self.router.choose_early(h)
+        if not reads_early(self.residence, len(h), len(selection.units)):
+            return False
+        self.store.begin()
+        self._note(selection, tokens, len(h))
+        self.placed = self._place(selection, tokens)
+        return True
 
     def __call__(
         self,
         x: Float32Array,
         tokens: Tokens,
         residual: Float32Array | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Float32Array:
         """x (T, d_model) float32, normalised, and ``residual``, before that -> (T, d_model).
 
@@ -116,15 +135,28 @@ class FeedForward:
         if self.predictor is None:
             return Selection.everything(self.store.units.rows, len(x))
         selection = self.predictor.select(x, residual)  # units (n,) ascending, and who uses which
-        if self.whole.offsets is None:
-            cache, counted = self.store.cache, selection
-            self.drafted = None
-            if tokens.sure < len(x):
-                self.drafted = Drafted(selection, tokens, cache.last_uses(selection.units))
-                counted = selection.between(0, tokens.sure)
-            cache.priority.note(counted, tokens.first)
-            self.prefetch.before_placing(self.store, selection.units)
+        if self.whole.offsets is None and self.placed is None:
+            self._note(selection, tokens, len(x))
         return selection
+
+    def _note(self, selection: Selection, tokens: Tokens, n: int) -> None:
+        """Before units are placed: that these ``n`` tokens use them."""
+        cache, counted = self.store.cache, selection
+        self.drafted = None
+        if tokens.sure < n:
+            self.drafted = Drafted(selection, tokens, cache.last_uses(selection.units))
+            counted = selection.between(0, tokens.sure)
+        cache.priority.note(counted, tokens.first)
+        self.prefetch.before_placing(self.store, selection.units)
+
+    def _place(self, selection: Selection, tokens: Tokens) -> Placed:
+        """3.3: each unit has a slot of the cache, as what left the window has made room; and 3.2:
+        one read for each bundle that is missing, many in flight."""
+        units, store = selection.units, self.store
+        slots, misses, early = store.cache.place(units, tokens.now)  # (n,), (m,), (n,) bool
+        if early.any():
+            self.prefetch.hasten(store)
+        return Placed(slots, misses, early, store.submit(units[misses], slots[misses]))
 
     def settle(self, kept: int) -> None:
         """Of the last call's tokens, some of which were drafts, the first ``kept`` belong to the
@@ -150,11 +182,9 @@ class FeedForward:
     ) -> None:
         """3.1 to 3.3 for units that all have slots: y (T, d_model) += their outputs."""
         cache, store, units = self.store.cache, self.store, selection.units  # (n,)
-        # 3.3: each unit has a slot of the cache; what left the window has made room.
-        slots, misses, early = cache.place(units, tokens.now)  # (n,), (m,), (n,) bool
+        placed, self.placed = self.placed, None
+        slots, misses, early, late = placed or self._place(selection, tokens)
         offsets = store.offsets(units, slots)  # (n, neurons of each)
-        # 3.2: one read for each bundle that is missing, many in flight.
-        late = store.submit(units[misses], slots[misses])
         meanwhile()
         a = np.empty((*offsets.shape, len(x)), dtype=np.float32)  # (n, neurons of each, T)
         if isinstance(self.neurons, WholeUnits):
@@ -202,7 +232,7 @@ class FeedForward:
     def abandon(self) -> None:
         """After a failure, once no read is in flight: forgets what may not have been read."""
         self.prefetch.taken()
-        self.drafted = None
+        self.drafted = self.placed = None
         self.store.abandon()
 
     def way(self, selection: Selection, tokens: int) -> str:

@@ -214,6 +214,11 @@ class Flash:
             self._send_next()
         return submitted
 
+    def hasten(self, submitted: Submitted) -> None:
+        """Begin reads that were not urgent and now are."""
+        if submitted.unsent:
+            self._send_held(submitted)
+
     def _send_held(self, submitted: Submitted) -> None:
         """Begin reads that are held."""
         self.held.remove(submitted)
@@ -258,8 +263,7 @@ class Flash:
 
     def wait(self, submitted: Submitted) -> None:
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
-        if submitted.unsent:
-            self._send_held(submitted)
+        self.hasten(submitted)
         failure = None
         for ticket, offsets, lengths in submitted.parts:  # all of them, whatever happens
             try:

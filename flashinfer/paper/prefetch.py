@@ -52,15 +52,15 @@ class Prefetch:
             placed = cache.place_prefetched(units, kept, token)
             self.reads = store.submit(*placed, urgent=not prefetch_waits(store.units.row_bytes))
 
-    def begin_known(self, store: UnitStore, units: Int32Array, token: int) -> None:
-        """Begin to read the units that ``token`` is known to need, at most ``capacity`` of them."""
-        store.settled = False
-        self.reads = store.submit(*store.cache.place_prefetched(units, units, token))
-
     def before_placing(self, store: UnitStore, units: Int32Array) -> None:
         """Wait for the reads, unless placing these units leaves the slots alone that they fill."""
         if self.reads is not None and not store.cache.leaves_guesses(units):
             store.wait(self.taken())
+
+    def hasten(self, store: UnitStore) -> None:
+        """Some of what was guessed is needed: reads that were held begin."""
+        if self.reads is not None:
+            store.flash.hasten(self.reads)
 
     def taken(self) -> Submitted | None:
         """The reads that were begun, which are then the caller's to wait for."""

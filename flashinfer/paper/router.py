@@ -102,11 +102,13 @@ class Router:
     def early(
         self, x: Float32Array, residual: Float32Array | None, share: float = 1.0
     ) -> tuple[Int32Array, Int32Array]:
-        """(experts worth reading, experts worth keeping) by x (1, d_model), which is not final
-        yet: of those that it would choose the surest ``share``, as a wrong read costs megabytes;
-        more than it would choose may still be chosen.
+        """(experts worth reading, experts worth keeping) by x (1, d_model), or by ``residual``
+        where the router reads a layer's input; neither is final yet. Of the experts that it would
+        choose the surest ``share`` is worth reading, as a wrong read costs megabytes; more than it
+        would choose may still be chosen.
         """
-        scores, per_token = self.scores(x), self.config.experts_per_token
+        read = residual if self.config.early and residual is not None else x
+        scores, per_token = self.scores(read), self.config.experts_per_token
         surest, _ = self.choose(scores, math.ceil(per_token * share))
         likely, _ = self.choose(scores, min(per_token * 3 // 2, self.config.reach))
         return surest[0], likely[0]

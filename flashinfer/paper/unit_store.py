@@ -112,7 +112,7 @@ class UnitStore:
     ) -> Iterator[AnyArray | slice]:
         """Yield which units, indices (m,) or EVERY, are in DRAM: first those that were there, then
         the ``early`` ones (n,) bool, then the ``misses`` (indices), when their reads ``begun`` and
-        ``late`` are done.
+        ``late`` are done. Reads that were begun for units which nobody needs are waited for last.
 
         Too few for a product of their own are left to the next, and so are all of a ``selection``
         by several tokens. Where there is no unit at all the empty product still gives a result its
@@ -127,10 +127,12 @@ class UnitStore:
             kind = early.astype(np.uint8)
             kind[misses] = 2
             order = kind.argsort(kind="stable")
-        begin = 0
-        for end, reads in zip(ends, (None, begun, late), strict=True):
+        begin, needed = 0, ends[1] > ends[0]
+        for end, reads in zip(ends, (None, begun if needed else None, late), strict=True):
             self.wait(reads)
             if n and (end == begin or (end < n and end - begin < least)):
                 continue
             yield order[begin:end] if end - begin < n else EVERY
             begin = end
+        if not needed:
+            self.wait(begun)

@@ -69,13 +69,12 @@ def transit_slots(per_token: int, slot_bytes: int) -> int:
 
 
 def may_prefetch(layer: Residence, in_dram: bool, share: float) -> bool:
-    """Whether a layer's units may be guessed, and read before its turn; where its router chooses
-    early nothing need be guessed.
+    """Whether a layer's units may be guessed, and read before its turn.
 
     in_dram  what guesses is in DRAM; else it would be streamed twice
     share    of what is guessed, that the plan has read before its turn
     """
-    return layer.chosen and in_dram and share > 0 and not (layer.whole or layer.early)
+    return layer.chosen and in_dram and share > 0 and not layer.whole
 
 
 def reads_early(layer: Residence, tokens: int, used: float) -> bool:

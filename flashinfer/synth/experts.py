@@ -102,7 +102,7 @@ class ExpertMaker(Maker):
         seen, sure = self._seen(self.code, *router), math.ceil(SURE * self.per_token)
         scores = seen + UNSEEN * unseen
         uses, weights = largest(scores, self.per_token), np.exp(scores)
-        if layer == 0 or self.early:
+        if layer == 0:
             return routing_record(uses, weights)
         return routing_record(uses, weights, largest(seen, self.per_token), largest(seen, sure))
 

@@ -9,6 +9,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array, Int64Array
 from flashinfer.formats.config import ModelConfig
+from flashinfer.paper.feedforward import nothing
 from flashinfer.paper.interfaces import Tap
 from flashinfer.paper.selection import Tokens
 from flashinfer.transformer.encoder import MaskedHead, Pooler
@@ -61,10 +62,13 @@ class Decoder:
         if self.tap:
             self.tap(embedded=h)
         for number, layer in enumerate(self.layers):
-            layer.feed_forward.choose_early(h, tokens)
+            ffn = layer.feed_forward
+            reads = ffn.choose_early(h, tokens)
+            if reads:
+                self._prefetch(number + 1, h, tokens.first)
             h, x, residual = layer.attend(h, rows_of(parts, number))
             prefetch = partial(self._prefetch, number + 1, h, tokens.first)
-            y = layer.feed_forward(x, tokens, residual, meanwhile=prefetch)
+            y = ffn(x, tokens, residual, meanwhile=nothing if reads else prefetch)
             h = layer.add(h, y)
             progress((number + 1) / len(self.layers))
         return h
