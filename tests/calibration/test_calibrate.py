@@ -380,7 +380,7 @@ def test_predictors_know_tokens_of_other_texts_and_the_record_is_of_its_own(tmp_
                 np.mean(layer.feed_forward.predictor.scores(x, None)[x @ up.T + bias > 0] <= 0)
                 for layer, (up, bias, x) in zip(model.layers, layers, strict=True)
             ])  # fmt: skip
-    assert missed["with others"] < 0.5 * missed["alone"]
+    assert missed["with others"] < 0.6 * missed["alone"]
     # Random tokens fire far more neurons than the text: the record counts none of them.
     assert active["with others"] == pytest.approx(active["alone"], rel=0.3)
 
