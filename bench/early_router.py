@@ -3,13 +3,13 @@
     python -m bench.early_router [MODEL] [--dir DIR] [-t THREADS] [--json FILE]
 
 The experts that a token misses are read while its layer's attention is computed, and then the
-experts that are in DRAM. Measured are what a token takes, how long it waits for reads, and then the
-same reads by themselves, in the same batches, one after the other. What is not waited for is
-hidden. Below stands the same run whose reads begin at the feed-forward layer's turn, as those of
-other mixtures do. What a token takes beyond computing (all experts in DRAM) and waiting is sending
-reads, keeping the cache and computing experts in more calls. One budget after the other, from the
-one with the fewest reads on. Each run has a process of its own, as a budget counts all that a
-process holds.
+experts that are in DRAM; some of them are guessed a layer before, and read while that is computed,
+too. Measured are what a token takes, how long it waits for reads, and then the same reads by
+themselves, in the same batches, one after the other. What is not waited for is hidden. Below stands
+the same run without guesses, whose reads begin at the feed-forward layer's turn. What a token takes
+beyond computing (all experts in DRAM) and waiting is sending reads, keeping the cache and computing
+experts in more calls. One budget after the other, from the one with the fewest reads on. Each run
+has a process of its own, as a budget counts all that a process holds.
 
 Without MODEL a synthetic SmallThinker-4B-A0.6B in q4_0 is made in DIR (2.4 GB) and used.
 """
@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from flashinfer import Model
 from flashinfer.cli.common import add_json, write_json
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.flash import Flash
+from flashinfer.paper.prefetch import NoPrefetch
 
 LIKE, DTYPE = "smallthinker-4b-a0.6b", "q4_0"
 SHARES = (0.9, 0.75, 0.5, 0.25)  # of the model's file
@@ -86,26 +88,28 @@ class Batches:
 def measured(path: Path, threads: int, share: float, early: bool) -> dict[str, float]:
     """Seconds a token of a run in a share of the model's file, and of its reads alone."""
     budget = int(share * path.stat().st_size) + (200 << 20)
-    choose = FeedForward.choose_early
-    if not early:  # it is asked as early, but nothing is read
-        FeedForward.choose_early = (  # type: ignore[method-assign]
-            lambda self, h, tokens: self.router.choose_early(h)
-        )
-    try:
-        with Model.open(path, memory=budget, threads=threads, **OPTIONS) as model:
-            batches = Batches(model.flash)
-            token = statistics.fmean(seconds(model, batches.forget))
-            waited = batches.waited / TOKENS
-            asked = sum(int(lengths.sum()) for _, lengths, *_ in batches.batches)
-            reads = batches.alone() / TOKENS
-            expected = model.expected.total if model.expected else float("nan")
-            waiting = model.expected.seconds.get("waiting for reads", 0) if model.expected else 0
-    finally:
-        FeedForward.choose_early = choose  # type: ignore[method-assign]
+    with Model.open(path, memory=budget, threads=threads, **OPTIONS) as model:
+        if not early:
+            for layer in model.layers:
+                layer.feed_forward.prefetch = NoPrefetch()
+                layer.feed_forward.choose_early = partial(at_its_turn, layer.feed_forward)
+        batches = Batches(model.flash)
+        token = statistics.fmean(seconds(model, batches.forget))
+        waited = batches.waited / TOKENS
+        asked = sum(int(lengths.sum()) for _, lengths, *_ in batches.batches)
+        reads = batches.alone() / TOKENS
+        expected = model.expected.total if model.expected else float("nan")
+        waiting = model.expected.seconds.get("waiting for reads", 0) if model.expected else 0
     return {
         "seconds": token, "waited": waited, "reads": reads, "bytes": asked / TOKENS,
         "expected": expected, "expected_waiting": waiting,
     }  # fmt: skip
+
+
+def at_its_turn(ffn: FeedForward, h, tokens) -> bool:
+    """A FeedForward.choose_early that asks the router, but begins no read."""
+    ffn.router.choose_early(h)
+    return False
 
 
 def in_memory(path: Path, threads: int) -> float:
@@ -128,9 +132,16 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     add_json(parser)
     args = parser.parse_args()
-    path = args.model or synthetic_model(args.dir, LIKE, DTYPE)
+    path = args.model or args.dir / f"bench-{LIKE}-{DTYPE}.flash"
+    with synthetic_model(path, LIKE, DTYPE, keep=args.model is not None):
+        rows = table(path, args.threads)
+    write_json(args.json, {"machine": machine(), "rows": rows})
+
+
+def table(path: Path, threads: int) -> list[dict[str, Any]]:
+    """Prints what is measured; its rows."""
     print(machine())
-    compute = apart(in_memory, path, args.threads)
+    compute = apart(in_memory, path, threads)
     print(f"computing alone: {1e3 * compute:.1f} ms a token\n")
     print(
         "| of the file | router | MB a token | reads alone, ms | waited, ms | hidden "
@@ -140,7 +151,7 @@ def main() -> None:
     rows = []
     for share in SHARES:
         for early in (True, False):
-            found = [apart(measured, path, args.threads, share, early) for _ in range(ROUNDS)]
+            found = [apart(measured, path, threads, share, early) for _ in range(ROUNDS)]
             row = {key: statistics.median(one[key] for one in found) for key in found[0]}
             hidden = 1 - row["waited"] / max(row["reads"], 1e-9)
             rows.append(
@@ -155,7 +166,7 @@ def main() -> None:
                 f"| {ms['seconds']} | {ms['expected']} |",
                 flush=True,
             )
-    write_json(args.json, {"machine": machine(), "rows": rows})
+    return rows
 
 
 if __name__ == "__main__":
