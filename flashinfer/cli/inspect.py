@@ -1,12 +1,14 @@
 """Show what a bundle holds, what stays in DRAM and what streams, and its calibration."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from flashinfer.cli.common import open_bundle, write_json
-from flashinfer.cli.plan import add_arguments, bytes_by_role, prepared, print_memory
+from flashinfer.cli.common import add_json, open_bundle, positive, write_json
+from flashinfer.cli.model_options import add_model_arguments
+from flashinfer.cli.plan import bytes_by_role, print_memory
+from flashinfer.cli.plan_table import prepared
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.calibration import Calibration, LayerCalibration
 from flashinfer.formats.bundle.reader import Bundle
@@ -14,7 +16,12 @@ from flashinfer.formats.errors import printable
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.plan.plan import Plan, unit_name
 
-__all__ = ["add_arguments", "main"]  # the arguments are those of plan
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a bundle, such as x.flash")
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens (up to 1024)")
+    add_model_arguments(parser)
+    add_json(parser)
 
 
 def main(args: Namespace) -> None:

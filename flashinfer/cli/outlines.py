@@ -37,8 +37,9 @@ SECONDS = 30.0  # to wait for a server
 @contextmanager
 def to_plan(
     model: str | None, like: str | None, dtype: str | None, dense_dtype: str | None
-) -> Iterator[Path]:
-    """The path of a bundle: ``model`` where it is one, else that of an outline, for a while.
+) -> Iterator[tuple[Path, int | None]]:
+    """(the path of a bundle: ``model`` where it is one, else that of an outline, for a while; the
+    bytes of a GGUF file, 0 of another model that is no bundle, of a bundle None).
 
     model  besides a bundle a config.json, a directory with one, a GGUF file, a name or page on the
            Hugging Face Hub, or the address of a config.json or a GGUF file
@@ -50,16 +51,16 @@ def to_plan(
     if (model is None) == (like is None):
         raise UserError("give either a model or --like NAME")
     if model is not None and _is_bundle(model):
-        yield Path(model)
+        yield Path(model), None
         return
     with _scratch() as folder:
-        path = folder / "outline.flash"
+        path, source = folder / "outline.flash", 0
         if like is not None:
             outline(config_like(like), path, dtype or "f16", dense_dtype)
         else:
             assert model is not None
-            _write(model, path, dtype, dense_dtype)
-        yield path
+            source = _write(model, path, dtype, dense_dtype)
+        yield path, source
 
 
 @contextmanager
@@ -86,8 +87,8 @@ def _is_address(model: str) -> bool:
     return model.startswith(("https://", "http://"))
 
 
-def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -> None:
-    """Write the outline of a model to ``path``."""
+def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -> int:
+    """Write the outline of a model to ``path``; returns the bytes of its GGUF files, or 0."""
     page = PAGE_OF_HUB.fullmatch(model)
     if page is not None:
         model = page[1]
@@ -99,14 +100,25 @@ def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -
             convert(header, path, dtype, dense_dtype=dense_dtype, outline=True)
         except (FormatError, UserError) as error:
             raise type(error)(str(error).replace(str(header), model)) from None
-    elif is_gguf(model):
+        return gguf_bytes(header)
+    if is_gguf(model):
         convert(model, path, dtype, dense_dtype=dense_dtype, outline=True)
-    else:
-        config, named = _config(model)
-        try:
-            outline(config, path, dtype or "f16", dense_dtype)
-        except FormatError as error:
-            raise FormatError(f"{named}: {error}") from None
+        return gguf_bytes(Path(model))
+    config, named = _config(model)
+    try:
+        outline(config, path, dtype or "f16", dense_dtype)
+    except FormatError as error:
+        raise FormatError(f"{named}: {error}") from None
+    return 0
+
+
+def gguf_bytes(path: Path) -> int:
+    """The size of a GGUF file, or of all files of a model in several."""
+    split = SPLIT.fullmatch(path.name)
+    if split is None:
+        return path.stat().st_size
+    parts = (f"{split[1]}-{n:05}-of-{split[3]}.gguf" for n in range(1, int(split[3]) + 1))
+    return sum((path.parent / part).stat().st_size for part in parts)
 
 
 def _config(model: str) -> tuple[JsonObject, str]:

@@ -1,15 +1,16 @@
 """Say what a model will need and how fast it will be, here or on another board, before it runs."""
 
-import contextlib
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from flashinfer.cli.common import add_dtypes, add_json, positive, write_json
 from flashinfer.cli.model_options import add_model_arguments, options_of
 from flashinfer.cli.outlines import to_plan
+from flashinfer.cli.plan_table import page_of, prepared, print_table, table
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.reader import Bundle
-from flashinfer.formats.errors import BudgetError, UserError, printable
+from flashinfer.formats.errors import UserError, printable
+from flashinfer.formats.files import replacing
 from flashinfer.formats.tensors import (
     ATTENTION,
     EMBEDDING,
@@ -23,8 +24,8 @@ from flashinfer.formats.tensors import (
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.plan import Plan, unit_name
-from flashinfer.plan.profile import Profile, boards, bytes_by_format, measured
-from flashinfer.plan.setup import Setup, opened, prepare
+from flashinfer.plan.profile import Profile, bytes_by_format
+from flashinfer.plan.setup import opened
 from flashinfer.synth.shapes import NAMES
 
 
@@ -43,13 +44,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--table", action="store_true", help="tokens/s by budget, on this device and on the boards "
         "that are known; --memory: the largest budget",
     )  # fmt: skip
+    parser.add_argument("--html", metavar="FILE", help="write the --table as a page with a chart")
     add_model_arguments(parser)
     add_json(parser)
 
 
 def main(args: Namespace) -> None:
+    if args.html and not args.table:
+        raise UserError("--html is for --table")
     with (
-        to_plan(args.model, args.like, args.dtype, args.dense_dtype) as path,
+        to_plan(args.model, args.like, args.dtype, args.dense_dtype) as (path, source),
         opened(path, options_of(args)) as bundle,
     ):
         name = args.model or args.like
@@ -57,6 +61,9 @@ def main(args: Namespace) -> None:
             rows = table(bundle, args)
             if args.json != "-":
                 print_table(name, path.stat().st_size, rows)
+            if args.html:
+                with replacing(args.html) as file:
+                    file.write(page_of(name, path.stat().st_size, rows).encode())
             write_json(args.json, {"model": name, "bytes": path.stat().st_size, "table": rows})
             return
         setup = prepared(bundle, args)
@@ -71,51 +78,32 @@ def main(args: Namespace) -> None:
             "model": name, "device": profile.name, "plan": asdict(plan),
             "bytes": path.stat().st_size,
             "formats_unmeasured": sorted(formats.intersection(profile.unmeasured)),
+            "conversion": conversion(source, bundle, profile),
             "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
             "cost": {**asdict(cost), "bytes": cost.bytes, "total": cost.total,
                      "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
             if str(path) != args.model:
-                print_assumed(name, path.stat().st_size, bundle)
+                print_assumed(name, bundle, figures["conversion"])
             print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
             print_cost(cost, figures, profile)
     write_json(args.json, figures)
 
 
-def table(bundle: Bundle, args: Namespace) -> list[JsonObject]:
-    """What is expected for each known device and each budget, a power of two, up to ``--memory`` or
-    to twice the file; "tokens_per_second" is None where the budget is too small."""
-    most = args.memory or 2 * bundle.path.stat().st_size
-    budgets = [1 << bits for bits in range(27, 50) if 1 << bits <= most]
-    here = "here" if args.device is None and measured(bundle.path) else args.device
-    rows: list[JsonObject] = []
-    for device in dict.fromkeys([*([here] if here else []), *boards()]):
-        for budget in budgets:
-            args.device, args.memory = None if device == "here" else device, budget
-            row: JsonObject = {"device": device, "memory": budget, "tokens_per_second": None}
-            with contextlib.suppress(BudgetError):
-                cost = prepared(bundle, args).expected
-                assert cost is not None
-                row |= {"tokens_per_second": cost.tokens_per_second, "bytes": cost.bytes}
-            rows.append(row)
-    return rows
+def conversion(source: int | None, bundle: Bundle, profile: Profile) -> JsonObject | None:
+    """What it takes to convert a model of ``source`` bytes, or where these are not known of 16 bits
+    a weight: bytes that are read and written, and seconds where flash writes as fast as it reads
+    and no value is encoded anew. None of a bundle."""
+    if source is None:
+        return None
+    values = sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
+    reads, writes = source or 2 * values, bundle.path.stat().st_size
+    seconds = (reads + writes) / max(profile.streams.values())
+    return {"reads": reads, "assumed": not source, "writes": writes, "least_seconds": seconds}
 
 
-def print_table(name: str, nbytes: int, rows: list[JsonObject]) -> None:
-    """Print tokens/s, a line a device and a column a budget, without those too small for all."""
-    speeds = {(row["device"], row["memory"]): row["tokens_per_second"] for row in rows}
-    memories = [m for m in dict.fromkeys(row["memory"] for row in rows)
-                if any(speeds[row["device"], m] for row in rows)]  # fmt: skip
-    print(f"{printable(name)}: {format_size(nbytes)}; tokens/s by budget\n")
-    print(f"{'':<16}" + "".join(f"{format_size(memory):>12}" for memory in memories))
-    for device in dict.fromkeys(row["device"] for row in rows):
-        found = [speeds[device, memory] for memory in memories]
-        cells = "".join(f"{speed:>12.2f}" if speed else f"{'-':>12}" for speed in found)
-        print(f"{printable(device):<16}{cells}")
-
-
-def print_assumed(name: str, nbytes: int, bundle: Bundle) -> None:
+def print_assumed(name: str, bundle: Bundle, conversion: JsonObject) -> None:
     """Print what is planned of a model that is not here, and what is taken for granted."""
     layers = bundle.config.layers
     assumed = "every neuron is used by every token"
@@ -123,17 +111,18 @@ def print_assumed(name: str, nbytes: int, bundle: Bundle) -> None:
         assumed = "each token chooses its experts as if it were the only one"
     elif any(layer.ffn.sparse for layer in layers):
         assumed += ": no neuron is known to be silent before calibrate"
+    of_16_bits = ", taken as 16 bits a weight" if conversion["assumed"] else ""
     print(
-        f"{printable(name)} as a bundle: {format_size(nbytes)}, which convert writes beside the "
-        f"checkpoint; uncalibrated: {assumed}\n"
+        f"{printable(name)} as a bundle: {format_size(conversion['writes'])}\n"
+        f"to convert: {format_size(conversion['reads'])} are read{of_16_bits}, which takes with "
+        f"writing {duration(conversion['least_seconds'])} or more on this flash; the disk needs "
+        f"room for both\nuncalibrated: {assumed}\n"
     )
 
 
-def prepared(bundle: Bundle, args: Namespace) -> Setup:
-    """The Setup of a bundle for the arguments of ``add_arguments``, with its Flash closed."""
-    setup = prepare(bundle, options_of(args, context=args.ctx_size))
-    setup.flash.close()
-    return setup
+def duration(seconds: float) -> str:
+    """Seconds or minutes, for people."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def bytes_by_role(bundle: Bundle) -> dict[Role, int]:

@@ -9,6 +9,7 @@ import pytest
 from conftest import DATA, ENCODER_DATA
 from flashinfer.formats.convert import convert
 from flashinfer.formats.number_formats import FORMATS
+from flashinfer.plan.profile import boards
 from flashinfer.synth.shapes import NAMES, config_like
 from hub_server import serve
 from make_gguf import write_gguf
@@ -56,7 +57,10 @@ def test_by_a_gguf_file(cli, tmp_path, here):
     convert(path, tmp_path / "x.flash")
     found, expected = figures_of(cli, path), figures_of(cli, tmp_path / "x.flash")
     same(found, expected)
-    assert found["bytes"] == expected["bytes"]
+    assert found["bytes"] == expected["bytes"] and expected["conversion"] is None
+    taken = found["conversion"]
+    assert taken["reads"] == path.stat().st_size and taken["writes"] == found["bytes"]
+    assert not taken["assumed"] and taken["least_seconds"] > 0
 
 
 @pytest.mark.parametrize("dtype", ["q4_K", "mxfp4", "iq4_xs"])
@@ -122,3 +126,16 @@ def test_a_table(cli, here):
     speeds = [row["tokens_per_second"] for row in rows if row["device"] == "rpi5-nvme"]
     known = [speed for speed in speeds if speed is not None]
     assert code == 0 and len(speeds) == 4 and known and known == sorted(known)
+
+
+def test_a_table_as_a_page(cli, tmp_path, here):
+    page = tmp_path / "plan.html"
+    like = ("plan", "--like", "opt-125m", "--memory", "1G", "--device", "rpi5-nvme")
+    code, out, err = cli(*like, "--table", "--html", page)
+    assert code == 0, err
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg viewBox") > 1 and all(board in text for board in boards())
+    speed = next(line for line in out.splitlines() if line.startswith("rpi5-nvme")).split()[-1]
+    assert f"{float(speed):.3g}" in text
+    code, _, err = cli(*like, "--html", page)
+    assert code == 1 and "--html" in err
