@@ -98,7 +98,7 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
     int64_t ahead = 1 + PREFETCH_BYTES / (bytes_before(format, task->d) + 1);
     /* Few tokens: some rows share what is made of a token, unless memory is slower than computing,
      * which has one row after the other rather. */
-    const int64_t few = has_blocks(format) && bytes_of_32(format) < 32 ? most : 1;
+    const int64_t few = has_blocks(format) && bytes_of_32(format) <= 24 ? most : 1;
     int64_t panel = task->indptr ? 1 : task->n_tokens >= TOKEN_BLOCK ? ROW_PANEL : few;
     for (int64_t i = begin; i < end; i += panel) {
         int64_t rows = end - i < panel ? end - i : panel;
