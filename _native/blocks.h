@@ -48,12 +48,12 @@ INLINE __m512i NAME(turned)(__m512i v, int first, int second) {
     const int64_t a = first & 63, b = second & 63;
     return _mm512_rorv_epi64(v, _mm512_set_epi64(b, b, b, b, a, a, a, a));
 }
-/* The low bits of each byte, as `mask` says, and those above them of another one: `all` of both. */
+/* In each byte the bits of `mask` from `low`, the others of `all` from `high`. */
 INLINE NAME(weights) NAME(joined)(__m512i low, int mask, __m512i high, int all) {
     __m512i both = _mm512_ternarylogic_epi64(_mm512_set1_epi8((char)mask), low, high, 0xca);
     return (NAME(weights)){_mm512_and_si512(both, _mm512_set1_epi8((char)all))};
 }
-/* Adds 16 to those of 64 numbers whose bits are set. */
+/* Adds 16 to those of 64 numbers whose bit is set, in 4 bytes for each half. */
 INLINE NAME(weights) NAME(and_fifths)(NAME(weights) w, const uint8_t *first, const uint8_t *second) {
     uint32_t low, high;
     memcpy(&low, first, 4), memcpy(&high, second, 4);
@@ -122,8 +122,8 @@ INLINE NAME(pair_scales) NAME(two_halves)(const uint8_t *first, const uint8_t *s
     __m128i halves = _mm_insert_epi16(_mm_setzero_si128(), u16_at(first), 0);
     return NAME(eight_times)(_mm_cvtph_ps(_mm_insert_epi16(halves, u16_at(second), 1)));
 }
-/* 2^(byte - 127), of 0 as a subnormal number, and half of it; the other lanes are none, as CPUs are
- * slow with such. */
+/* Half of 2^(byte - 127), which of a byte of 0 is subnormal. The lanes that nobody reads are not, as
+ * a product with a subnormal number takes many times as long. */
 INLINE NAME(pair_scales) NAME(two_powers)(const uint8_t *first, const uint8_t *second) {
     __m128i bytes = _mm_insert_epi8(_mm_set1_epi32(127), *first, 0);
     bytes = _mm_insert_epi8(bytes, *second, 4);

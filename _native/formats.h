@@ -5,8 +5,9 @@
  *
  * A new number format is its class in formats/number_formats/ and here its row in a table. One of
  * floats needs load_NAME for each vector unit (vectors.h); one of blocks needs unpack_NAME
- * (unpack.h), two_NAME (unpack_avx2.h), scales_NAME (groups.h), and a line PORTABLE_QUANTS(CODE,
- * NAME) in blocks.h. A unit may have a faster quants_NAME of its own instead.
+ * (unpack.h), two_NAME (unpack_avx2.h), scales_NAME (groups.h), and in blocks.h quants_NAME for
+ * AVX-512 with VNNI and a line PORTABLE_QUANTS(CODE, NAME) for the other units. A unit may have a
+ * faster quants_NAME of its own instead.
  */
 #pragma once
 

@@ -96,8 +96,9 @@ INLINE void NAME(up_format)(const up_task *task, int format, int64_t begin, int6
     const int most = has_blocks(format) ? ROW_BLOCK_8BIT : ROW_BLOCK;
 #endif
     int64_t ahead = 1 + PREFETCH_BYTES / (bytes_before(format, task->d) + 1);
-    /* Few tokens: some rows share what is made of a token, unless memory is slower than computing,
-     * which has one row after the other rather. */
+    /* With few tokens some rows are computed together, which share the loads of a token. Where 32
+     * values take more than 24 bytes, memory is what takes longest, and it is faster with one row
+     * after the other. */
     const int64_t few = has_blocks(format) && bytes_of_32(format) <= 24 ? most : 1;
     int64_t panel = task->indptr ? 1 : task->n_tokens >= TOKEN_BLOCK ? ROW_PANEL : few;
     for (int64_t i = begin; i < end; i += panel) {
