@@ -32,6 +32,7 @@ from flashinfer.formats.convert import convert
 from flashinfer.plan.profile import save
 from flashinfer.probe.measuring import dram_bandwidth
 from flashinfer.probe.probing import probe
+from flashinfer.synth.shapes import config_like
 
 GIB = 1 << 30
 SHAPES = {  # the mix of number formats, GiB of memory
@@ -82,7 +83,7 @@ def measure(like, directory, engines):
     gguf = directory / f"bench-{like}-{mix}.gguf"
     model = gguf.with_suffix(".flash")
     try:
-        write_gguf(gguf, like, mix)
+        write_gguf(gguf, config_like(like), mix)
         begun = time.perf_counter()
         with progress_bars() as progress:
             convert(gguf, model, progress=progress)

@@ -19,7 +19,6 @@ from flashinfer.formats.sources.gguf import ALIGNMENT
 from flashinfer.oracle.kits.gguf_file import gguf_header, is_exact
 from flashinfer.oracle.kits.gguf_form import EXACT, gguf_metadata, gguf_tensors
 from flashinfer.synth.experts import ExpertMaker
-from flashinfer.synth.shapes import config_like
 
 TOKENS = 1024
 REPEATED = 0.4  # of a token's experts that the token before used, too
@@ -70,7 +69,7 @@ class Drawn:
         if name in self.specs:
             spec = self.specs[name]
             if name in VOCABULARIES:
-                spec = replace(spec, shape=(TOKENS, spec.shape[1]))
+                spec = replace(spec, shape=(min(TOKENS, spec.shape[0]), spec.shape[1]))
             return np.concatenate(list(self.maker.chunks(spec))).reshape(spec.shape)
         _, layer, _, part = name.split(".")
         values = self.neurons(int(layer))[part]
@@ -85,9 +84,8 @@ class Drawn:
         return {"gate": gate, "up": up, "down": down.T}
 
 
-def write_gguf(path, like, mix):
-    """Write a mixture of the shape ``like`` to ``path``; mix: one of MIXES."""
-    fields = config_like(like)
+def write_gguf(path, fields, mix):
+    """Write a mixture of the Hugging Face config ``fields`` to ``path``; mix: one of MIXES."""
     config, model_type = model_config(fields), fields["model_type"]
     by_layer = {}
     for spec in layout(config):
@@ -99,7 +97,7 @@ def write_gguf(path, like, mix):
         for name, values in shapes.items():
             kind = format_of(name, values.shape, layer or 0, config.num_hidden_layers, mix)
             tensors[name] = values.shape, kind
-    metadata = gguf_metadata(model_type, config, f"synthetic, as {like}")
+    metadata = gguf_metadata(model_type, config, "synthetic")
     metadata = {**metadata, "tokenizer.ggml.model": "no_vocab"}
     draw = Drawn(config)
     with open(path, "wb") as file:

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from flashinfer import Model
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.convert import convert
 from flashinfer.plan.profile import boards
 from flashinfer.synth import synthesize
 from flashinfer.synth.shapes import config_like
@@ -31,6 +35,39 @@ def bench(name, *options):
 def test_help(name):
     run = bench(name, "--help")
     assert run.returncode == 0 and "usage:" in run.stdout
+
+
+SMALL = {
+    "hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 256, "vocab_size": 1500,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 256, "moe_ffn_hidden_size": 256,
+    "moe_num_primary_experts": 16, "moe_num_active_primary_experts": 2, "num_local_experts": 16,
+    "shared_expert_intermediate_size": 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("like", ["smallthinker-4b-a0.6b", "lfm2-8b-a1b", "qwen3-30b-a3b",
+                                  "gpt-oss-20b", "qwen3.5-35b-a3b"])  # fmt: skip
+def test_files_as_they_are_downloaded(like, tmp_path, monkeypatch):
+    """They convert, in the number formats of their mix, and token t + 1 follows token t."""
+    monkeypatch.syspath_prepend(ROOT)
+    from bench.downloads import SHAPES
+    from bench.gguf_models import write_gguf
+
+    fields = {**config_like(like), **SMALL}
+    kinds = fields.get("layer_types")
+    if kinds:
+        fields["layer_types"] = kinds[:8]
+    mix, _ = SHAPES[like]
+    write_gguf(tmp_path / "x.gguf", fields, mix)
+    convert(tmp_path / "x.gguf", tmp_path / "x.flash")
+    with Bundle(tmp_path / "x.flash") as bundle:
+        formats = {t.format.name for t in bundle.tensors.values()}
+    expected = {"Q4_0": {"q4_0", "q6_K"}, "Q4_K_M": {"q4_K", "q6_K"}, "MXFP4": {"q8_0"}}[mix]
+    assert expected <= formats, formats
+    with Model.open(tmp_path / "x.flash", context=64) as model:
+        ids = np.arange(300, 340)
+        assert np.array_equal(model.logits(ids).argmax(axis=1), ids + 1)
 
 
 def test_every_step_of_the_ablation(synthetic, tmp_path):
