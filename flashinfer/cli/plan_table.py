@@ -70,4 +70,4 @@ def page_of(name: str, nbytes: int, rows: list[JsonObject]) -> str:
         [f"As a bundle the model takes {format_size(nbytes)}. A line begins with the least budget "
          "that is enough there."], charts=[chart],
     )  # fmt: skip
-    return page(f"A plan of {name}", f"flashinfer plan {name} --table", [found])
+    return page(f"A plan of {name}", "made by flashinfer plan --table", [found])

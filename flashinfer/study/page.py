@@ -43,12 +43,13 @@ def page(title: str, made: str, findings: Sequence[Finding]) -> str:
         for one in findings
     )
     sections = "".join(part for one in findings for part in _section(one))
+    links = f'<nav aria-label="Experiments"><ul>{contents}</ul></nav>' if len(findings) > 1 else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f'<h1>{html.escape(title)}</h1><p class="made">{html.escape(made)}</p>'
-        f'<nav aria-label="Experiments"><ul>{contents}</ul></nav>{sections}</main></body></html>\n'
+        f"{links}{sections}</main></body></html>\n"
     )
 
 
