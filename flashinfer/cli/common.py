@@ -58,6 +58,7 @@ BARS: dict[str, dict[str, Any]] = {
     "record": {"unit": "token"},
     "replay": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "check": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
+    "plan": {"unit": "plan"},
     "probe": {"bar_format": "{l_bar}{bar}| [{elapsed}<{remaining}]"},
     "sparsity": LAYERS,
     "windows": LAYERS,

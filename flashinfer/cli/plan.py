@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from flashinfer.cli.common import add_dtypes, add_json, positive, write_json
+from flashinfer.cli.common import add_dtypes, add_json, positive, progress_bars, write_json
 from flashinfer.cli.model_options import add_model_arguments, options_of
 from flashinfer.cli.outlines import to_plan
 from flashinfer.cli.plan_table import page_of, prepared, print_table, table
@@ -58,7 +58,8 @@ def main(args: Namespace) -> None:
     ):
         name = args.model or args.like
         if args.table:
-            rows = table(bundle, args)
+            with progress_bars() as progress:
+                rows = table(bundle, args, progress)
             if args.json != "-":
                 print_table(name, path.stat().st_size, rows)
             if args.html:

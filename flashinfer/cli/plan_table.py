@@ -7,6 +7,7 @@ from flashinfer.cli.model_options import options_of
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, printable
+from flashinfer.formats.progress import Progress
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.profile import boards, measured
 from flashinfer.plan.setup import Setup, prepare
@@ -23,22 +24,26 @@ def prepared(bundle: Bundle, args: Namespace) -> Setup:
     return setup
 
 
-def table(bundle: Bundle, args: Namespace) -> list[JsonObject]:
+def table(bundle: Bundle, args: Namespace, progress: Progress) -> list[JsonObject]:
     """What is expected for each known device and each budget, a power of two, up to ``--memory`` or
-    to twice the file; "tokens_per_second" is None where the budget is too small."""
+    to twice the file; "tokens_per_second" is None where the budget is too small.
+
+    progress  is told the plans made, as "plan"
+    """
     most = args.memory or 2 * bundle.path.stat().st_size
     budgets = [1 << bits for bits in range(27, 50) if 1 << bits <= most]
     here = "here" if args.device is None and measured(bundle.path) else args.device
-    rows: list[JsonObject] = []
-    for device in dict.fromkeys([*([here] if here else []), *boards()]):
-        for budget in budgets:
-            args.device, args.memory = None if device == "here" else device, budget
-            row: JsonObject = {"device": device, "memory": budget, "tokens_per_second": None}
-            with contextlib.suppress(BudgetError):
-                cost = prepared(bundle, args).expected
-                assert cost is not None
-                row |= {"tokens_per_second": cost.tokens_per_second, "bytes": cost.bytes}
-            rows.append(row)
+    devices = dict.fromkeys([*([here] if here else []), *boards()])
+    cells, rows = [(device, budget) for device in devices for budget in budgets], []
+    for device, budget in cells:
+        args.device, args.memory = None if device == "here" else device, budget
+        row: JsonObject = {"device": device, "memory": budget, "tokens_per_second": None}
+        with contextlib.suppress(BudgetError):
+            cost = prepared(bundle, args).expected
+            assert cost is not None
+            row |= {"tokens_per_second": cost.tokens_per_second, "bytes": cost.bytes}
+        rows.append(row)
+        progress("plan", len(rows), len(cells))
     return rows
 
 
