@@ -4,7 +4,7 @@ Their config has the text model's in ``text_config``, and its tensors lie beside
 tower and of what projects its output, which are left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import FormatError, shown
@@ -16,6 +16,7 @@ PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
+    ("model.text_model.", "model."),
     ("language_model.", "model."),
 )
 HEAD = "lm_head.weight"
@@ -30,10 +31,16 @@ class Wrapper:
 
     text       the architecture of its text where ``text_config`` does not say it
     left_out   the prefixes of its other tensors, which may have "model." before them
+    known_as   what ``text_config`` calls that architecture, where it has a name of its own for it
+    defaults   of fields of the text, where they are not those of the architecture
+    flat       older configs have the text's fields beside those of the vision tower
     """
 
     text: str
     left_out: tuple[str, ...] = TOWER
+    known_as: tuple[str, ...] = ()
+    defaults: Fields = field(default_factory=dict)
+    flat: bool = False
 
     def text_name(self, name: str) -> str | None:
         """What the text model calls a tensor; None: it is none of the text model's."""
@@ -46,6 +53,12 @@ class Wrapper:
 
 
 VISUAL = ("visual.",)
+IDEFICS = ("vision_model.", "connector.")
+QWEN2_VL: Fields = {
+    "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_window_layers": 80,
+}  # fmt: skip
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text"),
     "mistral3": Wrapper("mistral"),
@@ -55,6 +68,17 @@ WRAPPERS = {
     "vipllava": Wrapper("llama"),
     "internvl": Wrapper("qwen2"),
     "lighton_ocr": Wrapper("qwen3", ("vision_encoder.", "vision_projection.")),
+    "smolvlm": Wrapper("llama", IDEFICS, defaults={"rms_norm_eps": 1e-5}),
+    "idefics3": Wrapper("llama", IDEFICS, defaults={"rms_norm_eps": 1e-5}),
+    "lfm2_vl": Wrapper("lfm2"),
+    "qwen2_vl": Wrapper("qwen2", VISUAL, ("qwen2_vl_text",), QWEN2_VL, flat=True),
+    "qwen2_5_vl": Wrapper("qwen2", VISUAL, ("qwen2_5_vl_text",), QWEN2_VL, flat=True),
+    "qwen3_vl": Wrapper(
+        "qwen3",
+        VISUAL,
+        ("qwen3_vl_text",),
+        {"max_position_embeddings": 128000, "rope_theta": 5e5},
+    ),
     "qwen3_5": Wrapper("qwen3_5_text", VISUAL),
     "qwen3_5_moe": Wrapper("qwen3_5_moe_text", VISUAL),
 }
@@ -73,10 +97,27 @@ def text_config(config: Fields) -> Fields:
     if wrapper is None:
         return config
     text = config.get("text_config")
+    if text is None and wrapper.flat:
+        text = {k: v for k, v in config.items() if k not in ("model_type", "vision_config")}
     if not isinstance(text, dict):
         raise FormatError(f"config: text_config is {shown(text)}, not an object")
     outer = {key: config[key] for key in OUTER if config.get(key) is not None}
     # A checkpoint says by its tensors whether the output head is tied; here it is left to the
     # outer config, whose class ties where it says nothing.
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
-    return {"model_type": wrapper.text, **outer, **text, "tie_word_embeddings": tied}
+    text = {"model_type": wrapper.text, **wrapper.defaults, **outer, **text}
+    if text["model_type"] in wrapper.known_as:
+        text["model_type"] = wrapper.text
+    return {**text, **_of_one_dimension(text), "tie_word_embeddings": tied}
+
+
+def _of_one_dimension(text: Fields) -> dict[str, Any]:
+    """Rotary positions that are of three dimensions for images are the same in all of them for a
+    text, and so the usual ones."""
+    found: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = text.get(key)
+        if isinstance(rope, dict) and "mrope" in (rope.get("type"), rope.get("rope_type")):
+            kinds = dict.fromkeys(("type", "rope_type"), "default")
+            found[key] = {**rope, **kinds}
+    return found

@@ -22,6 +22,12 @@ WRAPPED = [
     ("llava_onevision", "qwen2", (*TOWER, "image_newline")),
     ("internvl", "qwen3-moe", TOWER),
     ("lighton_ocr", "qwen3", ("vision_encoder.a.weight", "vision_projection.b.weight")),
+    ("smolvlm", "llama-silu", ("vision_model.a.weight", "connector.b.weight")),
+    ("idefics3", "llama-silu", ("vision_model.a.weight", "connector.b.weight")),
+    ("lfm2_vl", "lfm2", TOWER),
+    ("qwen2_vl", "qwen2", ("visual.a.weight",)),
+    ("qwen2_5_vl", "qwen2", ("visual.a.weight",)),
+    ("qwen3_vl", "qwen3", ("visual.a.weight",)),
     ("qwen3_5", "qwen3-5", ("visual.a.weight",)),
     ("qwen3_5_moe", "qwen3-5-moe", ("visual.a.weight",)),
 ]
@@ -101,6 +107,25 @@ def test_the_outer_config_says_what_the_text_leaves_out():
     }  # fmt: skip
 
 
+def test_a_config_without_a_text_config():
+    """As those of Qwen2-VL and Qwen2.5-VL were first written."""
+    fields = {"hidden_size": 8, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    text = text_config({"model_type": "qwen2_5_vl", "vision_config": {"depth": 2}, **fields})
+    assert (text["model_type"], text["hidden_size"], text["rope_theta"]) == ("qwen2", 8, 1e6)
+    assert text["rope_scaling"]["rope_type"] == text["rope_scaling"]["type"] == "default"
+    assert "vision_config" not in text
+    with pytest.raises(FormatError, match="text_config is None"):
+        text_config({"model_type": "qwen3_vl", **fields})
+
+
+def test_a_name_of_its_own_for_a_known_architecture():
+    text = {"model_type": "qwen3_vl_text", "hidden_size": 8}
+    assert text_config({"model_type": "qwen3_vl", "text_config": text}) == {
+        "model_type": "qwen3", "hidden_size": 8, "max_position_embeddings": 128000,
+        "rope_theta": 5e5, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
 # A small vision model of each kind, and sizes that its text and its images share.
 SIGLIP = {
     "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24,
@@ -153,6 +178,9 @@ def test_logits_are_those_of_transformers(model_type, text, tied, original, tmp_
     }  # fmt: skip
     unsure = model_type.startswith("qwen3_5")
     sizes |= DELTA_NET if unsure else {}
+    if "_vl" in model_type and text != "lfm2":  # positions of three dimensions
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]}
+        sizes |= {"rope_parameters": rope}
     outer = {} if tied is None else {"tie_word_embeddings": tied}
     options = {"vision_config": VISION.get(model_type, SIGLIP), "text_config": sizes, **outer}
     config = transformers.AutoConfig.for_model(model_type, **options)
