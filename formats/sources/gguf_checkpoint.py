@@ -10,7 +10,8 @@ from ..bounded_json import JsonObject
 from ..errors import FormatError, shown
 from ..number_formats import FORMATS, NumberFormat
 from .checkpoint import COLUMN_CHUNK
-from .gguf_forms import FORMS
+from .gguf_forms import FORMS as GGUF_FORMS
+from .gguf_forms import TEXTS
 from .gguf_forms.fields import config_of
 from .gguf_forms.header import Header
 from .gguf_forms.rope import SCALINGS
@@ -37,12 +38,13 @@ class GgufCheckpoint:
         try:
             self.header = Header(self.file, self.directory)
             self.architecture = self.header.architecture
-            if self.architecture not in FORMS:
+            known = GGUF_FORMS | TEXTS
+            if self.architecture not in known:
                 raise FormatError(
                     f"{path}: architecture {shown(self.architecture)} is not supported; "
-                    f"supported: {', '.join(FORMS)}"
+                    f"supported: {', '.join(known)}"
                 )
-            self.form = FORMS[self.architecture]
+            self.form = known[self.architecture]
             self.config = config_of(self.form, self.header, activation)
             self._refuse_strangers()
             self.naming = self.form.naming(self.header.kinds)
