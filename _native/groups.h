@@ -64,13 +64,17 @@ INLINE void NAME(scales_q3_K)(const uint8_t *block, float *scales, float *minima
 }
 INLINE void NAME(scales_q4_K)(const uint8_t *block, float *scales, float *minima) {
     __m128i q = six_bits_avx2(block + 4);
-    const float scale = NAME(half)(block), least = NAME(half)(block + 2);
 #if defined(UNIT_AVX512)
-    __m512 each = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(scale), _mm512_set1_ps(least));
+    const __m512i eight_times = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    int32_t halves; /* the scale, and the one of minima */
+    memcpy(&halves, block, 4);
+    __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(halves));
+    __m512 each = _mm512_permutexvar_ps(eight_times, _mm512_castps128_ps512(both));
     __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), each);
     _mm256_storeu_ps(scales, _mm512_castps512_ps256(v));
     _mm256_storeu_ps(minima, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
 #else
+    const float scale = NAME(half)(block), least = NAME(half)(block + 2);
     float both[16];
     NAME(sixteen)(q, 0, scale, 0, both), memcpy(scales, both, 32);
     NAME(sixteen)(_mm_srli_si128(q, 8), 0, least, 0, both), memcpy(minima, both, 32);
