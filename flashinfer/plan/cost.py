@@ -80,17 +80,17 @@ def predict(
     misses none and another one two, which takes longer than one each: the seconds are the mean of
     SAMPLES tokens, whose missing experts are drawn.
     """
-    whole = partial(_Pass, bundle, plan, profile, gap_bytes, block, tokens)
-    cost = _pass(whole(None))
+    a_pass = partial(_Pass, bundle, plan, profile, gap_bytes, block, tokens)
+    cost = _cost_of(a_pass(None))
     if tokens > 1 or not bundle.config.reads_experts:
         return cost
-    samples = [_pass(whole(n)).seconds for n in range(SAMPLES)]
-    seconds = {part: fmean(one.get(part, 0.0) for one in samples) for part in cost.seconds}
+    samples = [_cost_of(a_pass(n)).seconds for n in range(SAMPLES)]
+    parts = dict.fromkeys(part for one in (cost.seconds, *samples) for part in one)
+    seconds = {part: fmean(one.get(part, 0.0) for one in samples) for part in parts}
     return replace(cost, seconds=seconds)
 
 
-def _pass(work: "_Pass") -> Cost:
-    """The Cost of one pass."""
+def _cost_of(work: "_Pass") -> Cost:
     bundle, early = work.bundle, None
     for number in range(bundle.config.num_hidden_layers):
         known = work.read_known(number)
