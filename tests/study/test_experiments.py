@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -132,11 +133,14 @@ def test_a_page_stands_alone_and_names_are_only_text():
     bars = Chart("bars", "x", "y", {"a": [(0, 1.0), (1, 0.0)]}, kind="bars", labels=[hostile, "q"])
     table = Table(hostile, [hostile, "n"], [[hostile, 1], ["x", None]])
     finding = Finding("one", hostile, hostile, hostile, [hostile], [table], [chart, bars])
-    text = page(hostile, hostile, [finding])
+    text = page(hostile, hostile, [finding, replace(finding, name="two")])
     parsed = Strict()
     parsed.feed(text)
     assert not parsed.loaded and not parsed.open and "<script" not in text
-    assert [link[1:] for link in parsed.links] == ["one"] and "one" in parsed.ids
+    assert [link[1:] for link in parsed.links] == ["one", "two"] and {"one", "two"} <= set(
+        parsed.ids
+    )
+    assert "<nav" in text and "<nav" not in page(hostile, hostile, [finding])
     assert figures_of(chart).rows == [["0", 1.0, None], ["1", 2.5, 3.0]]
     assert figures_of(bars).rows == [[hostile, 1.0], ["q", 0.0]]
     assert "2.5" in text and "http" not in text and key(bars) == ""
