@@ -14,7 +14,6 @@ from flashinfer.calibration.calibrate import calibrate
 from flashinfer.calibration.predictor_training import Observations, find_predictor, svd_predictors
 from flashinfer.cli.run import demo_model
 from flashinfer.course.chapters.predicting import layers_of
-from flashinfer.course.engine import text
 from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.bundle.writer import stored_tensors, write_bundle
 from flashinfer.formats.convert import convert
@@ -367,9 +366,12 @@ def test_inputs_that_lie_anywhere_make_a_predictor_that_knows_more_of_them():
 
 
 def test_predictors_know_tokens_of_other_texts_and_the_record_is_of_its_own(tmp_path):
-    pytest.importorskip("tokenizers")
-    random = np.random.default_rng(2)
-    own, others, unfamiliar = text(0, 1536), *random.integers(2, 4096, (2, 768)).tolist()
+    tokenizers = pytest.importorskip("tokenizers")
+    with Bundle(demo_model()) as bundle:
+        tokenizer = tokenizers.Tokenizer.from_str(bundle.tokenizer_json())
+    licence = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    own, random = tokenizer.encode(licence).ids[:1536], np.random.default_rng(2)
+    others, unfamiliar = random.integers(2, 4096, (2, 768)).tolist()
     layers, missed, active = layers_of(unfamiliar[:256]), {}, {}
     for name, further in (("alone", []), ("with others", others)):
         target = tmp_path / f"{name}.flash"
@@ -380,7 +382,7 @@ def test_predictors_know_tokens_of_other_texts_and_the_record_is_of_its_own(tmp_
                 np.mean(layer.feed_forward.predictor.scores(x, None)[x @ up.T + bias > 0] <= 0)
                 for layer, (up, bias, x) in zip(model.layers, layers, strict=True)
             ])  # fmt: skip
-    assert missed["with others"] < 0.6 * missed["alone"]
+    assert missed["with others"] < 0.5 * missed["alone"]
     # Random tokens fire far more neurons than the text: the record counts none of them.
     assert active["with others"] == pytest.approx(active["alone"], rel=0.3)
 
