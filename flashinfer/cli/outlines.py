@@ -23,7 +23,7 @@ from flashinfer.formats.sources.hub import (
     names_a_gguf_file,
     names_a_repository,
 )
-from flashinfer.formats.sources.split_gguf import MOST_FILES
+from flashinfer.formats.sources.split_gguf import MOST_FILES, open_gguf
 from flashinfer.formats.sources.split_gguf import NAME as SPLIT
 from flashinfer.synth.shapes import config_like
 
@@ -100,10 +100,10 @@ def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -
             convert(header, path, dtype, dense_dtype=dense_dtype, outline=True)
         except (FormatError, UserError) as error:
             raise type(error)(str(error).replace(str(header), model)) from None
-        return gguf_bytes(header)
+        return _size_of(header)
     if is_gguf(model):
         convert(model, path, dtype, dense_dtype=dense_dtype, outline=True)
-        return gguf_bytes(Path(model))
+        return _size_of(model)
     config, named = _config(model)
     try:
         outline(config, path, dtype or "f16", dense_dtype)
@@ -112,13 +112,13 @@ def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -
     return 0
 
 
-def gguf_bytes(path: Path) -> int:
-    """The size of a GGUF file, or of all files of a model in several."""
-    split = SPLIT.fullmatch(path.name)
-    if split is None:
-        return path.stat().st_size
-    parts = (f"{split[1]}-{n:05}-of-{split[3]}.gguf" for n in range(1, int(split[3]) + 1))
-    return sum((path.parent / part).stat().st_size for part in parts)
+def _size_of(path: Path | str) -> int:
+    """The bytes of a GGUF file, or of all files of a model in several."""
+    file = open_gguf(path)
+    try:
+        return file.size
+    finally:
+        file.close()
 
 
 def _config(model: str) -> tuple[JsonObject, str]:

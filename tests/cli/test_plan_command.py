@@ -61,6 +61,8 @@ def test_by_a_gguf_file(cli, tmp_path, here):
     taken = found["conversion"]
     assert taken["reads"] == path.stat().st_size and taken["writes"] == found["bytes"]
     assert not taken["assumed"] and taken["least_seconds"] > 0
+    alone = path.rename(tmp_path / "x-00001-of-00002.gguf")  # by its name one of two, and whole
+    assert figures_of(cli, alone)["conversion"] == taken
 
 
 @pytest.mark.parametrize("dtype", ["q4_K", "mxfp4", "iq4_xs"])
