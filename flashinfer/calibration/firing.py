@@ -102,7 +102,7 @@ def _early(states: TextStates, number: int, residual: bool) -> Inputs | None:
         return None
     ffn, (normed, before) = states.model.layers[number].feed_forward, inputs
     router = router_of(ffn)
-    routed = None if router is None else router.named(before if router.config.early else normed)
+    routed = None if router is None else router.named(router.read_of(normed, before))
     return Inputs(np.array(before if residual else normed), routed=routed)
 
 

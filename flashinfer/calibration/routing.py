@@ -72,8 +72,7 @@ def routing(
         following, named = states.early_input(number + 1), []
         router = None if following is None else router_of(layers[number + 1].feed_forward)
         if following is not None and router is not None:
-            read = following[1] if router.config.early else following[0]
-            named = [router.named(read, share) for share in (1.0, SURE)]
+            named = [router.named(router.read_of(*following), share) for share in (1.0, SURE)]
         states.add(layer, in_pieces(layer.feed_forward, x, residual, states.before, budget))
         yield record
     progress("calibrate", len(layers), len(layers))

@@ -50,6 +50,10 @@ class Router:
         """x (T, d_model) -> (T, experts) float32."""
         return self.weight.linear(x, self.bias)
 
+    def read_of(self, x: Float32Array, residual: Float32Array | None) -> Float32Array:
+        """What it reads of an FFN's early input: ``x``, or before the norm where it is early."""
+        return residual if self.config.early and residual is not None else x
+
     def choose(self, scores: Float32Array, n: int) -> tuple[Int32Array, Float32Array]:
         """scores (T, experts) -> the n experts of each token, ascending (T, n), their weights."""
         config = self.config
@@ -107,8 +111,8 @@ class Router:
         choose the surest ``share`` is worth reading, as a wrong read costs megabytes; more than it
         would choose may still be chosen.
         """
-        read = residual if self.config.early and residual is not None else x
-        scores, per_token = self.scores(read), self.config.experts_per_token
+        scores = self.scores(self.read_of(x, residual))
+        per_token = self.config.experts_per_token
         surest, _ = self.choose(scores, math.ceil(per_token * share))
         likely, _ = self.choose(scores, min(per_token * 3 // 2, self.config.reach))
         return surest[0], likely[0]
