@@ -21,7 +21,6 @@ and where they are needed
     TURNED_HEADS          {our projection: how many matrices lie below each other in it, of a
                           LayerConfig, of which each has rows and columns exchanged there}
     CONVOLUTIONS          our matrices (channels, kernel) that are (channels, 1, kernel) there
-    VALUES                {our vector: what it is made by of the checkpoint's values, float32}
     UNUSED                tensors of checkpoints that have no part in what is computed
     FURTHER_LAYERS        the field that says how many layers come after the last one that are no
                           part of the model proper; they are left out
@@ -99,18 +98,10 @@ from .wrappers import WRAPPERS
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
     nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
-    dots1, glm4_moe, smallthinker, lfm2, lfm2_moe,
-    qwen3_next, qwen3_5, qwen3_5_moe,
-    gpt_neox, gpt2, bert, roberta, xlm_roberta,
-    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3,
-    olmo2, olmo3, flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe,
-    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite,
-    dots1, glm4_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, granite, ernie4_5,
-    ernie4_5_moe, nanochat, bitnet,
-    phimoe,
-    ernie4_5_moe, nanochat, bitnet, deepseek_v2, deepseek_v3, glm4_moe_lite,
-    ernie4_5_moe, nanochat, bitnet, granitemoehybrid,
-    nemotron_h,
+    dots1, glm4_moe, smallthinker, lfm2, lfm2_moe, qwen3_next, qwen3_5, qwen3_5_moe, gpt_neox,
+    gpt2, bert, roberta, xlm_roberta, smollm3, ministral3, olmo2, olmo3, flex_olmo,
+    hunyuan_v1_dense, hunyuan_v1_moe, granite, ernie4_5, ernie4_5_moe, nanochat, bitnet, phimoe,
+    deepseek_v2, deepseek_v3, glm4_moe_lite, granitemoehybrid, nemotron_h,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 
