@@ -15,7 +15,7 @@ cdef extern from "read_batch.h" nogil:
 
     ctypedef struct read_batch:
         int fd
-        int64_t count, failed
+        int64_t end, count, failed
         int error, unserved
         read_request requests[1]
 
@@ -83,7 +83,7 @@ cdef class Ticket:
 
 
 cdef class Reader:
-    """Reads one file, by a pool of threads, or with none by io_uring.
+    """Reads one file, of ``end`` bytes, by a pool of threads, or with none by io_uring.
 
     Raises OSError where the threads, or the ring, cannot be had.
     """
@@ -91,12 +91,14 @@ cdef class Reader:
     cdef read_pool *pool
     cdef read_ring *ring
     cdef int fd
+    cdef int64_t end
 
-    def __cinit__(self, fd, threads):
+    def __cinit__(self, fd, threads, end):
         try:
             self.fd, n_threads = <int>whole(fd, 0, (1 << 31) - 1), <int>whole(threads, 0, MOST_THREADS)
+            self.end = whole(end, 0, MOST)
         except REFUSALS:
-            explained("reader", fd, threads)
+            explained("reader", fd, threads, end)
             raise
         if n_threads:
             self.pool = read_pool_new(n_threads)
@@ -145,7 +147,7 @@ cdef class Reader:
         cdef read_batch *batch = <read_batch *>malloc(sizeof(read_batch) + (n + 1) * sizeof(read_request))
         if batch == NULL:
             raise MemoryError("no memory for the read requests")
-        batch.fd, batch.count = self.fd, n
+        batch.fd, batch.end, batch.count = self.fd, self.end, n
         for i in range(n):
             batch.requests[i].offset, batch.requests[i].length = offsets[i], lengths[i]
             batch.requests[i].destination = <char *>&memory[0] + destinations[i]

@@ -17,6 +17,7 @@ typedef struct {
 typedef struct read_batch {
     struct read_batch *next;
     int fd;
+    int64_t end; /* bytes of the file: a read that got all up to there is whole */
     int64_t count, taken, done;
     int64_t failed; /* index of the first request that failed, or -1 */
     int error;      /* its errno, or 0 where the file ended before it */
@@ -36,10 +37,12 @@ static void read_batch_begin(read_batch *batch) {
     }
 }
 
-/* What an error of a read means: after a part that ends off the alignment of direct reads, where
- * only the file's end leaves one, EINVAL is that end. */
-static int read_error(const read_request *request, int error) {
-    return error == EINVAL && request->begun ? 0 : error;
+/* What an error of a read that got up to `at` means: after a part that ends off the alignment of
+ * direct reads, where only the file's end leaves one, EINVAL is that end. -1: it has what there is,
+ * as a direct read of a file's last bytes asks for more than these. */
+static int read_error(const read_request *request, int error, int64_t at) {
+    if (error == EINVAL && request->begun) error = 0;
+    return error == 0 && request->begun && at >= request->batch->end ? -1 : error;
 }
 
 /* Count a request as done; error: its errno, 0 for the file's end, or -1 where it succeeded. */

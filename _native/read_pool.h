@@ -22,7 +22,7 @@ static int read_fully(int fd, read_request *r) {
     while (done < r->length) {
         ssize_t n = pread(fd, r->destination + done, r->length - done, r->offset + done);
         if (n < 0 && errno == EINTR && r->retries++ < READ_RETRIES) continue;
-        if (n <= 0) return n ? read_error(r, errno) : 0;
+        if (n <= 0) return read_error(r, n ? errno : 0, r->offset + done);
         done += n;
         r->begun = 1;
     }

@@ -87,7 +87,8 @@ static void ring_reap(read_ring *r) {
             if (r->broken) ring_refuse(r, request);
             else ring_push(r, request);
         } else {
-            read_request_done(request, cqe.res > 0 ? -1 : read_error(request, -cqe.res));
+            int error = cqe.res > 0 ? -1 : read_error(request, -cqe.res, request->offset);
+            read_request_done(request, error);
         }
     }
 }

@@ -13,6 +13,7 @@ from flashinfer.generation.pace import tokens_expected
 from flashinfer.generation.sampling import Sampler
 from flashinfer.generation.store import Store, is_store
 from flashinfer.plan import memory
+from flashinfer.plan.companion import bundle_at
 from flashinfer.plan.options import Options
 from flashinfer.plan.plan import reserve
 from flashinfer.plan.setup import Setup, prepare
@@ -78,7 +79,7 @@ def opened_draft(
         store = Store(path, bundle.config.vocab_size)
         _refuse_other_vocabulary(path, store.vocabulary, bundle)
         return OpenedDraft(store, memory.rss() + store.mapped_bytes)
-    small = Bundle(path, memory=memory.header_room(options.memory))
+    small = Bundle(bundle_at(path), memory=memory.header_room(options.memory))
     try:
         small.config.refuse_encoder(path)
         _refuse_other_vocabulary(path, small.vocabulary, bundle)

@@ -8,10 +8,10 @@ import numpy as np
 from flashinfer.formats.arrays import Float32Array, UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.progress import Progress
-from flashinfer.paper.flash import Engine, Flash, aligned_bytes
+from flashinfer.paper.flash import Flash, aligned_bytes
+from flashinfer.paper.open_file import Engine
 from flashinfer.plan.plan import Plan
 from flashinfer.plan.sizes import memory_bytes
-from flashinfer.transformer.kv_cache import pages
 from flashinfer.transformer.kv_flash import KeyValueFile, KeyValuesOnFlash
 from flashinfer.transformer.mixer import MemoryWanted
 from flashinfer.transformer.mixers import kind_of
@@ -35,8 +35,8 @@ def load_weights(
         for spec in bundle.specs
         if (rows := plan.rows_kept(spec, bundle.tensors[spec.name]))
     }
-    sizes = {name: rows * bundle.tensors[name].row_bytes for name, rows in kept.items()}
-    block = aligned_bytes(sum(pages(size) for size in sizes.values()))
+    spans = {name: bundle.tensors[name].pages_of(rows) for name, rows in kept.items()}
+    block = aligned_bytes(sum(span.nbytes for span in spans.values()))
     weights: dict[str, Any] = {}
     at = 0
     runs: list[list[int]] = []  # [offset, length, destination]: neighbours on flash are read as one
@@ -45,12 +45,13 @@ def load_weights(
         if not rows:
             weights[spec.name] = Streamed(tensor, flash, buffer)
             continue
-        length = pages(sizes[spec.name])
-        if runs and sum(runs[-1][:2]) == tensor.offset:
+        offset, length = spans[spec.name]
+        if runs and sum(runs[-1][:2]) == offset:
             runs[-1][1] += length
         else:
-            runs.append([tensor.offset, length, at])
-        data = block[at : at + sizes[spec.name]].reshape(rows, tensor.row_bytes)
+            runs.append([offset, length, at])
+        begin = at + tensor.offset - offset
+        data = block[begin : begin + rows * tensor.row_bytes].reshape(rows, tensor.row_bytes)
         if len(spec.shape) == 1:
             weights[spec.name] = data.reshape(-1).view(np.float32)
         elif rows == tensor.rows:

@@ -108,7 +108,7 @@ class OpenedModel:
         self.drafter = self.drafts.with_text(self.plan.context) if self.plan.drafts else None
         flash = self.flash
         # Not by way of this model, which is thus freed when nobody holds it.
-        self.turns = Turns(lambda: flash.fd < 0)
+        self.turns = Turns(lambda: flash.closed)
         self.kv_file: KeyValueFile | None = None
         try:
             kernels.set_threads(self.plan.threads)
@@ -324,7 +324,7 @@ class OpenedModel:
 
     @property
     def closed(self) -> bool:
-        return self.flash.fd < 0
+        return self.flash.closed
 
     def close(self) -> None:
         """Close the file, once no other thread computes. The model cannot be used any more."""

@@ -9,6 +9,7 @@ from .architectures import model_config
 from .architectures.wrappers import text_config
 from .arrays import UInt8Array
 from .bounded_json import JsonObject
+from .bundle.in_place import InPlace, Placed, source_file
 from .bundle.layout import TEMPLATE, TOKENIZER, format_of, layout
 from .bundle.writer import NewTensor, byte_tensor, new_tensor, write_bundle
 from .errors import FormatError, UserError
@@ -40,6 +41,7 @@ def convert(
     low_disk: bool = False,
     note: Callable[[str], None] = lambda line: None,
     outline: bool = False,
+    in_place: bool = False,
 ) -> int:
     """Convert a checkpoint to the bundle ``destination``; return its size in bytes.
 
@@ -55,6 +57,8 @@ def convert(
     note         is called with a line about each part of the checkpoint that is left out, such as
                  a GGUF file's tokenizer that is damaged or of an unknown kind
     outline      read and write no weights: see ``write_bundle``
+    in_place     of a GGUF file: leave the weights in it that it has as a bundle would have them,
+                 and write what is left; ``destination`` lies beside it
 
     Memory: the largest FFN matrix in the checkpoint's own format, some tens of MB, and up to 1 GiB
     for the tokenizer's JSON. Raises FormatError where the checkpoint is not sound or not supported,
@@ -62,6 +66,8 @@ def convert(
     """
     refuse_loss(destination, [source])
     refuse_target(destination)
+    if in_place:
+        _refuse_apart(source, Path(destination), dtype or dense_dtype)
     with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
         try:
             config = model_config(checkpoint.config)
@@ -84,6 +90,9 @@ def convert(
         tensors = _tensors(names, dtype, dense_dtype, _texts(checkpoint, note))
         if dtype is None:
             _note_rounded(names, note)
+        left: InPlace | None = None
+        if in_place and isinstance(checkpoint, GgufCheckpoint):
+            tensors, left = _left_in_place(tensors, checkpoint)
         order: list[str] = []
         if low_disk and isinstance(checkpoint, Checkpoint):
             tensors, order = _shard_by_shard(tensors, names.sources, checkpoint)
@@ -95,7 +104,41 @@ def convert(
             progress=progress,
             order=order,
             outline=outline,
+            in_place=left,
         )
+
+
+def _refuse_apart(source: Path | str, destination: Path, dtype: str | None) -> None:
+    """Raise UserError where a bundle at ``destination`` cannot have its weights in the source."""
+    if not is_gguf(source):
+        raise UserError(f"{source}: --in-place is for GGUF files, which have weights as bundles do")
+    if dtype:
+        raise UserError(f"{source}: --in-place leaves weights as they are; leave --dtype away")
+    if destination.parent.resolve() != Path(source).parent.resolve():
+        raise UserError(
+            f"{destination}: a bundle that has weights in {source} lies beside it, in "
+            f"{Path(source).parent}"
+        )
+
+
+def _left_in_place(
+    tensors: list[NewTensor], checkpoint: GgufCheckpoint
+) -> tuple[list[NewTensor], InPlace]:
+    """(the tensors to write, what stays where it lies). Raises UserError where no feed-forward
+    network stays."""
+    stay = {
+        tensor.name: Placed(tensor.format or tensor.dtype.lower(), tensor.lies)
+        for tensor in tensors
+        if tensor.lies is not None
+    }
+    if not any(name.endswith(".ffn.bundles") for name in stay):
+        raise UserError(
+            f"{checkpoint.directory}: none of its feed-forward networks can be read where it lies: "
+            "its neurons are read one by one, or it is in formats that are requantised; "
+            "flashinfer convert without --in-place makes a bundle of it"
+        )
+    files = tuple(source_file(file.path) for file in checkpoint.file.files)
+    return [tensor for tensor in tensors if tensor.name not in stay], InPlace(files, stay)
 
 
 def outline(

@@ -198,10 +198,11 @@ def test_a_read_that_fails_leaves_nothing_half_read(synthetic):
             model.reset(8)
             for layer in model.layers:
                 layer.feed_forward.store.cache.empty()
-            right, model.flash.reader = model.flash.reader, BrokenReader(model.flash.reader)
+            file = model.flash.files[0]
+            right, file.reader = file.reader, BrokenReader(file.reader)
             with pytest.raises(FormatError, match="Input/output error"):
                 model.forward(ids)
-            model.flash.reader = right
+            file.reader = right
             assert not model.flash.flying
             assert np.array_equal(model.forward(LONG[8:9]), expected[8])
 

@@ -34,12 +34,13 @@ from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import laid_out, new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import BudgetError, UserError
-from flashinfer.formats.files import refuse_loss, refuse_target
+from flashinfer.formats.files import refuse_loss, refuse_target, same_file
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.plan import memory
+from flashinfer.plan.companion import bundle_at
 
 SEQUENCE = 256  # tokens that attend to each other
 LEAST_TOKENS = 512
@@ -95,6 +96,7 @@ def calibrate(
     Raises UserError where the text is too short, the result could not be written, or the model
     gives states that are not finite.
     """
+    path = bundle_at(path)
     budget = memory.default_budget() if memory_budget is None else memory_budget
     room = memory.header_room(budget)
     with Bundle(path, calibrated=False, memory=room) as bundle:
@@ -202,6 +204,11 @@ def _check_destination(
     """Raise UserError where the result could not be written, before an hour's work for it."""
     refuse_loss(destination, [predictor_from] if predictor_from else [])
     refuse_target(destination, bundle.file.size)
+    if bundle.in_place.files and not same_file(Path(destination).parent, bundle.path.parent):
+        raise UserError(
+            f"{destination}: a bundle that has weights in {bundle.in_place.files[0].name} lies "
+            f"beside it, in {bundle.path.parent}"
+        )
 
 
 def _length(
@@ -331,4 +338,5 @@ def _write(
         bundle.hf_config,
         bundle.source,
         calibration,
+        in_place=bundle.in_place,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from flashinfer.formats.arrays import BoolArray, Int64Array, UInt8Array
 from flashinfer.paper.flash import GAP_BYTES, STAGING_BYTES, reads_of, row_spans
 from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.paper.pieces import one_piece
 from flashinfer.paper.selection import Selection
 from flashinfer.plan.expected_reads import expected_reads
 
@@ -43,7 +44,8 @@ def lay_out(bits: UInt8Array, tokens: int, row_bytes: int) -> Layout:
     reads = anywhere = 0.0
     for units in itertools.islice(_missing(used, len(bits) // 2), begin, None):
         reads += read_together(np.sort(places[units]), row_bytes, GAP_BYTES).reads
-        anywhere += expected_reads(len(units), len(bits), row_bytes, GAP_BYTES, BLOCK)[1]
+        each = one_piece(row_bytes, BLOCK)
+        anywhere += expected_reads(len(units), len(bits), each, GAP_BYTES)[1]
     return Layout(places, reads / anywhere if anywhere else 1.0)
 
 

@@ -22,6 +22,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--low-disk", action="store_true", help="of a checkpoint on the Hub: download shard by "
         "shard, and delete each when it is converted",
     )  # fmt: skip
+    parser.add_argument(
+        "--in-place", action="store_true", help="of a GGUF file: leave its weights where they are, "
+        "and write what else a model needs to DST, which lies beside it; flashinfer run x.gguf "
+        "does so by itself",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -30,7 +35,7 @@ def main(args: Namespace) -> None:
     with progress_bars() as progress:
         size = convert(
             args.source, args.destination, args.dtype, progress, args.dense_dtype,
-            args.activation, args.low_disk, notes.append,
+            args.activation, args.low_disk, notes.append, in_place=args.in_place,
         )  # fmt: skip
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_formats, bundle.config.sparse

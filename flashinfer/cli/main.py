@@ -9,6 +9,7 @@ from importlib import import_module
 from flashinfer import __version__
 from flashinfer.cli.common import NotConforming, check_outputs
 from flashinfer.formats.errors import UserError, printable
+from flashinfer.plan.companion import bundle_at
 
 COMMANDS = (
     "run",
@@ -33,6 +34,12 @@ COMMANDS = (
     "watch",
     "check",
 )
+
+# Those that open their model as a bundle, which stands beside a GGUF file.
+OPENING = (
+    "run", "chat", "batch", "encode", "surrogate", "calibrate", "evaluate", "digest", "inspect",
+    "verify", "study", "watch",
+)  # fmt: skip
 
 
 def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -94,6 +101,8 @@ def _run(argv: list[str]) -> int:
     except SystemExit as exit:
         return int(exit.code or 0)
     check_outputs(args)
+    if args.command in OPENING and args.model is not None:
+        args.model = bundle_at(args.model, silent=False)
     args.main(args)
     return 0
 

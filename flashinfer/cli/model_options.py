@@ -7,8 +7,8 @@ from typing import Any
 from flashinfer.cli.common import natural, positive, seed, share, size, temperature
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
-from flashinfer.paper.flash import IO
 from flashinfer.paper.neuron_cache import POLICIES
+from flashinfer.paper.open_file import IO
 from flashinfer.plan.options import MODES, Options
 from flashinfer.plan.profile import boards
 from flashinfer.transformer.kv_cache import KV_DTYPES

@@ -12,7 +12,7 @@ from pathlib import Path
 from flashinfer.cli.common import add_json, positive, progress_bars, write_json
 from flashinfer.formats.errors import printable
 from flashinfer.formats.files import refuse_loss
-from flashinfer.paper.flash import IO
+from flashinfer.paper.open_file import IO
 from flashinfer.plan.profile import MANY, Profile, cache_path, prepare, save
 from flashinfer.probe.probing import probe
 

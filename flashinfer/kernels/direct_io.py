@@ -78,14 +78,16 @@ class Reader:
 
     fd       an open file's descriptor
     threads  reads in flight; 0: the compiled twin uses io_uring
+    end      bytes of the file. A read may ask for more, as direct reads of its last bytes have to:
+             it is complete with all that there are.
     Raises OSError where io_uring is not available.
     """
 
-    def __init__(self, fd: int, threads: int) -> None:
-        doors.reader(fd, threads)
+    def __init__(self, fd: int, threads: int, end: int) -> None:
+        doors.reader(fd, threads, end)
         if not threads:
             raise OSError(errno.ENOSYS, "not with the NumPy kernels")
-        self.fd = fd
+        self.fd, self.end = fd, end
         self.pool = ThreadPoolExecutor(threads)
 
     def submit(
@@ -106,6 +108,8 @@ class Reader:
     def _read(self, offset: int, view: memoryview) -> None:
         done = 0
         while done < len(view):
+            if done and offset + done >= self.end:
+                return
             count = os.preadv(self.fd, [view[done:]], offset + done)
             if count == 0:
                 raise EOFError

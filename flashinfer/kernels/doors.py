@@ -325,9 +325,10 @@ def copy_rows(source: Any, starts: Any, target: Any, places: Any, lengths: Any) 
         raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
 
 
-def reader(fd: Any, threads: Any) -> None:
+def reader(fd: Any, threads: Any, end: Any) -> None:
     whole("fd", fd, 0, (1 << 31) - 1)
     whole("threads", threads, 0, MOST_THREADS)
+    whole("end", end, 0, MOST)
 
 
 def submit(offsets: Any, lengths: Any, memory: Any, destinations: Any) -> None:

@@ -224,7 +224,7 @@ class FeedForward:
         for which in arrivals:
             for i in np.arange(len(units))[which]:
                 outputs[i] = neurons.outputs(
-                    self.store.cache.memory, offsets[i, 0], units[i], x
+                    self.store.cache.memory, offsets[i], units[i], x
                 )[0]  # fmt: skip
         for weight, output in zip(selection.weights, outputs, strict=True):
             y += weight * output

@@ -4,26 +4,23 @@ With O_DIRECT the page cache is out of the way: a read costs what the device cos
 spent once. It wants offsets, lengths and addresses aligned; ``Flash.span`` widens a read so.
 """
 
-import errno
+import math
 import mmap
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import Int64Array, UInt8Array
+from flashinfer.formats.arrays import AnyArray, Int64Array, UInt8Array
+from flashinfer.formats.bundle.in_place import FILE_BYTES
 from flashinfer.formats.bundle.reader import StoredTensor
-from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.formats.errors import FormatError
+from flashinfer.paper.open_file import Engine, OpenFile
 
-Engine = Literal["auto", "io_uring", "threads", "buffered"]
-IO: tuple[Engine, ...] = get_args(Engine)
-IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
 MERGED_BYTES = 256 << 10  # the most that neighbours merge to
 GAP_BYTES = 4096  # of another neuron are cheaper to read than another request is
@@ -87,12 +84,14 @@ Tile = tuple[int, int, Int64Array, Submitted]
 
 
 class Flash:
-    """A bundle's file, open for reading.
+    """A bundle's file, open for reading, and the files that it has weights in. Offsets are
+    addresses, as formats/bundle/in_place.py counts: of the bundle's own file, offsets in it.
 
     io          "auto": O_DIRECT by io_uring, or else by threads, or else through the page cache;
                 "io_uring", "threads": O_DIRECT that way or an error; "buffered": the page cache.
                 Afterwards, the way that was taken.
     path        named in messages: ``name``, or what was opened
+    sources     paths of the files that the bundle has weights in
     gap_bytes   reads no further apart than this are merged into one
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
     bytes_read  so far, alignment's widening included; of them, bytes_streamed in ``submit_range``,
@@ -105,6 +104,7 @@ class Flash:
         io: Engine = "auto",
         gap_bytes: int = GAP_BYTES,
         name: Path | str | None = None,
+        sources: Sequence[Path] = (),
     ) -> None:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
@@ -114,61 +114,19 @@ class Flash:
         self.held: list[Submitted] = []  # of these, those that begin when the others are done
         # A tensor, half of the buffer and the tensor's first tile, read before its turn.
         self.early: tuple[StoredTensor, int, Tile] | None = None
-        self.fd, self.alignment = self._open(path, io)
+        self.files: list[OpenFile] = []
         try:
-            self.io, self.reader = self._reader(io)
+            self.files.append(OpenFile(path, io, self.path))
+            self.files += [OpenFile(source, io, source) for source in sources]
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
+        self.io = self.files[0].io
+        self.alignment = max(file.alignment for file in self.files)
 
-    def _open(self, path: Path | str, io: Engine) -> tuple[int, int]:
-        """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
-        if io != "buffered" and hasattr(os, "O_DIRECT"):
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise FormatError(f"{self.path}: {error.strerror}") from None
-            else:
-                for alignment in (512, 1024, 2048, 4096):
-                    if self._reads(fd, alignment):
-                        return fd, alignment
-                os.close(fd)
-        if io in ("io_uring", "threads"):
-            raise FormatError(f"{self.path}: its file system has no O_DIRECT; use --io buffered")
-        if io == "auto":
-            print(
-                f"flashinfer: {self.path}: no O_DIRECT on this file system, reading through the "
-                "page cache",
-                file=sys.stderr,
-            )
-        try:
-            return os.open(path, os.O_RDONLY), 1
-        except OSError as error:
-            raise FormatError(f"{self.path}: {error.strerror}") from None
-
-    def _reader(self, io: Engine) -> tuple[Engine, Any]:
-        """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
-        if self.alignment == 1:
-            return "buffered", kernels.Reader(self.fd, IO_THREADS)
-        if io != "threads":
-            try:
-                return "io_uring", kernels.Reader(self.fd, 0)
-            except OSError as error:
-                if io == "io_uring":
-                    raise UserError(
-                        f"no io_uring here: {error.strerror}; use --io threads"
-                    ) from None
-        return "threads", kernels.Reader(self.fd, IO_THREADS)
-
-    @staticmethod
-    def _reads(fd: int, alignment: int) -> bool:
-        """Whether direct reads of this alignment work, found by trying."""
-        with memoryview(mmap.mmap(-1, 2 * 4096)) as page:
-            try:
-                return os.preadv(fd, [page[alignment : 2 * alignment]], alignment) == alignment
-            except OSError:
-                return False
+    @property
+    def closed(self) -> bool:
+        return not self.files
 
     def span(self, offset: int, length: int) -> tuple[int, int, int]:
         """The aligned read that covers a range: (start, length, where the range begins in it)."""
@@ -176,10 +134,9 @@ class Flash:
         end = -(-(offset + length) // self.alignment) * self.alignment
         return start, end - start, offset - start
 
-    def slot_bytes(self, unit_bytes: int) -> int:
-        """Room for the span of any unit of a layer, whose first one begins on a page."""
-        worst_skip = self.alignment - np.gcd(unit_bytes, self.alignment)
-        return int(-(-(worst_skip + unit_bytes) // self.alignment) * self.alignment)
+    def slot_bytes(self, row_bytes: int, offset: int = 0) -> int:
+        """Room for the span of any row of a tensor at ``offset``."""
+        return slot_bytes(row_bytes, row_bytes, offset, self.alignment)
 
     def submit(
         self,
@@ -249,17 +206,27 @@ class Flash:
     ) -> int:
         """Begin these reads; returns how many."""
         self.bytes_read += int(lengths.sum())
-        ticket = self._send(offsets, lengths, memory, destinations)
-        submitted.parts.append((ticket, offsets, lengths))
+        for which in self._by_file(offsets):
+            ticket = self._send(offsets[which], lengths[which], memory, destinations[which])
+            submitted.parts.append((ticket, offsets[which], lengths[which]))
         if self.watcher is not None:
             self.watcher.submitted(submitted, offsets, lengths, streamed)
         return len(lengths)
 
+    def _by_file(self, offsets: Int64Array) -> Sequence[AnyArray | slice]:
+        """Which of the reads are of one file, for each file that there are any of."""
+        if len(self.files) == 1:
+            return (slice(None),)
+        numbers = offsets // FILE_BYTES
+        return [numbers == number for number in np.unique(numbers)]
+
     def _send(
         self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
     ) -> Any:
-        """Hands reads over to the reader; returns its ticket."""
-        return self.reader.submit(offsets, lengths, memory, destinations)
+        """Hands reads of one file over to its reader; returns the reader's ticket."""
+        number = int(offsets[0]) // FILE_BYTES if len(offsets) else 0
+        begin = number * FILE_BYTES
+        return self.files[number].submit(offsets - begin, lengths, memory, destinations)
 
     def wait(self, submitted: Submitted) -> None:
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
@@ -274,8 +241,9 @@ class Flash:
                 index, reason = error.filename, error.strerror  # OSError's third argument
             else:
                 continue
+            number, offset = divmod(int(offsets[index]), FILE_BYTES)
             failure = failure or (
-                f"{self.path}: reading {lengths[index]} bytes at {offsets[index]}: {reason}"
+                f"{self.files[number].name}: reading {lengths[index]} bytes at {offset}: {reason}"
             )
         staging, submitted.staging = submitted.staging, None
         if staging is not None:
@@ -319,7 +287,7 @@ class Flash:
         As many rows at a time as ``buffer`` holds, each by a read of its own.
         """
         self._drop_early()
-        slot_bytes = self.slot_bytes(tensor.row_bytes)
+        slot_bytes = self.slot_bytes(tensor.row_bytes, tensor.offset)
         room = len(buffer) // slot_bytes
         for position in range(0, len(rows), room):
             chosen = np.asarray(rows[position : position + room], dtype=np.int64)
@@ -384,7 +352,7 @@ class Flash:
         self, tensor: StoredTensor, first: int, buffer: UInt8Array, half: int, side: int
     ) -> Tile:
         """The same of rows that lie anywhere: each is read by itself, but neighbours as one."""
-        slot_bytes = self.slot_bytes(tensor.row_bytes)
+        slot_bytes = self.slot_bytes(tensor.row_bytes, tensor.offset)
         stop = min(first + tile_rows(half, slot_bytes), tensor.rows)
         offsets, lengths, skips = self.row_spans(tensor, np.arange(first, stop))
         order = offsets.argsort()
@@ -400,12 +368,10 @@ class Flash:
             self.wait(submitted)
 
     def close(self) -> None:
-        """Close the file; reads in flight are finished first."""
-        if self.fd >= 0:
-            self.settle()
-            self.reader = None
-            os.close(self.fd)
-            self.fd = -1
+        """Close the files; reads in flight are finished first."""
+        self.settle()
+        while self.files:
+            self.files.pop().close()
 
 
 def tile_rows(half: int, slot_bytes: int) -> int:
@@ -413,13 +379,23 @@ def tile_rows(half: int, slot_bytes: int) -> int:
     return max(1, half // slot_bytes)
 
 
+def slot_bytes(nbytes: int, stride: int, offset: int, alignment: int) -> int:
+    """Room for the span of ``nbytes`` that begin at ``offset``, or any number of strides later."""
+    worst_skip = alignment - math.gcd(offset, stride, alignment)
+    return -(-(worst_skip + nbytes) // alignment) * alignment
+
+
 def row_spans(
-    offset: int, row_bytes: int, rows: Int64Array, alignment: int
+    offset: int, row_bytes: int, rows: Int64Array, alignment: int, stride: int | None = None
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
     """(offsets, lengths, skips) of the aligned reads of the rows (n,) int64 of a tensor at
-    ``offset``; a row begins ``skips`` bytes into its read."""
-    begin = offset + rows * row_bytes
-    if row_bytes % alignment == 0:  # nothing to widen: tensors begin on a page
+    ``offset``; a row begins ``skips`` bytes into its read.
+
+    stride  from where a row begins to where the next one does; None: row_bytes
+    """
+    stride = row_bytes if stride is None else stride
+    begin = offset + rows * stride
+    if math.gcd(offset, stride, row_bytes) % alignment == 0:  # nothing to widen
         return begin, np.full(len(rows), row_bytes), np.zeros(len(rows), dtype=np.int64)
     offsets = begin // alignment * alignment
     ends = -(-(begin + row_bytes) // alignment) * alignment
@@ -429,12 +405,13 @@ def row_spans(
 def reads_of(
     offsets: Int64Array, lengths: Int64Array, destinations: Int64Array, gap_bytes: int, room: int
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """How rows of one length are read: (straight, staged, copies), as ``kernels.merge_reads``.
+    """How rows of about one length are read: (straight, staged, copies), those of
+    ``kernels.merge_reads``.
 
     Large rows are cut into pieces that are in flight together; small ones are merged with their
     neighbours, through a staging buffer of ``room`` bytes where those are apart in memory.
     """
-    if len(lengths) and lengths[0] > PIECE_BYTES:
+    if len(lengths) and lengths.max() > PIECE_BYTES:
         none = np.empty((3, 0), dtype=np.int64)
         return _cut(offsets, lengths, destinations), none, none
     return kernels.merge_reads(offsets, lengths, destinations, gap_bytes, MERGED_BYTES, room)

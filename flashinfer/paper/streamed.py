@@ -106,6 +106,6 @@ class Streamed:
         _, _, skips = store.spans(neurons)
         kernels.copy_rows(
             memory, starts[neurons - first], store.cache.memory,
-            store.cache.starts[slots[begin:end]] + skips,
+            store.cache.starts[slots[begin:end]] + skips[:, 0],
             np.full(len(neurons), self.tensor.row_bytes),
         )  # fmt: skip

@@ -8,8 +8,10 @@ from numpy.typing import ArrayLike
 
 from flashinfer.formats.arrays import AnyArray, BoolArray, Int32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.number_formats import Matrices
 from flashinfer.paper.flash import Flash, Submitted
 from flashinfer.paper.neuron_cache import NeuronCache
+from flashinfer.paper.pieces import pieces_of
 from flashinfer.paper.selection import Selection
 from flashinfer.paper.ways import WAVE_BYTES
 
@@ -27,7 +29,9 @@ class UnitStore:
              file has a layout of its own, its ``places`` say where each lies
     units    the same tensor, a row a unit
     cache    NeuronCache; flash: Flash; buffer: uint8 memory that tiles are streamed through
-    inside   (neurons of a unit,) int64: bytes from the unit's beginning to each of its neurons
+    pieces   what is read of a unit
+    inside   int64: bytes from the unit's beginning to each of its neurons (neurons of a unit,), or
+             of its matrices (matrices,)
     settled  whether every slot that the cache has given holds its unit
     """
 
@@ -42,7 +46,13 @@ class UnitStore:
         n = unit_neurons
         self.bundles, self.cache, self.flash, self.buffer = bundles, cache, flash, buffer
         self.units = replace(bundles, rows=bundles.rows // n, columns=bundles.columns * n)
+        self.pieces = pieces_of(bundles, n, flash.alignment)
+        self.rooms = self.pieces.rooms
         self.inside = np.arange(n) * bundles.row_bytes
+        if isinstance(bundles.format, Matrices):
+            self.inside = np.array([part.at for part in bundles.format.parts.values()])
+        if bundles.runs is not None:  # each is a piece, and begins where that does
+            self.inside = np.zeros(1, dtype=np.int64)
         self.settled = True
 
     def begin(self) -> None:
@@ -82,7 +92,9 @@ class UnitStore:
         if not len(units):
             return None
         offsets, lengths, _ = self.spans(units)
-        starts = self.cache.starts[slots]
+        starts = self.cache.starts[slots][:, None] + self.rooms
+        # Piece after piece, so that neighbours in the file follow each other.
+        offsets, lengths, starts = (a.T.ravel() for a in (offsets, lengths, starts))
         if self.units.places is not None:  # neighbours in the file are read as one
             order = offsets.argsort()
             offsets, lengths, starts = offsets[order], lengths[order], starts[order]
@@ -94,13 +106,15 @@ class UnitStore:
             self.flash.wait(reads)
 
     def offsets(self, units: Int32Array, slots: Int32Array) -> Int64Array:
-        """Where in ``cache.memory`` each neuron of these units begins: (units, neurons) int64."""
+        """Where in ``cache.memory`` each neuron of these units begins, or each of their matrices:
+        (units, neurons or matrices) int64."""
         _, _, skips = self.spans(units)
-        return (self.cache.starts[slots] + skips)[:, None] + self.inside
+        return self.cache.starts[slots][:, None] + self.rooms + skips + self.inside
 
     def spans(self, units: Int32Array) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """(offsets, lengths, skips) of the aligned reads that cover these units, int64 each."""
-        return self.flash.row_spans(self.units, units.astype(np.int64))
+        """(offsets, lengths, skips) of the aligned reads that cover these units, int64 (units,
+        pieces) each."""
+        return self.pieces.spans(self.units.place(units.astype(np.int64)))
 
     def arrivals(
         self,

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.whole import Whole
 
 FILL_BYTES = 8 << 20  # read at a time
+NOWHERE = np.empty(0, dtype=np.int64)  # where matrices begin that are not in memory
 
 
 class WholeUnits(Neurons):
@@ -40,6 +40,7 @@ class WholeUnits(Neurons):
     ) -> None:
         super().__init__(config, format, biases, norm=norm)
         self.matrices = format
+        self.order = {part: number for number, part in enumerate(format.parts)}
         self.width = self.down_at = 0  # all that a unit has is found from where it begins
 
     def one_by_one(self, selection: Selection) -> bool:
@@ -55,25 +56,27 @@ class WholeUnits(Neurons):
         y: Float32Array,
         apart: int | None = None,
     ) -> None:
-        """As ``Neurons.add``; rows (units, 1)."""
+        """As ``Neurons.add``; rows (units, matrices)."""
         if part.indptr is None:
-            for i, start in enumerate(rows[:, 0]):
-                out = self.outputs(memory, start, part.units[i], x)
+            for i, starts in enumerate(rows):
+                out = self.outputs(memory, starts, part.units[i], x)
                 y += out if part.weights is None else part.weights[i] * out
             return
         for i, pairs in enumerate(part.pairs()):
             tokens = part.tokens[pairs]
-            out = self.outputs(memory, rows[i, 0], part.units[i], x[tokens])
+            out = self.outputs(memory, rows[i], part.units[i], x[tokens])
             y[tokens] += part.weights[pairs, None] * out
 
-    def outputs(self, memory: UInt8Array, start: int, unit: int, x: Float32Array) -> Float32Array:
-        """What the unit that begins at ``start`` of memory gives for x (T, d_model): the same
-        shape, without the down projection's bias."""
+    def outputs(
+        self, memory: UInt8Array, starts: AnyArray, unit: int, x: Float32Array
+    ) -> Float32Array:
+        """What the unit whose matrices begin at ``starts`` (matrices,) of memory gives for x
+        (T, d_model): the same shape, without the down projection's bias."""
         neurons = self.of(np.array([unit]))
-        a = self.activations(memory, np.array([start]), x, neurons)
+        a = self.activations(memory, starts, x, neurons)
         if self.norm is not None:
             a = self.norm.take(a, neurons)
-        return self.linear("down", memory, start, np.ascontiguousarray(a.T))
+        return self.linear("down", memory, starts, np.ascontiguousarray(a.T))
 
     def products(
         self,
@@ -85,21 +88,22 @@ class WholeUnits(Neurons):
         indptr: Int32Array | None = None,
         tokens: Int32Array | None = None,
     ) -> Float32Array:
-        """part . x + its bias, for the "gate" or "up" of the unit at ``rows`` (1,): (n, T)."""
+        """part . x + its bias, for the "gate" or "up" of the unit whose matrices begin at ``rows``
+        (matrices,): (n, T)."""
         bias = self.bias_of(part, neurons)
-        return np.ascontiguousarray(self.linear(part, memory, int(rows[0]), x, bias).T)
+        return np.ascontiguousarray(self.linear(part, memory, rows, x, bias).T)
 
     def linear(
         self,
         part: str,
         memory: UInt8Array,
-        start: int,
+        starts: AnyArray,
         x: Float32Array,
         bias: Float32Array | None = None,
     ) -> Float32Array:
-        """x (T, columns) times a matrix of the unit that begins at ``start`` of memory."""
+        """x (T, columns) times one of a unit's matrices, which begin at ``starts`` of memory."""
         described = self.matrices.parts[part]
-        at = int(start) + described.at
+        at = int(starts[self.order[part]])
         data = memory[at : at + described.nbytes].reshape(described.rows, described.row_bytes)
         return kernels.linear(x, kernels.Matrix(data, described.columns, described.format), bias)
 
@@ -110,6 +114,15 @@ class ResidentUnits(Whole):
     def fill(self, progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Read the layer into the cache's memory. Call it only where it ``fits``."""
         store, tensor = self.store, self.store.units
+        units = np.arange(tensor.rows, dtype=np.int32)
+        if tensor.runs is not None:
+            step = max(1, FILL_BYTES // store.cache.slot_bytes)
+            for first in range(0, tensor.rows, step):
+                some = units[first : first + step]
+                store.wait(store.submit(some, some))
+                progress(len(some) * tensor.row_bytes)
+            self.offsets = store.offsets(units, units)
+            return
         begin = int(store.cache.starts[0])
         for at in range(0, tensor.nbytes, FILL_BYTES):
             size = min(FILL_BYTES, tensor.nbytes - at)  # units begin and end on pages
@@ -118,7 +131,7 @@ class ResidentUnits(Whole):
             )
             store.wait(read)
             progress(size)
-        self.offsets = begin + np.arange(tensor.rows, dtype=np.int64)[:, None] * tensor.row_bytes
+        self.offsets = begin + units[:, None] * np.int64(tensor.row_bytes) + store.inside
 
 
 class StreamedMatrix:
@@ -145,17 +158,23 @@ class StreamedUnit(WholeUnits):
         self.store, self.units, tensor = store, units, store.units
         self.streamed = {
             name: StreamedMatrix(
-                replace(
-                    tensor, name=f"{tensor.name}.{name}", offset=tensor.offset + part.at,
-                    rows=part.rows, columns=part.columns, format=part.format,
-                ),
+                StoredTensor(f"{tensor.name}.{name}", offset, part.rows, part.columns, part.format),
                 store,
             )
-            for name, part in units.matrices.parts.items()
-        }  # fmt: skip
+            for (name, part), offset in zip(
+                units.matrices.parts.items(), self._offsets(), strict=True
+            )
+        }
         streams = list(self.streamed.values())
         for stream, after in itertools.pairwise(streams):
             stream.following = after.tensor
+
+    def _offsets(self) -> list[int]:
+        """Where each of the unit's matrices begins on flash."""
+        tensor = self.store.units
+        if tensor.runs is not None:
+            return [run.address for run in tensor.runs]
+        return [tensor.offset + part.at for part in self.matrices.parts.values()]
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token, in this order."""
@@ -167,13 +186,13 @@ class StreamedUnit(WholeUnits):
         """y (T, d_model) += the FFN of x (T, d_model)."""
         self.tap = self.units.tap
         self.store.cache.misses += len(selection.units)
-        y += self.outputs(np.empty(0, dtype=np.uint8), 0, 0, x)
+        y += self.outputs(np.empty(0, dtype=np.uint8), NOWHERE, 0, x)
 
     def linear(
         self,
         part: str,
         memory: UInt8Array,
-        start: int,
+        starts: AnyArray,
         x: Float32Array,
         bias: Float32Array | None = None,
     ) -> Float32Array:

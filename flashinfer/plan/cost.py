@@ -12,6 +12,7 @@ from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCali
 from flashinfer.formats.bundle.reader import Bundle, StoredTensor
 from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR, Role, TensorSpec
 from flashinfer.paper.flash import PIECE_BYTES, tile_rows
+from flashinfer.paper.pieces import pieces_of_layer
 from flashinfer.paper.ways import (
     CACHED,
     STREAMED,
@@ -320,8 +321,9 @@ class _Pass:
 
     def _submit(self, units: _Units, missing: float, among: float | None = None) -> float:
         """Begin to read so many of a layer's units ``among`` these, or all; when they are there."""
-        among, unit_bytes = among or units.residence.units, self.bundle.unit_bytes(units.layer)
-        nbytes, requests = expected_reads(missing, among, unit_bytes, self.gap_bytes, self.block)
+        among = among or units.residence.units
+        pieces = pieces_of_layer(self.bundle, units.layer, self.block)
+        nbytes, requests = expected_reads(missing, among, pieces, self.gap_bytes)
         requests *= units.together
         self.read["neurons"] += nbytes
         self.requests += requests

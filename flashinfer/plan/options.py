@@ -10,8 +10,8 @@ from flashinfer.formats.errors import UserError
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.tensors import ATTENTION
 from flashinfer.kernels.doors import MOST_THREADS
-from flashinfer.paper.flash import IO, Engine
 from flashinfer.paper.neuron_cache import POLICIES, Policy, default_policy
+from flashinfer.paper.open_file import IO, Engine
 from flashinfer.plan import memory
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.threads import threads_to_use

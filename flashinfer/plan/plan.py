@@ -117,7 +117,8 @@ class Plan(Decided):
     def rows_kept(self, spec: TensorSpec, tensor: StoredTensor) -> int:
         """How many rows of a tensor, the first ones, stay in DRAM."""
         if spec.role == HEAD:
-            return min(tensor.rows, self.head // tensor.row_bytes)
+            room = max(0, self.head - tensor.offset % PAGE)  # it may begin within a page
+            return min(tensor.rows, room // tensor.row_bytes)
         return tensor.rows if self._stays(spec) else 0
 
     def _stays(self, spec: TensorSpec) -> bool:

@@ -11,8 +11,10 @@ import numpy as np
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, UserError
 from flashinfer.paper.flash import GAP_BYTES, Flash
+from flashinfer.paper.pieces import pieces_of_layer
 from flashinfer.paper.router import SURE
 from flashinfer.plan import memory, profile
+from flashinfer.plan.companion import bundle_at
 from flashinfer.plan.cost import Cost, predict
 from flashinfer.plan.options import Decided, Options
 from flashinfer.plan.plan import Plan, make_plan
@@ -49,10 +51,11 @@ class Setup:
 
 
 def opened(path: Path | str | Bundle, options: Options) -> Bundle:
-    """The Bundle at ``path``, its header parsed within the budget. Of a mixture with predictors,
+    """The Bundle at ``path``, or of a GGUF file its companion, its header parsed within the
+    budget. Of a mixture with predictors,
     where "dense" is asked for, it is as it was before they were made: by whole experts."""
     room = memory.header_room(options.memory)
-    bundle = path if isinstance(path, Bundle) else Bundle(path, memory=room)
+    bundle = path if isinstance(path, Bundle) else Bundle(bundle_at(path), memory=room)
     if options.neurons == "dense" and bundle.config.mixture and bundle.has_predictors:
         bundle.close()
         bundle = Bundle(bundle.path, calibrated=False, memory=room)
@@ -66,9 +69,13 @@ def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
     wanted, base = options.decided(bundle), memory.rss() if base is None else base
     known = profile.find(options.device, bundle.path)
     unit_bytes = [bundle.unit_bytes(layer) for layer in range(bundle.config.num_hidden_layers)]
-    flash = Flash(bundle.path, options.io, _gap_bytes(bundle, wanted, known, unit_bytes))
+    gap_bytes = _gap_bytes(bundle, wanted, known, unit_bytes)
+    flash = Flash(bundle.path, options.io, gap_bytes, sources=bundle.source_paths)
     try:
-        slot_bytes = [flash.slot_bytes(nbytes) for nbytes in unit_bytes]
+        slot_bytes = [
+            pieces_of_layer(bundle, layer, flash.alignment).slot_bytes
+            for layer in range(bundle.config.num_hidden_layers)
+        ]
         scratch = options.scratch_of(bundle)
         plan = _with_keys_and_values(
             bundle, wanted, slot_bytes, base, known, flash, scratch is not None

@@ -51,7 +51,8 @@ class Sizes:
         for spec in bundle.specs:
             if spec.role == PREDICTOR and wanted.mode == "dense":
                 continue
-            size = pages(bundle.tensors[spec.name].nbytes)
+            tensor = bundle.tensors[spec.name]
+            size = tensor.pages_of(tensor.rows).nbytes
             self.by_role[SMALL if len(spec.shape) == 1 else spec.role] += size
             if spec.role == ATTENTION and spec.layer is not None:
                 self.attention[spec.layer] += size

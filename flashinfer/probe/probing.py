@@ -19,7 +19,8 @@ from flashinfer.formats.number_formats import FORMATS
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR
 from flashinfer.model import Model
-from flashinfer.paper.flash import Engine, Flash
+from flashinfer.paper.flash import Flash
+from flashinfer.paper.open_file import Engine
 from flashinfer.plan.options import Options
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.setup import opened, prepare

@@ -21,7 +21,8 @@ from flashinfer.formats.files import nameless_file
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.number_formats import FORMATS
-from flashinfer.paper.flash import Engine, Flash, Submitted, aligned_bytes
+from flashinfer.paper.flash import Flash, Submitted, aligned_bytes
+from flashinfer.paper.open_file import Engine
 from flashinfer.transformer.kv_cache import (
     ELEMENTS,
     KeyValueCache,

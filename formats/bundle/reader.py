@@ -8,6 +8,7 @@ where the model came from, and what calibration found. ``layout.py`` lists the t
 """
 
 import hashlib
+import io
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,11 +19,11 @@ import numpy as np
 
 from .. import bounded_json
 from ..architectures import model_config
-from ..arrays import Float32Array, Int32Array, Int64Array
+from ..arrays import Float32Array, Int32Array, Int64Array, UInt8Array
 from ..bounded_json import JsonObject
 from ..config import ModelConfig
 from ..errors import FormatError, UserError, shown
-from ..files import MOST_TEXT
+from ..files import MOST_TEXT, read_at
 from ..number_formats import BY_SAFETENSORS, FORMATS, Matrices, NumberFormat, number_format
 from ..progress import Progress, no_progress
 from ..safetensors import CHECKSUMS, SafetensorsFile, TensorInfo
@@ -35,18 +36,29 @@ from .calibration import (
     PredictorForm,
     calibration_from_json,
 )
+from .in_place import FILE_BYTES, InPlace, Run, in_place_from_json, opened_sources
 from .layout import TEMPLATE, TOKENIZER, bundles_name, layout, places_name, predictor_layout
 
 VERSION = "1"
 PAGE = 4096
 
 
+class Span(NamedTuple):
+    """A range of a file, in bytes."""
+
+    offset: int
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor of weights in a bundle: rows of ``row_bytes`` bytes, beginning at ``offset``.
 
+    offset  an address, see in_place.py
     places  (rows,) int32: the place of each row in the file, in rows from ``offset``; None: rows
             lie in their own order
+    runs    of units whose matrices lie apart a Run for each of them; the first one begins at
+            ``offset``
     """
 
     name: str
@@ -55,6 +67,7 @@ class StoredTensor:
     columns: int
     format: NumberFormat
     places: Int32Array | None = field(default=None, compare=False, repr=False)
+    runs: tuple[Run, ...] | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -64,6 +77,12 @@ class StoredTensor:
     def nbytes(self) -> int:
         return self.rows * self.row_bytes
 
+    def pages_of(self, rows: int) -> Span:
+        """The pages on which the first rows lie: a tensor of another file may begin within one."""
+        begin = self.offset // PAGE * PAGE
+        end = -(-(self.offset + rows * self.row_bytes) // PAGE) * PAGE
+        return Span(begin, end - begin)
+
     def place(self, rows: Int64Array) -> Int64Array:
         """The places of rows (n,) int64 in the file, (n,) int64."""
         return rows if self.places is None else self.places[rows].astype(np.int64)
@@ -71,13 +90,6 @@ class StoredTensor:
     def order(self) -> Int64Array:
         """The row that lies at each place of the file, (rows,) int64."""
         return np.arange(self.rows) if self.places is None else np.argsort(self.places)
-
-
-class Span(NamedTuple):
-    """A range of a file, in bytes."""
-
-    offset: int
-    nbytes: int
 
 
 class Bundle:
@@ -92,6 +104,8 @@ class Bundle:
     hf_config: JsonObject  # the model's config as Hugging Face wrote it
     source: JsonObject  # where the model came from
     formats: JsonObject  # {tensor: the name of its number format where safetensors has none}
+    in_place: InPlace  # what lies in other files, of a companion
+    sources: list[io.FileIO]  # these files
     calibration: Calibration | None  # what ``calibrate`` found
     specs: list[TensorSpec]  # in the order of ``layout``; where they lie is found by their names
     tensors: dict[str, StoredTensor]
@@ -105,7 +119,7 @@ class Bundle:
                 f"{path}: is a directory; make a bundle of it: flashinfer convert {path} DST.flash"
             )
         self.memory = bounded_json.MOST if memory is None else min(memory, bounded_json.MOST)
-        self.file = SafetensorsFile(self.path, self.memory)
+        self.file, self.sources = SafetensorsFile(self.path, self.memory), []
         try:
             self._open()
         except BaseException:
@@ -126,6 +140,12 @@ class Bundle:
         self.hf_config = self._json("flashinfer.config", finite=False)
         self.source = self._json("flashinfer.source")
         self.formats = self._json("flashinfer.formats")
+        try:
+            self.in_place = in_place_from_json(self._json("flashinfer.in_place"))
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}") from None
+        self.formats |= {name: placed.format for name, placed in self.in_place.tensors.items()}
+        self.sources = opened_sources(self.path, self.in_place)
         try:
             self.config = self._with_matrices(model_config(self.hf_config))
             ranks = self._ranks() if self.calibrated else []
@@ -206,6 +226,8 @@ class Bundle:
 
     def _tensor(self, spec: TensorSpec) -> StoredTensor:
         info = self.file.tensors.get(spec.name)
+        if info is None and spec.name in self.in_place.tensors:
+            return self._placed(spec, self.in_place.tensors[spec.name].runs)
         if info is None:
             raise FormatError(f"{self.path}: tensor {spec.name} is missing")
         format = self._format(spec, info)
@@ -221,13 +243,39 @@ class Bundle:
         rows = spec.shape[0] if len(spec.shape) == 2 else 1
         return StoredTensor(spec.name, info.offset, rows, spec.shape[-1], format)
 
+    def _placed(self, spec: TensorSpec, runs: tuple[Run, ...]) -> StoredTensor:
+        """A tensor that lies in another file."""
+        format, where = self._named_format(spec, apart=True), f"{self.path}: tensor {spec.name}"
+        exact = spec.exact and format is not FORMATS["f32"]
+        if format is None or exact or len(spec.shape) != 2:
+            raise FormatError(f"{where} cannot lie in another file")
+        rows, columns = spec.shape
+        if columns % format.block:
+            raise FormatError(f"{where}: {columns} values are no whole blocks of {format.name}")
+        parts: list[tuple[int, int]] = [(1, rows * format.row_bytes(columns))]
+        if isinstance(format, Matrices):
+            parts = [(rows, part.nbytes) for part in format.parts.values()]
+        if len(parts) != len(runs):
+            raise FormatError(f"{where} has {len(parts)} matrices, and lies in {len(runs)} places")
+        try:
+            for run, part in zip(runs, parts, strict=True):
+                self.in_place.refuse_beyond(run, *part)
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from None
+        apart = runs if isinstance(format, Matrices) else None
+        return StoredTensor(spec.name, runs[0].address, rows, columns, format, runs=apart)
+
+    def _named_format(self, spec: TensorSpec, apart: bool = False) -> NumberFormat | None:
+        """A tensor's NumberFormat, where it is there by name; apart: its matrices do not lie side
+        by side."""
+        name = self.formats.get(spec.name)
+        if isinstance(name, str) and spec.layer is not None and "," in name:
+            return self._matrices(spec.layer, name, apart)
+        return FORMATS.get(name) if isinstance(name, str) else None
+
     def _format(self, spec: TensorSpec, info: TensorInfo) -> NumberFormat:
         """A tensor's NumberFormat: by its dtype, or by name where safetensors has none."""
-        name = self.formats.get(spec.name)
-        named = FORMATS.get(name) if isinstance(name, str) else None
-        if isinstance(name, str) and spec.layer is not None and "," in name:
-            named = self._matrices(spec.layer, name)
-        format = named or BY_SAFETENSORS.get(info.dtype)
+        format = self._named_format(spec) or BY_SAFETENSORS.get(info.dtype)
         if (
             format is None
             or format.safetensors != info.dtype
@@ -236,7 +284,7 @@ class Bundle:
             raise FormatError(f"{self.path}: tensor {spec.name} cannot be {info.dtype}")
         return format
 
-    def _matrices(self, layer: int, names: str) -> Matrices:
+    def _matrices(self, layer: int, names: str, apart: bool) -> Matrices:
         """The Matrices of a layer's units, of number formats of these names."""
         shapes, found = self.config.layers[layer].ffn.matrix_shapes(), names.split(",")
         if len(found) != len(shapes):
@@ -245,7 +293,7 @@ class Bundle:
                 f"{len(shapes)} matrices"
             )
         try:
-            return Matrices(shapes, [number_format(name) for name in found])
+            return Matrices(shapes, [number_format(name) for name in found], apart)
         except UserError as error:
             raise FormatError(f"{self.path}: layer {layer}: {error}") from None
 
@@ -355,12 +403,44 @@ class Bundle:
     def read(self, name: str) -> Float32Array:
         """A whole tensor, (rows, columns) or (columns,) float32. Meant for small tensors."""
         tensor = self.tensors[name]
-        raw = self.file.read_bytes(tensor.offset, tensor.nbytes).reshape(tensor.rows, -1)
+        raw = self._raw(tensor)
         values = tensor.format.decode(raw if tensor.places is None else raw[tensor.places])
         return values if tensor.rows > 1 else values.reshape(-1)
 
+    def _raw(self, tensor: StoredTensor) -> UInt8Array:
+        """The bytes of a tensor, (rows, row_bytes), by their places in the file."""
+        if tensor.runs is None:
+            return self._bytes_at(tensor.offset, tensor.nbytes).reshape(tensor.rows, -1)
+        assert isinstance(tensor.format, Matrices)
+        raw = np.empty((tensor.rows, tensor.row_bytes), dtype=np.uint8)
+        for part, run in zip(tensor.format.parts.values(), tensor.runs, strict=True):
+            for unit in range(tensor.rows):
+                at = run.address + unit * run.stride
+                raw[unit, part.at : part.at + part.nbytes] = self._bytes_at(at, part.nbytes)
+        return raw
+
+    def _bytes_at(self, address: int, nbytes: int) -> UInt8Array:
+        """Bytes of this file, or of one that it has weights in."""
+        number, offset = divmod(address, FILE_BYTES)
+        if number == 0:
+            return self.file.read_bytes(offset, nbytes)
+        return read_at(self.sources[number - 1], offset, nbytes, self.source_paths[number - 1])
+
+    @property
+    def source_paths(self) -> list[Path]:
+        """The files that a companion has weights in; none of another bundle."""
+        return [self.path.with_name(file.name) for file in self.in_place.files]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, and of what it has in others."""
+        held = self.tensors.values()
+        return self.file.size + sum(t.nbytes for t in held if t.offset >= FILE_BYTES)
+
     def close(self) -> None:
         self.file.close()
+        for file in self.sources:
+            file.close()
 
     def __enter__(self) -> "Bundle":
         return self

@@ -19,6 +19,7 @@ from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
 from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
 from .calibration import Calibration
+from .in_place import InPlace, Run
 from .layout import places_name
 from .reader import PAGE, VERSION, Bundle, StoredTensor
 
@@ -27,7 +28,11 @@ ROWS_BYTES = 1 << 20  # of rows that lie apart, read and written at a time
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to write: ``chunks()`` yields its bytes in order."""
+    """A tensor to write: ``chunks()`` yields its bytes in order.
+
+    lies  where its source has these very bytes, of a GGUF file: a Run for each of its matrices, or
+          one; addresses as in_place.py has them, counted from the source's first file on
+    """
 
     name: str
     dtype: str  # the safetensors name
@@ -35,6 +40,7 @@ class NewTensor:
     nbytes: int
     chunks: Callable[[], Iterable[UInt8Array | bytes]]
     format: str = ""  # the number format's name where safetensors has none
+    lies: tuple[Run, ...] | None = None
 
 
 def new_tensor(
@@ -146,6 +152,7 @@ def write_bundle(
     progress: Progress = no_progress,
     order: Iterable[str] = (),
     outline: bool = False,
+    in_place: InPlace | None = None,
 ) -> int:
     """Write a bundle to ``path``; return its size in bytes.
 
@@ -155,10 +162,12 @@ def write_bundle(
               last, in file order
     outline   write no weights: where they would lie the file has a hole, which takes no room; it
               can be planned, and its weights are zeros without checksums
+    in_place  what lies in files beside ``path``, and is not written
     Nothing stands under ``path`` before everything is written and flushed. Raises UserError where
     the disk is full or cannot be written.
     """
     tensors = list(_padded(tensors))
+    elsewhere = {} if in_place is None or not in_place.files else in_place.as_json()
     metadata = {
         "format": "flashinfer",
         "flashinfer.version": VERSION,
@@ -168,6 +177,7 @@ def write_bundle(
         "flashinfer.calibration": json.dumps(
             None if calibration is None else calibration.as_json()
         ),
+        **({"flashinfer.in_place": json.dumps(elsewhere)} if elsewhere else {}),
     }
     return write_tensors(path, tensors, metadata, progress, order, outline)
 

@@ -31,14 +31,19 @@ class Part:
 
 class Matrices(NumberFormat):
     """A row of matrices, which is what a unit that is always used whole has: [gate | up | down] or
-    [up | down], as the model's source had them. Rows begin on pages.
+    [up | down], as the model's source had them. Rows begin on pages, unless the matrices lie apart.
 
     parts  {"gate", "up", "down": Part}, in their order
     """
 
     safetensors = "U8"
 
-    def __init__(self, shapes: dict[str, tuple[int, int]], formats: Sequence[NumberFormat]) -> None:
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int]],
+        formats: Sequence[NumberFormat],
+        apart: bool = False,
+    ) -> None:
         """shapes {part: (rows, columns)}. Raises UserError where blocks do not divide a row."""
         self.name = ",".join(format.name for format in formats)
         self.parts: dict[str, Part] = {}
@@ -46,7 +51,7 @@ class Matrices(NumberFormat):
         for (part, (rows, columns)), format in zip(shapes.items(), formats, strict=True):
             self.parts[part] = Part(rows, columns, format, at)
             at += self.parts[part].nbytes
-        self.block, self.block_bytes = 1, -(-at // PAGE) * PAGE
+        self.block, self.block_bytes = 1, at if apart else -(-at // PAGE) * PAGE
         self.columns = sum(part.rows * part.columns for part in self.parts.values())
 
     def row_bytes(self, columns: int) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..arrays import Float32Array, UInt8Array
 from ..bounded_json import JsonObject
+from ..bundle.in_place import FILE_BYTES
 from ..errors import FormatError, UserError, shown
 from ..files import open_regular, read_at
 from ..number_formats import FORMATS, NumberFormat
@@ -232,6 +233,15 @@ class GgufFile:
         if min(shape) < 1 or shape[-1] % kind.block:
             raise FormatError(f"{self.path}: tensor {shown(name)} cannot be {shape} of {kind.name}")
         return _Described(name, shape, kind, offset)
+
+    @property
+    def files(self) -> "list[GgufFile]":
+        """The files that the tensors are in."""
+        return [self]
+
+    def address(self, name: str) -> int:
+        """Where a tensor begins, as bundle/in_place.py counts: the file's number is 1."""
+        return FILE_BYTES + self.tensors[name].offset
 
     def raw_rows(self, name: str, start: int = 0, stop: int | None = None) -> UInt8Array:
         """Rows ``start:stop`` as they lie in the file: (rows, row_bytes) uint8."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..arrays import Float32Array, UInt8Array
 from ..bounded_json import JsonObject
+from ..bundle.in_place import Run
 from ..errors import FormatError, shown
 from ..number_formats import FORMATS, NumberFormat
 from .checkpoint import COLUMN_CHUNK
@@ -22,6 +23,7 @@ from .tokenizers.gguf_vocabulary import gguf_tokenizer
 PREDICTORS = (".fc1.weight", ".fc2.weight")  # PowerInfer's, for ``calibrate --predictor-from``
 OF_HEADS = (".attn_k_b.weight", ".attn_v_b.weight")  # (heads, rows, columns): here one matrix
 ROW_VECTORS = (".ffn_gate_inp_shexp.weight",)  # vectors here, Hugging Face's matrices of one row
+FLOATS_ALIGNMENT = 4  # bytes; without it the kernels' loads of floats are not defined
 VECTORS = (".ssm_a", ".ssm_d", ".ssm_norm.weight")  # matrices here, Hugging Face's vectors
 
 
@@ -110,10 +112,24 @@ class GgufCheckpoint:
 
     def raw_rows(self, name: str, format: NumberFormat, start: int, stop: int) -> UInt8Array | None:
         """The same rows as bytes, where the file holds them in this NumberFormat; else None."""
+        return self.file.raw_rows(name, start, stop) if self._holds(name, format) else None
+
+    def run_of(self, name: str, format: NumberFormat, first: int, rows: int) -> Run | None:
+        """Where the file has rows from ``first`` on, and behind them in each further matrix of the
+        tensor, if it has them in this NumberFormat and they can be read there; else None."""
         tensor = self.file.tensors[name]
-        if tensor.type.format is not format or len(tensor.shape) < 2 or name.endswith(VECTORS):
+        address = self.file.address(name) + first * tensor.row_bytes
+        aligned = format.block > 1 or address % FLOATS_ALIGNMENT == 0
+        if not self._holds(name, format) or not aligned:
             return None
-        return self.file.raw_rows(name, start, stop)
+        return Run(
+            address, (tensor.shape[-2] if len(tensor.shape) > 2 else rows) * tensor.row_bytes
+        )
+
+    def _holds(self, name: str, format: NumberFormat) -> bool:
+        """Whether the file has a tensor's rows in this NumberFormat."""
+        tensor = self.file.tensors[name]
+        return tensor.type.format is format and len(tensor.shape) > 1 and not name.endswith(VECTORS)
 
     def read_columns(self, name: str) -> Iterator[Float32Array]:
         """Yield a matrix (n, m) transposed, in pieces (<= COLUMN_CHUNK, n) float32."""

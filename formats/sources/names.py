@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays import AnyArray, Float32Array, UInt8Array
+from ..bundle.in_place import Run
 from ..bundle.layout import bundled, format_of
 from ..bundle.writer import NewTensor, encoded, new_tensor
 from ..config import MOST_LAYERS, ModelConfig
@@ -19,6 +21,7 @@ from .gguf_checkpoint import GgufCheckpoint
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")
+WORTH_LEAVING = 64 << 10  # bytes of a matrix; smaller ones cost more to read where they lie
 # Buffers that older checkpoints store beside weights: rotary frequencies and tables, and masks.
 BUFFERS = (
     "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias",
@@ -192,12 +195,23 @@ class Names:
                 spec.name, format, spec.shape, lambda: [function(self.checkpoint.read_rows(name))]
             )
         add = 1.0 if self.less_one and template.endswith("norm.weight") else 0.0
-        made = getattr(self.naming, "VALUES", {}).get(template)
-        if made is not None:
-            return new_tensor(
-                spec.name, format, spec.shape, lambda: [made(self.checkpoint.read_rows(name))]
-            )
-        return new_tensor(spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add))
+        tensor = new_tensor(
+            spec.name, format, spec.shape, lambda: self.rows(name, rows, format, add)
+        )
+        run = None
+        if len(spec.shape) == 2 and not add and tensor.nbytes >= WORTH_LEAVING:
+            run = self.run(name, rows, spec.shape[0], format)
+        return tensor if run is None else replace(tensor, lies=(Run(run.address, tensor.nbytes),))
+
+    def run(self, name: str, rows: AnyArray | None, count: int, format: NumberFormat) -> Run | None:
+        """Where the checkpoint has ``count`` rows of a tensor, those numbered ``rows``, as they are
+        to be in ``format``; None where they do not follow each other, or are not so there."""
+        first = 0 if rows is None else int(rows[0])
+        if not isinstance(self.checkpoint, GgufCheckpoint):
+            return None
+        if rows is not None and not np.array_equal(rows, first + np.arange(count)):
+            return None
+        return self.checkpoint.run_of(name, format, first, count)
 
     def expert_biases(self, spec: TensorSpec, template: str, layer: int) -> NewTensor:
         """The NewTensor of a bias of all of a layer's experts, one after the other."""
@@ -273,7 +287,16 @@ class Names:
                 self.checkpoint.format_of(found[0][part].name) for part in ffn.matrix_shapes()
             ]
             whole = Matrices(ffn.matrix_shapes(), formats)
-            return new_tensor(spec.name, whole, spec.shape, lambda: self.matrices(found, whole))
+            tensor = new_tensor(spec.name, whole, spec.shape, lambda: self.matrices(found, whole))
+            runs = [
+                self.run(*found[0][part], described.rows, described.format)
+                for part, described in whole.parts.items()
+            ]
+            together = all(len(self.checkpoint.shapes[f.name]) == 3 for f in found[0].values())
+            lies = tuple(run for run in runs if run is not None)
+            if len(lies) < len(runs) or (ffn.router and not together):
+                return tensor
+            return replace(tensor, lies=lies)
         chosen = format or self.checkpoint.format_of(found[0]["up"].name)
 
         def chunks() -> Iterator[UInt8Array]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..arrays import Float32Array, UInt8Array
 from ..bounded_json import JsonObject
+from ..bundle.in_place import FILE_BYTES
 from ..errors import FormatError, shown
 from ..numbers import is_whole
 from .gguf import GgufFile, GgufTensor, TensorType
@@ -77,6 +78,10 @@ class SplitGguf:
             if name in self.tensors:
                 raise FormatError(f"{path}: tensor {shown(name)} is in another file, too")
             self.tensors[name], self.holder[name] = tensor, file
+
+    def address(self, name: str) -> int:
+        """As ``GgufFile.address``; the files are numbered from 1 on."""
+        return self.files.index(self.holder[name]) * FILE_BYTES + self.holder[name].address(name)
 
     def raw_rows(self, name: str, start: int = 0, stop: int | None = None) -> UInt8Array:
         """As ``GgufFile.raw_rows``."""

@@ -23,7 +23,7 @@ if "native" not in kernels.TWINS:
 SIZES = st.integers(0, 5)
 with open(__file__, "rb") as this:
     try:  # io_uring where the kernel has it, else threads
-        kernels.TWINS["native"]["Reader"](this.fileno(), 0)
+        kernels.TWINS["native"]["Reader"](this.fileno(), 0, 0)
         RING = 0
     except OSError:
         RING = 2
@@ -308,7 +308,7 @@ def both(name, arguments):
     found = []
     with open(__file__, "rb") as file:
         for twin, threads in ((kernels.TWINS["numpy"], 2), (kernels.TWINS["native"], RING)):
-            reader = twin["Reader"](file.fileno(), threads)
+            reader = twin["Reader"](file.fileno(), threads, 0)
 
             def read(*arguments, reader=reader):
                 try:
@@ -361,7 +361,9 @@ def test_threads_and_readers_refuse_nonsense(name):
         for wrong in (0, -1, 1025, 1 << 40, 2.0, None, "2"):
             with pytest.raises(ValueError, match="threads is"):
                 kernels.set_threads(wrong)
-        for wrong, word in (((-1, 1), "fd"), (("0", 1), "fd"), ((fd, -1), "threads")):
+        for wrong, word in (
+            ((-1, 1, 0), "fd"), (("0", 1, 0), "fd"), ((fd, -1, 0), "threads"), ((fd, 1, -1), "end")
+        ):  # fmt: skip
             with pytest.raises(ValueError, match=f"{word} is"):
                 twin["Reader"](*wrong)
     finally:

@@ -121,7 +121,8 @@ def test_matrices_that_are_used_whole(twin):
     units = WholeUnits(config, format, dict.fromkeys(("gate", "up", "down")), norm)
     y, every = np.zeros((5, d), dtype=np.float32), Selection.everything(1, 5)
     units.begin(5)
-    units.add(memory, np.zeros((1, 1), dtype=np.int64), x, every, y)
+    starts = np.array([[part.at for part in format.parts.values()]])
+    units.add(memory, starts, x, every, y)
     units.finish(every, y)
     gate, up = (x.astype(np.float64) @ parts[name].T for name in ("gate", "up"))
     a = gate / (1 + np.exp(-gate)) * up

@@ -136,11 +136,11 @@ def test_reading_past_the_end_names_file_offset_and_length(flash):
 
 def test_an_error_of_the_device_names_offset_and_length(flash):
     memory = aligned_bytes(1 << 16)
-    os.close(flash.fd)  # every read fails with EBADF
+    os.close(flash.files[0].fd)  # every read fails with EBADF
     submitted = flash.submit(int64(4096), int64(512), memory, int64(0))
     with pytest.raises(FormatError, match="512 bytes at 4096: Bad file descriptor"):
         flash.wait(submitted)
-    flash.fd = os.open(flash.path, os.O_RDONLY)
+    flash.files[0].fd = os.open(flash.path, os.O_RDONLY)
 
 
 @pytest.mark.parametrize("columns", [1, 30, 256, 1000, 2048])

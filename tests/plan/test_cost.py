@@ -13,6 +13,7 @@ from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.errors import BudgetError, FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.paper import ways
+from flashinfer.paper.pieces import one_piece
 from flashinfer.paper.router import SURE
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.plan import memory, profile
@@ -257,7 +258,7 @@ def test_merged_reads_are_counted_as_they_come(row_bytes, gap):
         requests = len(rows) - np.count_nonzero(joined)
         between = np.where(joined, starts[1:] - ends[:-1], 0).sum()
         found.append(((ends - starts).sum() + between, requests))
-    nbytes, requests = expected_reads(share * neurons, neurons, row_bytes, gap, block)
+    nbytes, requests = expected_reads(share * neurons, neurons, one_piece(row_bytes, block), gap)
     assert (nbytes, requests) == pytest.approx(np.mean(found, axis=0), rel=0.06)
 
 

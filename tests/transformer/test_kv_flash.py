@@ -227,7 +227,7 @@ def test_nothing_stays_in_the_folder(path, on_flash, tmp_path):
         model.forward(IDS[:200])
         assert os.listdir(tmp_path) == []
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert model.kv_file.fd < 0 and model.kv_file.flash.fd < 0
+    assert model.kv_file.fd < 0 and model.kv_file.flash.closed
 
 
 def test_folders_that_cannot_be_used(path, on_flash, tmp_path, monkeypatch, capsys):

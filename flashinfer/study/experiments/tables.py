@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.paper.pieces import one_piece
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.study.activity import Study
 from flashinfer.study.expected import expected
@@ -114,9 +115,8 @@ def _steps(study: Study, bundle: Bundle) -> Iterator[Step]:
     fresh = record.window_rows[WINDOW] - record.window_rows[WINDOW - 1]
     bundle_bytes = bundle.unit_bytes(0)
     for units_read, parts in ((record.predicted * units, 2), (fresh, 2), (fresh, 1)):
-        nbytes, requests = expected_reads(
-            parts * units_read, parts * units, bundle_bytes // parts, -1, 4096
-        )
+        each = one_piece(bundle_bytes // parts, 4096)
+        nbytes, requests = expected_reads(parts * units_read, parts * units, each, -1)
         yield Step(layers * nbytes, layers * profile.batch_seconds(requests, nbytes))
 
 

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from flashinfer.paper.pieces import one_piece
 from flashinfer.plan.expected_reads import expected_reads
 from flashinfer.study.activity import Study, Used, activity
 from flashinfer.study.findings import Chart, Finding, Table, percent
@@ -25,7 +26,9 @@ def run(study: Study) -> Finding:
         new = [need[k + 1] - need[k] for need in needs]
         nbytes, seconds = 0.0, 0.0
         for layer, missing in zip(layers, new, strict=True):
-            read, requests = expected_reads(missing, layer.units, layer.nbytes, gap, 4096)
+            read, requests = expected_reads(
+                missing, layer.units, one_piece(layer.nbytes, 4096), gap
+            )
             nbytes += read
             seconds += study.profile.batch_seconds(requests, read) if requests else 0.0
         units = sum(layer.units for layer in layers)

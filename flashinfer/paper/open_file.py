@@ -1,0 +1,98 @@
+"""A file opened so that its reads go past the page cache, where that works."""
+
+import errno
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from flashinfer import kernels
+from flashinfer.formats.arrays import Int64Array, UInt8Array
+from flashinfer.formats.errors import FormatError, UserError
+
+Engine = Literal["auto", "io_uring", "threads", "buffered"]
+IO: tuple[Engine, ...] = get_args(Engine)
+IO_THREADS = 32  # reads in flight (the paper's figure, section 3.2)
+ALIGNMENTS = (512, 1024, 2048, 4096)  # that direct reads may want
+
+
+class OpenFile:
+    """A file, open for many reads at a time.
+
+    io         as ``Flash`` takes it; afterwards, the way that was taken
+    name       of the file, in messages
+    alignment  bytes that offsets, lengths and addresses of reads must be multiples of; a read may
+               only end off it where the file does
+    """
+
+    def __init__(self, path: Path | str, io: Engine, name: Path | str) -> None:
+        self.name = name
+        self.fd, self.alignment = self._open(path, io)
+        try:
+            self.io, self.reader = self._reader(io)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _open(self, path: Path | str, io: Engine) -> tuple[int, int]:
+        """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
+        if io != "buffered" and hasattr(os, "O_DIRECT"):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise FormatError(f"{self.name}: {error.strerror}") from None
+            else:
+                for alignment in ALIGNMENTS:
+                    if self._reads(fd, alignment):
+                        return fd, alignment
+                os.close(fd)
+        if io in ("io_uring", "threads"):
+            raise FormatError(f"{self.name}: its file system has no O_DIRECT; use --io buffered")
+        if io == "auto":
+            print(
+                f"flashinfer: {self.name}: no O_DIRECT on this file system, reading through the "
+                "page cache",
+                file=sys.stderr,
+            )
+        try:
+            return os.open(path, os.O_RDONLY), 1
+        except OSError as error:
+            raise FormatError(f"{self.name}: {error.strerror}") from None
+
+    def _reader(self, io: Engine) -> tuple[Engine, Any]:
+        """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
+        end = os.fstat(self.fd).st_size
+        if self.alignment == 1:
+            return "buffered", kernels.Reader(self.fd, IO_THREADS, end)
+        if io != "threads":
+            try:
+                return "io_uring", kernels.Reader(self.fd, 0, end)
+            except OSError as error:
+                if io == "io_uring":
+                    raise UserError(
+                        f"no io_uring here: {error.strerror}; use --io threads"
+                    ) from None
+        return "threads", kernels.Reader(self.fd, IO_THREADS, end)
+
+    @staticmethod
+    def _reads(fd: int, alignment: int) -> bool:
+        """Whether direct reads of this alignment work, found by trying."""
+        with memoryview(mmap.mmap(-1, 2 * 4096)) as page:
+            try:
+                return os.preadv(fd, [page[alignment : 2 * alignment]], alignment) == alignment
+            except OSError:
+                return False
+
+    def submit(
+        self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
+    ) -> Any:
+        """Begin reads of ``lengths`` bytes at ``offsets`` of the file to ``memory[destinations]``,
+        (n,) int64 each; returns what is waited for."""
+        return self.reader.submit(offsets, lengths, memory, destinations)
+
+    def close(self) -> None:
+        """Call it when no read is in flight."""
+        self.reader = None
+        os.close(self.fd)
