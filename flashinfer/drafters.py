@@ -75,11 +75,12 @@ def opened_draft(
     path, context = options.draft_file, options.tokens_of(bundle)
     if path is None:
         return OpenedDraft()
+    path = bundle_at(path)
     if is_store(path):
         store = Store(path, bundle.config.vocab_size)
         _refuse_other_vocabulary(path, store.vocabulary, bundle)
         return OpenedDraft(store, memory.rss() + store.mapped_bytes)
-    small = Bundle(bundle_at(path), memory=memory.header_room(options.memory))
+    small = Bundle(path, memory=memory.header_room(options.memory))
     try:
         small.config.refuse_encoder(path)
         _refuse_other_vocabulary(path, small.vocabulary, bundle)

@@ -79,11 +79,14 @@ class OpenFile:
     @staticmethod
     def _reads(fd: int, alignment: int) -> bool:
         """Whether direct reads of this alignment work, found by trying."""
+        size = os.fstat(fd).st_size
+        begin = alignment if size >= 2 * alignment else 0
         with memoryview(mmap.mmap(-1, 2 * 4096)) as page:
             try:
-                return os.preadv(fd, [page[alignment : 2 * alignment]], alignment) == alignment
+                count = os.preadv(fd, [page[alignment : 2 * alignment]], begin)
             except OSError:
                 return False
+        return count == min(alignment, size)
 
     def submit(
         self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array

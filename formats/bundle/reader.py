@@ -403,11 +403,11 @@ class Bundle:
     def read(self, name: str) -> Float32Array:
         """A whole tensor, (rows, columns) or (columns,) float32. Meant for small tensors."""
         tensor = self.tensors[name]
-        raw = self._raw(tensor)
+        raw = self.raw(tensor)
         values = tensor.format.decode(raw if tensor.places is None else raw[tensor.places])
         return values if tensor.rows > 1 else values.reshape(-1)
 
-    def _raw(self, tensor: StoredTensor) -> UInt8Array:
+    def raw(self, tensor: StoredTensor) -> UInt8Array:
         """The bytes of a tensor, (rows, row_bytes), by their places in the file."""
         if tensor.runs is None:
             return self._bytes_at(tensor.offset, tensor.nbytes).reshape(tensor.rows, -1)

@@ -78,7 +78,7 @@ def test_every_byte_is_kept(made, name, tmp_path):
         for i, layer in enumerate(bundle.config.layers):
             stored, ffn = bundle.bundles(i), layer.ffn
             assert ffn.matrices and isinstance(stored.format, Matrices)
-            raw = bundle.file.read_bytes(stored.offset, stored.nbytes).reshape(stored.rows, -1)
+            raw = bundle.raw(stored)
             for part, described in stored.format.parts.items():
                 name_there = f"blk.{i}.ffn_{part}{'_exps' if ffn.router else ''}.weight"
                 if name_there not in file.tensors:  # gate and up in one
@@ -112,7 +112,7 @@ def test_k_quants(make, kinds, tmp_path, twin):
         kept = {tensor.format.name for tensor in bundle.tensors.values() if tensor.rows > 1}
         assert "q4_K" in kept
         stored, router = bundle.bundles(0), bundle.config.layers[0].ffn.router
-        raw = bundle.file.read_bytes(stored.offset, stored.nbytes).reshape(stored.rows, -1)
+        raw = bundle.raw(stored)
         for part, described in stored.format.parts.items():
             theirs = file.raw_rows(f"blk.0.ffn_{part}{'_exps' if router else ''}.weight")
             ours = raw[:, described.at : described.at + described.nbytes]
