@@ -6,7 +6,7 @@ spent once. It wants offsets, lengths and addresses aligned; ``Flash.span`` wide
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,7 @@ class Flash:
                 "io_uring", "threads": O_DIRECT that way or an error; "buffered": the page cache.
                 Afterwards, the way that was taken.
     path        named in messages: ``name``, or what was opened
-    sources     paths of the files that the bundle has weights in
+    sources     {path: bytes} of the files that the bundle has weights in
     gap_bytes   reads no further apart than this are merged into one
     alignment   bytes that offsets, lengths and addresses of reads must be multiples of
     bytes_read  so far, alignment's widening included; of them, bytes_streamed in ``submit_range``,
@@ -104,7 +104,7 @@ class Flash:
         io: Engine = "auto",
         gap_bytes: int = GAP_BYTES,
         name: Path | str | None = None,
-        sources: Sequence[Path] = (),
+        sources: Mapping[Path, int] | None = None,
     ) -> None:
         self.gap_bytes = gap_bytes
         self.staging = [aligned_bytes(STAGING_BYTES) for _ in range(STAGINGS)]
@@ -117,7 +117,8 @@ class Flash:
         self.files: list[OpenFile] = []
         try:
             self.files.append(OpenFile(path, io, self.path))
-            self.files += [OpenFile(source, io, source) for source in sources]
+            for source, size in (sources or {}).items():
+                self.files.append(OpenFile(source, io, source, size))
         except BaseException:
             self.close()
             raise
@@ -238,7 +239,9 @@ class Flash:
             except EOFError as error:
                 index, reason = error.args[0], "the file ends before"
             except OSError as error:
-                index, reason = error.filename, error.strerror  # OSError's third argument
+                # The third argument, which is another thing where it says to ask again.
+                index = getattr(error, "characters_written", error.filename)
+                reason = error.strerror
             else:
                 continue
             number, offset = divmod(int(offsets[index]), FILE_BYTES)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from flashinfer import kernels
 from flashinfer.formats.arrays import Int64Array, UInt8Array
 from flashinfer.formats.errors import FormatError, UserError
+from flashinfer.kernels.arguments import MOST
 
 Engine = Literal["auto", "io_uring", "threads", "buffered"]
 IO: tuple[Engine, ...] = get_args(Engine)
@@ -22,12 +23,16 @@ class OpenFile:
 
     io         as ``Flash`` takes it; afterwards, the way that was taken
     name       of the file, in messages
+    end        how many bytes there should be, where that need not be whole blocks: a read of the
+               last ones asks for more, and is complete with these; None: no read asks for more
     alignment  bytes that offsets, lengths and addresses of reads must be multiples of; a read may
                only end off it where the file does
     """
 
-    def __init__(self, path: Path | str, io: Engine, name: Path | str) -> None:
-        self.name = name
+    def __init__(
+        self, path: Path | str, io: Engine, name: Path | str, end: int | None = None
+    ) -> None:
+        self.name, self.end = name, MOST if end is None else end
         self.fd, self.alignment = self._open(path, io)
         try:
             self.io, self.reader = self._reader(io)
@@ -63,18 +68,17 @@ class OpenFile:
 
     def _reader(self, io: Engine) -> tuple[Engine, Any]:
         """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
-        end = os.fstat(self.fd).st_size
         if self.alignment == 1:
-            return "buffered", kernels.Reader(self.fd, IO_THREADS, end)
+            return "buffered", kernels.Reader(self.fd, IO_THREADS, self.end)
         if io != "threads":
             try:
-                return "io_uring", kernels.Reader(self.fd, 0, end)
+                return "io_uring", kernels.Reader(self.fd, 0, self.end)
             except OSError as error:
                 if io == "io_uring":
                     raise UserError(
                         f"no io_uring here: {error.strerror}; use --io threads"
                     ) from None
-        return "threads", kernels.Reader(self.fd, IO_THREADS, end)
+        return "threads", kernels.Reader(self.fd, IO_THREADS, self.end)
 
     @staticmethod
     def _reads(fd: int, alignment: int) -> bool:

@@ -70,7 +70,7 @@ def prepare(bundle: Bundle, options: Options, base: int | None = None) -> Setup:
     known = profile.find(options.device, bundle.path)
     unit_bytes = [bundle.unit_bytes(layer) for layer in range(bundle.config.num_hidden_layers)]
     gap_bytes = _gap_bytes(bundle, wanted, known, unit_bytes)
-    flash = Flash(bundle.path, options.io, gap_bytes, sources=bundle.source_paths)
+    flash = Flash(bundle.path, options.io, gap_bytes, sources=bundle.source_files)
     try:
         slot_bytes = [
             pieces_of_layer(bundle, layer, flash.alignment).slot_bytes

@@ -87,8 +87,11 @@ def in_place_from_json(value: JsonObject) -> InPlace:
         raise FormatError("flashinfer.in_place names no files")
     if not isinstance(tensors, dict):
         raise FormatError("flashinfer.in_place has no tensors")
+    found = tuple(_source_file(file) for file in files)
+    if len({file.name for file in found}) < len(found):
+        raise FormatError("flashinfer.in_place names a file twice")
     return InPlace(
-        tuple(_source_file(file) for file in files),
+        found,
         {name: _placed(name, entry, len(files)) for name, entry in tensors.items()},
     )
 

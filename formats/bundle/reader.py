@@ -424,12 +424,13 @@ class Bundle:
         number, offset = divmod(address, FILE_BYTES)
         if number == 0:
             return self.file.read_bytes(offset, nbytes)
-        return read_at(self.sources[number - 1], offset, nbytes, self.source_paths[number - 1])
+        source = self.in_place.files[number - 1]
+        return read_at(self.sources[number - 1], offset, nbytes, self.path.with_name(source.name))
 
     @property
-    def source_paths(self) -> list[Path]:
-        """The files that a companion has weights in; none of another bundle."""
-        return [self.path.with_name(file.name) for file in self.in_place.files]
+    def source_files(self) -> dict[Path, int]:
+        """{path: bytes} of the files that a companion has weights in; {} of another bundle."""
+        return {self.path.with_name(file.name): file.size for file in self.in_place.files}
 
     @property
     def nbytes(self) -> int:

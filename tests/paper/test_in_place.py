@@ -152,10 +152,12 @@ def test_the_files_last_bytes(tmp_path):
                     reads = [np.array([n], dtype=np.int64) for n in (4096, len(memory), 0)]
                     reader.submit(*reads[:2], memory, reads[2]).wait()
                     assert bytes(memory[:size]) == raw
+        (tmp_path / "y").write_bytes(bytes(4096))
         for io in ("auto", "threads", "buffered"):
-            flash, memory = Flash(path, io), aligned_bytes(2 << 20)
+            flash = Flash(tmp_path / "y", io, sources={path: 4096 + size})
+            memory = aligned_bytes(2 << 20)
             try:
-                begin, length, skip = flash.span(4096, size)
+                begin, length, skip = flash.span(FILE_BYTES + 4096, size)
                 flash.wait(flash.submit_range(begin, length, memory))
                 assert bytes(memory[skip : skip + size]) == raw
                 os.truncate(path, 4096 + size // 2)
