@@ -4,9 +4,9 @@
 
 Mixtures of published shapes, as GGUF files in the mix of number formats that they are mostly
 downloaded in (bench/gguf_models.py), 2.5 to 21 GB each. ``convert`` makes a bundle of the same
-bytes. As root, with cgroups: each run lives in a memory cgroup of exactly the size named, the disk
-as it is or held to 250 MB/s, and begins cold. A prompt, then single tokens; the floor is as in
-bench.end_to_end.
+bytes; "in place" are those of the GGUF file itself, read where they lie. As root, with cgroups:
+each run lives in a memory cgroup of exactly the size named, the disk as it is or held to 250 MB/s,
+and begins cold. A prompt, then single tokens; the floor is as in bench.end_to_end.
 
 llama.cpp (llama-cpp-python) maps the GGUF file in the same cgroup, without the copy of 4-bit
 weights that it makes where memory allows, and is given the same tokens. Without it its rows are
@@ -47,8 +47,11 @@ THEIR_PROMPT, THEIR_TOKENS = 8, 6
 PATIENCE = 900  # seconds for a run
 
 
-def runs_of(model, gguf, memory, engines):
-    """One row for each disk and engine."""
+ENGINES = "bundle", "in place", "llama.cpp"
+
+
+def runs_of(model, placed, gguf, memory, engines):
+    """One row for each disk and engine; placed: the bundle that has weights in the GGUF file."""
     rows, dram = [], dram_bandwidth()
     with Bundle(model) as bundle, tempfile.TemporaryDirectory() as folder:
         device = Path(folder) / "device.json"
@@ -61,7 +64,8 @@ def runs_of(model, gguf, memory, engines):
                     call = [LLAMA, gguf, FIRST, THEIR_PROMPT, n, profile.threads]
                 else:
                     n = TOKENS if disk is DISKS[0] else TOKENS // 4
-                    arguments = f"{str(model)!r}, {memory}, {str(device)!r}, {n}, {PROMPT}"
+                    path = model if engine == "bundle" else placed
+                    arguments = f"{str(path)!r}, {memory}, {str(device)!r}, {n}, {PROMPT}"
                     call = [f"from bench.mixtures import run_ours; run_ours({arguments})"]
                 command = [sys.executable, "-c", *map(str, call)]
                 found = limited(command, memory, disk, model, PATIENCE)
@@ -70,7 +74,7 @@ def runs_of(model, gguf, memory, engines):
                     rows.append({**row, "says": found})
                     continue
                 row.update(found)
-                if engine == "ours":
+                if engine != "llama.cpp":
                     row["floor_seconds"] = floor(found, bundle, disk, reads, dram)
                     row["ratio"] = 1 / found["tokens_per_second"] / row["floor_seconds"]
                 rows.append(row)
@@ -81,20 +85,22 @@ def measure(like, directory, engines):
     """The rows of a shape, which is made and removed again."""
     mix, gib = SHAPES[like]
     gguf = directory / f"bench-{like}-{mix}.gguf"
-    model = gguf.with_suffix(".flash")
+    model, placed, seconds = gguf.with_suffix(".flash"), gguf.with_name(f"{gguf.name}.flash"), []
     try:
         write_gguf(gguf, config_like(like), mix)
-        begun = time.perf_counter()
-        with progress_bars() as progress:
-            convert(gguf, model, progress=progress)
-        converting = time.perf_counter() - begun
-        rows = runs_of(model, gguf, gib * GIB, engines)
+        for path in (model, placed):
+            begun = time.perf_counter()
+            with progress_bars() as progress:
+                convert(gguf, path, progress=progress, in_place=path == placed)
+            seconds.append(time.perf_counter() - begun)
+        rows = runs_of(model, placed, gguf, gib * GIB, engines)
         same = {"like": like, "mix": mix, "memory": gib * GIB, "file": model.stat().st_size,
-                "seconds_to_convert": converting}  # fmt: skip
+                "file_in_place": placed.stat().st_size, "seconds_to_convert": seconds[0],
+                "seconds_to_convert_in_place": seconds[1]}  # fmt: skip
         return [{**same, **row} for row in rows]
     finally:
-        gguf.unlink(missing_ok=True)
-        model.unlink(missing_ok=True)
+        for path in (gguf, model, placed):
+            path.unlink(missing_ok=True)
 
 
 def print_row(row):
@@ -106,7 +112,7 @@ def print_row(row):
         print(f"{head} {row['says']} | | | | | | |", flush=True)
         return
     parts = [f"{row['tokens_per_second']:.2f}"]
-    if row["engine"] == "ours":
+    if row["engine"] != "llama.cpp":
         parts += [
             f"{row['expected_tokens_per_second']:.2f}",
             f"{row['flash_bytes_per_token'] / 1e6:.0f} MB",
@@ -125,10 +131,11 @@ def main():
     parser.add_argument("--only", choices=SHAPES, action="append", metavar="NAME",
                         help=f"one of {', '.join(SHAPES)}; may be given several times")  # fmt: skip
     parser.add_argument("--dir", default=".", type=Path, help="room for two models of 21 GB")
-    parser.add_argument("--engine", choices=("ours", "llama.cpp"), help="only this one")
+    parser.add_argument("--engine", choices=ENGINES, action="append",
+                        help="only this one; may be given several times")  # fmt: skip
     add_json(parser)
     args = parser.parse_args()
-    engines = [args.engine] if args.engine else ["ours", "llama.cpp"]
+    engines = args.engine or list(ENGINES)
     if "llama.cpp" in engines and not find_spec("llama_cpp"):
         print("llama.cpp is skipped: pip install llama-cpp-python", file=sys.stderr)
         engines.remove("llama.cpp")

@@ -57,7 +57,7 @@ def test_random_reads(benchmark, twin, file, kib):
 
 def test_sequential_stream(benchmark, twin, file):
     """As a dense layer is read: megabyte pieces, two tiles in turn."""
-    from flashinfer.formats.bundle.reader import StoredTensor
+    from flashinfer.formats.bundle.stored import StoredTensor
     from flashinfer.formats.number_formats import FORMATS
 
     tensor = StoredTensor("t", 0, 65536, 4096, FORMATS["f16"])  # 512 MiB

@@ -147,6 +147,35 @@ class Bundles:
         return opened
 
 
+class Companions(Bundles):
+    """A bundle that has its weights in a GGUF file beside it, which says where."""
+
+    def __init__(self, folder):
+        from gguf import GGMLQuantizationType
+
+        from make_gguf import random_olmoe, write_gguf
+
+        def kind(name, values):
+            return None if "inp" in name else GGMLQuantizationType.Q4_0
+
+        path = write_gguf(random_olmoe(folder / "hf"), folder / "x.gguf", kind)
+        convert(path, folder / "x.flash", in_place=True)
+        self.files = [(folder / "x.flash").read_bytes()]
+
+    def changed(self, random):
+        whole = super().changed(random)
+        if random.random() < 0.4:
+            return whole
+        raw = self.files[0]
+        length = int.from_bytes(raw[:8], "little")
+        value = json.loads(raw[8 : 8 + length])
+        at = value["__metadata__"]
+        at["flashinfer.in_place"] = changed(at["flashinfer.in_place"], random)
+        header = as_text(value).encode("utf-8", "surrogatepass")
+        header = header.ljust(-(-(len(header) + 8) // 4096) * 4096 - 8)
+        return len(header).to_bytes(8, "little") + header + raw[8 + length :]
+
+
 class Ggufs:
     """GGUF files of a dense model and a mixture, with vocabularies."""
 
@@ -221,7 +250,7 @@ def cut(raw, random):
     return raw[: random.integers(len(raw) or 1)]
 
 
-KINDS = {"bundle": Bundles, "gguf": Ggufs, "profile": Profiles}
+KINDS = {"bundle": Bundles, "companion": Companions, "gguf": Ggufs, "profile": Profiles}
 
 
 def fuzz(kind, count, seed=0, folder=None):

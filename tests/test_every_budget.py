@@ -14,6 +14,8 @@ from test_encoders import speaking_encoder
 from bench.cgroup import NoCgroups, run_limited
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.convert import convert
+from flashinfer.oracle.kits.configs import GGUF_MODELS
+from flashinfer.oracle.kits.gguf_form import gguf_of
 
 pytest.importorskip("tokenizers")
 DEMO = str(demo_model())
@@ -26,6 +28,7 @@ COMMANDS = {
     "run, all neurons": ["run", DEMO, "-p", "import os", "-n", "8", "--neurons", "dense"],
     "run, keys of 8 bits": ["run", DEMO, "-p", "import", "-n", "8", "--kv-dtype", "q8_0"],
     "run, a session": ["run", DEMO, "-f", "SHORT", "-n", "8", "--session", "SESSION"],
+    "run, a GGUF file": ["run", "GGUF", "--tokens", "5,6,7", "-n", "8"],
     "chat, a session": ["chat", "CHAT", "-n", "20", "--session", "CHATTED"],
     "chat": ["chat", "CHAT", "-n", "20"],
     "encode": ["encode", "ENCODER", "-p", "ab c", "jj"],
@@ -43,9 +46,11 @@ def files(tmp_path_factory):
     (folder / "long.txt").write_text("def f(x): return x\n" * 160_000)
     (folder / "short.txt").write_text("def f(x): return x\n" * 40)
     convert(checkpoint(folder / "hf", context=2000), folder / "chat.flash")
+    model = next(model for model in GGUF_MODELS if model.name == "gguf-olmoe")
+    (folder / "x.gguf").write_bytes(gguf_of(model, "q4_0"))
     (folder / "lines").write_text("Hello\n" + "x" * 1_000_000 + "\nBye\n" + "y " * 5000 + "\n")
     return {"LONG": str(folder / "long.txt"), "CHAT": str(folder / "chat.flash"),
-            "ENCODER": str(speaking_encoder(folder)),
+            "ENCODER": str(speaking_encoder(folder)), "GGUF": str(folder / "x.gguf"),
             "SHORT": str(folder / "short.txt"), "SESSION": str(folder / "x.session"),
             "CHATTED": str(folder / "y.session"), "OUT": str(folder / "out.flash"),
             "lines": folder / "lines"}  # fmt: skip

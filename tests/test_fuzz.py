@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("kind, count", [("bundle", 100), ("gguf", 150), ("profile", 100)])
+@pytest.mark.parametrize(
+    "kind, count", [("bundle", 100), ("companion", 150), ("gguf", 150), ("profile", 100)]
+)
 def test_hostile_files_are_used_or_refused_in_one_line(kind, count):
-    if kind == "gguf":
+    if kind in ("gguf", "companion"):
         pytest.importorskip("gguf")
     program = Path(__file__).with_name("fuzz_files.py")
     run = subprocess.run(

@@ -17,7 +17,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Int64Array, UInt8Array
 from flashinfer.formats.bundle.in_place import FILE_BYTES
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.errors import FormatError
 from flashinfer.paper.open_file import Engine, OpenFile
 

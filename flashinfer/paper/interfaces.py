@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.paper.selection import Selection
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from flashinfer.formats.arrays import Int64Array
 from flashinfer.formats.bundle.in_place import FILE_BYTES
-from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.number_formats import Matrices
 from flashinfer.paper.flash import row_spans, slot_bytes
 

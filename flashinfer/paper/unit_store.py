@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flashinfer.formats.arrays import AnyArray, BoolArray, Int32Array, Int64Array, UInt8Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.number_formats import Matrices
 from flashinfer.paper.flash import Flash, Submitted
 from flashinfer.paper.neuron_cache import NeuronCache

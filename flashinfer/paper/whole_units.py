@@ -7,7 +7,7 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import Matrices
 from flashinfer.paper.activations_norm import ActivationsNorm

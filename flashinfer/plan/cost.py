@@ -9,7 +9,8 @@ from statistics import fmean
 import numpy as np
 
 from flashinfer.formats.bundle.calibration import CAPACITIES, WINDOWS, LayerCalibration
-from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.tensors import ATTENTION, HEAD, PREDICTOR, Role, TensorSpec
 from flashinfer.paper.flash import PIECE_BYTES, tile_rows
 from flashinfer.paper.pieces import pieces_of_layer

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.errors import BudgetError
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.tensors import (

@@ -12,7 +12,7 @@ import numpy as np
 
 from flashinfer.formats import bounded_json
 from flashinfer.formats.bounded_json import JsonObject
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.files import read_bytes, refuse_target, replacing
 from flashinfer.formats.number_formats import FORMATS, Matrices

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Collection, Sequence
 
-from flashinfer.formats.bundle.reader import Bundle, StoredTensor
+from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.mixer import MixerConfig

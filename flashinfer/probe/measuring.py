@@ -12,7 +12,7 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
 from flashinfer.paper.flash import Flash, Submitted, aligned_bytes
 from flashinfer.plan.profile import MANY

@@ -4,7 +4,7 @@ import numpy as np
 
 from flashinfer.assembly import chain_streams
 from flashinfer.formats.arrays import BoolArray, Float32Array, Int32Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.model import Model
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.interfaces import Chooser, Stream, Tap

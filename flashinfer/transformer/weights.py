@@ -10,7 +10,7 @@ import numpy as np
 
 from flashinfer import kernels
 from flashinfer.formats.arrays import Float32Array, Int64Array, UInt8Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.paper.flash import Flash
 from flashinfer.paper.interfaces import Stream
 from flashinfer.paper.streamed import streamed_linear, streamed_tiles

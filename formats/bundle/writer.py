@@ -21,7 +21,8 @@ from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
 from .calibration import Calibration
 from .in_place import InPlace, Run
 from .layout import places_name
-from .reader import PAGE, VERSION, Bundle, StoredTensor
+from .reader import VERSION, Bundle
+from .stored import PAGE, StoredTensor
 
 ROWS_BYTES = 1 << 20  # of rows that lie apart, read and written at a time
 

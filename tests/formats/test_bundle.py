@@ -8,7 +8,8 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer.formats.bundle.reader import PAGE, Bundle, verify
+from flashinfer.formats.bundle.reader import Bundle, verify
+from flashinfer.formats.bundle.stored import PAGE
 from flashinfer.formats.bundle.writer import new_tensor, write_bundle
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.paper.flash import MERGED_BYTES, STAGING_BYTES, STAGINGS, Flash, aligned_bytes

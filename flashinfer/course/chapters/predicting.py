@@ -9,7 +9,7 @@ from flashinfer.calibration.predictor_training import svd_predictors
 from flashinfer.course.engine import DEMO, DEVICE, opened, run, text
 from flashinfer.course.lesson import Answer, Grade, shown
 from flashinfer.formats.arrays import BoolArray, Float32Array
-from flashinfer.formats.bundle.reader import StoredTensor
+from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.paper.predictor import Predictor
 from flashinfer.plan.options import Options
