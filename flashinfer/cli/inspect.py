@@ -39,7 +39,7 @@ def describe(bundle: Bundle) -> JsonObject:
     layers = range(bundle.config.num_hidden_layers)
     return {
         "model": str(bundle.path),
-        "bytes": bundle.file.size,
+        "bytes": bundle.nbytes,
         "number_format": bundle.ffn_formats,
         "config": asdict(bundle.config),
         "source": bundle.source,
@@ -58,7 +58,7 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
     heads = by_layers(layer.mixer.described() for layer in config.layers)
     print(
         f"{printable(figures['model'])}: {figures['bytes'] / 1e6:,.1f} MB, "
-        f"{figures['number_format']}\n"
+        f"{figures['number_format']}{in_other_files(bundle)}\n"
         f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
         f"{neurons}, {heads}, {config.vocab_size} tokens, "
         f"positions up to {config.max_position_embeddings}\n"
@@ -89,6 +89,15 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         print("calibration: none; flashinfer calibrate finds which neurons fire")
     else:
         print_calibration(calibration)
+
+
+def in_other_files(bundle: Bundle) -> str:
+    """Where a companion has its weights, for people; "" of another bundle."""
+    if not bundle.in_place.files:
+        return ""
+    first, *others = (printable(file.name) for file in bundle.in_place.files)
+    more = f" and {len(others)} others" if others else ""
+    return f", {(bundle.nbytes - bundle.file.size) / 1e6:,.1f} MB of it in {first}{more}"
 
 
 def described(ffn: FFNConfig) -> str:

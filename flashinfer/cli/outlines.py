@@ -25,6 +25,7 @@ from flashinfer.formats.sources.hub import (
 )
 from flashinfer.formats.sources.split_gguf import MOST_FILES, open_gguf
 from flashinfer.formats.sources.split_gguf import NAME as SPLIT
+from flashinfer.plan.companion import companion_of
 from flashinfer.synth.shapes import config_like
 
 CONFIG = "config.json"
@@ -44,7 +45,8 @@ def to_plan(
     model  besides a bundle a config.json, a directory with one, a GGUF file, a name or page on the
            Hugging Face Hub, or the address of a config.json or a GGUF file
     like   the name of a published shape, in place of a model
-    Of a GGUF file each tensor has its own number format, unless ``dtype`` says otherwise.
+    Of a GGUF file each tensor has its own number format, unless ``dtype`` says otherwise, and it is
+    planned with the companion beside it, where there is one.
     Raises UserError where neither or both are given, or what is named cannot be had; FormatError
     where it is not sound or not supported.
     """
@@ -52,6 +54,9 @@ def to_plan(
         raise UserError("give either a model or --like NAME")
     if model is not None and _is_bundle(model):
         yield Path(model), None
+        return
+    if model is not None and dtype is dense_dtype is None and (made := companion_of(model)):
+        yield made, None  # what calibration found is there
         return
     with _scratch() as folder:
         path, source = folder / "outline.flash", 0

@@ -61,11 +61,11 @@ def main(args: Namespace) -> None:
             with progress_bars() as progress:
                 rows = table(bundle, args, progress)
             if args.json != "-":
-                print_table(name, path.stat().st_size, rows)
+                print_table(name, bundle.nbytes, rows)
             if args.html:
                 with replacing(args.html) as file:
-                    file.write(page_of(name, path.stat().st_size, rows).encode())
-            write_json(args.json, {"model": name, "bytes": path.stat().st_size, "table": rows})
+                    file.write(page_of(name, bundle.nbytes, rows).encode())
+            write_json(args.json, {"model": name, "bytes": bundle.nbytes, "table": rows})
             return
         setup = prepared(bundle, args)
         plan, profile, cost = setup.plan, setup.profile, setup.expected
@@ -77,7 +77,7 @@ def main(args: Namespace) -> None:
         formats = {name for t in bundle.tensors.values() for name in bytes_by_format(t)}
         figures = {
             "model": name, "device": profile.name, "plan": asdict(plan),
-            "bytes": path.stat().st_size,
+            "bytes": bundle.nbytes,
             "formats_unmeasured": sorted(formats.intersection(profile.unmeasured)),
             "conversion": conversion(source, bundle, profile),
             "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
@@ -85,7 +85,7 @@ def main(args: Namespace) -> None:
                      "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
-            if str(path) != args.model:
+            if figures["conversion"] is not None:
                 print_assumed(name, bundle, figures["conversion"])
             print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
             print_cost(cost, figures, profile)
@@ -99,9 +99,13 @@ def conversion(source: int | None, bundle: Bundle, profile: Profile) -> JsonObje
     if source is None:
         return None
     values = sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
-    reads, writes = source or 2 * values, bundle.path.stat().st_size
+    reads, writes = source or 2 * values, bundle.nbytes
     seconds = (reads + writes) / max(profile.streams.values())
-    return {"reads": reads, "assumed": not source, "writes": writes, "least_seconds": seconds}
+    in_place = bool(source) and any(layer.ffn.matrices for layer in bundle.config.layers)
+    return {
+        "reads": reads, "assumed": not source, "writes": writes, "least_seconds": seconds,
+        "in_place": in_place,
+    }  # fmt: skip
 
 
 def print_assumed(name: str, bundle: Bundle, conversion: JsonObject) -> None:
@@ -117,8 +121,11 @@ def print_assumed(name: str, bundle: Bundle, conversion: JsonObject) -> None:
         f"{printable(name)} as a bundle: {format_size(conversion['writes'])}\n"
         f"to convert: {format_size(conversion['reads'])} are read{of_16_bits}, which takes with "
         f"writing {duration(conversion['least_seconds'])} or more on this flash; the disk needs "
-        f"room for both\nuncalibrated: {assumed}\n"
+        "room for both"
     )
+    if conversion["in_place"]:
+        print("or not at all: flashinfer run reads the GGUF file where it lies")
+    print(f"uncalibrated: {assumed}\n")
 
 
 def duration(seconds: float) -> str:

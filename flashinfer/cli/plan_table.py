@@ -30,7 +30,7 @@ def table(bundle: Bundle, args: Namespace, progress: Progress) -> list[JsonObjec
 
     progress  is told the plans made, as "plan"
     """
-    most = args.memory or 2 * bundle.path.stat().st_size
+    most = args.memory or 2 * bundle.nbytes
     budgets = [1 << bits for bits in range(27, 50) if 1 << bits <= most]
     here = "here" if args.device is None and measured(bundle.path) else args.device
     devices = dict.fromkeys([*([here] if here else []), *boards()])

@@ -24,16 +24,25 @@ def bundle_at(path: Path | str, silent: bool = True) -> Path:
     silent  False: what is made, and how far it is, is said on stderr
     Raises UserError where the companion cannot be made.
     """
-    path = Path(path)
     if not is_gguf(path):
-        return path
-    companion = path.with_name(path.name + SUFFIX)
-    if not companion.exists():
-        _make(path, companion, silent)
-    return companion
+        return Path(path)
+    made = companion_of(path)
+    if made is None:
+        made = _beside(path)
+        _make(path, made, silent)
+    return made
 
 
-def _make(path: Path, companion: Path, silent: bool) -> None:
+def companion_of(path: Path | str) -> Path | None:
+    """The companion of a GGUF file, or None where there is none, or it is no such file."""
+    return _beside(path) if is_gguf(path) and _beside(path).exists() else None
+
+
+def _beside(path: Path | str) -> Path:
+    return Path(f"{path}{SUFFIX}")
+
+
+def _make(path: Path | str, companion: Path, silent: bool) -> None:
     arguments = ["convert", str(path), str(companion), "--in-place"]
     said = b""
     with subprocess.Popen(

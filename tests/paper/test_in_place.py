@@ -214,6 +214,24 @@ def test_a_gguf_file_is_a_model(made, tmp_path, cli):
         assert cli(name, source)[0] == 0
 
 
+def test_the_plan_says_that_it_need_not_be_converted(made, cli):
+    whole, placed = made("olmoe")
+    source, companion = placed.with_name("x.gguf"), placed.with_name("x.gguf.flash")
+
+    def planned(path):
+        code, out, err = cli("plan", path, "--device", "rpi5-nvme", "--json", "-")
+        assert code == 0, err
+        return json.loads(out)
+
+    assert planned(source)["conversion"]["in_place"]
+    placed.rename(companion)  # it is what a run would open
+    found, same = planned(source), planned(companion)
+    assert found["conversion"] is None and found["cost"] == same["cost"]
+    assert found["bytes"] == pytest.approx(whole.stat().st_size, rel=0.05)
+    _, out, _ = cli("inspect", source)
+    assert " MB of it in x.gguf" in out
+
+
 def test_what_cannot_be_left_is_one_line(made, models, tmp_path, cli):
     whole, placed = made("olmoe")
     source = placed.with_name("x.gguf")

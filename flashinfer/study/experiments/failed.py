@@ -32,7 +32,7 @@ def run(study: Study) -> Finding:
     """The Finding of the study's first text."""
     with study.bundle() as bundle:
         bits = entropies(bundle)
-        half = bundle.file.size // 2
+        half = bundle.nbytes // 2
         records = [bundle.record(i) for i in range(len(bundle.config.layers))]
         spinning = replace(study.profile, wake=0.0)
         asleep = expected(study, bundle, half).total

@@ -107,7 +107,7 @@ def _steps(study: Study, bundle: Bundle) -> Iterator[Step]:
     """The paper's steps: its disk's time for what a token reads. Units are read one by one."""
     profile, layers = study.profile, len(bundle.config.layers)
     record, units = bundle.record(0), bundle.config.layers[0].ffn.units
-    size, stream = bundle.file.size, profile.stream_speed(8 << 20)
+    size, stream = bundle.nbytes, profile.stream_speed(8 << 20)
     yield Step(size, size / stream)
     yield Step(size / 2, size / 2 / stream)
     if record is None:
@@ -122,7 +122,7 @@ def _steps(study: Study, bundle: Bundle) -> Iterator[Step]:
 
 def _end_to_end(study: Study, bundle: Bundle, name: str, theirs: tuple[int, int]) -> list[Cell]:
     """A row of the second table."""
-    size = bundle.file.size
+    size = bundle.nbytes
     everything = expected(study, bundle, 2 * size, neurons="dense").total
     naive = everything + size / study.profile.stream_speed(8 << 20)
     ours = expected(study, bundle, size // 2)
