@@ -227,7 +227,7 @@ def test_the_plan_says_that_it_need_not_be_converted(made, cli):
     placed.rename(companion)  # it is what a run would open
     found, same = planned(source), planned(companion)
     assert found["conversion"] is None and found["cost"] == same["cost"]
-    assert found["bytes"] == pytest.approx(whole.stat().st_size, rel=0.05)
+    assert companion.stat().st_size < found["bytes"] <= whole.stat().st_size
     _, out, _ = cli("inspect", source)
     assert " MB of it in x.gguf" in out
 
