@@ -41,7 +41,7 @@ def windows():
             "num_attention_heads": 2 * heads, "head_dim": head_dim,
             "hidden_size": 2 * heads * head_dim, "max_position_embeddings": max(CONTEXTS), **more,
         })  # fmt: skip
-        attentions = [layer.attention for layer in config.layers]
+        attentions = [k.attention for k in config.layers if k.mixer.memory_of is None]
         for context in CONTEXTS:
             kept = [kept_tokens(sizes, context) for sizes in attentions]
             row = {"model": name, "context": context}
@@ -57,7 +57,7 @@ def windows():
 def formats(path, text, tokens):
     """Of one model, with all neurons: how far each number format is from float32 keys."""
     with Bundle(path) as bundle:
-        attentions = [layer.attention for layer in bundle.config.layers]
+        attentions = [k.attention for k in bundle.config.layers if k.mixer.memory_of is None]
         ids = text_ids(text, Tokenizer(bundle), tokens)
     each = {name: 2 * sum(token_bytes(one, name) for one in attentions) for name in KV_DTYPES}
     compared, largest = {name: Comparison() for name in KV_DTYPES}, dict.fromkeys(KV_DTYPES, 0.0)

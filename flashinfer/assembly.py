@@ -9,12 +9,12 @@ import numpy as np
 from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.config import ModelConfig
-from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.layers.ffn import BRANCH_NORMS, FFNConfig
 from flashinfer.formats.layers.norm import NormConfig
 from flashinfer.formats.number_formats import Matrices
 from flashinfer.formats.progress import Progress
 from flashinfer.paper.activations_norm import ActivationsNorm
-from flashinfer.paper.feedforward import FeedForward
+from flashinfer.paper.feedforward import Branches, FeedForward
 from flashinfer.paper.flash import Flash, aligned_bytes
 from flashinfer.paper.interfaces import Chooser
 from flashinfer.paper.neuron_cache import NeuronCache
@@ -31,6 +31,7 @@ from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.mixer import Parts
 from flashinfer.transformer.mixers import make_mixer
 from flashinfer.transformer.norm import Norm
+from flashinfer.transformer.per_layer_input import PerLayerInput
 from flashinfer.transformer.positions import Positions
 from flashinfer.transformer.shared_expert import SharedExpert
 from flashinfer.transformer.weights import Linear, Weights
@@ -46,6 +47,7 @@ def make_decoder(
         make_layers(bundle, plan, flash, weights, buffer),
         embed_tokens=weights["embed_tokens.weight"],
         embed_positions=weights.get("embed_positions.weight"),
+        embed_per_layer=weights.get("embed_tokens_per_layer.weight"),
         project_in=weights.get("project_in.weight"),
         project_out=weights.get("project_out.weight"),
         final_norm=make_norm(config.norm, weights, "final_norm") if config.final_norm else None,
@@ -84,16 +86,19 @@ def make_layers(
     config, positions = bundle.config, Positions(plan.context)
     layers = []
     for i, neuron_cache in enumerate(_neuron_caches(bundle, plan)):
-        described = config.layers[i]
+        described, parts = config.layers[i], Parts(weights, f"layers.{i}", positions)
+        block = described.per_layer
         layers.append(
             Layer(
                 described,
-                mixer=make_mixer(described.mixer, Parts(weights, f"layers.{i}", positions)),
+                mixer=make_mixer(described.mixer, parts),
                 feed_forward=_feed_forward(bundle, plan, flash, weights, i, neuron_cache, buffer),
                 **{
                     name: make_norm(described.norm, weights, f"layers.{i}.{name}")
                     for name in described.norms()
                 },
+                per_layer=None if block is None else PerLayerInput.made(block, parts),
+                output_scale=parts.vector("output_scale"),
             )
         )
     return layers
@@ -143,9 +148,14 @@ def _feed_forward(
     neurons = Neurons(config, format, biases, cut, norm)
     if isinstance(format, Matrices):
         neurons, together = WholeUnits(config, format, biases, norm), 1
+    branches = None
+    if config.branch_norm is not None:
+        branches = Branches(
+            *(make_norm(config.branch_norm, weights, f"{name}.{norm}") for norm in BRANCH_NORMS)
+        )
     store = UnitStore(bundle.bundles(i), together, cache, flash, buffer)
     predictor = _predictor(bundle, plan, config, weights, name)
-    return FeedForward(neurons, store, predictor, Prefetch(plan.prefetch), shared)
+    return FeedForward(neurons, store, predictor, Prefetch(plan.prefetch), shared, branches)
 
 
 def _predictor(
@@ -154,15 +164,18 @@ def _predictor(
     """What chooses a layer's units, or None where all are used."""
     router = None
     if config.router and plan.chooses(config):
-        names = ("weight", "bias", "choice_bias")
-        router = Router(config.router, *[weights.get(f"{name}.router.{part}") for part in names])
+        names = ("weight", "bias", "choice_bias", "expert_scales")
+        weight, *vectors = (weights.get(f"{name}.router.{part}") for part in names)
+        router = Router(config.router, weight, *vectors)
+        if config.router.norm is not None:
+            router.norm = make_norm(config.router.norm, weights, f"{name}.router_norm")
     if plan.mode != "predicted" or not config.neurons:
         return router
-    parts: list[Any] = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
+    maps: list[Any] = [weights.get(f"{name}.predictor.{p}") for p in ("a", "b", "bias")]
     form = bundle.predictor_form._asdict()
     if router is None:
-        return Predictor(*parts, **form)
-    return RoutedPredictor(router, config.d_ffn, *parts, **form)
+        return Predictor(*maps, **form)
+    return RoutedPredictor(router, config.d_ffn, *maps, **form)
 
 
 def fill_caches(layers: list[Layer], uses: Sequence[Any] | None, progress: Progress) -> None:

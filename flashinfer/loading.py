@@ -16,7 +16,7 @@ from flashinfer.transformer.kv_flash import KeyValueFile, KeyValuesOnFlash
 from flashinfer.transformer.mixer import MemoryWanted
 from flashinfer.transformer.mixers import kind_of
 from flashinfer.transformer.text import Text
-from flashinfer.transformer.text_memory import TextMemory
+from flashinfer.transformer.text_memory import BorrowedMemory, TextMemory
 from flashinfer.transformer.weights import PartlyStreamed, Resident, Streamed
 
 LOAD_BYTES = 64 << 20  # read at a time
@@ -106,7 +106,9 @@ def _text_memories(
     block, at = aligned_bytes(max(sizes) if shared else sum(sizes)), 0
     for number, (config, size) in enumerate(zip(mixers, sizes, strict=True)):
         memory = block[at : at + size]
-        if file is not None and number in plan.kv_on_flash:
+        if config.memory_of is not None:
+            memories.append(BorrowedMemory(memories[config.memory_of]))
+        elif file is not None and number in plan.kv_on_flash:
             attention = bundle.config.layers[number].attention
             memories.append(KeyValuesOnFlash(file, attention, plan.kv_dtype, plan.context, memory))
         else:

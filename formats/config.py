@@ -26,6 +26,8 @@ class ModelConfig:
     position_offset  row of ``embed_positions`` that position 0 uses
     position_padding  the token that has the row of its own number there, and that positions do not
                      count (RoBERTa's padding); None: there is none
+    per_layer_rows   rows of ``embed_tokens_per_layer``, one for each token, of which each layer
+                     that has a ``per_layer`` block reads a part; 0: there are none
     token_types      rows of ``embed_types``, of which the first is added to each token's embedding;
                      0: there are none
     embedding_norm   a norm comes behind the embeddings
@@ -51,6 +53,7 @@ class ModelConfig:
     learned_positions: bool = False
     position_offset: int = 0
     position_padding: int | None = None
+    per_layer_rows: int = 0
     token_types: int = 0
     embedding_norm: bool = False
     norm: NormConfig
@@ -101,6 +104,11 @@ class ModelConfig:
     def sparse(self) -> bool:
         """Whether most neurons of every layer may be silent: what predictors need."""
         return all(layer.ffn.sparse for layer in self.layers)
+
+    @property
+    def per_layer_width(self) -> int:
+        """Numbers of a row of ``embed_tokens_per_layer``; 0: there is none."""
+        return sum(layer.per_layer.size for layer in self.layers if layer.per_layer)
 
     @property
     def with_neurons(self) -> list[int]:
@@ -160,6 +168,9 @@ class ModelConfig:
             specs.append(TensorSpec(self.head_name, vocabulary, HEAD))
         if not (self.has_head and self.tied):
             specs.append(TensorSpec("embed_tokens.weight", vocabulary, EMBEDDING))
+        if self.per_layer_rows:
+            shape = (self.per_layer_rows, self.per_layer_width)
+            specs.append(TensorSpec("embed_tokens_per_layer.weight", shape, EMBEDDING))
         if self.learned_positions:
             positions = (self.max_position_embeddings + self.position_offset, d)
             specs.append(TensorSpec("embed_positions.weight", positions, EMBEDDING))

@@ -11,6 +11,7 @@ LARGEST = 1 << 31
 # No honest number lies outside of them, and between them all formulas stay finite.
 SMALLEST_NUMBER, LARGEST_NUMBER = 2.0**-126, 2.0**100
 Fields = dict[str, Any]
+ABSENT = object()  # the default of a field that says something else by null than where it is absent
 Kind = TypeVar("Kind")
 
 

@@ -87,9 +87,15 @@ def make(options, seed, dtype="float32", kind=AutoModelForCausalLM):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            # Of attention without a scale the norm of queries has it.
+            if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+                module.q_norm.weight.mul_(module.head_dim**-0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(0, 0.2)
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
     return model.to(getattr(torch, dtype))
 
 

@@ -82,7 +82,9 @@ def random_config(random, model_type):
         _latent(draw)
     _windows(draw)
     _mixers(draw)
-    if model_type in ("gemma3_text", "olmo3"):
+    if model_type == "gemma4_text":
+        _of_gemma4(draw)
+    elif model_type in ("gemma3_text", "olmo3"):
         _rotary_of_two_kinds(draw)
     elif model_type not in ("opt", "gpt2", "nemotron_h", *ENCODERS):
         _rotary(draw)
@@ -199,6 +201,72 @@ def _of_gpt2(draw):
     for name, own in ARCHITECTURES["gpt2"].ALIASES.items():
         if name in draw.config and draw.often(0.8):
             draw.config[own] = draw.config.pop(name)
+
+
+def _of_gemma4(draw):
+    """Heads of two sizes, keys that layers share, experts beside a dense FFN, and a row of each
+    token for each layer."""
+    config, random = draw.config, draw.random
+    layers = config["num_hidden_layers"] = int(random.integers(1, 7))
+    heads = config["num_attention_heads"] = draw.one_of(2, 4, 8)
+    config.pop("use_bidirectional_attention", None)
+    draw.put("use_bidirectional_attention", None, "vision", *(["all"] if draw.often(0.1) else []))
+    config["num_key_value_heads"] = draw.one_of(*(n for n in (1, 2, 4) if heads % n == 0))
+    config["vocab_size_per_layer_input"] = config["vocab_size"] + draw.one_of(0, 0, 3)
+    if draw.often(0.03):
+        config["vocab_size_per_layer_input"] -= 5
+    config["hidden_size_per_layer_input"] = draw.one_of(0, 6, 8, 12)
+    if config.get("rms_norm_eps") == 0:  # norms of what a GELU shuts would be those of its rounding
+        config["rms_norm_eps"] = 1e-5
+    config["global_head_dim"] = draw.one_of(4, 8, 12, 16, 24)
+    fitting = (n for n in (1, 2, 4) if heads % n == 0)
+    draw.put("num_global_key_value_heads", None, *fitting)
+    draw.put("attention_k_eq_v", True, False)
+    draw.put("use_double_wide_mlp", True, False)
+    if "layer_types" in config or draw.often(0.7):
+        kinds = ("sliding_attention", "full_attention")
+        config["layer_types"] = [draw.one_of(*kinds) for _ in range(layers)]
+    if draw.often(0.95):
+        config["sliding_window"] = draw.one_of(3, 5, 8, 11, 40)
+    if draw.often(0.6):  # seldom more layers than leave one of each kind with keys of its own
+        kinds = [*config.get("layer_types", ["sliding_attention"] * layers)[:-1], "full_attention"]
+        most = layers - max(kinds.index(kind) for kind in set(kinds))
+        most = most if draw.often(0.9) else layers + 1
+        config["num_kv_shared_layers"] = int(random.integers(0, most))
+        if config["num_kv_shared_layers"] and draw.often(0.9):  # transformers needs a row for each
+            config["hidden_size_per_layer_input"] = draw.one_of(8, 12)
+    if draw.often(0.4):
+        config.update(enable_moe_block=True, num_experts=draw.one_of(4, 8, 9))
+        config.update(top_k_experts=draw.one_of(1, 2, 3), moe_intermediate_size=draw.one_of(24, 33))
+    if draw.often(0.2) and "layer_types" in config:
+        _per_layer_config(draw)
+    if draw.often(0.6):
+        head_dims = (config.get("head_dim", 256), config["global_head_dim"])
+        found = config["rope_parameters"] = {}
+        for kind, head_dim in zip(("sliding_attention", "full_attention"), head_dims, strict=True):
+            kinds = KINDS if draw.often(0.2) else ("default", "linear", "proportional")
+            found[kind] = _kind(draw, draw.one_of(*kinds), head_dim, False)
+            if "proportional" in found[kind].values() and draw.often(0.8):
+                found[kind]["partial_rotary_factor"] = draw.one_of(0.25, 0.5, 0.3, 1, 1.0, 0)
+            if draw.often(0.98):
+                found[kind]["rope_theta"] = draw.number(10, 1e6)
+
+
+def _per_layer_config(draw):
+    """The sizes of heads layer by layer, as newer configs have them."""
+    config = draw.config
+    kinds = [*config["layer_types"][:-1], "full_attention"]
+    heads = [n for n in (1, 2, 4) if config["num_attention_heads"] % n == 0]
+    of_kinds = {kind: {} for kind in kinds}
+    for own in of_kinds.values():
+        if draw.often(0.7):
+            own["head_dim"] = draw.one_of(4, 8, 12, 16)
+        if draw.often(0.5):
+            own["num_key_value_heads"] = draw.one_of(*heads)
+    found = {str(layer): of_kinds[kind] for layer, kind in enumerate(kinds) if of_kinds[kind]}
+    config["per_layer_config"] = draw.one_of(found, found, found, {}, None)
+    if draw.often(0.1) and found:
+        found.popitem()
 
 
 def _of_granite_hybrid(draw):

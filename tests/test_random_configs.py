@@ -126,9 +126,20 @@ def randomise(model, seed):
             parameter.normal_(0, max(0.1, min(0.2, 1.3 * parameter.shape[-1] ** -0.5)))
         else:
             parameter.add_(0.2 * torch.randn_like(parameter))
+    for module in model.modules():
+        weigh_queries(module)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):  # which comes with a checkpoint, as weights do
             buffer.normal_(0, 0.3)
+        if name.endswith("layer_scalar"):
+            buffer.uniform_(0.5, 1.5)
+
+
+def weigh_queries(module):
+    """Of attention without a scale the norm of queries has it: else a few keys would take all, and
+    differences of rounding would grow with each layer."""
+    if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+        module.q_norm.weight.mul_(module.head_dim**-0.5)
 
 
 def saved_as(random, model, folder):
@@ -199,6 +210,8 @@ WRONG_DEFAULTS = [
     ("deepseek_v2", "routed_scaling_factor", 2.0),
     ("deepseek_v3", "rope_interleave", False),
     ("glm4_moe_lite", "latent_norm_eps", 0.1),
+    ("gemma4_text", "sliding_window", 3),
+    ("gemma4_text", "attention_k_eq_v", True),
 ]
 
 

@@ -19,7 +19,7 @@ from flashinfer.calibration.predictor_training import (
     find_predictor,
 )
 from flashinfer.calibration.routing import routing, tokens_that_fit
-from flashinfer.calibration.text_states import TextStates
+from flashinfer.calibration.text_states import TextStates, state_numbers
 from flashinfer.formats.arrays import AnyArray, Float32Array
 from flashinfer.formats.bundle.calibration import (
     POWERINFER,
@@ -236,7 +236,7 @@ def _tokens_that_fit(config: ModelConfig, budget: int) -> int:
     """Tokens whose states, inputs (early ones, too), outputs, bits and scores fit a third of the
     budget."""
     neurons = max(layer.ffn.neurons for layer in config.layers)
-    per_token = 6 * config.hidden_size * 4 + neurons // 4 + 256 * 8
+    per_token = 4 * state_numbers(config) + neurons // 4 + 256 * 8
     return max(0, budget // 3 // per_token)
 
 

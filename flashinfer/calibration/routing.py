@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flashinfer.calibration.text_states import TextStates
+from flashinfer.calibration.text_states import TextStates, state_numbers
 from flashinfer.calibration.traces import routing_record
 from flashinfer.formats.arrays import BoolArray, Float32Array
 from flashinfer.formats.bundle.calibration import LayerCalibration
@@ -21,7 +21,7 @@ LEAST_PIECE = 64  # tokens; each piece may read all of a layer's experts again
 def tokens_that_fit(config: ModelConfig, budget: int) -> int:
     """Tokens whose states and choices fit a quarter of the budget."""
     experts = max(layer.ffn.experts for layer in config.layers)
-    return max(0, budget // 4 // (6 * config.hidden_size * 4 + 13 * experts))
+    return max(0, budget // 4 // (4 * state_numbers(config) + 13 * experts))
 
 
 def router_of(ffn: FeedForward) -> Router | None:
@@ -67,8 +67,9 @@ def routing(
         x, residual = states.attend(layer)
         router, record = router_of(layer.feed_forward), None
         if router:
-            read = x if states.before is None else states.before
-            record = routing_record(router.named(read), router.weights(x), *named)
+            before = residual if states.before is None else states.before
+            read = router.read_of(x, before)
+            record = routing_record(router.named(read), router.weights(read), *named)
         following, named = states.early_input(number + 1), []
         router = None if following is None else router_of(layers[number + 1].feed_forward)
         if following is not None and router is not None:

@@ -23,7 +23,8 @@ from flashinfer.transformer.values import ModuleNames, Value, values_of
 
 # The attention function that tells its arguments. Names with "flash" in them are libraries' own.
 ATTENTION = "traced"
-OF_HEADS = ("q_norm", "k_norm", "q_turned", "k_turned")  # which modules may have heads first
+# Which modules may have heads first.
+OF_HEADS = ("q_norm", "k_norm", "v_norm", "q_turned", "k_turned")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from flashinfer.transformer.positions import frequencies_of, query_scales
 
 Place = tuple[int | None, str]  # of a value: its layer, and what the engine calls it
 KEPT_LAYERS = 2  # whose computed values are in memory together
+LENT = ("k", "k_norm", "k_turned", "v", "v_norm")  # what later layers may read
 
 
 class Unknown(Exception):
@@ -59,6 +60,7 @@ class Replay:
             "v": lambda i: self._project("v", i),
             "q_norm": lambda i: self._head_norm("q", i),
             "k_norm": lambda i: self._head_norm("k", i),
+            "v_norm": self._values,
             "q_turned": lambda i: self._turn("q", i),
             "k_turned": lambda i: self._turn("k", i),
             "scores_max": lambda i: self._attend(i).scores_max,
@@ -86,12 +88,30 @@ class Replay:
             "activations": self._activations,
             "activations_norm": lambda i: self._inner_norm("activations", i),
             "ffn": self._ffn,
-            "router": lambda i: self._linear(f"layers.{i}.router", self._router_input(i)),
+            "router": self._router,
             "choice_weights": lambda i: known.stored(self.choice(i).weights, self.how),
+            "experts_norm": lambda i: self._branch_norm("experts_norm", i, self.of(i, "attended")),
             "experts": self._experts,
+            "experts_after_norm": lambda i: self._branch_norm(
+                "experts_after_norm", i, self.of(i, "experts")
+            ),
             "shared": self._shared,
+            "shared_after_norm": lambda i: self._branch_norm(
+                "shared_after_norm", i, self.of(i, "shared")
+            ),
             "shared_gate": lambda i: self._linear(f"layers.{i}.shared.weigh", self.ffn_input(i)),
             "ffn_after_norm": lambda i: self._norm("ffn_after_norm", i, "ffn"),
+            "ffn_added": self._ffn_added,
+            "per_layer_own": self._per_layer_own,
+            "per_layer_gate": lambda i: self._linear(
+                f"layers.{i}.per_layer.gate", self.of(i, "ffn_added")
+            ),
+            "per_layer_read": self._per_layer_read,
+            "per_layer": lambda i: self._linear(
+                f"layers.{i}.per_layer.proj", self.of(i, "per_layer_read")
+            ),
+            "per_layer_norm": self._per_layer_norm,
+            "unscaled": self._unscaled,
             "output": self._output,
         }
         self.compute_of_model: dict[str, Callable[[], Known]] = {
@@ -120,9 +140,12 @@ class Replay:
         return self.compute_by_key[key](layer)
 
     def forget(self, layer: int) -> None:
-        """Free what was computed of the layers before the last ones."""
+        """Free what was computed of the layers before the last ones, but for keys and values that
+        later layers read."""
         for place in [p for p in self.known if p[0] is not None and p[0] <= layer - KEPT_LAYERS]:
-            del self.known[place]
+            lends = getattr(self.config.layers[place[0] or 0].mixer, "lends", False)
+            if not (lends and place[1] in LENT):
+                del self.known[place]
 
     # ------------------------------------------------------------------ the model
 
@@ -223,9 +246,26 @@ class Replay:
         normed = known.norm(x, config.norm, weight, bias, self.how)
         return normed.reshape(n, heads, config.head_dim)
 
+    def _projected_values(self, i: int) -> Known:
+        """Values (T, key/value heads, head_dim), before they are normalised."""
+        config = self.config.layers[i].attention
+        x = self.of(i, "k" if config.v_of_k else "v")
+        return x.reshape(len(x.value), -1, config.head_dim)
+
+    def _values(self, i: int) -> Known:
+        """The same, normalised."""
+        norm = self.config.layers[i].attention.norm
+        return known.norm(self._projected_values(i), norm, None, None, self.how)
+
+    def _attended_values(self, i: int) -> Known:
+        """The values that heads take sums of."""
+        if self.config.layers[i].attention.v_norm:
+            return self.of(i, "v_norm")
+        return self._projected_values(i)
+
     def _before_turning(self, p: str, i: int) -> Known:
         config = self.config.layers[i].attention
-        normed = config.qk_norm and not config.qk_norm_after_rotary and p != "v"
+        normed = config.qk_norm and not config.qk_norm_after_rotary
         x = self.of(i, f"{p}_norm" if normed else p)
         return x.reshape(len(x.value), -1, config.head_dim)
 
@@ -257,9 +297,9 @@ class Replay:
         if isinstance(self.config.layers[i].mixer, LatentAttentionConfig):
             return self._attend_latents(i)
         config = self.config.layers[i].attention
-        q, k = (self._compared(p, i) for p in "qk")
+        own = i if config.memory_of is None else config.memory_of
+        q, k, v = self._compared("q", i), self._compared("k", own), self._attended_values(own)
         sinks = self.weights.get(f"layers.{i}.sinks")
-        v = self._before_turning("v", i)
         shape = (len(self.positions), -1, config.head_dim)
         q, k = q.reshape(*shape), k.reshape(*shape)
         return attending.attend(config, q, k, v, sinks, self.how)
@@ -353,11 +393,62 @@ class Replay:
             return self.of(i, "attention_norm")
         return self.of(i, "attended" if layer.bare_input else "ffn_norm")
 
-    def _router_input(self, i: int) -> Known:
-        router = self.config.layers[i].ffn.router
-        return self._input(i) if router and router.early else self.ffn_input(i)
+    def _router(self, i: int) -> Known:
+        """The logits of a layer's router."""
+        router, name = self.config.layers[i].ffn.router, f"layers.{i}.router"
+        assert router is not None
+        if router.norm is None:
+            return self._linear(name, self._input(i) if router.early else self.ffn_input(i))
+        weight = self.weights[f"{name}_norm.weight"]
+        x = known.norm(self.of(i, "attended"), router.norm, weight, None, self.how)
+        return known.scale(self._linear(name, x), self.config.hidden_size**-0.5, self.how)
+
+    def _branch_norm(self, name: str, i: int, x: Known) -> Known:
+        config = self.config.layers[i].ffn.branch_norm
+        assert config is not None
+        weight = self.weights.get(f"layers.{i}.{name}.weight")
+        return known.norm(x, config, weight, None, self.how)
 
     def _output(self, i: int) -> Known:
+        if not self.config.layers[i].output_scale:
+            return self._unscaled(i)
+        scale = float(self.weights[f"layers.{i}.output_scale"][0])
+        return known.scale(self.of(i, "unscaled"), scale, self.how)
+
+    def _unscaled(self, i: int) -> Known:
+        """What a layer gives, but for the number that it is multiplied with."""
+        if self.config.layers[i].per_layer is None:
+            return self._ffn_added(i)
+        return known.add(self.of(i, "ffn_added"), self.of(i, "per_layer_norm"), self.how)
+
+    def _per_layer_own(self, i: int) -> Known:
+        """What the tokens give a layer alone."""
+        block, name = self.config.layers[i].per_layer, f"layers.{i}.per_layer"
+        assert block is not None
+        context = self._linear(f"{name}.context", self.of(None, "embedded"))
+        context = known.scale(context, block.hidden_size**-0.5, self.how)
+        weight = self.weights.get(f"{name}.context_norm.weight")
+        context = known.norm(context, block.norm, weight, None, self.how)
+        rows = self.weights.rows("embed_tokens_per_layer.weight", self.tokens[self.positions])
+        row = Known(rows[:, block.begin : block.begin + block.size])
+        own = known.add(context, known.scale(row, block.size**0.5, self.how), self.how)
+        return known.scale(own, 0.5**0.5, self.how)
+
+    def _per_layer_read(self, i: int) -> Known:
+        block = self.config.layers[i].per_layer
+        assert block is not None
+        function, tabulated = activation(block.activation, 0.0), "gelu" in block.activation
+        gate = known.apply(self.of(i, "per_layer_gate"), function, self.how, tabulated)
+        return known.times(gate, self.of(i, "per_layer_own"), self.how)
+
+    def _per_layer_norm(self, i: int) -> Known:
+        block = self.config.layers[i].per_layer
+        assert block is not None
+        weight = self.weights.get(f"layers.{i}.per_layer.after_norm.weight")
+        return known.norm(self.of(i, "per_layer"), block.norm, weight, None, self.how)
+
+    def _ffn_added(self, i: int) -> Known:
+        """The hidden state behind a layer's FFN."""
         layer = self.config.layers[i]
         if not layer.ffn.neurons:
             return self._attended(i)
@@ -424,6 +515,9 @@ class Replay:
             down, bias, format = self._of_part("down", i)
             read = self.of(i, "activations_norm" if ffn.activations_norm else "activations")
             return known.linear(read, down.T, bias, format, self.how)
+        if ffn.branch_norm is not None:
+            branches = (self.of(i, f"{branch}_after_norm") for branch in ("shared", "experts"))
+            return known.total(list(branches), self.how)
         y = self.of(i, "experts")
         if not ffn.shared_d_ffn:
             return y
@@ -452,10 +546,13 @@ class Replay:
             chosen = np.asarray(chosen, dtype=np.int64)
         router = self.config.layers[i].ffn.router
         assert router is not None
-        return routing.choose(router, self.of(i, "router"), bias, chosen)
+        scales = self.weights.get(f"layers.{i}.router.expert_scales")
+        return routing.choose(router, self.of(i, "router"), bias, chosen, scales)
 
     def _experts(self, i: int) -> Known:
-        x, choice = self.ffn_input(i), self.choice(i)
+        branch = self.config.layers[i].ffn.branch_norm is not None
+        x = self.of(i, "experts_norm") if branch else self.ffn_input(i)
+        choice = self.choice(i)
         weights = self.of(i, "choice_weights")
         y, noise = np.zeros_like(x.value), np.zeros_like(x.value)
         for expert in np.unique(choice.experts):

@@ -31,10 +31,12 @@ def choose(
     logits: Known,
     choice_bias: Float64Array | None,
     chosen: Int64Array | None = None,
+    expert_scales: Float64Array | None = None,
 ) -> Choice:
     """logits (T, experts) -> the Choice.
 
     chosen  (T, k): the experts that the weights are wanted of; None: those of the largest values
+    expert_scales  (experts,): what weights are multiplied with at last, or None
     """
     scores = _scores(config, logits)
     biased = scores.value + (0.0 if choice_bias is None else choice_bias)
@@ -46,6 +48,10 @@ def choose(
         experts = np.sort(chosen, axis=1).astype(np.int64)
     sparse = config.scoring == "sparsemixer"
     weights = _sparse(config, logits, experts) if sparse else _weights(config, scores, experts)
+    if expert_scales is not None:
+        factors = expert_scales[experts]
+        noise = weights.spread * np.abs(factors) + F32 * np.abs(weights.value * factors)
+        weights = Known(weights.value * factors, noise)
     return Choice(config, experts, weights, values, worth)
 
 

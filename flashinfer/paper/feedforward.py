@@ -13,7 +13,7 @@ import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array
 from flashinfer.paper.flash import Submitted
-from flashinfer.paper.interfaces import Chooser, Shared, Stream, Tap
+from flashinfer.paper.interfaces import Chooser, Map, Shared, Stream, Tap
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.prefetch import Prefetch
 from flashinfer.paper.router import Router, router_of
@@ -56,6 +56,15 @@ class Placed(NamedTuple):
     late: Submitted | None
 
 
+class Branches(NamedTuple):
+    """The norms of a mixture's branches: of what its experts read, of what they give together, and
+    of what the shared expert gives."""
+
+    before: Map
+    after: Map
+    shared: Map
+
+
 class FeedForward:
     """A layer's FFN, its units on flash: neurons, or a mixture's experts.
 
@@ -63,6 +72,7 @@ class FeedForward:
     predictor  a Predictor, Router or RoutedPredictor: which units to use; None: all of them
     prefetch   Prefetch: what is read before the layer's turn
     shared     a SharedExpert that every token uses besides, or None
+    branches   the norms of the experts and of the shared one, where these have their own, or None
     """
 
     def __init__(
@@ -72,10 +82,12 @@ class FeedForward:
         predictor: Chooser | None,
         prefetch: Prefetch,
         shared: Shared | None = None,
+        branches: Branches | None = None,
     ) -> None:
         self.neurons, self.store, self.predictor = neurons, store, predictor
         self.router: Router | None = router_of(predictor)
-        self.prefetch, self.shared = prefetch, shared
+        self.prefetch, self.shared, self.branches = prefetch, shared, branches
+        self.tap: Tap | None = None
         self.drafted: Drafted | None = None  # what the last call's drafts use
         self.placed: Placed | None = None  # what a token uses, where that is known before its turn
         self.whole = Whole(store, neurons)
@@ -119,6 +131,11 @@ class FeedForward:
         self.store.begin()
         self.neurons.begin(len(x))
         y = np.zeros_like(x) if self.shared is None else self.shared(x)  # (T, d_model)
+        beside = None
+        if self.branches is not None:
+            beside, x, y = self.branches.shared(y), self.branches.before(residual), np.zeros_like(x)
+            if self.tap:
+                self.tap(shared_after_norm=beside, experts_norm=x)
         selection = self.predict(x, residual, tokens)
         way = self.way(selection, len(x))
         if way == CACHED:
@@ -128,6 +145,11 @@ class FeedForward:
             self.others[way](x, selection, tokens, y)
         self.neurons.finish(selection, y)
         self.store.settled = True
+        if self.branches is not None:
+            y = self.branches.after(y)
+            if self.tap:
+                self.tap(experts_after_norm=y)
+            y = beside + y
         return y
 
     def predict(self, x: Float32Array, residual: Float32Array, tokens: Tokens) -> Selection:
@@ -256,7 +278,7 @@ class FeedForward:
 
     def set_tap(self, tap: Tap | None) -> None:
         """Tell ``tap`` the intermediate values from now on; None: nobody."""
-        self.neurons.tap = tap
+        self.tap = self.neurons.tap = tap
         if self.predictor is not None:
             self.predictor.set_tap(tap)
         if self.shared is not None:

@@ -1,5 +1,6 @@
 """What a feed-forward layer asks of its parts, whichever they are."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -7,6 +8,9 @@ import numpy as np
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array
 from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.paper.selection import Selection
+
+# x (T, d_model) -> (T, d_model): a norm.
+Map = Callable[[Float32Array], Float32Array]
 
 
 class Stream(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import BoolArray, Float32Array, Int32Array
 from flashinfer.formats.layers.ffn import RouterConfig
-from flashinfer.paper.interfaces import Chooser, Stream, Tap
+from flashinfer.paper.interfaces import Chooser, Map, Stream, Tap
 from flashinfer.paper.neurons import neurons_of
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.selection import Selection
@@ -22,6 +22,8 @@ class Router:
 
     weight  weights.Resident (experts, d_model)
     bias, choice_bias  (experts,) float32, or None
+    expert_scales      (experts,) float32: what weights are multiplied with at last, or None
+    norm               of the hidden state that it reads in the place of the FFN's input, or None
     """
 
     in_dram = True
@@ -32,9 +34,12 @@ class Router:
         weight: Any,
         bias: Float32Array | None,
         choice_bias: Float32Array | None,
+        expert_scales: Float32Array | None = None,
     ) -> None:
         self.config, self.weight = config, weight
         self.bias, self.choice_bias = bias, choice_bias
+        self.expert_scales = expert_scales
+        self.norm: Map | None = None
         self.chosen: Selection | None = None  # by the layer's input, where the router reads that
         self.tap: Tap | None = None
 
@@ -47,22 +52,29 @@ class Router:
         return ()
 
     def scores(self, x: Float32Array) -> Float32Array:
-        """x (T, d_model) -> (T, experts) float32."""
-        return self.weight.linear(x, self.bias)
+        """x (T, d_model), what it reads -> (T, experts) float32."""
+        if self.norm is None:
+            return self.weight.linear(x, self.bias)
+        scores = self.weight.linear(self.norm(x), self.bias)
+        return scores * np.float32(x.shape[1] ** -0.5)
 
     def read_of(self, x: Float32Array, residual: Float32Array | None) -> Float32Array:
-        """What it reads of an FFN's early input: ``x``, or before the norm where it is early."""
-        return residual if self.config.early and residual is not None else x
+        """What it reads of an FFN's input: ``x``, or ``residual``, which is that before the norm;
+        None: ``x`` is what it reads already."""
+        return residual if self.config.reads_residual and residual is not None else x
 
     def choose(self, scores: Float32Array, n: int) -> tuple[Int32Array, Float32Array]:
         """scores (T, experts) -> the n experts of each token, ascending (T, n), their weights."""
         config = self.config
         if config.scoring == "sparsemixer":
             return sparse_mix(scores, n, config.jitter)
-        return kernels.route(
+        chosen, weights = kernels.route(
             scores, n, config.normalised, config.scoring, self.choice_bias, config.groups,
             config.groups_kept, config.scale, config.group_by,
         )  # fmt: skip
+        if self.expert_scales is not None:
+            weights = weights * self.expert_scales[chosen]
+        return chosen, weights
 
     def choose_early(self, h: Float32Array) -> Selection:
         """h (T, d_model), the layer's input, where the router reads that -> what ``select`` returns
@@ -75,7 +87,7 @@ class Router:
         if self.config.early:
             assert self.chosen is not None
             return self.chosen
-        return self._selection(x)
+        return self._selection(self.read_of(x, residual))
 
     def _selection(self, x: Float32Array) -> Selection:
         scores = self.scores(x)
@@ -85,7 +97,8 @@ class Router:
         return Selection.of_choices(chosen, weights)
 
     def named(self, x: Float32Array, share: float = 1.0) -> BoolArray:
-        """x (T, d_model) -> (T, experts) bool: those that it would choose, the surest ``share``."""
+        """x (T, d_model), what it reads -> (T, experts) bool: those that it would choose, the
+        surest ``share``."""
         scores = self.scores(x)
         chosen, _ = self.choose(scores, math.ceil(self.config.experts_per_token * share))
         named = np.zeros(scores.shape, dtype=bool)
@@ -93,7 +106,8 @@ class Router:
         return named
 
     def weights(self, x: Float32Array) -> Float32Array:
-        """What each expert counts for each token (T, experts) float32: 0 where it is not chosen."""
+        """x (T, d_model), what it reads -> what each expert counts for each token (T, experts)
+        float32: 0 where it is not chosen."""
         chosen = self.select(x, None)
         weights = np.zeros((len(x), len(self.weight.matrix.data)), dtype=np.float32)
         if chosen.indptr is None:

@@ -16,11 +16,12 @@ from flashinfer.plan import memory
 from flashinfer.plan.profile import Profile
 from flashinfer.plan.threads import threads_to_use
 from flashinfer.transformer.kv_cache import KV_DTYPES, KVDtype
+from flashinfer.transformer.text import MOST_IN_PASS
 
 Mode = Literal["predicted", "dense", "routed"]
 MODES: tuple[Mode, ...] = ("predicted", "dense")  # to ask for; a mixture of experts is routed
 DRAFTS = ("auto", "off", "ngram")
-MOST_TEXTS = 1024
+MOST_TEXTS = MOST_IN_PASS  # a pass has a token of each at least, which may be all of one text
 USUAL_CONTEXT = 1024  # tokens, where none is asked for and the model has as many
 
 

@@ -9,7 +9,15 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.mixer import MixerConfig
 from flashinfer.formats.number_formats import Matrices
-from flashinfer.formats.tensors import ATTENTION, FFN, PREDICTOR, ROLES, SMALL, TensorSpec
+from flashinfer.formats.tensors import (
+    ATTENTION,
+    EMBEDDING,
+    FFN,
+    PREDICTOR,
+    ROLES,
+    SMALL,
+    TensorSpec,
+)
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
 from flashinfer.paper.ways import transit_slots
@@ -87,6 +95,9 @@ class Sizes:
         largest = max(widest(tensor) for tensor in bundle.tensors.values() if tensor.rows > 1)
         self.least_buffer = 2 * max(64 << 10, pages(largest) + 2 * PAGE)
         self.per_token = FEATURE * config.hidden_size + PANEL * wanted.threads
+        if config.per_layer_rows:  # a token's row, decoded, its embedding, and a layer's part of it
+            widest_part = max(layer.per_layer.size for layer in config.layers if layer.per_layer)
+            self.per_token += 4 * (config.per_layer_width + config.hidden_size + 6 * widest_part)
         self.per_token += max(
             neurons.working_bytes(layer.ffn) + kind_of(layer.mixer).working_bytes(layer.mixer)
             for layer in config.layers
@@ -95,7 +106,7 @@ class Sizes:
         columns = max(
             most_columns(config, spec, bundle.tensors[spec.name])
             for spec in bundle.specs
-            if len(spec.shape) > 1
+            if len(spec.shape) > 1 and spec.role != EMBEDDING
         )
         panel = TILE_ROWS * (4 * columns + TILE_SUMS)
         scores = 4 * TILE_TOKENS * (wanted.context + MAX_CHUNK)
@@ -154,7 +165,10 @@ def _text_memory(config: ModelConfig, wanted: Decided, on_flash: Collection[int]
 
 
 def memory_bytes(config: MixerConfig, wanted: Decided, on_flash: bool, drafts: int = 0) -> int:
-    """Bytes in DRAM of a layer's memory of one text: of one on flash those of the tail."""
+    """Bytes in DRAM of a layer's memory of one text: of one on flash those of the tail, and none
+    where it is an earlier layer's."""
+    if config.memory_of is not None:
+        return 0
     if on_flash:
         assert isinstance(config, AttentionConfig)
         return tail_bytes(config, wanted.kv_dtype)

@@ -115,7 +115,9 @@ def activity(study: Study, sample: Sample, what: str, inputs: bool = False) -> I
             if router is None and not whole:
                 y, used = exact_feed_forward(ffn, x, None)
             else:
-                uses = np.ones((1, len(x))) if router is None else router.weights(x).T
+                uses = np.ones((1, len(x)))
+                if router is not None:
+                    uses = router.weights(router.read_of(x, residual)).T
                 used = np.packbits(uses > 0, axis=1)
                 y = in_pieces(ffn, x, residual, states.before, model.plan.budget)
             states.add(layer, y)

@@ -1,7 +1,7 @@
 """Self-attention with a key/value cache: causal, or in both directions (an encoder's)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from flashinfer.transformer.mixer import MemoryWanted, Mixer, Parts
 from flashinfer.transformer.norm import Norm
 from flashinfer.transformer.positions import RotaryPositions, query_scales
 from flashinfer.transformer.text import Rows
+from flashinfer.transformer.text_memory import BorrowedMemory
 from flashinfer.transformer.weights import Linear
 
 
@@ -29,8 +30,9 @@ from flashinfer.transformer.weights import Linear
 class Attention(Mixer[AttentionConfig]):
     """A layer's attention: project, turn, remember, attend, project.
 
-    q, k, v, o, g   see AttentionConfig.projections; g may be None
+    q, k, v, o, g   see AttentionConfig.projections; k, v and g may be None
     q_norm, k_norm  over the values of each head or of all heads, or None
+    v_norm          over the values of each head, or None
     heads_norm      over the heads' sums of values, before ``o``, or None
     rotary          positions by which queries and keys are turned, or None
     score_bias      (heads, context) float32, added to the scores (alibi), or None
@@ -39,11 +41,12 @@ class Attention(Mixer[AttentionConfig]):
 
     config: AttentionConfig
     q: Linear
-    k: Linear
-    v: Linear
     o: Linear
+    k: Linear | None = None
+    v: Linear | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    v_norm: Norm | None = None
     heads_norm: Norm | None = None
     rotary: RotaryPositions | None = None
     score_bias: Float32Array | None = None
@@ -54,14 +57,13 @@ class Attention(Mixer[AttentionConfig]):
     @classmethod
     def made(cls, config: AttentionConfig, parts: Parts) -> "Attention":
         """The attention of a layer."""
-        q, k, v, o = (parts.linear(f"{p}_proj") for p in "qkvo")
-        attention = cls(config, q, k, v, o)
-        if config.qk_norm:
-            attention.q_norm, attention.k_norm = (
-                parts.norm(config.norm, f"{p}_norm") for p in "qk"
-            )
-        if config.output_gate:
-            attention.g = parts.linear("g_proj")
+        linears = {p: parts.linear(f"{p}_proj") for p in config.projections()}
+        attention = cls(config, linears["q"], linears["o"], linears.get("k"), linears.get("v"))
+        attention.g = linears.get("g")
+        norms = {p: parts.norm(config.norm, f"{p}_norm") for p in config.normed}
+        attention.q_norm, attention.k_norm = norms.get("q"), norms.get("k")
+        if config.v_norm:
+            attention.v_norm = Norm(replace(config.norm, affine=False), None, None)
         if config.heads_norm:
             attention.heads_norm = parts.norm(config.norm, "heads_norm")
         attention.rotary = parts.positions.of(config.rotary)
@@ -104,36 +106,21 @@ class Attention(Mixer[AttentionConfig]):
         keys, values = (
             half.view(ELEMENTS[wanted.dtype]).reshape(heads, tokens, -1) for half in halves
         )
-        return KeyValueCache(keys, values, config.attention_window, wanted.context)
+        window, lends = config.attention_window, config.lends
+        return KeyValueCache(keys, values, window, wanted.context, lends)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its products with weights, in the order in which they are made."""
-        gate = () if self.g is None else (self.g,)
-        return self.q, self.k, self.v, *gate, self.o
+        parts = (self.q, self.k, self.v, self.g, self.o)
+        return tuple(part for part in parts if part is not None)
 
     def __call__(self, x: Float32Array, texts: Sequence[Rows]) -> Float32Array:
         """x (T, d_model), the next tokens of some texts, each of which attends to its own ->
         (T, d_model)."""
         n, head_dim = len(x), self.config.head_dim
-        q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.tap:
-            self.tap(q=q, k=k, v=v)
-        q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (T, heads of each, head_dim)
-        if not self.config.qk_norm_after_rotary:
-            q, k = self._normed(q, k)
-        if self.rotary is not None:
-            turns = self.rotary([(text.start, text.end - text.begin) for text in texts])
-            kernels.rotate(q, *turns)
-            kernels.rotate(k, *turns)
-        if self.config.temperature is not None:
-            at = [np.arange(text.start, text.start + text.end - text.begin) for text in texts]
-            scales = query_scales(self.config.temperature, np.concatenate(at))
-            q *= scales.astype(np.float32)[:, None, None]
-        if self.tap:
-            self.tap(q_turned=q, k_turned=k)
-        if self.config.qk_norm_after_rotary:
-            q, k = self._normed(q, k)
+        of_heads = self._turned(self._projected(x), texts)
+        q, k, v = of_heads["q"], of_heads.get("k"), of_heads.get("v")
         q *= np.float32(self.config.attention_scale or head_dim**-0.5)
         width = padded_width(head_dim)
         if head_dim < width:
@@ -141,11 +128,8 @@ class Attention(Mixer[AttentionConfig]):
             padded[:, :, :head_dim] = q
             q = padded
         parts, largest = [], []  # of out (T, heads, width), nearly always one
-        for cache, first, stop, start in texts:
-            assert isinstance(cache, KeyValueCache)
-            for piece in cache.pieces(start, stop - first):
-                rows = slice(first + piece[0], first + piece[1])
-                place = cache.remember(k[rows], v[rows], start + piece[0])
+        for text in texts:
+            for cache, rows, place in self._placed(text, k, v):
                 part = kernels.attention(
                     q[rows], cache.keys, cache.values, place, cache.window,
                     self.score_bias, self.config.score_cap or 0.0, self.sinks,
@@ -176,20 +160,78 @@ class Attention(Mixer[AttentionConfig]):
             self.tap(o=y)
         return y
 
-    def _heads(self, y: Float32Array) -> Float32Array:
-        """y (T, heads * head_dim) -> (T, heads, head_dim)."""
-        return y.reshape(len(y), -1, self.config.head_dim)
-
-    def _normed(self, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
-        """Queries and keys (T, heads of each, head_dim), normalised where there are norms."""
-        found = []
-        for x, norm in ((q, self.q_norm), (k, self.k_norm)):
-            together = x.shape[1] if self.config.qk_norm == "all" else 1
-            y = x if norm is None else norm(x.reshape(-1, together * x.shape[2]))
-            found.append(y.reshape(x.shape))
+    def _projected(self, x: Float32Array) -> dict[str, Float32Array]:
+        """x (T, d_model) -> {"q", "k", "v": (T, heads of each, head_dim)}, the last two where they
+        are not an earlier layer's."""
+        linears = {"q": self.q, "k": self.k, "v": self.v}
+        found = {p: linear(x) for p, linear in linears.items() if linear is not None}
         if self.tap:
-            self.tap(q_norm=found[0], k_norm=found[1])
-        return found[0], found[1]
+            self.tap(**found)
+        if self.config.v_of_k and self.k is not None:
+            found["v"] = found["k"].copy()
+        return {p: y.reshape(len(x), -1, self.config.head_dim) for p, y in found.items()}
+
+    def _turned(
+        self, heads: dict[str, Float32Array], texts: Sequence[Rows]
+    ) -> dict[str, Float32Array]:
+        """What ``_projected`` gives, normalised and turned."""
+        after = self.config.qk_norm_after_rotary
+        heads = heads if after else self._normed(heads)
+        turned = {f"{p}_turned": x for p, x in heads.items() if p != "v"}
+        if self.rotary is not None:
+            turns = self.rotary([(text.start, text.end - text.begin) for text in texts])
+            for x in turned.values():
+                kernels.rotate(x, *turns)
+        if self.config.temperature is not None:
+            at = [np.arange(text.start, text.start + text.end - text.begin) for text in texts]
+            scales = query_scales(self.config.temperature, np.concatenate(at))
+            turned["q_turned"] *= scales.astype(np.float32)[:, None, None]
+        if self.tap:
+            self.tap(**turned)
+        heads = self._normed(heads) if after else heads
+        if self.v_norm is not None and "v" in heads:
+            heads["v"] = _per_head(heads["v"], self.v_norm)
+            if self.tap:
+                self.tap(v_norm=heads["v"])
+        return heads
+
+    def _normed(self, heads: dict[str, Float32Array]) -> dict[str, Float32Array]:
+        """Queries and keys normalised, where there are norms; values as they are."""
+        found = dict(heads)
+        for p, norm in (("q", self.q_norm), ("k", self.k_norm)):
+            if norm is None or p not in found:
+                continue
+            if self.config.qk_norm == "all":
+                x = found[p]
+                found[p] = norm(x.reshape(len(x), -1)).reshape(x.shape)
+            else:
+                found[p] = _per_head(found[p], norm)
+        if self.tap:
+            self.tap(**{f"{p}_norm": x for p, x in found.items() if p != "v"})
+        return found
+
+    def _placed(
+        self, text: Rows, k: Float32Array | None, v: Float32Array | None
+    ) -> Iterator[tuple[KeyValueCache, slice, int]]:
+        """Yield (the text's key/value cache, rows of the pass, where in the cache the first of
+        them is), of all its rows, as they find room there; k, v (T, key/value heads, head_dim), or
+        None. What is yielded has to be used before the next is asked for."""
+        memory, first, stop, start = text
+        if isinstance(memory, BorrowedMemory):
+            cache = memory.of
+            assert isinstance(cache, KeyValueCache)
+            yield cache, slice(first, stop), start - cache.first
+            return
+        cache = memory
+        assert isinstance(cache, KeyValueCache) and k is not None and v is not None
+        for piece in cache.pieces(start, stop - first):
+            rows = slice(first + piece[0], first + piece[1])
+            yield cache, rows, cache.remember(k[rows], v[rows], start + piece[0])
+
+
+def _per_head(x: Float32Array, norm: Norm) -> Float32Array:
+    """x (T, heads, head_dim), each head normalised by itself."""
+    return norm(x.reshape(-1, x.shape[2])).reshape(x.shape)
 
 
 def largest_scores(

@@ -15,6 +15,7 @@ from flashinfer.paper.selection import Tokens
 from flashinfer.transformer.encoder import MaskedHead, Pooler
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
+from flashinfer.transformer.per_layer_input import Given
 from flashinfer.transformer.text import Part, rows_of
 from flashinfer.transformer.values import TraceTap
 from flashinfer.transformer.weights import Weights
@@ -25,6 +26,7 @@ class Decoder:
     """What turns tokens into logits: the layers, and what comes before and after them.
 
     embed_tokens, embed_positions  a row for each token id, and for each position, or None
+    embed_per_layer                a row of each token that layers read parts of, or None
     embed_type, embed_norm         (d_model,) to add to each embedding, and a norm behind; or None
     project_in, project_out        to the layers' width and back, where embeddings are narrower
     head, head_bias                from hidden states to logits; an encoder may have no head
@@ -41,6 +43,7 @@ class Decoder:
     final_norm: Norm | None
     head: Weights | None
     head_bias: Float32Array | None
+    embed_per_layer: Weights | None = None
     embed_type: Float32Array | None = None
     embed_norm: Norm | None = None
     masked_head: MaskedHead | None = None
@@ -61,6 +64,7 @@ class Decoder:
         h = self.embed(ids, np.concatenate(positions))  # (T, d_model)
         if self.tap:
             self.tap(embedded=h)
+        given = self.given(ids, h)
         for number, layer in enumerate(self.layers):
             ffn = layer.feed_forward
             reads = ffn.choose_early(h, tokens)
@@ -69,7 +73,7 @@ class Decoder:
             h, x, residual = layer.attend(h, rows_of(parts, number))
             prefetch = partial(self._prefetch, number + 1, h, tokens.first)
             y = ffn(x, tokens, residual, meanwhile=nothing if reads else prefetch)
-            h = layer.add(h, y)
+            h = layer.add(h, y, given)
             progress((number + 1) / len(self.layers))
         return h
 
@@ -85,6 +89,12 @@ class Decoder:
         if self.embed_type is not None:
             h = h + self.embed_type
         return h if self.embed_norm is None else self.embed_norm(h)
+
+    def given(self, ids: Int64Array, embedded: Float32Array) -> Given | None:
+        """What ids (T,), embedded as (T, d_model), give each layer; None: nothing."""
+        if self.embed_per_layer is None:
+            return None
+        return Given(embedded, self.embed_per_layer.rows(ids))
 
     def _position_rows(self, ids: Int64Array, positions: Int64Array) -> Int64Array:
         """The rows of ``embed_positions`` of ids (T,) at these positions (T,), which are those of a

@@ -9,6 +9,7 @@ from flashinfer import kernels
 from flashinfer.formats.arrays import UInt8Array
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.number_formats import FORMATS, NumberFormat
+from flashinfer.transformer.text import MOST_IN_PASS
 from flashinfer.transformer.text_memory import MOVING, TextMemory
 
 KVDtype = Literal["f32", "f16", "q8_0"]
@@ -39,11 +40,12 @@ def padded_width(head_dim: int) -> int:
 
 
 def kept_tokens(config: AttentionConfig, context: int) -> int:
-    """Tokens whose keys and values a layer keeps: all of the context, or about its window."""
+    """Tokens whose keys and values a layer keeps: all of the context, or about its window, and
+    where later layers read them all of a pass besides."""
     window = config.attention_window
     if window is None or config.alibi:  # whose table is by positions of the context
         return context
-    return min(context, window + TAKEN_BACK + FRESH)
+    return min(context, window + TAKEN_BACK + (MOST_IN_PASS if config.lends else FRESH))
 
 
 def token_bytes(config: AttentionConfig, dtype: KVDtype) -> int:
@@ -60,15 +62,22 @@ class KeyValueCache(TextMemory):
     keys, values  (key/value heads, tokens, padded head_dim), float32 or float16; or uint8, rows of
             q8_0's blocks
     window  tokens that each sees, itself included; None: all
+    lends   later layers read it, so that all tokens of a pass are in memory at its end
     first   position in the text of the first token in memory
     """
 
     names: ClassVar[tuple[str, ...]] = ("keys", "values")
 
     def __init__(
-        self, keys: np.ndarray, values: np.ndarray, window: int | None, context: int
+        self,
+        keys: np.ndarray,
+        values: np.ndarray,
+        window: int | None,
+        context: int,
+        lends: bool = False,
     ) -> None:
         self.keys, self.values, self.window, self.first = keys, values, window, 0
+        self.lends = lends
         self.slides = keys.shape[1] < context
         self.format = self.number_format.safetensors
 
@@ -94,7 +103,8 @@ class KeyValueCache(TextMemory):
             self.first = 0
         begin = 0
         while begin < n:
-            if start + begin - self.first == self.keys.shape[1]:
+            after = start + (n if self.lends else begin + 1)
+            if after - self.first > self.keys.shape[1]:
                 self._move(start + begin)
             end = min(n, self.first + self.keys.shape[1] - start)
             yield begin, end

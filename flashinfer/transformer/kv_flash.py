@@ -40,8 +40,9 @@ LEAST_PAGE = 64  # tokens
 
 def may_lie_on_flash(config: MixerConfig, context: int) -> bool:
     """Whether a layer's memory can: keys and values of all tokens. A state is used whole, a layer
-    with an attention window keeps few, and alibi's table is as wide as the key/value cache."""
-    if not isinstance(config, AttentionConfig):
+    with an attention window keeps few, alibi's table is as wide as the key/value cache, and what
+    several layers read would be read as often."""
+    if not isinstance(config, AttentionConfig) or config.lends or config.memory_of is not None:
         return False
     return kept_tokens(config, context) == context and not config.alibi
 

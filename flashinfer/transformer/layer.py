@@ -12,6 +12,7 @@ from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.interfaces import Stream, Tap
 from flashinfer.transformer.mixer import Mixer
 from flashinfer.transformer.norm import Norm
+from flashinfer.transformer.per_layer_input import Given, PerLayerInput
 from flashinfer.transformer.text import Rows
 
 
@@ -23,6 +24,8 @@ class Layer:
     attention_norm  None: the blocks read the hidden state as it is
     ffn_norm  None: the FFN reads what attention reads, or the hidden state as it is
     attention_after_norm, ffn_after_norm  of a block's output, before it is added, or None
+    per_layer     the block behind the FFN, or None
+    output_scale  (1,): what the layer's output is multiplied with, or None
     """
 
     config: LayerConfig
@@ -32,6 +35,8 @@ class Layer:
     ffn_norm: Norm | None = None
     attention_after_norm: Norm | None = None
     ffn_after_norm: Norm | None = None
+    per_layer: PerLayerInput | None = None
+    output_scale: Float32Array | None = None
     tap: Tap | None = field(default=None, init=False)
 
     def attend(
@@ -68,22 +73,34 @@ class Layer:
         norm = self.ffn_norm or self.attention_norm
         return (norm(h) if norm is not None and self.config.norm_before else h), h
 
-    def add(self, h: Float32Array, y: Float32Array) -> Float32Array:
-        """h after attention and y, the FFN's output -> the layer's output, each (T, d_model)."""
-        if not self.config.ffn.neurons:
+    def add(self, h: Float32Array, y: Float32Array, given: Given | None = None) -> Float32Array:
+        """h after attention and y, the FFN's output -> the layer's output, each (T, d_model).
+
+        given  by the tokens, where layers have a block for that
+        """
+        if self.config.ffn.neurons:
+            h = self._add_ffn(h, y)
+        if self.per_layer is not None and given is not None:
             if self.tap:
-                self.tap(output=h)
-            return h
+                self.tap(ffn_added=h)
+            h = self.per_layer(h, given)
+        if self.output_scale is not None:
+            if self.tap:
+                self.tap(unscaled=h)
+            h = h * self.output_scale
+        if self.tap:
+            self.tap(output=h)
+        return h
+
+    def _add_ffn(self, h: Float32Array, y: Float32Array) -> Float32Array:
+        """h after attention and y, the FFN's output -> h after both, each (T, d_model)."""
         if self.tap:
             self.tap(ffn=y)
         if self.ffn_after_norm:
             y = self.ffn_after_norm(y)
             if self.tap:
                 self.tap(ffn_after_norm=y)
-        h = h + self._scaled(y) if self.config.norm_before else self.ffn_norm(h + y)
-        if self.tap:
-            self.tap(output=h)
-        return h
+        return h + self._scaled(y) if self.config.norm_before else self.ffn_norm(h + y)
 
     def _scaled(self, y: Float32Array) -> Float32Array:
         """What a block adds to the hidden state."""
@@ -94,8 +111,11 @@ class Layer:
         """Tell ``tap`` the layer's intermediate values from now on; None: nobody."""
         self.tap = self.mixer.tap = tap
         self.feed_forward.set_tap(tap)
+        if self.per_layer is not None:
+            self.per_layer.tap = tap
 
     def streams(self) -> tuple[Stream, ...]:
         """What is streamed at every token, in this order: each has a ``tensor``, and ``following``
         for the one that is streamed next."""
-        return (*self.mixer.streams(), *self.feed_forward.streams())
+        behind = () if self.per_layer is None else self.per_layer.streams()
+        return (*self.mixer.streams(), *self.feed_forward.streams(), *behind)

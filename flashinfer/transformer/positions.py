@@ -76,6 +76,9 @@ def frequencies_of(rotary: Rotary, context: int) -> tuple[Float64Array, float]:
             growth = p["factor"] * max(context, most) / most - (p["factor"] - 1)
         base = rotary.base * power(growth, rotary.dim / max(1, rotary.dim - 2))
         return _powers(base, rotary.dim), 1.0
+    if rotary.kind == "proportional":  # the slowest turns are none (Gemma 4)
+        turned = np.arange(rotary.dim // 2) < p["turned"]
+        return np.where(turned, plain, 0.0) / p["factor"], 1.0
     if rotary.kind == "llama3":
         return _llama3(plain, p), 1.0
     if rotary.kind == "yarn":

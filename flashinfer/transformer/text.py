@@ -6,6 +6,8 @@ from typing import NamedTuple
 from flashinfer.formats.arrays import Int64Array
 from flashinfer.transformer.text_memory import TextMemory
 
+MOST_IN_PASS = 1024  # tokens of one text that go through a layer together, at most
+
 
 class Text:
     """The tokens processed, and each layer's memory of them.

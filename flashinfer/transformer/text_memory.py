@@ -52,3 +52,34 @@ class TextMemory(ABC):
     @abstractmethod
     def rows(self, name: str, tokens: int) -> Iterator[UInt8Array]:
         """The bytes of an array's first ``tokens`` tokens, in pieces, in place."""
+
+
+class BorrowedMemory(TextMemory):
+    """That of a layer that reads an earlier layer's memory of the text, and keeps nothing itself.
+
+    of  the earlier layer's
+    """
+
+    names = ()
+
+    def __init__(self, of: TextMemory) -> None:
+        self.of, self.format, self.first = of, of.format, 0
+
+    def holds(self, position: int) -> bool:
+        """Always: the other layer's answers for both."""
+        return True
+
+    def copy(self, other: TextMemory, position: int) -> None:
+        """Nothing is to be done: the other layer's is copied."""
+
+    def can_hold(self, first: int, end: int) -> bool:
+        """Whether a session's file says of it what ``first`` is here."""
+        return first == 0
+
+    def shape(self, name: str, tokens: int) -> tuple[int, ...]:
+        """Is not called: there are no arrays."""
+        raise KeyError(name)
+
+    def rows(self, name: str, tokens: int) -> Iterator[UInt8Array]:
+        """The same."""
+        raise KeyError(name)

@@ -12,11 +12,12 @@ from flashinfer.formats.arrays import AnyArray
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
-from flashinfer.formats.layers.ffn import FFNConfig
+from flashinfer.formats.layers.ffn import BRANCH_NORMS, FFNConfig
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.layer import LayerConfig
 from flashinfer.formats.layers.mamba2 import Mamba2Config
 from flashinfer.formats.layers.mixer import MixerConfig
+from flashinfer.formats.layers.per_layer_input import PerLayerInputConfig
 from flashinfer.formats.layers.short_conv import ShortConvConfig
 from flashinfer.formats.sources.names import number_there
 from flashinfer.paper.interfaces import Columns
@@ -98,14 +99,34 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
         yield from _of_ffn(layer.ffn, number, names)
     if layer.norm_after:
         yield value("ffn_after_norm", names.norm("ffn_after_norm", number), d)
+    if layer.per_layer is not None:
+        yield from _of_per_layer_input(layer.per_layer, number, names)
+    if layer.output_scale:
+        yield value("unscaled", f"{here}.unscaled", d)
     yield value("output", here, d)
+
+
+def _of_per_layer_input(
+    block: PerLayerInputConfig, number: int, names: "ModuleNames"
+) -> Iterator[Value]:
+    d, size = (block.hidden_size,), (block.size,)
+    gate, proj = (names.of(f"layers.{{}}.per_layer.{p}.weight", number) for p in ("gate", "proj"))
+    yield Value("ffn_added", number, f"{gate}.input", d)
+    yield Value("per_layer_own", number, f"{names.layer(number)}.per_layer_input", size)
+    yield Value("per_layer_gate", number, gate, size)
+    yield Value("per_layer_read", number, f"{proj}.input", size)
+    yield Value("per_layer", number, proj, d)
+    norm = names.of("layers.{}.per_layer.after_norm.weight", number)
+    yield Value("per_layer_norm", number, norm, d)
 
 
 def _of_attention(a: AttentionConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
     attention = names.attention(number)
-    for p in "qkv":
-        yield Value(p, number, names.projection(p, number), (a.projections()[p][0],))
+    shapes = a.projections()
+    for p in (p for p in "qkv" if p in shapes):
+        yield Value(p, number, names.projection(p, number), (shapes[p][0],))
     heads = {"q": a.num_attention_heads, "k": a.num_key_value_heads}
+    heads = {p: n for p, n in heads.items() if p in shapes}
     normed = [
         Value(
             f"{p}_norm", number, names.of(f"layers.{{}}.{p}_norm.weight", number), (n, a.head_dim)
@@ -119,6 +140,9 @@ def _of_attention(a: AttentionConfig, number: int, names: "ModuleNames") -> Iter
         if a.rotary
     ]
     yield from [*turned, *normed] if a.qk_norm_after_rotary else [*normed, *turned]
+    if a.v_norm:
+        shape = (a.num_key_value_heads, a.head_dim)
+        yield Value("v_norm", number, f"{attention}.v_norm", shape)
     o = names.projection("o", number)
     yield Value("scores_max", number, f"{attention}.scores_max", (a.num_attention_heads,))
     width = (a.projections()["o"][1],)
@@ -231,14 +255,23 @@ def _of_ffn(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value
         yield Value("shared_gate", number, gate, (1,))
     if not ffn.router.early:
         yield from _of_router(ffn, number, names)
+    if ffn.branch_norm is None:
+        yield Value("experts", number, experts, d)
+        yield Value("ffn", number, block, d)
+        return
+    own = {norm: names.of(f"layers.{{}}.{norm}.weight", number) for norm in BRANCH_NORMS}
+    yield Value("shared_after_norm", number, own["shared_after_norm"], d)
+    yield Value("experts_norm", number, own["experts_norm"], d)
     yield Value("experts", number, experts, d)
-    yield Value("ffn", number, block, d)
+    yield Value("experts_after_norm", number, own["experts_after_norm"], d)
+    yield Value("ffn", number, f"{names.norm('ffn_after_norm', number)}.input", d)
 
 
 def _of_router(ffn: FFNConfig, number: int, names: "ModuleNames") -> Iterator[Value]:
     assert ffn.router is not None
     router, chosen = names.router(number), (ffn.router.experts_per_token,)
     yield Value("router", number, router, (ffn.experts,))
+    router = router.removesuffix(".proj")
     yield Value("choices", number, f"{router}.choices", chosen, "I32")
     yield Value("choice_weights", number, f"{router}.weights", chosen)
 
@@ -292,11 +325,12 @@ class ModuleNames:
         return f"{name}.{part}" if packed else name
 
     def router(self, number: int) -> str:
-        """The module of a mixture's router; Hunyuan's has its matrix in a module of its own."""
+        """The module of a mixture's router that gives its logits; what chooses is Hunyuan's without
+        ".wg" and Gemma 4's without ".proj"."""
         return self.of("layers.{}.router.weight", number).removesuffix(".wg")
 
     def block(self, number: int) -> str:
         """The module of a feed-forward block: of a mixture the router and experts together."""
         router = self.config.layers[number].ffn.router
-        part = self.router(number) if router else self.ffn("up", number)
+        part = self.router(number).removesuffix(".proj") if router else self.ffn("up", number)
         return part.rpartition(".")[0]

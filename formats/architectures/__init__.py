@@ -26,6 +26,10 @@ and where they are needed
                           part of the model proper; they are left out
     FURTHER_NAMES         how the names of tensors begin that predict further tokens; they are left
                           out, too
+    STACKED               our tensors, {} is the layer, of which those of all layers are one there,
+                          a layer's rows below those of the one before
+    BORROWED              tensors, {} is the layer, that checkpoints may have of layers without use
+                          for them, because they read an earlier layer's keys and values
     BLOCKS                mixers and FFNs are numbered there, each as a layer of its own
     ONE_ROW               our vectors that checkpoints have as matrices of one row
     TURNED                the parts, as ROWS names them, whose matrices have rows and columns
@@ -53,6 +57,7 @@ from . import (
     gemma,
     gemma2,
     gemma3,
+    gemma4,
     glm4_moe,
     glm4_moe_lite,
     gpt2,
@@ -97,9 +102,9 @@ from .wrappers import WRAPPERS
 
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
-    nemotron, gemma, gemma2, gemma3, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe, gpt_oss,
-    dots1, glm4_moe, smallthinker, lfm2, lfm2_moe, qwen3_next, qwen3_5, qwen3_5_moe, gpt_neox,
-    gpt2, bert, roberta, xlm_roberta, smollm3, ministral3, olmo2, olmo3, flex_olmo,
+    nemotron, gemma, gemma2, gemma3, gemma4, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe,
+    gpt_oss, dots1, glm4_moe, smallthinker, lfm2, lfm2_moe, qwen3_next, qwen3_5, qwen3_5_moe,
+    gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3, olmo2, olmo3, flex_olmo,
     hunyuan_v1_dense, hunyuan_v1_moe, granite, ernie4_5, ernie4_5_moe, nanochat, bitnet, phimoe,
     deepseek_v2, deepseek_v3, glm4_moe_lite, granitemoehybrid, nemotron_h,
 )  # fmt: skip
@@ -127,7 +132,7 @@ def model_config(config: Fields) -> ModelConfig:
             "they read to 8 bits, and weights to -1, 0 and 1"
         )
     for field, is_usual in UNUSUAL.items():
-        if field in config and not is_usual(config[field]):
+        if field in config and field not in module.DEFAULTS and not is_usual(config[field]):
             raise FormatError(f"config: {field} {shown(config[field])} is not supported")
     fields = {key: config.get(key, default) for key, default in module.DEFAULTS.items()}
     for alias, field in getattr(module, "ALIASES", {}).items():
@@ -135,7 +140,8 @@ def model_config(config: Fields) -> ModelConfig:
     return module.model_config(fields)
 
 
-# Fields that change the result of every architecture: whether they are as usual.
+# Fields that change the result of every architecture that does not read them: whether they are as
+# usual.
 UNUSUAL = {
     "is_causal": lambda value: value is True,
     "per_layer_config": lambda value: value is None,

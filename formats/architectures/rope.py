@@ -78,6 +78,10 @@ def rotary(config: Fields, found: Fields, head_dim: int, partly: bool = False) -
     base, share = number(found, "rope_theta"), 1.0
     if base <= 1:
         raise FormatError(f"config: rope_theta is {base}, not above 1")
+    if kind == "proportional":
+        if partly:
+            raise FormatError("config: rotary positions of rope_type proportional turn whole heads")
+        return _proportional(found, base, head_dim)
     if partly or (kind != "default" and found.get("partial_rotary_factor") is not None):
         share = number(found, "partial_rotary_factor")
     if share > 1 or (share < 1 and not partly):
@@ -90,6 +94,21 @@ def rotary(config: Fields, found: Fields, head_dim: int, partly: bool = False) -
         )
     most = dimension(config, "max_position_embeddings")
     return Rotary(dim, base, kind, _rotary_parameters(kind, found, most, dim))
+
+
+def _proportional(found: Fields, base: float, head_dim: int) -> Rotary:
+    """Rotary positions of whole heads, of whose pairs only the first ones are turned."""
+    found = {"partial_rotary_factor": 1.0, "factor": 1.0, **found}
+    if found["partial_rotary_factor"] is None:
+        found["partial_rotary_factor"] = 1.0
+    share = number(found, "partial_rotary_factor", zero=True)
+    if share > 1 or head_dim % 2:
+        raise FormatError(
+            f"config: partial_rotary_factor {share} of heads of {head_dim} is not supported here"
+        )
+    turned = int(share * head_dim // 2)
+    parameters = {"turned": turned, "factor": _factor(found, "factor")}
+    return Rotary(head_dim, base, "proportional", parameters)
 
 
 def _rotary_parameters(kind: str, found: Fields, most: int, dim: int) -> Fields:

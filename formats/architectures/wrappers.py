@@ -53,6 +53,7 @@ class Wrapper:
 
 
 VISUAL = ("visual.",)
+GEMMA4 = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 IDEFICS = ("vision_model.", "connector.")
 QWEN2_VL: Fields = {
     "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
@@ -61,6 +62,7 @@ QWEN2_VL: Fields = {
 }  # fmt: skip
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text"),
+    "gemma4": Wrapper("gemma4_text", GEMMA4),
     "mistral3": Wrapper("mistral"),
     "llava": Wrapper("llama"),
     "llava_next": Wrapper("llama", (*TOWER, "image_newline")),

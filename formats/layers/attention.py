@@ -34,6 +34,9 @@ class AttentionConfig(MixerConfig):
     qk_norm_after_rotary  they are normalised when they are turned already
     heads_norm        the heads' sums of values are normalised, all together, before the last
                       projection
+    v_norm            values are normalised, each head by itself, without weights
+    v_of_k            values are what the keys' projection gives, before keys are normalised
+    lends             later layers read its keys and values, too (their ``memory_of``)
     norm              how
     attention_scale   what scores are multiplied with; None: head_dim^-1/2
     output_gate       what heads give is multiplied with sigmoid(g(x)) before it is projected
@@ -53,6 +56,9 @@ class AttentionConfig(MixerConfig):
     qk_norm: Literal["head", "all"] | None = None
     qk_norm_after_rotary: bool = False
     heads_norm: bool = False
+    v_norm: bool = False
+    v_of_k: bool = False
+    lends: bool = False
     norm: NormConfig
     attention_scale: float | None = None
     output_gate: bool = False
@@ -85,17 +91,24 @@ class AttentionConfig(MixerConfig):
         return f"{self.num_attention_heads} heads"
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """{"q", "k", "v", "o": (rows, columns)}, and "g" where there is an output gate."""
+        """{"q", "k", "v", "o": (rows, columns)}, and "g" where there is an output gate; without
+        "k" and "v" where they are another layer's, or "v" where it is made of keys."""
         d, width = self.hidden_size, self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
+        own = "" if self.memory_of is not None else "k" if self.v_of_k else "kv"
         gate = {"g": (width, d)} if self.output_gate else {}
-        return {"q": (width, d), "k": (keys, d), "v": (keys, d), **gate, "o": (d, width)}
+        return {"q": (width, d), **dict.fromkeys(own, (keys, d)), **gate, "o": (d, width)}
+
+    @property
+    def normed(self) -> str:
+        """Of queries and keys those that it normalises with weights: "qk", "q" or none."""
+        return "" if self.qk_norm is None else "q" if self.memory_of is not None else "qk"
 
     def tensors(self, name: str) -> list[TensorSpec]:
         """Its TensorSpecs, under names that begin with the layer's ``name``."""
         shapes, specs = self.projections(), []
         if self.qk_norm:
-            for p in "qk":
+            for p in self.normed:
                 size = shapes[p][0] if self.qk_norm == "all" else self.head_dim
                 specs += self.norm.tensors(f"{name}.{p}_norm", size)
         if self.heads_norm:
@@ -103,7 +116,7 @@ class AttentionConfig(MixerConfig):
         biased = ("qkv" if self.qkv_bias else "") + ("o" if self.o_bias else "")
         if self.qkv_bias and self.output_gate:
             biased += "g"
-        specs += [vector(f"{name}.{p}_proj.bias", shapes[p][0]) for p in biased]
+        specs += [vector(f"{name}.{p}_proj.bias", shapes[p][0]) for p in biased if p in shapes]
         if self.attention_sinks:
             specs.append(vector(f"{name}.sinks", self.num_attention_heads))
         specs += [

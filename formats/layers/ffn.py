@@ -9,6 +9,9 @@ from .norm import NormConfig
 
 ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "quick_gelu")
 SPARSE = ("relu", "relu2")  # those that are zero for every input at or below a threshold
+# Of a mixture whose branches have norms: before its experts, behind them, and behind the shared
+# one.
+BRANCH_NORMS = ("experts_norm", "experts_after_norm", "shared_after_norm")
 # No honest layer has more: keeps hostile configs from huge allocations.
 MOST_NEURONS = 1 << 24
 
@@ -31,6 +34,9 @@ class RouterConfig:
     scale             what the weights are multiplied with at last
     early             the router reads the layer's input, before its norm and its mixer: so experts
                       are known, and can be read, while tokens are mixed (SmallThinker)
+    norm              the router reads the hidden state before the FFN's norm through this one, and
+                      scores are divided by the root of its size (Gemma 4); None: what the FFN reads
+    expert_scales     each expert's weight is multiplied with a learned number at last
     """
 
     experts: int
@@ -45,6 +51,8 @@ class RouterConfig:
     group_by: Literal["top2", "max"] = "top2"
     scale: float = 1.0
     early: bool = False
+    norm: NormConfig | None = None
+    expert_scales: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.experts_per_token <= self.experts:
@@ -74,7 +82,16 @@ class RouterConfig:
             specs.append(vector(f"{name}.router.bias", self.experts))
         if self.choice_bias:
             specs.append(vector(f"{name}.router.choice_bias", self.experts))
+        if self.norm:
+            specs += self.norm.tensors(f"{name}.router_norm", hidden_size)
+        if self.expert_scales:
+            specs.append(vector(f"{name}.router.expert_scales", self.experts))
         return specs
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether it reads a hidden state before the FFN's norm."""
+        return self.early or self.norm is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +114,9 @@ class FFNConfig:
                   source had them
     shared_d_ffn  neurons of the shared expert, which every token uses; 0: there is none
     shared_gated  its output is multiplied with sigmoid(shared_weigh . x)
+    branch_norm   with a shared expert: the others read the hidden state before the FFN's norm
+                  through one of their own, and the outputs of the shared expert and of the others
+                  are normalised, each by itself, before they are added (Gemma 4); None: not
     """
 
     hidden_size: int
@@ -113,6 +133,7 @@ class FFNConfig:
     matrices: bool = False
     shared_d_ffn: int = 0
     shared_gated: bool = False
+    branch_norm: NormConfig | None = None
 
     def __post_init__(self) -> None:
         if self.neurons > MOST_NEURONS or self.shared_d_ffn > MOST_NEURONS:
@@ -134,8 +155,8 @@ class FFNConfig:
 
     @property
     def sparse(self) -> bool:
-        """Whether most neurons may be silent: what a predictor needs."""
-        return self.activation in SPARSE
+        """Whether most neurons may be silent, and read what a predictor reads."""
+        return self.activation in SPARSE and self.branch_norm is None
 
     @property
     def experts(self) -> int:
@@ -199,6 +220,9 @@ class FFNConfig:
             specs += self.router.tensors(name, d)
         if self.shared_gated:
             specs.append(TensorSpec(f"{name}.shared.weigh.weight", (1, d), SMALL, exact=True))
+        if self.branch_norm:
+            for norm in BRANCH_NORMS:
+                specs += self.branch_norm.tensors(f"{name}.{norm}", d)
         if self.activations_norm:
             specs += self.activations_norm.tensors(f"{name}.activations_norm", self.d_ffn)
         if self.ffn_bias:

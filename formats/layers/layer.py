@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from ..tensors import TensorSpec
+from ..tensors import TensorSpec, vector
 from .attention import AttentionConfig
 from .ffn import FFNConfig
 from .mixer import MixerConfig
 from .norm import NormConfig
+from .per_layer_input import PerLayerInputConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class LayerConfig:
     parallel     attention and FFN read the same hidden state, and both are added to it
     shared_norm  with ``parallel``: the FFN reads what attention reads
     residual_scale  what a block's output is multiplied with before it is added
+    per_layer    a block behind the FFN for what a token gives this layer alone; None: there is none
+    output_scale  the layer's output is multiplied with a learned number
     """
 
     mixer: MixerConfig
@@ -33,6 +36,8 @@ class LayerConfig:
     parallel: bool = False
     shared_norm: bool = False
     residual_scale: float = 1.0
+    per_layer: PerLayerInputConfig | None = None
+    output_scale: bool = False
 
     @property
     def attention(self) -> AttentionConfig:
@@ -52,4 +57,7 @@ class LayerConfig:
         size, specs = self.mixer.hidden_size, []
         for norm in self.norms():
             specs += self.norm.tensors(f"{name}.{norm}", size)
-        return [*specs, *self.mixer.tensors(name), *self.ffn.tensors(name)]
+        if self.output_scale:
+            specs.append(vector(f"{name}.output_scale", 1))
+        specs += [*self.mixer.tensors(name), *self.ffn.tensors(name)]
+        return specs if self.per_layer is None else specs + self.per_layer.tensors(name)

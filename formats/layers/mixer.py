@@ -19,12 +19,15 @@ class MixerConfig(ABC):
     name       of the kind, for people
     rotary     queries and keys are turned so; None: they are not
     both_ways  each token sees those after it, too, as an encoder's do
+    memory_of  the earlier layer whose memory of a text it reads, and that it keeps none of its own
+               for; None: it has its own
     """
 
     name: ClassVar[str]
     hidden_size: int
     rotary: Rotary | None = None
     both_ways: bool = False
+    memory_of: int | None = None
 
     def described(self) -> str:
         """What it is, in a few words."""

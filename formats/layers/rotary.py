@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+ROTARY = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ class Names:
         if count := self.turned_heads(template, layer):
             shape = (count * shape[1], shape[0] // count)
         expected, rows = shape, self.packed_rows(template, layer)
-        if rows is not None and layer is not None:
+        if template in getattr(self.naming, "STACKED", ()) and layer is not None:
+            expected = (shape[0] * len(self.config.layers), *shape[1:])
+            rows = layer * shape[0] + np.arange(shape[0])
+        elif rows is not None and layer is not None:
             expected = (self.height(named, layer), *shape[1:])
         if len(shape) == 2 and self.turned(template, name):
             expected = expected[::-1]
@@ -390,6 +393,7 @@ class Names:
         strangers = self.checkpoint.shapes.keys() - set(itertools.chain(*self.sources.values()))
         strangers = {name for name in strangers if not name.endswith(BUFFERS)} - self.left_out
         strangers -= set(getattr(self.naming, "UNUSED", ()))
+        strangers -= self._borrowed()
         strangers -= self._copies_of_heads(strangers)
         if strangers:
             some = ", ".join(sorted(strangers)[:3])
@@ -397,6 +401,13 @@ class Names:
                 f"{self.checkpoint.directory}: {len(strangers)} tensors that "
                 f"{self.checkpoint.config['model_type']} does not have: {some}"
             )
+
+    def _borrowed(self) -> set[str]:
+        """The tensors of layers that have no use for them, as they read another layer's memory."""
+        layers = enumerate(self.config.layers)
+        borrowers = [number for number, layer in layers if layer.mixer.memory_of is not None]
+        names = getattr(self.naming, "BORROWED", ())
+        return {n for layer in borrowers for name in names for n in alternatives(name, layer)}
 
     def _copies_of_heads(self, strangers: set[str]) -> set[str]:
         """Those of the strangers that are the output head or its biases once more. Raises

@@ -10,7 +10,12 @@ transformers = pytest.importorskip("transformers")
 
 from random_configs import ENCODERS, MODEL_TYPES, random_config, rotary_fields  # noqa: E402
 
-from flashinfer.formats.architectures import ARCHITECTURES, model_config, olmo3  # noqa: E402
+from flashinfer.formats.architectures import (  # noqa: E402
+    ARCHITECTURES,
+    gemma4,
+    model_config,
+    olmo3,
+)
 from flashinfer.formats.errors import FormatError  # noqa: E402
 
 # Fields of the classes that change no logit: of training, of generation, of the library's own.
@@ -84,6 +89,8 @@ UNNAMED = {
     # Which of GGUF's forms it is.
     "linear_value_heads_tiled",
     # What DeepSeek's own code looks at, and what GGUF's epsilon is.
+    # Of Gemma 4's layers that see all, and which of its vectors a checkpoint has.
+    "global_head_dim", "num_global_key_value_heads", "per_layer_config", "layer_scalar",
     "first_k_dense_replace", "moe_layer_freq", "scoring_func", "topk_method", "latent_norm_eps",
 }  # fmt: skip
 
@@ -116,6 +123,9 @@ def test_the_base_of_rotary_positions(model_type):
     rope = getattr(config, "rope_parameters", None)
     if rope is None:
         assert "rope_theta" not in defaults
+        return
+    if model_type == "gemma4_text":
+        assert rope == gemma4.ROPE_OF_KINDS
         return
     if "sliding_attention" in rope:
         near = defaults.get("rope_local_base_freq", olmo3.THETA)

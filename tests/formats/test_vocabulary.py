@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA
+from flashinfer.formats.architectures import model_config
 from flashinfer.formats.errors import FormatError
 from flashinfer.formats.sources.gguf import GgufFile
 from flashinfer.formats.sources.tokenizers import sentencepiece
@@ -15,6 +16,9 @@ from flashinfer.formats.sources.tokenizers.gguf_vocabulary import gguf_tokenizer
 from flashinfer.formats.sources.tokenizers.parts import byte_level_bpe
 from flashinfer.formats.sources.tokenizers.pre_tokenizers import GPT2, PATTERNS, QWEN2, split
 from flashinfer.formats.sources.tokenizers.vocabulary import chat_template, tokenizer_json
+from flashinfer.oracle.kits.configs import gemma4
+from flashinfer.oracle.kits.gguf_file import gguf_bytes
+from flashinfer.oracle.kits.gguf_form import gguf_metadata
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -259,6 +263,40 @@ def test_byte_level_bpe_inside_gguf(words):
     assert ours.encode("a<|end|>b").ids[2] == len(tokens)
     pieces = ours.encode("12345").tokens[1:]
     assert max(map(len, pieces)) <= {"gpt-2": 5, "llama-bpe": 3, "qwen2": 1}[words]
+
+
+def test_ranked_pieces_inside_gguf(tmp_path):
+    """Gemma 4's vocabulary gives the ids that llama.cpp gives, and the text again."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    bytes_and_control = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
+    inner.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=800, special_tokens=bytes_and_control)
+    texts = [*TEXTS, DATA.parent.joinpath("conftest.py").read_text(), "\n" * 9, "a\n\nb"]
+    inner.train_from_iterator(texts * 9, trainer)
+    made = json.loads(inner.to_str())["model"]
+    tokens = [*sorted(made["vocab"], key=made["vocab"].get), "<|channel>", "<|turn>"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in made["merges"]]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.token_type": [3, 3, 3, 2, *[6] * 256, *[1] * (len(tokens) - 262), 4, 3],
+        "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3, "tokenizer.ggml.add_space_prefix": False,
+    }  # fmt: skip
+    config = model_config(gemma4(["full_attention"], vocab_size=len(tokens)))
+    sizes = {**gguf_metadata("gemma4_text", config, "words"), **metadata}
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(sizes, {}, "f32", exact=()))
+    theirs = llama_cpp.Llama(str(tmp_path / "x.gguf"), vocab_only=True, verbose=False)
+    ours = tokenizers.Tokenizer.from_str(json.dumps(gguf_tokenizer(metadata)))
+    for text in [*texts, *Path(__file__).read_text().splitlines(), "<|turn>a\n<|channel>b <eos>"]:
+        ids = ours.encode(text).ids
+        assert ids == theirs.tokenize(text.encode(), add_bos=True, special=True), text
+        if "<" not in text and "\u2581" not in text:
+            assert ours.decode(ids) == text
+    for merge in ("a", "a b", "\u2581 q\u00e9"):
+        with pytest.raises(FormatError, match="merges"):
+            gguf_tokenizer({**metadata, "tokenizer.ggml.merges": [*merges, merge]})
 
 
 def cuts(pre_tokenizer, text):

@@ -16,6 +16,8 @@ from flashinfer.formats.errors import FormatError
 TOWER = ("vision_tower.a.weight", "multi_modal_projector.b.weight")
 WRAPPED = [
     ("gemma3", "gemma3", TOWER),
+    ("gemma4", "gemma4-shared", ("vision_tower.a.weight", "embed_audio.b.weight")),
+    ("gemma4", "gemma4-moe", ("audio_tower.a.weight", "embed_vision.b.weight")),
     ("mistral3", "ministral3", TOWER),
     ("llava", "llama-silu", TOWER),
     ("llava_next", "mistral", (*TOWER, "image_newline")),

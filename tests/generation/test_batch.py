@@ -151,10 +151,10 @@ def test_a_failure_leaves_the_model_usable(bundle, monkeypatch):
     with Model.open(bundle, context=CONTEXT, texts=3) as model:
         add, calls = type(model.layers[-1]).add, iter(range(100))
 
-        def failing(layer, h, y):
+        def failing(layer, h, y, given):
             if next(calls) == 40:
                 raise OSError("a read failed")
-            return add(layer, h, y)
+            return add(layer, h, y, given)
 
         monkeypatch.setattr(type(model.layers[-1]), "add", failing)
         with pytest.raises(OSError, match="a read failed"):

@@ -114,10 +114,10 @@ def test_a_failure_among_drafts_leaves_the_text(bundle, monkeypatch):
         add = type(model.layers[-1]).add
         calls = iter(range(100))
 
-        def failing(layer, h, y):
+        def failing(layer, h, y, given):
             if next(calls) == 4:
                 raise OSError("a read failed")
-            return add(layer, h, y)
+            return add(layer, h, y, given)
 
         monkeypatch.setattr(type(model.layers[-1]), "add", failing)
         with pytest.raises(OSError, match="a read failed"):

@@ -18,6 +18,8 @@ from flashinfer.formats.bundle.reader import Bundle, verify
 from flashinfer.formats.convert import convert
 from flashinfer.formats.safetensors import SafetensorsFile
 from flashinfer.formats.sources import names
+from flashinfer.oracle.kits.configs import GGUF_MODELS
+from flashinfer.oracle.kits.gguf_form import gguf_of
 from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.oracle.model_weights import ModelWeights
 from flashinfer.paper.flash import Flash, aligned_bytes
@@ -105,6 +107,28 @@ def test_the_same_bits(made, name, twin, constant_rss):
     expected = logits_of(whole, IDS)[0]
     mixture = name not in DENSE
     assert all(np.array_equal(expected, found) for found in all_logits(placed, mixture))
+
+
+@pytest.mark.parametrize("model", GGUF_MODELS, ids=lambda model: model.name)
+def test_every_architecture(model, tmp_path, monkeypatch):
+    """It has the same bits, or has nothing that could be left where it is."""
+    monkeypatch.setattr(names, "WORTH_LEAVING", 0)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf_of(model, "q4_0"))
+    convert(path, tmp_path / "whole.flash")
+    try:
+        convert(path, tmp_path / "x.flash", in_place=True)
+    except UserError as error:
+        assert "none of its feed-forward networks" in str(error)
+        with Bundle(tmp_path / "whole.flash") as bundle:
+            assert not any(layer.ffn.matrices for layer in bundle.config.layers)
+        return
+    expected = logits_of(tmp_path / "whole.flash", IDS)[0]
+    found = [*logits_of(tmp_path / "x.flash", IDS)]
+    with pytest.raises(BudgetError) as caught:
+        Model.open(tmp_path / "x.flash", memory=1)
+    found += logits_of(tmp_path / "x.flash", IDS, memory=caught.value.least)
+    assert all(np.array_equal(expected, one) for one in found)
 
 
 @pytest.mark.parametrize("tensors_a_file", [1, 5])

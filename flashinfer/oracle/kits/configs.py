@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flashinfer.formats.architectures import architecture
 from flashinfer.formats.bounded_json import JsonObject
+from flashinfer.formats.fields import ABSENT
 
 COMMON: JsonObject = {
     "vocab_size": 96,
@@ -112,6 +113,21 @@ NEMOTRON_H: JsonObject = {
     "moe_intermediate_size": 24,
     "moe_shared_expert_intermediate_size": 56,
 }
+NEAR, FAR = "sliding_attention", "full_attention"
+GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 3}
+
+
+def gemma4(layer_types: list[str], **options: Any) -> JsonObject:
+    """The config of a Gemma 4, whose heads of layers that see all are wider."""
+    return like("gemma4_text", **{
+        "head_dim": 12, "global_head_dim": 20, "sliding_window": 9, "layer_types": layer_types,
+        "num_hidden_layers": len(layer_types), "rope_parameters": {
+            NEAR: {"rope_type": "default", "rope_theta": 100.0},
+            FAR: {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1000.0},
+        },
+    } | options)  # fmt: skip
+
+
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -292,6 +308,18 @@ CONFIGS: dict[str, JsonObject] = {
                                  norm_topk_prob=False),
     "glm4-moe-lite": latent("glm4_moe_lite", num_hidden_layers=3,
                             mlp_layer_types=["sparse", "dense", "sparse"]),
+    "gemma4": gemma4(
+        hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=1,
+        final_logit_softcapping=3.0, layer_types=[NEAR, NEAR, FAR],
+    ),
+    "gemma4-shared": gemma4(
+        hidden_size_per_layer_input=12, vocab_size_per_layer_input=97, num_kv_shared_layers=3,
+        use_double_wide_mlp=True, layer_types=[NEAR, FAR, NEAR, FAR, NEAR, FAR],
+    ),
+    "gemma4-moe": gemma4(
+        **GEMMA4_MOE, hidden_size_per_layer_input=0, moe_intermediate_size=24,
+        layer_types=[NEAR, FAR],
+    ),
 }  # fmt: skip
 
 
@@ -319,7 +347,7 @@ class KitModel:
     def hugging_face_config(self) -> JsonObject:
         """The contents of config.json, which leaves nothing to the defaults of a library."""
         defaults = architecture(self.config).DEFAULTS
-        known = {key: value for key, value in defaults.items() if value is not None}
+        known = {k: value for k, value in defaults.items() if value not in (None, ABSENT)}
         return {**known, **self.config, "dtype": "float32"}
 
 
@@ -356,6 +384,7 @@ WIDE_NET = {
 }  # fmt: skip
 BLOCKS = ("f16", "q8_0", "q4_0")
 # Those written as GGUF, too: their rows are whole blocks of 32.
+WIDE_GEMMA4 = {**WIDE, "global_head_dim": 32}
 GGUF_MODELS = (
     KitModel("gguf-llama", like("llama", **WIDE), gguf=BLOCKS),
     KitModel("gguf-llama-linear", like("llama", **WIDE, **rope("linear", factor=4.0)),
@@ -507,10 +536,24 @@ GGUF_MODELS = (
         **NEMOTRON_H, **WIDE_NEMOTRON_H, "hybrid_override_pattern": "MEM*EM",
         "num_experts_per_tok": 3, "routed_scaling_factor": 2.5,
     }, gguf=BLOCKS),
+    KitModel("gguf-gemma4", gemma4(
+        **WIDE_GEMMA4, hidden_size_per_layer_input=0, attention_k_eq_v=True,
+        num_global_key_value_heads=1, final_logit_softcapping=3.0, layer_types=[NEAR, NEAR, FAR],
+    ), gguf=("f16",)),
+    KitModel("gguf-gemma4-shared", gemma4(
+        **WIDE_GEMMA4, hidden_size_per_layer_input=32, vocab_size_per_layer_input=96,
+        num_kv_shared_layers=3, use_double_wide_mlp=True,
+        layer_types=[NEAR, NEAR, FAR, NEAR, NEAR, FAR],
+    ), gguf=BLOCKS),
+    KitModel("gguf-gemma4-moe", gemma4(
+        **WIDE_GEMMA4, **GEMMA4_MOE, hidden_size_per_layer_input=0, moe_intermediate_size=32,
+        layer_types=[NEAR, FAR],
+    ), "fused", gguf=BLOCKS),
 )  # fmt: skip
+ALWAYS_FUSED = ("gpt-oss", "gemma4-moe")  # whose checkpoints have all of a layer's experts in one
 FUSED = ("mixtral", "qwen2-moe", "granitemoe")  # also written with all of a layer's experts fused
 MODELS: tuple[KitModel, ...] = (
-    *(KitModel(name, config, "fused" if name == "gpt-oss" else "plain")
+    *(KitModel(name, config, "fused" if name in ALWAYS_FUSED else "plain")
       for name, config in CONFIGS.items()),
     *(KitModel(f"{name}-fused", CONFIGS[name], "fused") for name in FUSED),
     KitModel("gpt-oss-mxfp4", {

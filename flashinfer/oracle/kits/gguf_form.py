@@ -36,6 +36,7 @@ GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {
 }
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
 EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv")
+NOT_TURNED = 1e30  # the factor by which llama.cpp's conversion lets a pair of a head unturned
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
 
@@ -66,7 +67,7 @@ def gguf_tensors(
     naming = FORMS[name].naming(_kinds(name, config))
     made = getattr(ARCHITECTURES[model_type], "VALUES", {})
     form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made,
-                number=partial(number_there, naming, config))  # fmt: skip
+                stacked=naming.STACKED, number=partial(number_there, naming, config))  # fmt: skip
     tensors = checkpoint_tensors(config, form, draw, specs)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
@@ -97,7 +98,8 @@ def _kinds(architecture: str, config: ModelConfig) -> set[str]:
     """The tensors of layers by which a GGUF file tells the forms of an architecture apart."""
     two_norms = architecture == "falcon" and not config.layers[0].shared_norm
     kinds = {
-        "ffn_up_exps.weight": config.mixture,
+        "ffn_up_exps.weight": config.mixture and architecture != "gemma4",
+        "ffn_gate_up_exps.weight": config.mixture and architecture == "gemma4",
         "attn_qkv.weight": architecture in PACKED,
         "attn_norm_2.weight": two_norms,
         "attn_norm_2.bias": two_norms,
@@ -268,6 +270,26 @@ def _of_gemma3(config: ModelConfig) -> Metadata:
     return {"rope.freq_base_swa": float(near.base)} if near else {}
 
 
+def _of_gemma4(config: ModelConfig) -> Metadata:
+    layers = config.layers
+    near = next((k.attention for k in layers if k.attention.attention_window), layers[0].attention)
+    assert near.rotary is not None
+    found: Metadata = {
+        "attention.head_count_kv": [layer.attention.num_key_value_heads for layer in layers],
+        "attention.sliding_window_pattern": [
+            layer.attention.attention_window is not None for layer in layers
+        ],
+        "attention.key_length_swa": near.head_dim,
+        "attention.value_length_swa": near.head_dim,
+        "attention.shared_kv_layers": sum(k.attention.memory_of is not None for k in layers),
+        "rope.dimension_count_swa": near.head_dim,
+        "rope.freq_base_swa": float(near.rotary.base),
+        "embedding_length_per_layer_input": layers[0].per_layer.size if layers[0].per_layer else 0,
+        "feed_forward_length": [k.ffn.shared_d_ffn or k.ffn.d_ffn for k in layers],
+    }
+    return {**found, "final_logit_softcapping": config.logit_cap} if config.logit_cap else found
+
+
 def _of_deepseek2(config: ModelConfig) -> Metadata:
     mixer, router = config.layers[0].mixer, config.layers[-1].ffn.router
     assert isinstance(mixer, LatentAttentionConfig)
@@ -328,6 +350,7 @@ OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "mistral3": _of_mistral3,
     "gemma2": _of_gemma2,
     "gemma3": _of_gemma3,
+    "gemma4": _of_gemma4,
     "deepseek2": _of_deepseek2,
     "dots1": _of_sigmoid_mixture,
     "glm4moe": _of_sigmoid_mixture,
@@ -355,6 +378,10 @@ def _rope_tensors(rotary: Rotary | None) -> Tensors:
         plain, _ = frequencies_of(replace(rotary, kind="default"), TOKENS)
         slowed, _ = frequencies_of(rotary, TOKENS)
         return {"rope_freqs.weight": (plain / slowed).astype(np.float32)}
+    if rotary is not None and rotary.kind == "proportional":
+        factors = np.full(rotary.dim // 2, NOT_TURNED, dtype=np.float32)
+        factors[: rotary.parameters["turned"]] = 1
+        return {"rope_freqs.weight": factors}
     if rotary is not None and rotary.kind == "longrope":
         return {
             f"rope_factors_{part}.weight": np.array(rotary.parameters[f"{part}_factor"], np.float32)

@@ -41,6 +41,7 @@ class Form:
     turned_heads  {our projection: how many matrices lie below each other in it, of a LayerConfig,
                 of which each has rows and columns exchanged}
     convolutions  our matrices (channels, kernel) that are (channels, 1, kernel)
+    stacked     our tensors of which those of all layers are one tensor, below each other
     number      (our tensor, layer) -> the number that the checkpoint has for the layer
     values      {our vector: the function of what is drawn for it whose values are held}
     """
@@ -55,6 +56,7 @@ class Form:
     one_row: Collection[str] = ()
     convolutions: Collection[str] = ()
     turned_heads: Mapping[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
+    stacked: Collection[str] = ()
     values: Mapping[str, Callable[[Float32Array], Float32Array]] = field(default_factory=dict)
     number: Callable[[str, int], int] = lambda template, layer: layer
 
@@ -90,7 +92,7 @@ def hugging_face_form(model: KitModel, config: ModelConfig, module: Any) -> Form
     heads = getattr(module, "TURNED_HEADS", {})
     return Form(
         names, experts, dense, rows, dense_rows, last, turned, one_row, convolutions, heads,
-        number=partial(number_there, module, config),
+        getattr(module, "STACKED", ()), number=partial(number_there, module, config),
     )  # fmt: skip
 
 
@@ -121,6 +123,10 @@ def checkpoint_tensors(
             if part_of(template) in form.turned and values.ndim > 1:
                 turned.add(name)
             rows = (form.rows if router else form.dense_rows).get(part_of(template))
+            if template in form.stacked and spec.layer is not None:
+                ids = spec.layer * len(values) + np.arange(len(values))
+                _put(found, name, values, ids, axis=0)
+                continue
             if "{expert}" in name:
                 for expert, matrix in enumerate(values):
                     found[name.replace("{expert}", str(expert))] = matrix
@@ -178,7 +184,7 @@ def drawn(config: ModelConfig, label: str, name: str, shape: tuple[int, ...]) ->
     1 is about 1 again. ``label`` is the model's.
     """
     values = uniform(f"{label} {name}", shape)
-    if name.endswith(("norm.weight", "gated.weight")):
+    if name.endswith(("norm.weight", "gated.weight", "output_scale", "expert_scales")):
         return np.float32(1) + values / np.float32(4)
     if name.endswith("bias"):
         return values / np.float32(8)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...architectures.hugging_face import Rows, behind
 from ...architectures.latent_attention import OF_HEADS, TURNED_HEADS
+from ...architectures.mixtures import FUSED_ROWS
 from ...arrays import AnyArray
 from ...bounded_json import JsonObject
 from ...layers.layer import LayerConfig
@@ -65,6 +66,9 @@ class GgufForm:
     names         {our tensor: GGUF's} that differ from NAMES; of several, separated by "|", the
                   first that a file has, else the last
     rows          {our projection: which rows of a packed tensor it is} beside those all have
+    stacked       our tensors, {} is the layer, of which those of all layers are one tensor there
+    borrowed      tensors, {} is the layer, for which layers have no use that read the keys and
+                  values of an earlier one
     harmless      {metadata key that is not read: whether a value leaves the result unchanged},
                   which goes before ``gguf_metadata.HARMLESS``
     """
@@ -84,6 +88,8 @@ class GgufForm:
     by_layer: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    stacked: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
     harmless: Mapping[str, Harmless] = field(default_factory=dict)
 
     def naming(self, kinds: Container[str]) -> "Naming":
@@ -119,7 +125,13 @@ class GgufForm:
             experts = {part: f"{BLOCK}.ffn_{part}_exps.weight" for part in dense}
             for part in PARTS:
                 names[f"layers.{{}}.ffn.{part}_bias"] = f"{BLOCK}.ffn_{part}_exps.bias"
-        return Naming(names, experts, dense, rows, heads, self.blocks)
+        elif "ffn_gate_up_exps.weight" in kinds:
+            packed = f"{BLOCK}.ffn_gate_up_exps.weight"
+            experts = {"gate": packed, "up": packed, "down": f"{BLOCK}.ffn_down_exps.weight"}
+            rows.update(FUSED_ROWS)
+        return Naming(
+            names, experts, dense, rows, heads, self.blocks, self.stacked, self.borrowed
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,8 @@ class Naming:
     ROWS: dict[str, Rows]
     TURNED_HEADS: dict[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
     BLOCKS: bool = False
+    STACKED: tuple[str, ...] = ()
+    BORROWED: tuple[str, ...] = ()
 
 
 def _there(named: str, kinds: Container[str]) -> str:

@@ -24,6 +24,8 @@ def gguf_tokenizer(metadata: JsonObject) -> JsonObject | None:
     kinds = _numbers(metadata, "token_type", len(tokens), NORMAL)
     if model == "llama":
         return _sentencepiece(metadata, tokens, kinds)
+    if model == "gemma4":
+        return _ranked_pieces(metadata, tokens, kinds)
     if model == "gpt2":
         return _byte_level(metadata, tokens, kinds)
     raise FormatError(f"its kind of tokenizer, {shown(model)}, is not known")
@@ -36,6 +38,21 @@ def _sentencepiece(metadata: JsonObject, tokens: list[str], kinds: list[int]) ->
     if "tokenizer.ggml.precompiled_charsmap" in metadata:
         raise FormatError("its tokenizer has a map of characters, which is not supported here")
     pieces = Pieces(tokens, scores, kinds, space_first=space, remove_spaces=remove)
+    return sentencepiece.as_json(pieces, _around(metadata, tokens, True))
+
+
+def _ranked_pieces(metadata: JsonObject, tokens: list[str], kinds: list[int]) -> JsonObject:
+    """Gemma 4's: pieces as SentencePiece has them, of which the merges are listed. llama.cpp lets
+    each text begin with the BOS token, and cuts it at line feeds."""
+    merges = metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list):
+        raise FormatError("tokenizer.ggml.merges is missing")
+    pairs, known = pairs_of(merges, "tokenizer.ggml.merges"), set(tokens)
+    if not all(part in known for pair in pairs for part in (*pair, "".join(pair))):
+        raise FormatError("tokenizer.ggml.merges has a piece that is no token")
+    scores = [0.0] * len(tokens)
+    pieces = Pieces(tokens, scores, kinds, space_first=False, ranked=pairs, lines=True)
+    metadata = {**metadata, "tokenizer.ggml.add_bos_token": True}
     return sentencepiece.as_json(pieces, _around(metadata, tokens, True))
 
 

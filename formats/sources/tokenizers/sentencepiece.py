@@ -36,6 +36,8 @@ class Pieces:
     space_first    every text gets a space in front
     remove_spaces  spaces around a text, and all but one between words, are removed
     added          tokens beside the vocabulary: the entries that ``added_tokens`` makes
+    ranked         the merges of a BPE, the first to be merged first; None: they follow from scores
+    lines          runs of line feeds are words of their own
     """
 
     pieces: list[str]
@@ -47,6 +49,8 @@ class Pieces:
     space_first: bool = True
     remove_spaces: bool = False
     added: list[JsonObject] = field(default_factory=list)
+    ranked: list[list[str]] | None = None
+    lines: bool = False
 
     def of_kind(self, *kinds: int) -> list[str]:
         return [p for p, kind in zip(self.pieces, self.kinds, strict=True) if kind in kinds]
@@ -107,7 +111,7 @@ def as_json(
     if not all(math.isfinite(score) for score in v.scores):
         raise FormatError("a piece's score is not a finite number")
     vocab = {piece: i for i, piece in enumerate(v.pieces)}
-    cuts = user_defined_cuts(v)
+    cuts = user_defined_cuts(v) + ([cut_out(r"\n+")] if v.lines else [])
     model = _model(v, vocab, bool(cuts))
     if v.space_first and prefix_once:
         cuts.append({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first",
@@ -140,7 +144,7 @@ def _model(v: Pieces, vocab: dict[str, int], ignore_merges: bool) -> JsonObject:
             "type": "BPE", "dropout": None, "unk_token": unknown,
             "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
             "byte_fallback": byte_fallback, "ignore_merges": ignore_merges, "vocab": vocab,
-            "merges": merges(v),
+            "merges": merges(v) if v.ranked is None else v.ranked,
         }  # fmt: skip
     if unknown is None:
         raise FormatError("it has no piece for unknown characters")
