@@ -34,6 +34,8 @@ and where they are needed
     ONE_ROW               our vectors that checkpoints have as matrices of one row
     TURNED                the parts, as ROWS names them, whose matrices have rows and columns
                           exchanged; in MXFP4 they never have
+    TURNED_BY_SHAPE       those whose matrices have them exchanged in some checkpoints, as their
+                          shapes tell; square ones have not
 """
 
 from typing import Any

@@ -11,6 +11,7 @@ MODEL_TYPES = ("qwen3_moe",)
 NAMES = {**hugging_face.NAMES, "layers.{}.router.weight": "model.layers.{}.mlp.gate.weight"}
 FFN, FUSED_FFN = mixtures.EXPERTS, mixtures.FUSED_EXPERTS
 DENSE_FFN = hugging_face.FFN
+TURNED_BY_SHAPE = ("gate", "up", "down")  # as the first checkpoints of Qwen3-VL's mixtures
 DEFAULTS = {
     **hugging_face.without(qwen2.DEFAULTS, "layer_types", "max_window_layers"),
     "hidden_size": 2048,
@@ -28,7 +29,7 @@ DEFAULTS = {
 ALIASES = {"num_local_experts": "num_experts"}
 __all__ = [
     "ALIASES", "DEFAULTS", "DENSE_FFN", "FFN", "FUSED_FFN", "FUSED_ROWS", "MODEL_TYPES", "NAMES",
-    "model_config",
+    "TURNED_BY_SHAPE", "model_config",
 ]  # fmt: skip
 
 

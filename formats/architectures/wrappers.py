@@ -33,6 +33,7 @@ class Wrapper:
     left_out   the prefixes of its other tensors, which may have "model." before them
     known_as   what ``text_config`` calls that architecture, where it has a name of its own for it
     defaults   of fields of the text, where they are not those of the architecture
+    fixed      fields that have this value, whatever ``text_config`` says of them
     flat       older configs have the text's fields beside those of the vision tower
     """
 
@@ -40,6 +41,7 @@ class Wrapper:
     left_out: tuple[str, ...] = TOWER
     known_as: tuple[str, ...] = ()
     defaults: Fields = field(default_factory=dict)
+    fixed: Fields = field(default_factory=dict)
     flat: bool = False
 
     def text_name(self, name: str) -> str | None:
@@ -59,6 +61,11 @@ QWEN2_VL: Fields = {
     "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
     "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_window_layers": 80,
+}  # fmt: skip
+QWEN3_VL_MOE: Fields = {
+    "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "moe_intermediate_size": 1408, "num_experts": 60, "num_experts_per_tok": 4,
+    "max_position_embeddings": 128000, "rope_theta": 5e5,
 }  # fmt: skip
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text"),
@@ -80,6 +87,13 @@ WRAPPERS = {
         VISUAL,
         ("qwen3_vl_text",),
         {"max_position_embeddings": 128000, "rope_theta": 5e5},
+    ),
+    "qwen3_vl_moe": Wrapper(
+        "qwen3_moe",
+        VISUAL,
+        ("qwen3_vl_moe_text",),
+        QWEN3_VL_MOE,
+        fixed={"norm_topk_prob": True, "use_sliding_window": False},
     ),
     "qwen3_5": Wrapper("qwen3_5_text", VISUAL),
     "qwen3_5_moe": Wrapper("qwen3_5_moe_text", VISUAL),
@@ -107,7 +121,7 @@ def text_config(config: Fields) -> Fields:
     # A checkpoint says by its tensors whether the output head is tied; here it is left to the
     # outer config, whose class ties where it says nothing.
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
-    text = {"model_type": wrapper.text, **wrapper.defaults, **outer, **text}
+    text = {"model_type": wrapper.text, **wrapper.defaults, **outer, **text, **wrapper.fixed}
     if text["model_type"] in wrapper.known_as:
         text["model_type"] = wrapper.text
     return {**text, **_of_one_dimension(text), "tie_word_embeddings": tied}

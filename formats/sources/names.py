@@ -155,8 +155,11 @@ class Names:
     def turned(self, template: str, name: str) -> bool:
         """Whether a matrix of ours lies in the checkpoint, as ``name``, with rows and columns
         exchanged."""
-        turned = part_of(template) in getattr(self.naming, "TURNED", ())
-        return turned and not name.endswith("_mxfp4")
+        part = part_of(template)
+        if part in getattr(self.naming, "TURNED_BY_SHAPE", ()):
+            side = -2 if part == "down" else -1  # that of the hidden size, where it is not turned
+            return self.checkpoint.shapes[name][side] != self.config.hidden_size
+        return part in getattr(self.naming, "TURNED", ()) and not name.endswith("_mxfp4")
 
     def turned_heads(self, template: str, layer: int | None) -> int:
         """How many matrices lie below each other in one of ours, of which each has rows and columns

@@ -1,6 +1,7 @@
 """Models of text and images are converted as their text part, and nothing else is left out."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ WRAPPED = [
     ("qwen2_vl", "qwen2", ("visual.a.weight",)),
     ("qwen2_5_vl", "qwen2", ("visual.a.weight",)),
     ("qwen3_vl", "qwen3", ("visual.a.weight",)),
+    ("qwen3_vl_moe", "qwen3-moe", ("visual.a.weight",)),
     ("qwen3_5", "qwen3-5", ("visual.a.weight",)),
     ("qwen3_5_moe", "qwen3-5-moe", ("visual.a.weight",)),
 ]
@@ -39,6 +41,7 @@ FORMS = {
     "old": ("language_model.model.", "language_model.lm_head.", ""),
 }
 IMAGES = np.ones((2, 3), dtype=np.float32)
+EXPERT = re.compile(r"(.*mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 def wrapped(folder, model_type, name, others, form, **outer):
@@ -71,6 +74,33 @@ def test_the_text_is_the_model_it_is_by_itself(model_type, name, others, form, t
         f"{tmp_path}: of {model_type} its text, {text}, is converted; what sees images is left out "
         f"(tensors: {len(others)})"
     ]
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_experts_in_one_tensor_whose_matrices_may_be_turned(turned, tmp_path):
+    """As Qwen3-VL's checkpoints have them, and as transformers may write them again."""
+    wrapped(tmp_path, "qwen3_vl_moe", "qwen3-moe", (), "new")
+    tensors, experts = load_file(tmp_path / "model.safetensors"), {}
+    for name in list(tensors):
+        if found := EXPERT.fullmatch(name):
+            experts[found[1], int(found[2]), found[3]] = tensors.pop(name)
+    for layer in {key[0] for key in experts}:
+        every = range(1 + max(key[1] for key in experts))
+        up = [np.concatenate([experts[layer, e, part] for part in ("gate", "up")]) for e in every]
+        down = [experts[layer, e, "down"] for e in every]
+        for part, matrices in (("gate_up_proj", up), ("down_proj", down)):
+            stacked = np.stack(matrices)
+            stacked = stacked.swapaxes(1, 2) if turned else stacked
+            tensors[f"{layer}.{part}"] = np.ascontiguousarray(stacked)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["model_type"] = "qwen3_vl_moe_text"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convert(tmp_path, tmp_path / "x.flash", "f32")
+    convert(DATA / "qwen3-moe", tmp_path / "plain.flash", "f32")
+    ids = np.arange(3, 23)
+    with Model.open(tmp_path / "x.flash") as ours, Model.open(tmp_path / "plain.flash") as plain:
+        assert np.array_equal(ours.logits(ids), plain.logits(ids))
 
 
 def test_what_is_not_known_is_refused(tmp_path):
@@ -158,7 +188,7 @@ VISION |= {
     for name in ("qwen3_5", "qwen3_5_moe")
 }  # fmt: skip
 PARITY = [
-    *((model_type, wrapper.text, None) for model_type, wrapper in WRAPPERS.items()),
+    *((model_type, (*w.known_as, w.text)[0], None) for model_type, w in WRAPPERS.items()),
     ("gemma3", "gemma3_text", False),
     ("mistral3", "ministral3", False),
     ("llava", "llama", True),
