@@ -10,6 +10,7 @@ import pytest
 from flashinfer.cli.main import COMMANDS, make_parser
 from flashinfer.cli.run import demo_model
 from flashinfer.formats.architectures import ARCHITECTURES
+from flashinfer.formats.bundle import in_place
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.sources.gguf_forms import FORMS
 from flashinfer.generation import session
@@ -47,7 +48,7 @@ def anchors(page):
 @on_every_page
 def test_every_name_is_in_the_code_or_in_a_bundle(page):
     with Bundle(demo_model()) as bundle:
-        keys = {*bundle.file.metadata, *trace_file.KEYS, *session.KEYS}
+        keys = {*bundle.file.metadata, *trace_file.KEYS, *session.KEYS, in_place.KEY}
     names = set(re.findall(r"`(flashinfer(?:\.\w+)+)`", page.read_text()))
     assert [name for name in sorted(names - keys) if not exists(name)] == []
 

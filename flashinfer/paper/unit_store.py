@@ -16,6 +16,8 @@ from flashinfer.paper.selection import Selection
 from flashinfer.paper.ways import WAVE_BYTES
 
 APART_BYTES = 1 << 20  # of units in DRAM: worth computing while the others are being read
+MOST_TABLED = 512  # units, such as experts, whose spans are computed once
+SPAN_BYTES = 72  # of one of these, in three pieces
 EVERY = slice(None)
 
 
@@ -54,6 +56,9 @@ class UnitStore:
         if bundles.runs is not None:  # each is a piece, and begins where that does
             self.inside = np.zeros(1, dtype=np.int64)
         self.settled = True
+        self.every: tuple[Int64Array, ...] | None = None  # the spans of all units, of few
+        if self.units.rows <= MOST_TABLED:
+            self.every = self.pieces.spans(self.units.place(np.arange(self.units.rows)))
 
     def begin(self) -> None:
         """A layer begins: until it sets ``settled`` again, slots may be given but not filled."""
@@ -114,7 +119,10 @@ class UnitStore:
     def spans(self, units: Int32Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """(offsets, lengths, skips) of the aligned reads that cover these units, int64 (units,
         pieces) each."""
-        return self.pieces.spans(self.units.place(units.astype(np.int64)))
+        if self.every is None:
+            return self.pieces.spans(self.units.place(units.astype(np.int64)))
+        offsets, lengths, skips = self.every
+        return offsets[units], lengths[units], skips[units]
 
     def arrivals(
         self,

@@ -19,6 +19,7 @@ from ..errors import FormatError, shown
 from ..files import open_regular, read_at
 from ..numbers import is_whole
 
+KEY = "flashinfer.in_place"  # of the bundle's metadata
 # The address of a byte is its offset, and FILE_BYTES for each file before its own. The bundle is
 # the first of the files, so that the address of a byte of its own is the byte's offset.
 FILE_BYTES = 1 << 44

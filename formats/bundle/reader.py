@@ -36,6 +36,7 @@ from .calibration import (
     calibration_from_json,
 )
 from .in_place import FILE_BYTES, InPlace, Run, in_place_from_json, opened_sources
+from .in_place import KEY as IN_PLACE
 from .layout import TEMPLATE, TOKENIZER, bundles_name, layout, places_name, predictor_layout
 from .stored import PAGE, Span, StoredTensor
 
@@ -91,7 +92,7 @@ class Bundle:
         self.source = self._json("flashinfer.source")
         self.formats = self._json("flashinfer.formats")
         try:
-            self.in_place = in_place_from_json(self._json("flashinfer.in_place"))
+            self.in_place = in_place_from_json(self._json(IN_PLACE))
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
         self.formats |= {name: placed.format for name, placed in self.in_place.tensors.items()}

@@ -19,6 +19,7 @@ from ..number_formats import NumberFormat
 from ..progress import Progress, no_progress
 from ..safetensors import CHECKSUMS, HEADER_CRC, MAX_HEADER_BYTES, NO_CRC
 from .calibration import Calibration
+from .in_place import KEY as IN_PLACE
 from .in_place import InPlace, Run
 from .layout import places_name
 from .reader import VERSION, Bundle
@@ -178,7 +179,7 @@ def write_bundle(
         "flashinfer.calibration": json.dumps(
             None if calibration is None else calibration.as_json()
         ),
-        **({"flashinfer.in_place": json.dumps(elsewhere)} if elsewhere else {}),
+        **({IN_PLACE: json.dumps(elsewhere)} if elsewhere else {}),
     }
     return write_tensors(path, tensors, metadata, progress, order, outline)
 
