@@ -34,7 +34,7 @@ cdef extern from "read_ring.h" nogil:
     ctypedef struct read_ring:
         unsigned entries
 
-    read_ring *read_ring_new(int file, unsigned entries)
+    read_ring *read_ring_new(unsigned entries)
     void read_ring_free(read_ring *ring)
     void read_ring_submit(read_ring *ring, read_batch *batch)
     void read_ring_wait(read_ring *ring, read_batch *batch)
@@ -83,29 +83,26 @@ cdef class Ticket:
 
 
 cdef class Reader:
-    """Reads one file, of ``end`` bytes, by a pool of threads, or with none by io_uring.
+    """Reads files, by a pool of threads, or with none by io_uring.
 
     Raises OSError where the threads, or the ring, cannot be had.
     """
 
     cdef read_pool *pool
     cdef read_ring *ring
-    cdef int fd
-    cdef int64_t end
 
-    def __cinit__(self, fd, threads, end):
+    def __cinit__(self, threads):
         try:
-            self.fd, n_threads = <int>whole(fd, 0, (1 << 31) - 1), <int>whole(threads, 0, MOST_THREADS)
-            self.end = whole(end, 0, MOST)
+            n_threads = <int>whole(threads, 0, MOST_THREADS)
         except REFUSALS:
-            explained("reader", fd, threads, end)
+            explained("reader", threads)
             raise
         if n_threads:
             self.pool = read_pool_new(n_threads)
             if self.pool == NULL:
                 raise OSError("no thread could be started for reading")
         else:
-            self.ring = read_ring_new(self.fd, RING_ENTRIES)
+            self.ring = read_ring_new(RING_ENTRIES)
             if self.ring == NULL:
                 raise OSError(errno, os.strerror(errno))
 
@@ -123,15 +120,18 @@ cdef class Reader:
             else:
                 read_pool_wait(self.pool, batch)
 
-    def submit(self, offsets, lengths, memory, destinations):
+    def submit(self, fd, end, offsets, lengths, memory, destinations):
         """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``."""
         try:
-            return self._submit(offsets, lengths, memory, destinations)
+            return self._submit(fd, end, offsets, lengths, memory, destinations)
         except REFUSALS:
-            explained("submit", offsets, lengths, memory, destinations)
+            explained("submit", fd, end, offsets, lengths, memory, destinations)
             raise
 
-    cdef _submit(self, offsets_array, lengths_array, memory_array, destinations_array):
+    cdef _submit(self, fd_given, end_given, offsets_array, lengths_array, memory_array,
+                 destinations_array):
+        cdef int fd = <int>whole(fd_given, 0, (1 << 31) - 1)
+        cdef int64_t end_of_file = whole(end_given, 0, MOST)
         cdef const int64_t[::1] offsets = int64s(offsets_array), lengths = int64s(lengths_array)
         cdef const int64_t[::1] destinations = int64s(destinations_array)
         check_array(memory_array, UINT8, 1)
@@ -147,7 +147,7 @@ cdef class Reader:
         cdef read_batch *batch = <read_batch *>malloc(sizeof(read_batch) + (n + 1) * sizeof(read_request))
         if batch == NULL:
             raise MemoryError("no memory for the read requests")
-        batch.fd, batch.end, batch.count = self.fd, self.end, n
+        batch.fd, batch.end, batch.count = fd, end_of_file, n
         for i in range(n):
             batch.requests[i].offset, batch.requests[i].length = offsets[i], lengths[i]
             batch.requests[i].destination = <char *>&memory[0] + destinations[i]

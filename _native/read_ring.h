@@ -24,7 +24,7 @@
 
 typedef struct {
     pthread_mutex_t lock;
-    int ring, file;
+    int ring;
     int broken;       /* the errno that the kernel refuses every submission with, or 0 */
     unsigned refused; /* submissions in a row that failed for want of something */
     unsigned entries, in_flight, unsubmitted;
@@ -49,7 +49,7 @@ static void ring_push(read_ring *r, read_request *request) {
     struct io_uring_sqe *sqe = &r->sqes[index];
     memset(sqe, 0, sizeof *sqe);
     sqe->opcode = IORING_OP_READ;
-    sqe->fd = r->file;
+    sqe->fd = request->batch->fd;
     sqe->off = request->offset;
     sqe->addr = (uint64_t)(uintptr_t)request->destination;
     sqe->len = (unsigned)(request->length < 1 << 30 ? request->length : 1 << 30);
@@ -148,13 +148,12 @@ static void read_ring_free(read_ring *r) {
     free(r);
 }
 
-/* A ring for reads of `file`, or NULL with errno where the kernel has none for us. */
-static read_ring *read_ring_new(int file, unsigned entries) {
+/* A ring, or NULL with errno where the kernel has none for us. */
+static read_ring *read_ring_new(unsigned entries) {
     struct io_uring_params p;
     read_ring *r = calloc(1, sizeof *r);
     if (!r) return NULL;
     pthread_mutex_init(&r->lock, NULL);
-    r->file = file;
     memset(&p, 0, sizeof p);
     r->ring = (int)syscall(__NR_io_uring_setup, entries, &p);
     if (r->ring < 0 || !(p.features & IORING_FEAT_SINGLE_MMAP)) goto fail;
@@ -190,8 +189,8 @@ fail: {
 
 #else
 
-static read_ring *read_ring_new(int file, unsigned entries) {
-    (void)file, (void)entries;
+static read_ring *read_ring_new(unsigned entries) {
+    (void)entries;
     errno = ENOSYS;
     return NULL;
 }

@@ -68,7 +68,7 @@ class Unbundled(UnitStore):
     def submit(self, units, slots, urgent=True):
         if not len(units):
             return None
-        offsets, lengths, _ = self.spans(units)
+        offsets, lengths, _ = (part[:, 0] for part in self.spans(units))
         half = lengths // 2 // self.flash.alignment * self.flash.alignment
         to = slots * np.int64(self.cache.slot_bytes)
         return self.flash.submit(

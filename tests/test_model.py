@@ -198,11 +198,10 @@ def test_a_read_that_fails_leaves_nothing_half_read(synthetic):
             model.reset(8)
             for layer in model.layers:
                 layer.feed_forward.store.cache.empty()
-            file = model.flash.files[0]
-            right, file.reader = file.reader, BrokenReader(file.reader)
+            right, model.flash.reader = model.flash.reader, BrokenReader(model.flash.reader)
             with pytest.raises(FormatError, match="Input/output error"):
                 model.forward(ids)
-            file.reader = right
+            model.flash.reader = right
             assert not model.flash.flying
             assert np.array_equal(model.forward(LONG[8:9]), expected[8])
 
@@ -213,13 +212,12 @@ class BrokenReader:
     def __init__(self, reader):
         self.reader, self.batches = reader, 0
 
-    def submit(self, offsets, lengths, memory, destinations):
+    def submit(self, fd, end, offsets, lengths, memory, destinations):
         self.batches += 1
         if self.batches < 3 or not len(lengths):
-            return self.reader.submit(offsets, lengths, memory, destinations)
-        return BrokenTicket(
-            self.reader.submit(offsets, lengths // 1024 * 512, memory, destinations)
-        )
+            return self.reader.submit(fd, end, offsets, lengths, memory, destinations)
+        half = lengths // 1024 * 512
+        return BrokenTicket(self.reader.submit(fd, end, offsets, half, memory, destinations))
 
 
 class BrokenTicket:

@@ -74,46 +74,49 @@ def copy_rows(
 
 
 class Reader:
-    """Many reads of one file in flight, from a pool of threads (paper section 3.2).
+    """Many reads of files in flight, from a pool of threads (paper section 3.2).
 
-    fd       an open file's descriptor
     threads  reads in flight; 0: the compiled twin uses io_uring
-    end      bytes of the file. A read may ask for more, as direct reads of its last bytes have to:
-             it is complete with all that there are.
     Raises OSError where io_uring is not available.
     """
 
-    def __init__(self, fd: int, threads: int, end: int) -> None:
-        doors.reader(fd, threads, end)
+    def __init__(self, threads: int) -> None:
+        doors.reader(threads)
         if not threads:
             raise OSError(errno.ENOSYS, "not with the NumPy kernels")
-        self.fd, self.end = fd, end
         self.pool = ThreadPoolExecutor(threads)
 
     def submit(
         self,
+        fd: int,
+        end: int,
         offsets: Int64Array,
         lengths: Int64Array,
         memory: UInt8Array,
         destinations: Int64Array,
     ) -> "Ticket":
-        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``."""
-        doors.submit(offsets, lengths, memory, destinations)
+        """Start reading ``lengths[i]`` bytes at ``offsets[i]`` to ``memory[destinations[i]:]``.
+
+        fd   an open file's descriptor
+        end  bytes of the file. A read may ask for more, as direct reads of its last bytes have to:
+             it is complete with all that there are.
+        """
+        doors.submit(fd, end, offsets, lengths, memory, destinations)
         view = memory.data
         spans = zip(offsets.tolist(), lengths.tolist(), destinations.tolist(), strict=True)
         return Ticket(
-            [self.pool.submit(self._read, o, view[d : d + n]) for o, n, d in spans],
+            [self.pool.submit(_read, fd, end, o, view[d : d + n]) for o, n, d in spans],
         )
 
-    def _read(self, offset: int, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            if done and offset + done >= self.end:
-                return
-            count = os.preadv(self.fd, [view[done:]], offset + done)
-            if count == 0:
-                raise EOFError
-            done += count
+
+def _read(fd: int, end: int, offset: int, view: memoryview) -> None:
+    """Fill ``view`` from ``offset`` of a file of ``end`` bytes, as far as these go."""
+    done = 0
+    while done < len(view) and not (done and offset + done >= end):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if count == 0:
+            raise EOFError
+        done += count
 
 
 class Ticket:

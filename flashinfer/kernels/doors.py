@@ -325,13 +325,13 @@ def copy_rows(source: Any, starts: Any, target: Any, places: Any, lengths: Any) 
         raise ValueError(f"row {i} of {lengths[i]} bytes does not fit")
 
 
-def reader(fd: Any, threads: Any, end: Any) -> None:
-    whole("fd", fd, 0, (1 << 31) - 1)
+def reader(threads: Any) -> None:
     whole("threads", threads, 0, MOST_THREADS)
+
+
+def submit(fd: Any, end: Any, offsets: Any, lengths: Any, memory: Any, destinations: Any) -> None:
+    whole("fd", fd, 0, (1 << 31) - 1)
     whole("end", end, 0, MOST)
-
-
-def submit(offsets: Any, lengths: Any, memory: Any, destinations: Any) -> None:
     array("memory", memory, BYTES, 1, writable=True)
     together(offsets=offsets, lengths=lengths, destinations=destinations)
     fits = inside(offsets, lengths, MOST) & inside(destinations, lengths, len(memory))

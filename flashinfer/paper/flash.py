@@ -19,7 +19,7 @@ from flashinfer.formats.arrays import AnyArray, Int64Array, UInt8Array
 from flashinfer.formats.bundle.in_place import FILE_BYTES
 from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.errors import FormatError
-from flashinfer.paper.open_file import Engine, OpenFile
+from flashinfer.paper.open_file import Engine, OpenFile, reader_of
 
 PIECE_BYTES = 1 << 20  # a large read is cut into pieces of this size, in flight together
 MERGED_BYTES = 256 << 10  # the most that neighbours merge to
@@ -118,12 +118,13 @@ class Flash:
         try:
             self.files.append(OpenFile(path, io, self.path))
             for source, size in (sources or {}).items():
-                self.files.append(OpenFile(source, io, source, size))
+                way: Engine = "buffered" if self.files[0].alignment == 1 else io
+                self.files.append(OpenFile(source, way, source, size))
+            self.alignment = max(file.alignment for file in self.files)
+            self.io, self.reader = reader_of(io, direct=self.alignment > 1)
         except BaseException:
             self.close()
             raise
-        self.io = self.files[0].io
-        self.alignment = max(file.alignment for file in self.files)
 
     @property
     def closed(self) -> bool:
@@ -224,10 +225,10 @@ class Flash:
     def _send(
         self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
     ) -> Any:
-        """Hands reads of one file over to its reader; returns the reader's ticket."""
+        """Hands reads of one file over to the reader; returns its ticket."""
         number = int(offsets[0]) // FILE_BYTES if len(offsets) else 0
-        begin = number * FILE_BYTES
-        return self.files[number].submit(offsets - begin, lengths, memory, destinations)
+        file, begin = self.files[number], number * FILE_BYTES
+        return self.reader.submit(file.fd, file.end, offsets - begin, lengths, memory, destinations)
 
     def wait(self, submitted: Submitted) -> None:
         """Return when the reads are done. Raises FormatError naming file, offset and length."""
@@ -373,6 +374,7 @@ class Flash:
     def close(self) -> None:
         """Close the files; reads in flight are finished first."""
         self.settle()
+        self.reader = None
         while self.files:
             self.files.pop().close()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import Int64Array, UInt8Array
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.kernels.arguments import MOST
 
@@ -19,14 +18,14 @@ ALIGNMENTS = (512, 1024, 2048, 4096)  # that direct reads may want
 
 
 class OpenFile:
-    """A file, open for many reads at a time.
+    """A file, open for reading.
 
-    io         as ``Flash`` takes it; afterwards, the way that was taken
+    io         as ``Flash`` takes it
     name       of the file, in messages
     end        how many bytes there should be, where that need not be whole blocks: a read of the
                last ones asks for more, and is complete with these; None: no read asks for more
-    alignment  bytes that offsets, lengths and addresses of reads must be multiples of; a read may
-               only end off it where the file does
+    alignment  bytes that offsets, lengths and addresses of reads must be multiples of; 1: they go
+               through the page cache
     """
 
     def __init__(
@@ -34,11 +33,6 @@ class OpenFile:
     ) -> None:
         self.name, self.end = name, MOST if end is None else end
         self.fd, self.alignment = self._open(path, io)
-        try:
-            self.io, self.reader = self._reader(io)
-        except BaseException:
-            os.close(self.fd)
-            raise
 
     def _open(self, path: Path | str, io: Engine) -> tuple[int, int]:
         """(descriptor, alignment), with O_DIRECT where that is wanted and works."""
@@ -66,20 +60,6 @@ class OpenFile:
         except OSError as error:
             raise FormatError(f"{self.name}: {error.strerror}") from None
 
-    def _reader(self, io: Engine) -> tuple[Engine, Any]:
-        """(name, kernels.Reader). Of page-cache reads io_uring would make threads of its own."""
-        if self.alignment == 1:
-            return "buffered", kernels.Reader(self.fd, IO_THREADS, self.end)
-        if io != "threads":
-            try:
-                return "io_uring", kernels.Reader(self.fd, 0, self.end)
-            except OSError as error:
-                if io == "io_uring":
-                    raise UserError(
-                        f"no io_uring here: {error.strerror}; use --io threads"
-                    ) from None
-        return "threads", kernels.Reader(self.fd, IO_THREADS, self.end)
-
     @staticmethod
     def _reads(fd: int, alignment: int) -> bool:
         """Whether direct reads of this alignment work, found by trying."""
@@ -92,14 +72,20 @@ class OpenFile:
                 return False
         return count == min(alignment, size)
 
-    def submit(
-        self, offsets: Int64Array, lengths: Int64Array, memory: UInt8Array, destinations: Int64Array
-    ) -> Any:
-        """Begin reads of ``lengths`` bytes at ``offsets`` of the file to ``memory[destinations]``,
-        (n,) int64 each; returns what is waited for."""
-        return self.reader.submit(offsets, lengths, memory, destinations)
-
     def close(self) -> None:
         """Call it when no read is in flight."""
-        self.reader = None
         os.close(self.fd)
+
+
+def reader_of(io: Engine, direct: bool) -> tuple[Engine, Any]:
+    """(the way to read that is taken, its kernels.Reader), for direct reads or those through the
+    page cache, of which io_uring would make threads of its own. Raises UserError."""
+    if not direct:
+        return "buffered", kernels.Reader(IO_THREADS)
+    if io != "threads":
+        try:
+            return "io_uring", kernels.Reader(0)
+        except OSError as error:
+            if io == "io_uring":
+                raise UserError(f"no io_uring here: {error.strerror}; use --io threads") from None
+    return "threads", kernels.Reader(IO_THREADS)

@@ -21,12 +21,11 @@ if "native" not in kernels.TWINS:
     pytest.skip("the compiled kernels are not here", allow_module_level=True)
 
 SIZES = st.integers(0, 5)
-with open(__file__, "rb") as this:
-    try:  # io_uring where the kernel has it, else threads
-        kernels.TWINS["native"]["Reader"](this.fileno(), 0, 0)
-        RING = 0
-    except OSError:
-        RING = 2
+try:  # io_uring where the kernel has it, else threads
+    kernels.TWINS["native"]["Reader"](0)
+    RING = 0
+except OSError:
+    RING = 2
 
 
 class Unknown(NumberFormat):
@@ -188,7 +187,8 @@ def copy_rows(draw, random):
 def submit(draw, random):
     n = draw(SIZES)
     memory = np.zeros(100, dtype=np.uint8)
-    return [random.integers(0, 50, n), random.integers(0, 9, n), memory, np.arange(n) * 9]
+    end = draw(st.integers(0, 60))
+    return [end, random.integers(0, 50, n), random.integers(0, 9, n), memory, np.arange(n) * 9]
 
 
 CALLS = (linear, sparse_up, sparse_down, attention, linear_attention, remember, rotate, activate,
@@ -308,11 +308,11 @@ def both(name, arguments):
     found = []
     with open(__file__, "rb") as file:
         for twin, threads in ((kernels.TWINS["numpy"], 2), (kernels.TWINS["native"], RING)):
-            reader = twin["Reader"](file.fileno(), threads, 0)
+            reader, fd = twin["Reader"](threads), file.fileno()
 
-            def read(*arguments, reader=reader):
+            def read(*arguments, reader=reader, fd=fd):
                 try:
-                    reader.submit(*arguments).wait()
+                    reader.submit(fd, *arguments).wait()
                 except (OSError, EOFError):
                     pass  # beyond the file's end: what is checked here comes before
 
@@ -361,11 +361,13 @@ def test_threads_and_readers_refuse_nonsense(name):
         for wrong in (0, -1, 1025, 1 << 40, 2.0, None, "2"):
             with pytest.raises(ValueError, match="threads is"):
                 kernels.set_threads(wrong)
-        for wrong, word in (
-            ((-1, 1, 0), "fd"), (("0", 1, 0), "fd"), ((fd, -1, 0), "threads"), ((fd, 1, -1), "end")
-        ):  # fmt: skip
+        for wrong in (-1, 1025, 2.0, None, "2"):
+            with pytest.raises(ValueError, match="threads is"):
+                twin["Reader"](wrong)
+        none, memory = np.zeros(0, dtype=np.int64), np.zeros(8, dtype=np.uint8)
+        for wrong, word in (((-1, 0), "fd"), (("0", 0), "fd"), ((fd, -1), "end")):
             with pytest.raises(ValueError, match=f"{word} is"):
-                twin["Reader"](*wrong)
+                twin["Reader"](1).submit(*wrong, none, none, memory, none)
     finally:
         os.close(fd)
 

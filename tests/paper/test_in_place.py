@@ -169,12 +169,13 @@ def test_the_files_last_bytes(tmp_path):
             for threads in (0, 3):
                 with open(path, "rb") as file:
                     try:
-                        reader = twin["Reader"](file.fileno(), threads, 4096 + size)
+                        reader = twin["Reader"](threads)
                     except OSError:
                         continue
                     memory = aligned_bytes(2 << 20)
                     reads = [np.array([n], dtype=np.int64) for n in (4096, len(memory), 0)]
-                    reader.submit(*reads[:2], memory, reads[2]).wait()
+                    where = file.fileno(), 4096 + size
+                    reader.submit(*where, *reads[:2], memory, reads[2]).wait()
                     assert bytes(memory[:size]) == raw
         (tmp_path / "y").write_bytes(bytes(4096))
         for io in ("auto", "threads", "buffered"):
