@@ -1,6 +1,7 @@
 """What is read of a unit: its bytes side by side, or each of its matrices from where it lies."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class Pieces:
         )
 
 
+@lru_cache(maxsize=1024)  # the plan asks for each layer's again and again
 def pieces_of(tensor: StoredTensor, unit_neurons: int, alignment: int) -> Pieces:
     """The Pieces of a layer's units, of which each has so many rows of the tensor."""
     nbytes = tensor.row_bytes * unit_neurons

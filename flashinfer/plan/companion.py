@@ -43,7 +43,7 @@ def _beside(path: Path | str) -> Path:
 
 
 def _make(path: Path | str, companion: Path, silent: bool) -> None:
-    arguments = ["convert", str(path), str(companion), "--in-place"]
+    arguments = ["convert", "--in-place", "--", str(path), str(companion)]
     said = b""
     with subprocess.Popen(
         [sys.executable, "-I", "-c", CONVERT, json.dumps(sys.path), *arguments],
