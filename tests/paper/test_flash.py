@@ -3,6 +3,8 @@ import os
 import numpy as np
 import pytest
 
+from flashinfer import kernels
+from flashinfer.formats.bundle.in_place import FILE_BYTES
 from flashinfer.formats.bundle.stored import StoredTensor
 from flashinfer.formats.errors import FormatError, UserError
 from flashinfer.formats.number_formats import FORMATS
@@ -232,3 +234,37 @@ def test_io_uring_or_one_line(file):
 def test_missing_file(tmp_path):
     with pytest.raises(FormatError, match="No such file"):
         Flash(tmp_path / "none")
+
+
+def test_the_files_last_bytes(tmp_path):
+    """A direct read of them asks for more than there are; of a file that was cut it fails."""
+    path, random = tmp_path / "x", np.random.default_rng(0)
+    for size in (1, 511, 4097, 70_001, (1 << 20) + 3):
+        raw = random.bytes(size)
+        path.write_bytes(bytes(4096) + raw)
+        for twin in kernels.TWINS.values():
+            for threads in (0, 3):
+                with open(path, "rb") as file:
+                    try:
+                        reader = twin["Reader"](threads)
+                    except OSError:
+                        continue
+                    memory = aligned_bytes(2 << 20)
+                    reads = [np.array([n], dtype=np.int64) for n in (4096, len(memory), 0)]
+                    where = file.fileno(), 4096 + size
+                    reader.submit(*where, *reads[:2], memory, reads[2]).wait()
+                    assert bytes(memory[:size]) == raw
+        (tmp_path / "y").write_bytes(bytes(4096))
+        for io in ("auto", "threads", "buffered"):
+            flash = Flash(tmp_path / "y", io, sources={path: 4096 + size})
+            memory = aligned_bytes(2 << 20)
+            try:
+                begin, length, skip = flash.span(FILE_BYTES + 4096, size)
+                flash.wait(flash.submit_range(begin, length, memory))
+                assert bytes(memory[skip : skip + size]) == raw
+                os.truncate(path, 4096 + size // 2)
+                with pytest.raises(FormatError, match="the file ends before"):
+                    flash.wait(flash.submit_range(begin, length, memory))
+            finally:
+                flash.close()
+            path.write_bytes(bytes(4096) + raw)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import keep_rows, logits_of
-from flashinfer import BudgetError, FormatError, Model, UserError, kernels
+from flashinfer import BudgetError, FormatError, Model, UserError
 from flashinfer.calibration.calibrate import calibrate
 from flashinfer.formats.bundle.in_place import FILE_BYTES
 from flashinfer.formats.bundle.reader import Bundle, verify
@@ -22,29 +22,29 @@ from flashinfer.oracle.kits.configs import GGUF_MODELS
 from flashinfer.oracle.kits.gguf_form import gguf_of
 from flashinfer.oracle.kits.kit import write_kit
 from flashinfer.oracle.model_weights import ModelWeights
-from flashinfer.paper.flash import Flash, aligned_bytes
 
-gguf = pytest.importorskip("gguf")
-
-from make_gguf import ARCHITECTURES, write_gguf  # noqa: E402
-
-Q = gguf.GGMLQuantizationType
 MIXTURES = ["olmoe", "qwen2-moe", "qwen3-moe", "mixtral", "granitemoe", "gpt-oss"]
 DENSE = ["llama", "qwen2", "phi3", "gemma", "falcon", "gpt2", "gpt-neox"]
 OTHERS = ["deepseek-v3", "granite-hybrid", "nemotron-h-moe", "ernie4-5-moe"]
 # An FFN's matrices, and of attention one, each in a number format of its own.
-KINDS = {"ffn_gate": Q.Q4_0, "ffn_up": Q.Q5_1, "ffn_down": Q.Q8_0, "attn_output": Q.Q4_1}
+KINDS = {"ffn_gate": "Q4_0", "ffn_up": "Q5_1", "ffn_down": "Q8_0", "attn_output": "Q4_1"}
 IDS = np.random.default_rng(4).integers(3, 96, 40)
 
 
 def kind_of(name, values):
+    import gguf
+
     found = [kind for part, kind in KINDS.items() if part in name]
-    return found[0] if found and "inp" not in name and "shexp" not in name else None
+    sparse = found and "inp" not in name and "shexp" not in name
+    return gguf.GGMLQuantizationType[found[0]] if sparse else None
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """The directory of a conformance kit's checkpoints, whose rows are whole blocks."""
+    pytest.importorskip("gguf")
+    from make_gguf import ARCHITECTURES
+
     folder = tmp_path_factory.mktemp("kit") / "kit"
     write_kit(folder, sorted(ARCHITECTURES.keys() - {"bamboo", "nemotron", "mistral"}))
     return folder / "models"
@@ -56,6 +56,10 @@ def made(models, tmp_path, monkeypatch):
     monkeypatch.setattr(names, "WORTH_LEAVING", 0)
 
     def make(name, metadata=None, tensors_a_file=0):
+        import gguf
+
+        from make_gguf import write_gguf
+
         folder = tmp_path / "x"
         folder.mkdir()
         if tensors_a_file:
@@ -68,6 +72,26 @@ def made(models, tmp_path, monkeypatch):
         return tmp_path / "whole.flash", folder / "x.flash"
 
     return make
+
+
+@pytest.fixture
+def kit(tmp_path, monkeypatch):
+    """Makes the same of a model of the kit in q4_0, without the gguf package."""
+    monkeypatch.setattr(names, "WORTH_LEAVING", 0)
+
+    def make(name):
+        folder = tmp_path / "x"
+        folder.mkdir()
+        (folder / "x.gguf").write_bytes(kit_gguf(name))
+        convert(folder / "x.gguf", tmp_path / "whole.flash")
+        convert(folder / "x.gguf", folder / "x.flash", in_place=True)
+        return tmp_path / "whole.flash", folder / "x.flash"
+
+    return make
+
+
+def kit_gguf(name, format="q4_0"):
+    return gguf_of(next(m for m in GGUF_MODELS if m.name == f"gguf-{name}"), format)
 
 
 def every_layer(path):
@@ -152,56 +176,23 @@ def test_tensors_that_begin_anywhere(made, alignment):
     assert all(np.array_equal(expected, one) for one in found)
 
 
-def test_small_matrices_are_not_left(models, tmp_path):
-    path = write_gguf(models / "gguf-olmoe", tmp_path / "x.gguf", kind_of)
+def test_small_matrices_are_not_left(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(kit_gguf("olmoe"))
     convert(path, tmp_path / "x.flash", in_place=True)
     with Bundle(tmp_path / "x.flash") as bundle:
         assert {name.split(".")[-1] for name in bundle.in_place.tensors} == {"bundles"}
 
 
-def test_the_files_last_bytes(tmp_path):
-    """A direct read of them asks for more than there are; of a file that was cut it fails."""
-    path, random = tmp_path / "x", np.random.default_rng(0)
-    for size in (1, 511, 4097, 70_001, (1 << 20) + 3):
-        raw = random.bytes(size)
-        path.write_bytes(bytes(4096) + raw)
-        for twin in kernels.TWINS.values():
-            for threads in (0, 3):
-                with open(path, "rb") as file:
-                    try:
-                        reader = twin["Reader"](threads)
-                    except OSError:
-                        continue
-                    memory = aligned_bytes(2 << 20)
-                    reads = [np.array([n], dtype=np.int64) for n in (4096, len(memory), 0)]
-                    where = file.fileno(), 4096 + size
-                    reader.submit(*where, *reads[:2], memory, reads[2]).wait()
-                    assert bytes(memory[:size]) == raw
-        (tmp_path / "y").write_bytes(bytes(4096))
-        for io in ("auto", "threads", "buffered"):
-            flash = Flash(tmp_path / "y", io, sources={path: 4096 + size})
-            memory = aligned_bytes(2 << 20)
-            try:
-                begin, length, skip = flash.span(FILE_BYTES + 4096, size)
-                flash.wait(flash.submit_range(begin, length, memory))
-                assert bytes(memory[skip : skip + size]) == raw
-                os.truncate(path, 4096 + size // 2)
-                with pytest.raises(FormatError, match="the file ends before"):
-                    flash.wait(flash.submit_range(begin, length, memory))
-            finally:
-                flash.close()
-            path.write_bytes(bytes(4096) + raw)
-
-
-def test_the_oracle_reads_the_same_weights(made):
-    whole, placed = made("gpt-oss")
+def test_the_oracle_reads_the_same_weights(kit):
+    whole, placed = kit("gpt-oss")
     with ModelWeights(whole) as ours, ModelWeights(placed) as theirs:
         for name in ours.specs:
             assert np.array_equal(ours[name], theirs[name])
 
 
-def test_calibration_leaves_them_there(made, tmp_path, cli):
-    whole, placed = made("qwen3-moe")
+def test_calibration_leaves_them_there(kit, tmp_path, cli):
+    whole, placed = kit("qwen3-moe")
     ids = np.random.default_rng(5).integers(3, 96, 48 * 12)
     before, size = logits_of(placed, IDS)[0], placed.stat().st_size
     for path in (whole, placed):
@@ -218,9 +209,9 @@ def test_calibration_leaves_them_there(made, tmp_path, cli):
     assert code == 0 and "weights in x.gguf have no checksums" in out
 
 
-def test_a_gguf_file_is_a_model(made, tmp_path, cli):
+def test_a_gguf_file_is_a_model(kit, tmp_path, cli):
     """Where a bundle is wanted, from Python and from the command line, by itself and as a draft."""
-    whole, placed = made("olmoe")
+    whole, placed = kit("olmoe")
     source, companion = placed.with_name("x.gguf"), placed.with_name("x.gguf.flash")
     placed.unlink()
     with Model.open(source) as model:
@@ -239,8 +230,8 @@ def test_a_gguf_file_is_a_model(made, tmp_path, cli):
         assert cli(name, source)[0] == 0
 
 
-def test_the_plan_says_that_it_need_not_be_converted(made, cli):
-    whole, placed = made("olmoe")
+def test_the_plan_says_that_it_need_not_be_converted(kit, cli):
+    whole, placed = kit("olmoe")
     source, companion = placed.with_name("x.gguf"), placed.with_name("x.gguf.flash")
 
     def planned(path):
@@ -257,8 +248,8 @@ def test_the_plan_says_that_it_need_not_be_converted(made, cli):
     assert " MB of it in x.gguf" in out
 
 
-def test_what_cannot_be_left_is_one_line(made, models, tmp_path, cli):
-    whole, placed = made("olmoe")
+def test_what_cannot_be_left_is_one_line(kit, tmp_path, cli):
+    whole, placed = kit("olmoe")
     source = placed.with_name("x.gguf")
 
     def refused(match, *command):
@@ -269,16 +260,17 @@ def test_what_cannot_be_left_is_one_line(made, models, tmp_path, cli):
     beside = placed.with_name("y.flash")
     refused("leave --dtype away", "convert", source, beside, "--in-place", "--dtype", "q8_0")
     refused("is for GGUF files", "convert", whole, beside, "--in-place")
-    dense = write_gguf(models / "gguf-qwen2", tmp_path / "dense.gguf", kind_of)
+    dense, floats = tmp_path / "dense.gguf", tmp_path / "floats.gguf"
+    dense.write_bytes(kit_gguf("qwen2"))
     refused("none of its feed-forward networks", "convert", dense, tmp_path / "y.flash",
             "--in-place", "--activation", "relu")  # fmt: skip
-    floats = write_gguf(models / "gguf-qwen2", tmp_path / "floats.gguf")
+    floats.write_bytes(kit_gguf("qwen2", "f32"))
     refused("without --in-place", "run", floats, "--tokens", "5")
     assert not beside.exists() and not (tmp_path / "floats.gguf.flash").exists()
 
 
-def test_another_file_is_one_line(made):
-    _, placed = made("olmoe")
+def test_another_file_is_one_line(kit):
+    _, placed = kit("olmoe")
     source = placed.with_name("x.gguf")
     raw = source.read_bytes()
 
@@ -340,11 +332,11 @@ def test_what_a_bundle_says_of_other_files_is_untrusted(small, data):
 
 
 @pytest.fixture(scope="module")
-def small(models, tmp_path_factory):
+def small(tmp_path_factory):
     """(a bundle with weights in a GGUF file, what it says of it, where another may be written)."""
     folder = tmp_path_factory.mktemp("small")
-    source = write_gguf(models / "gguf-olmoe", folder / "x.gguf", kind_of)
-    convert(source, folder / "x.flash", in_place=True)
+    (folder / "x.gguf").write_bytes(kit_gguf("olmoe"))
+    convert(folder / "x.gguf", folder / "x.flash", in_place=True)
     with Bundle(folder / "x.flash") as bundle:
         return folder / "x.flash", bundle.in_place.as_json(), folder / "y.flash"
 
