@@ -15,6 +15,7 @@ from flashinfer.formats.number_formats import FORMATS, Matrices
 from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 from flashinfer.formats.sources.names import Names
+from flashinfer.formats.tensors import FFN
 
 EXACT = FORMATS["f32"]
 KEPT_BYTES = 512 << 20  # of weights that are in memory together
@@ -86,6 +87,10 @@ class ModelWeights:
             return values.reshape(spec.shape)
         made = self.names.tensor(spec, EXACT, EXACT)
         raw = np.concatenate([np.frombuffer(chunk, dtype=np.uint8) for chunk in made.chunks()])
+        ffn = self.config.layers[spec.layer or 0].ffn
+        if spec.role == FFN and ffn.matrices:
+            whole = Matrices(ffn.matrix_shapes(), [EXACT] * ffn.parts)
+            return _as_bundles(whole.decode(raw.reshape(ffn.units, -1)), whole)
         return raw.view(np.float32).reshape(spec.shape)
 
     def rows(self, name: str, ids: np.ndarray) -> Float64Array:

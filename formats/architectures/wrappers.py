@@ -62,6 +62,7 @@ QWEN2_VL: Fields = {
 }  # fmt: skip
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text"),
+    "gemma3n": Wrapper("gemma3n_text", GEMMA4),
     "gemma4": Wrapper("gemma4_text", GEMMA4),
     "mistral3": Wrapper("mistral"),
     "llava": Wrapper("llama"),
