@@ -25,8 +25,10 @@ from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.whole_units import WholeUnits
 from flashinfer.plan.plan import Plan
+from flashinfer.transformer.altup import AltUp, HiddenStates
 from flashinfer.transformer.decoder import Decoder
 from flashinfer.transformer.encoder import MaskedHead, Pooler
+from flashinfer.transformer.laurel import Laurel
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.mixer import Parts
 from flashinfer.transformer.mixers import make_mixer
@@ -53,11 +55,23 @@ def make_decoder(
         final_norm=make_norm(config.norm, weights, "final_norm") if config.final_norm else None,
         head=weights[config.head_name] if config.has_head else None,
         head_bias=weights.get("lm_head.bias"),
+        states=_states(config, weights),
         **_of_encoder(config, weights),
     )
     # An encoder's head is used where logits are asked for, which is seldom.
     chain_streams(decoder.layers, None if config.encoder else decoder.head)
     return decoder
+
+
+def _states(config: ModelConfig, weights: dict[str, Any]) -> HiddenStates | None:
+    """What makes several hidden states of one, and one of them again; None: there is one."""
+    if config.hidden_states == 1:
+        return None
+    into, out = (
+        [Linear(weights[f"states.{way}.{i}.weight"]) for i in range(config.hidden_states - 1)]
+        for way in ("in", "out")
+    )
+    return HiddenStates(into, out)
 
 
 def _of_encoder(config: ModelConfig, weights: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +101,7 @@ def make_layers(
     layers = []
     for i, neuron_cache in enumerate(_neuron_caches(bundle, plan)):
         described, parts = config.layers[i], Parts(weights, f"layers.{i}", positions)
-        block = described.per_layer
+        block, altup = described.per_layer, described.altup
         layers.append(
             Layer(
                 described,
@@ -97,6 +111,8 @@ def make_layers(
                     name: make_norm(described.norm, weights, f"layers.{i}.{name}")
                     for name in described.norms()
                 },
+                laurel=Laurel.made(described.norm, parts) if described.laurel_rank else None,
+                altup=None if altup is None else AltUp.made(altup, parts),
                 per_layer=None if block is None else PerLayerInput.made(block, parts),
                 output_scale=parts.vector("output_scale"),
             )

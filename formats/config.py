@@ -26,8 +26,9 @@ class ModelConfig:
     position_offset  row of ``embed_positions`` that position 0 uses
     position_padding  the token that has the row of its own number there, and that positions do not
                      count (RoBERTa's padding); None: there is none
-    per_layer_rows   rows of ``embed_tokens_per_layer``, one for each token, of which each layer
-                     that has a ``per_layer`` block reads a part; 0: there are none
+    per_layer_rows   rows of ``embed_tokens_per_layer``, one for each token, and the first for those
+                     behind them, of which each layer that has a ``per_layer`` block reads a part;
+                     0: there are none
     token_types      rows of ``embed_types``, of which the first is added to each token's embedding;
                      0: there are none
     embedding_norm   a norm comes behind the embeddings
@@ -106,6 +107,11 @@ class ModelConfig:
         return all(layer.ffn.sparse for layer in self.layers)
 
     @property
+    def hidden_states(self) -> int:
+        """How many a token has."""
+        return max(layer.altup.states if layer.altup else 1 for layer in self.layers)
+
+    @property
     def per_layer_width(self) -> int:
         """Numbers of a row of ``embed_tokens_per_layer``; 0: there is none."""
         return sum(layer.per_layer.size for layer in self.layers if layer.per_layer)
@@ -137,9 +143,9 @@ class ModelConfig:
         return replace(self, layers=tuple(apart))
 
     def with_matrices(self, layers: Collection[int]) -> "ModelConfig":
-        """The same model, of which these layers' FFNs keep their matrices whole."""
+        """The same model, of which these layers' FFNs keep their matrices whole, too."""
         whole = (
-            replace(layer, ffn=replace(layer.ffn, matrices=number in layers))
+            replace(layer, ffn=replace(layer.ffn, matrices=layer.ffn.matrices or number in layers))
             for number, layer in enumerate(self.layers)
         )
         return replace(self, layers=tuple(whole))
@@ -150,6 +156,11 @@ class ModelConfig:
         if self.embedding_size != d:
             specs.append(TensorSpec("project_in.weight", (d, self.embedding_size), SMALL))
             specs.append(TensorSpec("project_out.weight", (self.embedding_size, d), SMALL))
+        for way in ("in", "out") if self.hidden_states > 1 else ():
+            specs += [
+                TensorSpec(f"states.{way}.{number}.weight", (d, d), SMALL)
+                for number in range(self.hidden_states - 1)
+            ]
         if self.final_norm:
             specs += self.norm.tensors("final_norm", d)
         if self.embedding_norm:

@@ -10,11 +10,11 @@ from .architectures.wrappers import text_config
 from .arrays import UInt8Array
 from .bounded_json import JsonObject
 from .bundle.in_place import InPlace, Placed, source_file
-from .bundle.layout import TEMPLATE, TOKENIZER, format_of, layout
+from .bundle.layout import TEMPLATE, TOKENIZER, bundles_name, format_of, layout
 from .bundle.writer import NewTensor, byte_tensor, new_tensor, write_bundle
 from .errors import FormatError, UserError
 from .files import refuse_loss, refuse_target, scratch_directory
-from .number_formats import number_format
+from .number_formats import Matrices, number_format
 from .progress import Progress, no_progress
 from .sources.checkpoint import Checkpoint
 from .sources.gguf import is_gguf
@@ -152,9 +152,17 @@ def outline(
     """
     ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
     config = text_config(config)
+    described = model_config(config)
+    formats = {
+        bundles_name(number): Matrices(layer.ffn.matrix_shapes(), [ffn] * layer.ffn.parts)
+        for number, layer in enumerate(described.layers)
+        if layer.ffn.matrices
+    }
     tensors = [
-        new_tensor(spec.name, format_of(spec, ffn, dense), spec.shape, lambda: ())
-        for spec in layout(model_config(config))
+        new_tensor(
+            spec.name, formats.get(spec.name) or format_of(spec, ffn, dense), spec.shape, lambda: ()
+        )
+        for spec in layout(described)
     ]
     return write_bundle(destination, tensors, config, source={}, outline=True)
 

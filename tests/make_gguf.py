@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "olmo2": "olmo2", "olmo3": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe", "granitemoehybrid": "granitehybrid",
     "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "nemotron_h": "nemotron_h",
+    "gemma4_text": "gemma4",
 }  # fmt: skip
 NAMES = {
     "embed_tokens": "token_embd", "word_embeddings": "token_embd", "lm_head": "output",
@@ -52,6 +53,12 @@ NAMES = {
     "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
     "input_linear": "ffn_gate_up", "output_linear": "ffn_down_exps",
     "embeddings": "token_embd", "norm_f": "output_norm",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "post_per_layer_input_norm": "post_norm",
+    "embed_tokens_per_layer": "per_layer_token_embd", "per_layer_input_gate": "inp_gate",
+    "per_layer_model_projection": "per_layer_model_proj", "per_layer_projection": "proj",
+    "per_layer_projection_norm": "per_layer_proj_norm", "proj": "ffn_gate_inp",
     "in_proj": "ssm_in", "conv1d": "ssm_conv1d", "out_proj": "ssm_out",
 }  # fmt: skip
 TURNED = ("llama", "mistral", "bamboo", "mixtral", "granitemoe", "granitemoehybrid", "arcee",
@@ -70,10 +77,16 @@ UNSAID = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
     }},
 }  # fmt: skip
+# Gemma 4's tensors that are no weight or bias of a module.
+GEMMA4 = {
+    "layer_scalar": "layer_output_scale.weight", "per_expert_scale": "ffn_down_exps.scale",
+    "scale": "ffn_gate_inp.scale", "gate_up_proj": "ffn_gate_up_exps.weight",
+    "down_proj": "ffn_down_exps.weight",
+}  # fmt: skip
 LESS_ONE = ("gemma", "gemma2", "gemma3_text", "nemotron")  # GGUF holds their norms with one added
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 # Those of which GGUF names a norm post_attention_norm.
-POST_NORM = ("gpt_oss", "gemma2", "gemma3_text", "glm4_moe", "olmo2", "olmo3")
+POST_NORM = ("gpt_oss", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe", "olmo2", "olmo3")
 
 
 def checkpoint_of(name, folder):
@@ -218,6 +231,8 @@ def write_gguf(folder, path, quantise=None, metadata=None, predictors=(), older=
         _add_rotary(writer, attention.rotary)
     if config["model_type"] == "nemotron_h":
         _add_blocks(writer, model)
+    if config["model_type"] == "gemma4_text":
+        _add_gemma4(writer, model)
     if any(windows):
         writer.add_sliding_window(max(window or 0 for window in windows))
     if config["model_type"] == "gpt_neox":
@@ -304,6 +319,28 @@ def _add_blocks(writer, model):
         writer.add_expert_group_used_count(router.groups_kept)
 
 
+def _add_gemma4(writer, model):
+    """Of layers that differ in their heads, their neurons and whose keys they read."""
+    attentions = [layer.attention for layer in model.layers]
+    near = next(a for a in attentions if a.attention_window)
+    far = next(a.rotary for a in attentions if not a.attention_window)
+    writer.add_head_count_kv([a.num_key_value_heads for a in attentions])
+    writer.add_feed_forward_length([k.ffn.shared_d_ffn or k.ffn.d_ffn for k in model.layers])
+    writer.add_sliding_window_pattern([a.attention_window is not None for a in attentions])
+    writer.add_key_length_swa(near.head_dim)
+    writer.add_value_length_swa(near.head_dim)
+    writer.add_shared_kv_layers(sum(a.memory_of is not None for a in attentions))
+    writer.add_rope_dimension_count_swa(near.rotary.dim)
+    writer.add_rope_freq_base_swa(near.rotary.base)
+    writer.add_embedding_length_per_layer_input(
+        model.layers[0].per_layer.size if model.layers[0].per_layer else 0
+    )
+    if model.logit_cap:
+        writer.add_final_logit_softcapping(model.logit_cap)
+    turned = np.arange(far.dim // 2) < far.parameters["turned"]
+    writer.add_tensor("rope_freqs.weight", np.where(turned, 1, 1e30).astype(np.float32))
+
+
 def _add_rotary(writer, rotary):
     import gguf
 
@@ -322,6 +359,10 @@ def _tensors(folder, config, model, older):
         *_, part, kind = name.split(".")
         if config["model_type"] == "gpt_oss" and ("experts" in name or "sinks" in name):
             yield from _of_gpt_oss(name, values)
+            continue
+        if config["model_type"] == "gemma4_text" and kind in GEMMA4:
+            layer = next(piece for piece in name.split(".") if piece.isdecimal())
+            yield f"blk.{layer}.{GEMMA4[kind]}", values
             continue
         if ".experts." in name:  # a layer's become one tensor
             layer, expert = (int(piece) for piece in name.split(".") if piece.isdecimal())

@@ -84,12 +84,14 @@ def random_config(random, model_type):
     _mixers(draw)
     if model_type == "gemma4_text":
         _of_gemma4(draw)
-    elif model_type in ("gemma3_text", "olmo3"):
+    elif model_type in ("gemma3_text", "gemma3n_text", "olmo3"):
         _rotary_of_two_kinds(draw)
     elif model_type not in ("opt", "gpt2", "nemotron_h", *ENCODERS):
         _rotary(draw)
     if '"dynamic"' in json.dumps(draw.config) and draw.often(0.6):
         draw.config["max_position_embeddings"] = draw.one_of(12, 16)
+    if model_type == "gemma3n_text":
+        _of_gemma3n(draw)
     if model_type == "gpt2":
         _of_gpt2(draw)
     if model_type == "nemotron_h":
@@ -201,6 +203,39 @@ def _of_gpt2(draw):
     for name, own in ARCHITECTURES["gpt2"].ALIASES.items():
         if name in draw.config and draw.often(0.8):
             draw.config[own] = draw.config.pop(name)
+
+
+def _of_gemma3n(draw):
+    """Several hidden states, keys that layers share, and gates of which the largest count."""
+    config, random = draw.config, draw.random
+    layers = config["num_hidden_layers"]
+    heads = config["num_attention_heads"] = draw.one_of(2, 4, 8)
+    config["hidden_size"] = heads * draw.one_of(4, 6, 8, 12)
+    config["num_key_value_heads"] = draw.one_of(*(n for n in (1, 2, 4) if heads % n == 0))
+    config["vocab_size_per_layer_input"] = config["vocab_size"] + draw.one_of(0, 0, 3, -5)
+    config["hidden_size_per_layer_input"] = draw.one_of(6, 8, 12)
+    if config.get("rms_norm_eps") == 0:
+        config["rms_norm_eps"] = 1e-5
+    if config.get("final_logit_softcapping", 1) is None:
+        del config["final_logit_softcapping"]
+    if draw.often(0.95):
+        config["sliding_window"] = draw.one_of(3, 5, 8, 11, 40)
+    usual = ["full_attention" if (n + 1) % 5 == 0 else "sliding_attention" for n in range(layers)]
+    kinds = config.get("layer_types", usual)
+    most = layers - max(kinds.index(kind) for kind in set(kinds))
+    most = most if draw.often(0.95) else layers + 1
+    config["num_kv_shared_layers"] = int(random.integers(0, most))
+    draw.put("laurel_rank", 1, 3, 8)
+    states = draw.one_of(2, 3, 4) if draw.often(0.5) else 4
+    draw.put("altup_num_inputs", states, there=1 if states != 4 else 0.3)
+    draw.put("altup_active_idx", *range(states), there=0.5)
+    draw.put("altup_correct_scale", True, False)
+    draw.put("altup_coef_clip", 0.1, 120.0)
+    if draw.often(0.6):
+        shares = [draw.one_of(0.0, 0.0, 0.5, 0.95, 0.2) for _ in range(layers)]
+        config["activation_sparsity_pattern"] = draw.one_of(shares, shares, None)
+    if "intermediate_size" in config and draw.often(0.3):
+        config["intermediate_size"] = [draw.one_of(24, 33, 40) for _ in range(layers)]
 
 
 def _of_gemma4(draw):

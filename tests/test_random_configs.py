@@ -210,8 +210,9 @@ WRONG_DEFAULTS = [
     ("deepseek_v2", "routed_scaling_factor", 2.0),
     ("deepseek_v3", "rope_interleave", False),
     ("glm4_moe_lite", "latent_norm_eps", 0.1),
+    ("gemma3n_text", "altup_active_idx", 1),
     ("gemma4_text", "sliding_window", 3),
-    ("gemma4_text", "attention_k_eq_v", True),
+    ("gemma4_text", "final_logit_softcapping", 1.0),
 ]
 
 

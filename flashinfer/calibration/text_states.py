@@ -10,6 +10,7 @@ import numpy as np
 
 from flashinfer.formats.arrays import AnyArray, Float32Array, Int64Array
 from flashinfer.formats.config import ModelConfig
+from flashinfer.formats.errors import UserError
 from flashinfer.model import Model
 from flashinfer.paper.router import Router
 from flashinfer.transformer.layer import Layer
@@ -37,6 +38,11 @@ class TextStates:
     """
 
     def __init__(self, model: Model, ids: AnyArray, sequence: int) -> None:
+        if model.config.hidden_states > 1:
+            raise UserError(
+                f"{model.bundle.path}: tokens have several hidden states, which are not supported "
+                "where all of a text goes through one layer before the next"
+            )
         self.model = model
         self.starts: Int64Array = np.arange(0, len(ids), sequence)
         self.before: Float32Array | None = None

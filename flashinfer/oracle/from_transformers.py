@@ -128,6 +128,8 @@ def _of_output(
         array = _array(output[0] if isinstance(output, tuple) else output)
         if value.key in OF_HEADS and _heads_first(args[0]):
             array = array.swapaxes(0, 1)
+        if value.key == "output" and array.ndim == 4:  # (hidden states, 1, T, d_model)
+            array = array[:, 0].swapaxes(0, 1)
         array = array if columns is None else array.reshape(len(array), -1)[:, columns]
         found[value.name] = array.reshape(-1, *value.shape)
 

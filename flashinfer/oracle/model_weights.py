@@ -15,6 +15,7 @@ from flashinfer.formats.number_formats import FORMATS, Matrices
 from flashinfer.formats.sources.gguf import is_gguf
 from flashinfer.formats.sources.gguf_checkpoint import GgufCheckpoint
 from flashinfer.formats.sources.names import Names
+from flashinfer.formats.tensors import FFN
 
 EXACT = FORMATS["f32"]
 KEPT_BYTES = 512 << 20  # of weights that are in memory together
@@ -86,11 +87,29 @@ class ModelWeights:
             return values.reshape(spec.shape)
         made = self.names.tensor(spec, EXACT, EXACT)
         raw = np.concatenate([np.frombuffer(chunk, dtype=np.uint8) for chunk in made.chunks()])
+        ffn = self.config.layers[spec.layer or 0].ffn
+        if spec.role == FFN and ffn.matrices:
+            whole = Matrices(ffn.matrix_shapes(), [EXACT] * ffn.parts)
+            return _as_bundles(whole.decode(raw.reshape(ffn.units, -1)), whole)
         return raw.view(np.float32).reshape(spec.shape)
 
     def rows(self, name: str, ids: np.ndarray) -> Float64Array:
-        """Rows ``ids`` of a matrix."""
-        return self[name][ids]
+        """Rows ``ids`` of a matrix that holds embeddings, of which no others are read."""
+        if name in self.kept:
+            return self[name][ids]
+        distinct, where = np.unique(ids, return_inverse=True)
+        found = np.stack([self._row(name, int(row)) for row in distinct])
+        return found.astype(np.float64)[where]
+
+    def _row(self, name: str, row: int) -> np.ndarray:
+        """One row of embeddings."""
+        if self.bundle is None:
+            stored = self.names.find(name, None, self.specs[name].shape).name
+            return self.checkpoint.read_rows(stored, row, row + 1)[0]
+        tensor = self.bundle.tensors[name]
+        at = tensor.offset + row * tensor.row_bytes
+        raw = self.bundle.file.read_bytes(at, tensor.row_bytes).reshape(1, -1)
+        return tensor.format.decode(raw)[0]
 
     def format(self, name: str, part: str = "up") -> str:
         """The number format that a matrix has in its file.

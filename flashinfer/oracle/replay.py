@@ -14,7 +14,7 @@ from flashinfer.formats.layers.attention import AttentionConfig
 from flashinfer.formats.layers.delta_net import DeltaNetConfig
 from flashinfer.formats.layers.latent_attention import LatentAttentionConfig
 from flashinfer.formats.layers.mamba2 import Mamba2Config
-from flashinfer.oracle import attending, delta_nets, known, latent, mixing, routing
+from flashinfer.oracle import altup, attending, delta_nets, known, latent, mixing, routing
 from flashinfer.oracle.arithmetic import Arithmetic
 from flashinfer.oracle.functions import activation, sigmoid
 from flashinfer.oracle.known import Known
@@ -81,6 +81,16 @@ class Replay:
             "mixed": self._mixed,
             "o": self._o,
             "attention_after_norm": lambda i: self._norm("attention_after_norm", i, "o"),
+            "altup_active": self._altup_active,
+            "laurel_left": lambda i: self._linear(
+                f"layers.{i}.laurel.left", self.of(i, "attention_norm")
+            ),
+            "laurel_right": lambda i: self._linear(
+                f"layers.{i}.laurel.right", self.of(i, "laurel_left")
+            ),
+            "laurel_norm": lambda i: self._norm_of(
+                f"layers.{i}.laurel.norm", self.of(i, "laurel_right"), i
+            ),
             "attended": self._attended,
             "ffn_norm": self._ffn_norm,
             "gate": lambda i: self._up("gate", i),
@@ -101,6 +111,7 @@ class Replay:
             ),
             "shared_gate": lambda i: self._linear(f"layers.{i}.shared.weigh", self.ffn_input(i)),
             "ffn_after_norm": lambda i: self._norm("ffn_after_norm", i, "ffn"),
+            "computed": self._computed,
             "ffn_added": self._ffn_added,
             "per_layer_own": self._per_layer_own,
             "per_layer_gate": lambda i: self._linear(
@@ -165,7 +176,10 @@ class Replay:
         return self._norm_of("final_norm", self._last())
 
     def _last(self) -> Known:
-        return self.of(len(self.config.layers) - 1, "output")
+        last = self.of(len(self.config.layers) - 1, "output")
+        if self.config.hidden_states == 1:
+            return last
+        return altup.end(last, self.weights, self.how)
 
     def _projected(self) -> Known:
         h = self.of(None, "final_norm") if self.config.final_norm else self._last()
@@ -191,8 +205,34 @@ class Replay:
 
     # ------------------------------------------------------------------ a layer
 
+    def _before(self, i: int) -> Known:
+        """What the layer before gives: a token's hidden state, or all of them."""
+        if i:
+            return self.of(i - 1, "output")
+        embedded = self.of(None, "embedded")
+        if self.config.hidden_states == 1:
+            return embedded
+        return altup.begin(embedded, self.weights, self.how)
+
     def _input(self, i: int) -> Known:
-        return self.of(None, "embedded") if i == 0 else self.of(i - 1, "output")
+        """The hidden state that a layer's blocks read and add to."""
+        if self.config.layers[i].altup is not None:
+            return self.of(i, "altup_active")
+        return self._before(i)
+
+    def _predicted(self, i: int) -> Known:
+        """The hidden states (T, n, d_model) that a layer predicts."""
+        return altup.OfLayer(self.weights, i, self.how).predicted(self._before(i))
+
+    def _altup_active(self, i: int) -> Known:
+        config = self.config.layers[i].altup
+        assert config is not None
+        return altup.state(self._predicted(i), config.active)
+
+    def _corrected(self, i: int) -> Known:
+        """The hidden states (T, n, d_model) behind a layer's FFN."""
+        of_layer = altup.OfLayer(self.weights, i, self.how)
+        return of_layer.corrected(self._predicted(i), self.of(i, "computed"))
 
     def _linear(self, name: str, x: Known) -> Known:
         weight, bias = f"{name}.weight", self.weights.get(f"{name}.bias")
@@ -379,7 +419,11 @@ class Replay:
 
     def _attended(self, i: int) -> Known:
         scale = self.config.layers[i].residual_scale
-        return known.add(self._input(i), self._attention_output(i), self.how, scale)
+        if not self.config.layers[i].laurel_rank:
+            return known.add(self._input(i), self._attention_output(i), self.how, scale)
+        parts = [self._input(i), self._attention_output(i)]
+        parts += [self.of(i, "attention_norm"), self.of(i, "laurel_norm")]
+        return known.scale(known.total(parts, self.how), 0.5**0.5, self.how)
 
     def _ffn_norm(self, i: int) -> Known:
         parallel = self.config.layers[i].parallel
@@ -410,6 +454,11 @@ class Replay:
         return known.norm(x, config, weight, None, self.how)
 
     def _output(self, i: int) -> Known:
+        if self.config.layers[i].altup is not None:
+            states, added = self._corrected(i), self.of(i, "per_layer_norm")
+            n = states.value.shape[1]
+            others = [known.add(altup.state(states, k), added, self.how) for k in range(1, n)]
+            return altup.together([altup.state(states, 0), *others])
         if not self.config.layers[i].output_scale:
             return self._unscaled(i)
         scale = float(self.weights[f"layers.{i}.output_scale"][0])
@@ -448,6 +497,12 @@ class Replay:
         return known.norm(self.of(i, "per_layer"), block.norm, weight, None, self.how)
 
     def _ffn_added(self, i: int) -> Known:
+        """What a layer's block for the token's own reads, behind the FFN."""
+        if self.config.layers[i].altup is None:
+            return self._computed(i)
+        return altup.OfLayer(self.weights, i, self.how).read(self._corrected(i))
+
+    def _computed(self, i: int) -> Known:
         """The hidden state behind a layer's FFN."""
         layer = self.config.layers[i]
         if not layer.ffn.neurons:
@@ -501,6 +556,8 @@ class Replay:
         tabulated = "gelu" in ffn.activation
         if gate is None:
             return known.apply(up, function, how, tabulated)
+        if ffn.gate_cut is not None:
+            gate = altup.cut(gate, ffn.gate_cut)
         if ffn.limit is not None:
             limit = ffn.limit
             gate = Known(np.minimum(gate.value, limit), gate.noise)

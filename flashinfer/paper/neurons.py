@@ -7,6 +7,7 @@ from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, UInt8A
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import NumberFormat
 from flashinfer.paper.activations_norm import ActivationsNorm
+from flashinfer.paper.gate_cut import cut_gates
 from flashinfer.paper.interfaces import Columns, Tap
 from flashinfer.paper.selection import Selection
 
@@ -120,6 +121,8 @@ class Neurons:
         a = self.products(self.first, memory, rows, x, neurons, indptr, tokens)
         self._tell(self.first, a, neurons, indptr, tokens, x)
         shut = a <= cut if method == "threshold" else None
+        if config.gate_cut is not None:
+            cut_gates(a, config.gate_cut)
         if config.limit is not None:
             np.minimum(a, config.limit, out=a)
         kernels.activate(a, config.activation, config.threshold)

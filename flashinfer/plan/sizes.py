@@ -99,6 +99,8 @@ class Sizes:
         if config.per_layer_rows:  # a token's row, decoded, its embedding, and a layer's part of it
             widest_part = max(layer.per_layer.size for layer in config.layers if layer.per_layer)
             self.per_token += 4 * (config.per_layer_width + config.hidden_size + 6 * widest_part)
+        if config.hidden_states > 1:  # those of a layer, of its prediction and its correction
+            self.per_token += 4 * 5 * config.hidden_states * config.hidden_size
         self.per_token += max(
             neurons.working_bytes(layer.ffn) + kind_of(layer.mixer).working_bytes(layer.mixer)
             for layer in config.layers

@@ -138,7 +138,7 @@ class Maker(ABC):
             value = 1 / spec.shape[-1] if name == "conv.weight" else -1
             yield np.full(spec.shape, value, dtype=np.float32)
         else:
-            ones = name.endswith(("norm.weight", "gated.weight", "skip"))
+            ones = name.endswith(("norm.weight", "gated.weight", "skip", "scale", "scales"))
             yield np.full(spec.shape, float(ones), dtype=np.float32)
 
     @abstractmethod

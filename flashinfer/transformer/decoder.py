@@ -12,6 +12,7 @@ from flashinfer.formats.config import ModelConfig
 from flashinfer.paper.feedforward import nothing
 from flashinfer.paper.interfaces import Tap
 from flashinfer.paper.selection import Tokens
+from flashinfer.transformer.altup import HiddenStates
 from flashinfer.transformer.encoder import MaskedHead, Pooler
 from flashinfer.transformer.layer import Layer
 from flashinfer.transformer.norm import Norm
@@ -27,6 +28,7 @@ class Decoder:
 
     embed_tokens, embed_positions  a row for each token id, and for each position, or None
     embed_per_layer                a row of each token that layers read parts of, or None
+    states                         of a token, where it has several hidden states, or None
     embed_type, embed_norm         (d_model,) to add to each embedding, and a norm behind; or None
     project_in, project_out        to the layers' width and back, where embeddings are narrower
     head, head_bias                from hidden states to logits; an encoder may have no head
@@ -44,6 +46,7 @@ class Decoder:
     head: Weights | None
     head_bias: Float32Array | None
     embed_per_layer: Weights | None = None
+    states: HiddenStates | None = None
     embed_type: Float32Array | None = None
     embed_norm: Norm | None = None
     masked_head: MaskedHead | None = None
@@ -65,6 +68,7 @@ class Decoder:
         if self.tap:
             self.tap(embedded=h)
         given = self.given(ids, h)
+        h = h if self.states is None else self.states.begin(h)
         for number, layer in enumerate(self.layers):
             ffn = layer.feed_forward
             reads = ffn.choose_early(h, tokens)
@@ -75,7 +79,7 @@ class Decoder:
             y = ffn(x, tokens, residual, meanwhile=nothing if reads else prefetch)
             h = layer.add(h, y, given)
             progress((number + 1) / len(self.layers))
-        return h
+        return h if self.states is None else self.states.end(h)
 
     def embed(self, ids: Int64Array, positions: Int64Array) -> Float32Array:
         """ids (T,) at these positions (T,) -> (T, d_model)."""
@@ -94,7 +98,8 @@ class Decoder:
         """What ids (T,), embedded as (T, d_model), give each layer; None: nothing."""
         if self.embed_per_layer is None:
             return None
-        return Given(embedded, self.embed_per_layer.rows(ids))
+        rows = np.where(ids < self.config.per_layer_rows, ids, 0)
+        return Given(embedded, self.embed_per_layer.rows(rows))
 
     def _position_rows(self, ids: Int64Array, positions: Int64Array) -> Int64Array:
         """The rows of ``embed_positions`` of ids (T,) at these positions (T,), which are those of a

@@ -25,7 +25,7 @@ class Given(NamedTuple):
 
 @dataclass
 class PerLayerInput:
-    """h + norm(proj(activation(gate h) * e)), where e is the token's own: see the config.
+    """norm(proj(activation(gate h) * e)), where e is the token's own: see the config.
 
     context, gate, proj  see PerLayerInputConfig.shapes
     context_norm         of what ``context`` makes of the embedding; after_norm: of the output
@@ -61,7 +61,7 @@ class PerLayerInput:
         return own * np.float32(math.sqrt(0.5))
 
     def __call__(self, h: Float32Array, given: Given) -> Float32Array:
-        """h (T, d_model), behind the layer's FFN -> (T, d_model)."""
+        """h (T, d_model), behind the layer's FFN -> what is added to it (T, d_model)."""
         own, gate = self.own(given), self.gate(h)
         if self.tap:
             self.tap(per_layer_own=own, per_layer_gate=gate)
@@ -73,4 +73,4 @@ class PerLayerInput:
         y = self.after_norm(y)
         if self.tap:
             self.tap(per_layer_norm=y)
-        return h + y
+        return y

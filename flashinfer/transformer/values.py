@@ -48,7 +48,7 @@ class TraceTap(Protocol):
 def widest(config: ModelConfig) -> int:
     """The numbers of the largest value of a layer, for each token."""
     return max(
-        config.hidden_size,
+        config.hidden_states * config.hidden_size,
         *(0 if layer.ffn.router else layer.ffn.neurons for layer in config.layers),
     )
 
@@ -59,7 +59,10 @@ def values_of(config: ModelConfig, naming: Any) -> list[Value]:
     naming  the architecture's module (formats/architectures)
     """
     names = ModuleNames(config, naming)
-    found = [Value("embedded", None, f"{names.layer(0, last=False)}.input", (config.hidden_size,))]
+    embedded = f"{names.layer(0, last=False)}.input"
+    if config.hidden_states > 1:  # which the first layer reads
+        embedded = names.of("embed_tokens.weight")
+    found = [Value("embedded", None, embedded, (config.hidden_size,))]
     for number, layer in enumerate(config.layers):
         found += _of_layer(layer, number, names)
     if config.final_norm:
@@ -82,12 +85,19 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
 
     if layer.ffn.router and layer.ffn.router.early:
         yield from _of_router(layer.ffn, number, names)
+    if layer.altup is not None:
+        name = names.norm("attention_norm", number)
+        yield value("altup_active", f"{name}.input", d)
     if layer.norm_before and not layer.bare_input:
         yield value("attention_norm", names.norm("attention_norm", number), d)
     yield from OF_MIXERS[type(layer.mixer)](layer.mixer, number, names)
     if layer.norm_after:
         name = names.norm("attention_after_norm", number)
         yield value("attention_after_norm", name, d)
+    if layer.laurel_rank:
+        for part, width in (("left", (layer.laurel_rank,)), ("right", d), ("norm", d)):
+            name = names.of(f"layers.{{}}.laurel.{part}.weight", number)
+            yield value(f"laurel_{part}", name, width)
     if not layer.norm_before:
         yield value("attention_norm", names.norm("attention_norm", number), d)
     elif not layer.parallel and layer.ffn.neurons:
@@ -99,11 +109,14 @@ def _of_layer(layer: LayerConfig, number: int, names: "ModuleNames") -> Iterator
         yield from _of_ffn(layer.ffn, number, names)
     if layer.norm_after:
         yield value("ffn_after_norm", names.norm("ffn_after_norm", number), d)
+    if layer.altup is not None:
+        yield value("computed", f"{here}.computed", d)
     if layer.per_layer is not None:
         yield from _of_per_layer_input(layer.per_layer, number, names)
     if layer.output_scale:
         yield value("unscaled", f"{here}.unscaled", d)
-    yield value("output", here, d)
+    states = () if layer.altup is None else (layer.altup.states,)
+    yield value("output", here, (*states, *d))
 
 
 def _of_per_layer_input(

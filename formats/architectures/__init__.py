@@ -59,6 +59,7 @@ from . import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
     gemma4,
     glm4_moe,
     glm4_moe_lite,
@@ -104,11 +105,11 @@ from .wrappers import WRAPPERS
 
 MODULES = (
     opt, llama, arcee, sparsellama, mistral, bamboo, qwen2, qwen3, falcon, persimmon, phi, phi3,
-    nemotron, gemma, gemma2, gemma3, gemma4, olmoe, qwen3_moe, qwen2_moe, mixtral, granitemoe,
-    gpt_oss, dots1, glm4_moe, smallthinker, lfm2, lfm2_moe, qwen3_next, qwen3_5, qwen3_5_moe,
-    gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3, olmo2, olmo3, flex_olmo,
-    hunyuan_v1_dense, hunyuan_v1_moe, granite, ernie4_5, ernie4_5_moe, nanochat, bitnet, phimoe,
-    deepseek_v2, deepseek_v3, glm4_moe_lite, granitemoehybrid, nemotron_h,
+    nemotron, gemma, gemma2, gemma3, gemma3n, gemma4, olmoe, qwen3_moe, qwen2_moe, mixtral,
+    granitemoe, gpt_oss, dots1, glm4_moe, smallthinker, lfm2, lfm2_moe, qwen3_next, qwen3_5,
+    qwen3_5_moe, gpt_neox, gpt2, bert, roberta, xlm_roberta, smollm3, ministral3, olmo2, olmo3,
+    flex_olmo, hunyuan_v1_dense, hunyuan_v1_moe, granite, ernie4_5, ernie4_5_moe, nanochat, bitnet,
+    phimoe, deepseek_v2, deepseek_v3, glm4_moe_lite, granitemoehybrid, nemotron_h,
 )  # fmt: skip
 ARCHITECTURES = {name: module for module in MODULES for name in module.MODEL_TYPES}
 

@@ -69,6 +69,7 @@ QWEN3_VL_MOE: Fields = {
 }  # fmt: skip
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text"),
+    "gemma3n": Wrapper("gemma3n_text", GEMMA4),
     "gemma4": Wrapper("gemma4_text", GEMMA4),
     "mistral3": Wrapper("mistral"),
     "llava": Wrapper("llama"),

@@ -104,6 +104,9 @@ class FFNConfig:
     up_relu       with ``gated``: up x passes a ReLU, too (dReLU)
     limit         with ``gated``: gate x is at most this, up x within it, and 1 is added to that
                   (GPT-OSS); None: not
+    gate_cut      with ``gated``: of a token's gates those count that are more than so many standard
+                  deviations above their mean, less that (Gemma 3n's Gaussian top-k): as all gates
+                  are needed for that, the FFN is used whole; None: not
     activations_norm  how all of a token's activations are normalised before the down projection;
                   None: they are not
     ffn_bias      its linear layers have biases
@@ -126,6 +129,7 @@ class FFNConfig:
     threshold: float = 0.0
     up_relu: bool = False
     limit: float | None = None
+    gate_cut: float | None = None
     activations_norm: NormConfig | None = None
     ffn_bias: bool = False
     router: RouterConfig | None = None
@@ -146,6 +150,8 @@ class FFNConfig:
                 f"config: activation {self.activation!r} is not supported; "
                 f"supported: {', '.join(ACTIVATIONS)}"
             )
+        if self.gate_cut is not None and not (self.gated and self.matrices):
+            raise FormatError("config: gates that are cut are those of an FFN that is used whole")
         norm = self.activations_norm
         if norm and (norm.kind != "rms" or self.router or self.shared_d_ffn):
             raise FormatError(
@@ -156,7 +162,8 @@ class FFNConfig:
     @property
     def sparse(self) -> bool:
         """Whether most neurons may be silent, and read what a predictor reads."""
-        return self.activation in SPARSE and self.branch_norm is None
+        read_singly = self.branch_norm is None and self.gate_cut is None
+        return self.activation in SPARSE and read_singly
 
     @property
     def experts(self) -> int:

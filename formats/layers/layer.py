@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..tensors import TensorSpec, vector
+from ..tensors import ATTENTION, TensorSpec, vector
+from .altup import AltUpConfig
 from .attention import AttentionConfig
 from .ffn import FFNConfig
 from .mixer import MixerConfig
@@ -25,6 +26,9 @@ class LayerConfig:
     residual_scale  what a block's output is multiplied with before it is added
     per_layer    a block behind the FFN for what a token gives this layer alone; None: there is none
     output_scale  the layer's output is multiplied with a learned number
+    altup        a token has several hidden states, of which the layer computes one; None: one
+    laurel_rank  the hidden state is added to attention's sum once more, through two matrices of
+                 this rank and a norm, and both are divided by sqrt(2) (LAuReL); 0: it is not
     """
 
     mixer: MixerConfig
@@ -38,6 +42,8 @@ class LayerConfig:
     residual_scale: float = 1.0
     per_layer: PerLayerInputConfig | None = None
     output_scale: bool = False
+    altup: AltUpConfig | None = None
+    laurel_rank: int = 0
 
     @property
     def attention(self) -> AttentionConfig:
@@ -57,6 +63,15 @@ class LayerConfig:
         size, specs = self.mixer.hidden_size, []
         for norm in self.norms():
             specs += self.norm.tensors(f"{name}.{norm}", size)
+        if self.laurel_rank:
+            specs += self.norm.tensors(f"{name}.laurel.norm", size)
+            shapes = {"left": (self.laurel_rank, size), "right": (size, self.laurel_rank)}
+            specs += [
+                TensorSpec(f"{name}.laurel.{part}.weight", shape, ATTENTION)
+                for part, shape in shapes.items()
+            ]
+        if self.altup is not None:
+            specs += self.altup.tensors(name)
         if self.output_scale:
             specs.append(vector(f"{name}.output_scale", 1))
         specs += [*self.mixer.tensors(name), *self.ffn.tensors(name)]

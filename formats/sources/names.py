@@ -290,7 +290,8 @@ class Names:
         self.sources[spec.name] = [name for parts in found for name, _ in parts.values()]
         if ffn.matrices:
             formats = [
-                self.checkpoint.format_of(found[0][part].name) for part in ffn.matrix_shapes()
+                format or self.checkpoint.format_of(found[0][part].name)
+                for part in ffn.matrix_shapes()
             ]
             whole = Matrices(ffn.matrix_shapes(), formats)
             tensor = new_tensor(spec.name, whole, spec.shape, lambda: self.matrices(found, whole))

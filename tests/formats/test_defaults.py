@@ -29,6 +29,7 @@ WITHOUT_EFFECT = {
 # Fields that some classes have, and their models do not look at.
 NOT_LOOKED_AT = {
     "gemma3_text": {"attn_logit_softcapping"},
+    "gemma3n_text": {"altup_coef_clip"},  # of training
     "gpt_oss": {"hidden_act"},
     # Which layers a second token is predicted with; they are left out.
     "glm4_moe": {"num_mtp_layers"},

@@ -34,6 +34,7 @@ SAME = {  # checkpoint: activation, where GGUF's architecture has another
     "olmo2": None, "olmo3": None, "hunyuan": None, "hunyuan-moe": None,
     "granite-hybrid": None, "granite-hybrid-rope": None,
     "nemotron-h": None, "nemotron-h-moe": None,
+    "gemma4": None, "gemma4-moe": None,
     "deepseek-v2-lite": None, "deepseek-v3": None, "deepseek-v3 older": None,
 }  # fmt: skip
 Q = gguf.GGMLQuantizationType

@@ -268,8 +268,11 @@ def test_byte_level_bpe_inside_gguf(words):
 def test_ranked_pieces_inside_gguf(tmp_path):
     """Gemma 4's vocabulary gives the ids that llama.cpp gives, and the text again."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    bytes_and_control = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
+    of_control = [f"<{name}>" for name in ("pad", "eos", "bos", "unk")]
+    bytes_and_control = [*of_control, *(f"<0x{i:02X}>" for i in range(256))]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(byte_fallback=True, unk_token=of_control[-1])
+    )
     inner.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=800, special_tokens=bytes_and_control)
     texts = [*TEXTS, DATA.parent.joinpath("conftest.py").read_text(), "\n" * 9, "a\n\nb"]

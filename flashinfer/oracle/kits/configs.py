@@ -128,6 +128,18 @@ def gemma4(layer_types: list[str], **options: Any) -> JsonObject:
     } | options)  # fmt: skip
 
 
+def gemma3n(layer_types: list[str], **options: Any) -> JsonObject:
+    """The config of a Gemma 3n."""
+    return like("gemma3n_text", **{
+        "head_dim": 12, "sliding_window": 9, "layer_types": layer_types,
+        "num_hidden_layers": len(layer_types), "hidden_size_per_layer_input": 12,
+        "laurel_rank": 10, "final_logit_softcapping": 3.0, "rope_parameters": {
+            NEAR: {"rope_type": "default", "rope_theta": 100.0},
+            FAR: {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    } | options)  # fmt: skip
+
+
 CONFIGS: dict[str, JsonObject] = {
     "opt-plain": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
@@ -319,6 +331,16 @@ CONFIGS: dict[str, JsonObject] = {
     "gemma4-moe": gemma4(
         **GEMMA4_MOE, hidden_size_per_layer_input=0, moe_intermediate_size=24,
         layer_types=[NEAR, FAR],
+    ),
+    "gemma3n": gemma3n(
+        layer_types=[NEAR, FAR, NEAR, FAR, FAR], intermediate_size=[72, 56, 72, 72, 72],
+        activation_sparsity_pattern=[0.95, 0.0, 0.6, 0.0, 0.95], num_kv_shared_layers=2,
+        vocab_size_per_layer_input=90,
+    ),
+    "gemma3n-other-state": gemma3n(
+        layer_types=[NEAR, FAR, NEAR], activation_sparsity_pattern=[0.0, 0.0, 0.5],
+        num_kv_shared_layers=0, altup_num_inputs=3, altup_active_idx=2, altup_correct_scale=False,
+        vocab_size_per_layer_input=96, attention_bias=True,
     ),
 }  # fmt: skip
 

@@ -184,7 +184,7 @@ def drawn(config: ModelConfig, label: str, name: str, shape: tuple[int, ...]) ->
     1 is about 1 again. ``label`` is the model's.
     """
     values = uniform(f"{label} {name}", shape)
-    if name.endswith(("norm.weight", "gated.weight", "output_scale", "expert_scales")):
+    if name.endswith(("norm.weight", "gated.weight", "_scale", "expert_scales")):
         return np.float32(1) + values / np.float32(4)
     if name.endswith("bias"):
         return values / np.float32(8)

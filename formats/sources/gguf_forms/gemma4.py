@@ -47,7 +47,7 @@ def _gemma4(header: Header, config: JsonObject) -> JsonObject:
     ):
         if header.of(key, int, width) != width:
             raise header.refusal(key)
-    key_heads = header.of_layers(KEY_HEADS) or []
+    key_heads = header.of_layers(KEY_HEADS) or [None] * layers
     embeddings = header.tensors.get("per_layer_token_embd.weight")
     return {
         **_neurons(header, config, shared),
