@@ -335,8 +335,7 @@ def _add_gemma4(writer, model):
     writer.add_embedding_length_per_layer_input(
         model.layers[0].per_layer.size if model.layers[0].per_layer else 0
     )
-    if model.logit_cap:
-        writer.add_final_logit_softcapping(model.logit_cap)
+    writer.add_final_logit_softcapping(model.logit_cap or 0.0)
     turned = np.arange(far.dim // 2) < far.parameters["turned"]
     writer.add_tensor("rope_freqs.weight", np.where(turned, 1, 1e30).astype(np.float32))
 

@@ -39,16 +39,26 @@ BY_WEIGHT = {
     "router": "router",
     "shared.down": "shared",
     "shared.weigh": "shared_gate",
+    **{f"{n}_norm": f"{n}_norm" for n in ("shared_after", "experts", "experts_after")},
+    "per_layer.gate": "per_layer_gate",
+    "per_layer.proj": "per_layer",
+    "per_layer.after_norm": "per_layer_norm",
     "final_norm": "final_norm",
     "lm_head": "logits",
 }
-INPUTS = {"o": "heads", "ffn": "activations"}  # what these products read is a value, too
+# What these products read is a value, too.
+INPUTS = {"o": "heads", "ffn": "activations", "per_layer": "per_layer_read"}
 # (the name in the graph, the operation or None for any): the value
 BY_NAME = {
     ("Qcur", "ROPE"): "q_turned",
     ("Kcur", "ROPE"): "k_turned",
+    ("Qcur_pos", "ROPE"): "q_turned",
+    ("Kcur_pos", "ROPE"): "k_turned",
+    ("Vcur_normed", None): "v_norm",
     ("Qcur_attn_temp_scaled", None): "q_turned",
     ("ffn_inp", None): "attended",
+    ("attn_out", "ADD"): "attended",
+    ("pe_in", None): "ffn_added",
     ("l_out", None): "output",
     ("ffn_moe_topk", None): "choices",
     ("ffn_moe_weights", None): "choice_weights",
@@ -174,6 +184,9 @@ class Graph:
         value = self.by_place.get((layer, key))
         if value is None:
             return
+        router = self.layers[layer or 0].ffn.router
+        if key == "choice_weights" and router is not None and router.expert_scales:
+            return  # the learned numbers of experts are multiplied with their outputs there
         if key in self.packed_keys(layer):
             part = f"{key}_proj" if f"{key}_proj" in self.packed else key
             array = array[..., self.packed[part](self.layers[layer or 0])]

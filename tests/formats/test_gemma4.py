@@ -153,6 +153,15 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(name, tmp_path):
         assert json.loads(json.dumps(checkpoint.config)) == checkpoint.config
 
 
+def test_a_cap_that_a_gguf_file_leaves_out(tmp_path):
+    """llama.cpp takes that of the published models; 0 is none."""
+    caps = []
+    for stated in ({}, {"final_logit_softcapping": None}):
+        with GgufCheckpoint(gguf_file(tmp_path, "gguf-gemma4-moe", **stated)) as checkpoint:
+            caps.append(model_config(checkpoint.config).logit_cap)
+    assert caps == [None, 30.0]
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [

@@ -27,11 +27,13 @@ FOREIGN = [
     "hunyuan-moe", "ernie4-5", "ernie4-5-moe", "nanochat", "bitnet", "phimoe", "granite-hybrid",
     "granite-hybrid-dense", "granite-hybrid-rope", "deepseek-v2", "deepseek-v2-lite",
     "deepseek-v3", "deepseek-v3-halves", "glm4-moe-lite", "lfm2", "nemotron-h", "nemotron-h-moe",
+    "gemma4", "gemma4-shared", "gemma4-moe", "gemma3n", "gemma3n-other-state",
 ]  # fmt: skip
 OF_GGUF = [
     "llama-silu", "qwen2", "qwen3", "gemma", "phi", "olmoe", "qwen2-moe", "qwen3-moe", "granitemoe",
     "gpt2", "arcee", "gemma2", "gemma3", "glm4-moe", "granite", "smollm3", "ministral3", "olmo2",
-    "olmo3", "granite-hybrid", "granite-hybrid-rope", "deepseek-v2-lite", "deepseek-v3",
+    "olmo3", "granite-hybrid", "granite-hybrid-rope", "deepseek-v2-lite", "deepseek-v3", "gemma4",
+    "gemma4-moe",
 ]  # fmt: skip
 
 
@@ -70,6 +72,19 @@ FAULTS = [  # an attribute that is another one, and the value that is wrong then
     ("deepseek-v2", f"{ATTENTION}.q_a_layernorm", "variance_epsilon", lambda eps: 1e-2,
      f"{ATTENTION}.q_a_layernorm"),
     ("deepseek-v3", ATTENTION, "scaling", lambda scale: 1.01 * scale, f"{ATTENTION}.o_proj.input"),
+    ("gemma4-shared", f"{ATTENTION}.v_norm", "eps", lambda eps: 1e-2, f"{ATTENTION}.v_norm"),
+    ("gemma4-shared", "model.per_layer_projection_norm", "eps", lambda eps: 1e-1,
+     "model.layers.0.per_layer_projection.input"),
+    ("gemma4-shared", "model.layers.1", "layer_scalar", lambda scale: 1.01 * scale,
+     "model.layers.1"),
+    ("gemma4-moe", "model.layers.1.router", "per_expert_scale", lambda p: type(p)(1.02 * p),
+     "model.layers.1.router.weights"),
+    ("gemma3n", "model.layers.1.altup", "router_input_scale", lambda scale: 1.1 * scale,
+     "model.layers.1.input_layernorm.input"),
+    ("gemma3n", "model.layers.2.mlp", "activation_sparsity", lambda share: 0.61,
+     "model.layers.2.mlp.down_proj.input"),
+    ("gemma3n", "model.layers.1.altup", "correct_output_scale", lambda p: type(p)(1.02 * p),
+     "model.layers.1.per_layer_input_gate.input"),
     ("deepseek-v2-lite", "model.rotary_emb", "inv_freq", lambda f: 1.01 * f,
      "model.layers.0.*o_proj.input"),
 ]  # fmt: skip

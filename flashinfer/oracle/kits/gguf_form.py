@@ -287,7 +287,7 @@ def _of_gemma4(config: ModelConfig) -> Metadata:
         "embedding_length_per_layer_input": layers[0].per_layer.size if layers[0].per_layer else 0,
         "feed_forward_length": [k.ffn.shared_d_ffn or k.ffn.d_ffn for k in layers],
     }
-    return {**found, "final_logit_softcapping": config.logit_cap} if config.logit_cap else found
+    return {**found, "final_logit_softcapping": config.logit_cap or 0.0}
 
 
 def _of_deepseek2(config: ModelConfig) -> Metadata:

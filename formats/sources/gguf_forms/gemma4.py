@@ -63,7 +63,7 @@ def _gemma4(header: Header, config: JsonObject) -> JsonObject:
         "attention_k_eq_v": f"blk.{kinds.index(FULL)}.attn_v.weight" not in header.tensors,
         "hidden_size_per_layer_input": header.of("embedding_length_per_layer_input") or 0,
         "vocab_size_per_layer_input": embeddings.shape[0] if embeddings else None,
-        "final_logit_softcapping": header.of("final_logit_softcapping", float) or None,
+        "final_logit_softcapping": header.of("final_logit_softcapping", float, 30.0) or None,
         "rope_parameters": _rope(header, config),
         "enable_moe_block": bool(header.of("expert_count")),
         "num_experts": header.of("expert_count"),
