@@ -17,7 +17,7 @@ import numpy as np
 from flashinfer import kernels
 from flashinfer.formats.arrays import AnyArray, Int64Array, UInt8Array
 from flashinfer.formats.bundle.in_place import FILE_BYTES
-from flashinfer.formats.bundle.stored import StoredTensor
+from flashinfer.formats.bundle.stored import PAGE, StoredTensor
 from flashinfer.formats.errors import FormatError
 from flashinfer.paper.open_file import Engine, OpenFile, reader_of
 
@@ -121,6 +121,9 @@ class Flash:
                 way: Engine = "buffered" if self.files[0].alignment == 1 else io
                 self.files.append(OpenFile(source, way, source, size))
             self.alignment = max(file.alignment for file in self.files)
+            if sources and self.alignment > 1:
+                # What begins within a page goes to memory faster with that page's beginning.
+                self.alignment = max(self.alignment, PAGE)
             self.io, self.reader = reader_of(io, direct=self.alignment > 1)
         except BaseException:
             self.close()
