@@ -102,7 +102,7 @@ def _run(argv: list[str]) -> int:
         return int(exit.code or 0)
     check_outputs(args)
     if args.command in OPENING and args.model is not None:
-        args.model = bundle_at(args.model, silent=False)
+        args.model = str(bundle_at(args.model, silent=False))
     args.main(args)
     return 0
 
