@@ -14,11 +14,8 @@ OWN_CODE = ("sparsellama", "bamboo", "turbosparsemistral", "smallthinker")
 MODEL_TYPES = tuple(sorted(ARCHITECTURES.keys() - set(OWN_CODE)))
 MIXTURES = (
     "olmoe", "qwen2_moe", "qwen3_moe", "mixtral", "granitemoe", "gpt_oss", "dots1", "glm4_moe",
-    "flex_olmo", "hunyuan_v1_moe",
-    "ernie4_5_moe", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text",
-    "flex_olmo", "hunyuan_v1_moe", "phimoe",
-    "ernie4_5_moe", "granitemoehybrid",
-    "ernie4_5_moe", "granitemoehybrid", "nemotron_h",
+    "flex_olmo", "hunyuan_v1_moe", "phimoe", "ernie4_5_moe", "lfm2_moe", "qwen3_next",
+    "qwen3_5_moe_text", "granitemoehybrid", "nemotron_h",
 )  # fmt: skip
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 ENCODERS = ("bert", "roberta", "xlm-roberta")
@@ -129,9 +126,6 @@ def _dimensions(draw):
     draw.put("num_kv_heads", *(n for n in (1, 2, heads) if heads % n == 0))
     without_default = ("ministral", "mixtral", "hunyuan_v1_dense", "hunyuan_v1_moe")
     needs = defaults.get("head_dim") is not None or draw.model_type in without_default
-    # OLMoE's norms do not follow it, nor GPT-NeoX's projections.
-    seldom = 0.05 if draw.model_type in ("olmoe", "gpt_neox") else 1
-    needs = defaults.get("head_dim") is not None or draw.model_type in ("ministral", "mixtral")
     # OLMoE's and BitNet's norms do not follow it, nor GPT-NeoX's projections.
     seldom = 0.05 if draw.model_type in ("olmoe", "bitnet", "gpt_neox") else 1
     if draw.often((0.8 if needs else 0.4) * seldom):
