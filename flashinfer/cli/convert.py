@@ -42,7 +42,8 @@ def main(args: Namespace) -> None:
         activation, experts = bundle.config.activations, bundle.config.mixture
         encoder = bundle.config.encoder
         whole = sparse and any(layer.ffn.matrices for layer in bundle.config.layers)
-    print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}", file=sys.stderr)
+    stay = f"; its other weights stay in {args.source}" if args.in_place else ""
+    print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}{stay}", file=sys.stderr)
     for line in notes:
         print(line, file=sys.stderr)
     if whole:

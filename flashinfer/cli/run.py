@@ -40,7 +40,8 @@ from flashinfer.text.tokenizer import TextStream, Tokenizer
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL",
-        help="a .flash file; default: the small one that comes with flashinfer (Python source)",
+        help="a .flash file, or a GGUF file, which is read where it lies; default: the small model "
+        "that comes with flashinfer (Python source)",
     )  # fmt: skip
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="default: begin a new text")
