@@ -9,7 +9,7 @@ from .architectures import model_config
 from .architectures.wrappers import text_config
 from .arrays import UInt8Array
 from .bounded_json import JsonObject
-from .bundle.in_place import InPlace, Placed, source_file
+from .bundle.in_place import InPlace, Placed, refuse_apart, source_file
 from .bundle.layout import TEMPLATE, TOKENIZER, bundles_name, format_of, layout
 from .bundle.writer import NewTensor, byte_tensor, new_tensor, write_bundle
 from .errors import FormatError, UserError
@@ -67,7 +67,8 @@ def convert(
     refuse_loss(destination, [source])
     refuse_target(destination)
     if in_place:
-        _refuse_apart(source, Path(destination), dtype or dense_dtype)
+        _refuse_others(source, dtype or dense_dtype)
+        refuse_apart(destination, Path(source))
     with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
         try:
             config = model_config(checkpoint.config)
@@ -108,17 +109,12 @@ def convert(
         )
 
 
-def _refuse_apart(source: Path | str, destination: Path, dtype: str | None) -> None:
-    """Raise UserError where a bundle at ``destination`` cannot have its weights in the source."""
+def _refuse_others(source: Path | str, dtype: str | None) -> None:
+    """Raise UserError where a source's weights cannot be left as they are."""
     if not is_gguf(source):
         raise UserError(f"{source}: --in-place is for GGUF files, which have weights as bundles do")
     if dtype:
         raise UserError(f"{source}: --in-place leaves weights as they are; leave --dtype away")
-    if destination.parent.resolve() != Path(source).parent.resolve():
-        raise UserError(
-            f"{destination}: a bundle that has weights in {source} lies beside it, in "
-            f"{Path(source).parent}"
-        )
 
 
 def _left_in_place(

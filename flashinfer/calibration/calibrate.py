@@ -29,12 +29,13 @@ from flashinfer.formats.bundle.calibration import (
     Method,
     Sparsity,
 )
+from flashinfer.formats.bundle.in_place import refuse_apart
 from flashinfer.formats.bundle.layout import format_of, layout, predictor_layout
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.writer import laid_out, new_tensor, stored_tensors, write_bundle
 from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import BudgetError, UserError
-from flashinfer.formats.files import refuse_loss, refuse_target, same_file
+from flashinfer.formats.files import refuse_loss, refuse_target
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
 from flashinfer.formats.progress import Progress, no_progress
 from flashinfer.model import Model
@@ -204,11 +205,8 @@ def _check_destination(
     """Raise UserError where the result could not be written, before an hour's work for it."""
     refuse_loss(destination, [predictor_from] if predictor_from else [])
     refuse_target(destination, bundle.file.size)
-    if bundle.in_place.files and not same_file(Path(destination).parent, bundle.path.parent):
-        raise UserError(
-            f"{destination}: a bundle that has weights in {bundle.in_place.files[0].name} lies "
-            f"beside it, in {bundle.path.parent}"
-        )
+    for source in bundle.source_files:
+        refuse_apart(destination, source)
 
 
 def _length(

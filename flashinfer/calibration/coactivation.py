@@ -41,10 +41,9 @@ def lay_out(bits: UInt8Array, tokens: int, row_bytes: int) -> Layout:
     begin = tokens * 3 // 4 // 8 * 8
     places = places_of(path(bits[:, : begin // 8]))
     used = np.unpackbits(bits, axis=1, count=tokens).T.astype(bool)
-    reads = anywhere = 0.0
+    reads, anywhere, each = 0.0, 0.0, one_piece(row_bytes, BLOCK)
     for units in itertools.islice(_missing(used, len(bits) // 2), begin, None):
         reads += read_together(np.sort(places[units]), row_bytes, GAP_BYTES).reads
-        each = one_piece(row_bytes, BLOCK)
         anywhere += expected_reads(len(units), len(bits), each, GAP_BYTES)[1]
     return Layout(places, reads / anywhere if anywhere else 1.0)
 

@@ -56,9 +56,9 @@ class UnitStore:
         if bundles.runs is not None:  # each is a piece, and begins where that does
             self.inside = np.zeros(1, dtype=np.int64)
         self.settled = True
-        self.every: tuple[Int64Array, ...] | None = None  # the spans of all units, of few
+        self.spans_of_all: tuple[Int64Array, ...] | None = None  # the spans of all units, of few
         if self.units.rows <= MOST_TABLED:
-            self.every = self.pieces.spans(self.units.place(np.arange(self.units.rows)))
+            self.spans_of_all = self.pieces.spans(self.units.place(np.arange(self.units.rows)))
 
     def begin(self) -> None:
         """A layer begins: until it sets ``settled`` again, slots may be given but not filled."""
@@ -119,9 +119,9 @@ class UnitStore:
     def spans(self, units: Int32Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """(offsets, lengths, skips) of the aligned reads that cover these units, int64 (units,
         pieces) each."""
-        if self.every is None:
+        if self.spans_of_all is None:
             return self.pieces.spans(self.units.place(units.astype(np.int64)))
-        offsets, lengths, skips = self.every
+        offsets, lengths, skips = self.spans_of_all
         return offsets[units], lengths[units], skips[units]
 
     def arrivals(

@@ -8,14 +8,21 @@ import numpy as np
 
 from ..config import ModelConfig, Options, model_of
 from ..errors import FormatError, shown
-from ..fields import Fields, dimension, flag, number, of_layers
+from ..fields import Fields, dimension, flag, of_layers
 from ..layers.altup import MOST_STATES, AltUpConfig
 from ..layers.norm import NormConfig
 from ..numbers import is_number, is_whole
 from . import gemma4, hugging_face
-from .gemma2 import cap
-from .gemma4 import BORROWED, FULL, SLIDING, STACKED, per_layer_inputs, shared_memories
-from .hugging_face import FFN, activation, attention_biases, dimensions
+from .gemma4 import (
+    BORROWED,
+    FULL,
+    SLIDING,
+    STACKED,
+    per_layer_inputs,
+    shared_memories,
+    shared_options,
+)
+from .hugging_face import FFN
 from .rope import longest, parameters_of_kinds, rotary
 
 __all__ = [
@@ -82,15 +89,7 @@ def model_config(config: Fields) -> ModelConfig:
     neurons = neurons_of_layers(config, layers)
     far, near = parameters_of_kinds(config, config["rope_theta"], config["rope_local_base_freq"])
     options = {
-        **dimensions({**config, "intermediate_size": neurons[0]}),
-        **activation(config, "hidden_activation"),
-        **attention_biases(config),
-        "norm_epsilon": number(config, "rms_norm_eps", zero=True),
-        "embedding_scale": dimension(config, "hidden_size") ** 0.5,
-        "attention_scale": 1.0,
-        "logit_cap": cap(config, "final_logit_softcapping"),
-        "qk_norm": "head",
-        "norm_after": True,
+        **shared_options({**config, "intermediate_size": neurons[0]}),
         "laurel_rank": dimension(config, "laurel_rank"),
     }
     options["rotary"] = rotary(config, far, options["head_dim"])

@@ -107,18 +107,7 @@ def model_config(config: Fields) -> ModelConfig:
     if config["use_bidirectional_attention"] not in (None, "vision"):  # whose texts are causal
         both = config["use_bidirectional_attention"]
         raise FormatError(f"config: use_bidirectional_attention {shown(both)} is not supported")
-    options = {
-        **dimensions(config),
-        **activation(config, "hidden_activation"),
-        **attention_biases(config),
-        "norm_epsilon": number(config, "rms_norm_eps", zero=True),
-        "embedding_scale": dimension(config, "hidden_size") ** 0.5,
-        "attention_scale": 1.0,
-        "logit_cap": cap(config, "final_logit_softcapping"),
-        "qk_norm": "head",
-        "norm_after": True,
-        "output_scale": flag(config, "layer_scalar"),
-    }
+    options = {**shared_options(config), "output_scale": flag(config, "layer_scalar")}
     kinds = kinds_of_layers(config, options["num_hidden_layers"])
     per_layer = per_layer_inputs(config, options)
     wide, doubled = options.pop("d_ffn"), flag(config, "use_double_wide_mlp")
@@ -139,6 +128,21 @@ def model_config(config: Fields) -> ModelConfig:
             f"{options['vocab_size']}"
         )
     return model_of(**options, per_layer_rows=rows, by_layer=by_layer)
+
+
+def shared_options(config: Fields) -> Options:
+    """What Gemma 3n and Gemma 4 read alike."""
+    return {
+        **dimensions(config),
+        **activation(config, "hidden_activation"),
+        **attention_biases(config),
+        "norm_epsilon": number(config, "rms_norm_eps", zero=True),
+        "embedding_scale": dimension(config, "hidden_size") ** 0.5,
+        "attention_scale": 1.0,
+        "logit_cap": cap(config, "final_logit_softcapping"),
+        "qk_norm": "head",
+        "norm_after": True,
+    }
 
 
 def kinds_of_layers(config: Fields, layers: int) -> list[str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..bounded_json import JsonObject
-from ..errors import FormatError, shown
-from ..files import open_regular, read_at
+from ..errors import FormatError, UserError, shown
+from ..files import open_regular, read_at, same_file
 from ..numbers import is_whole
 
 KEY = "flashinfer.in_place"  # of the bundle's metadata
@@ -138,6 +138,15 @@ def _described(file: io.FileIO, path: Path) -> SourceFile:
         at = head + number * (last - head) // SAMPLES
         found.update(read_at(file, at, SAMPLE_BYTES, path).data)
     return SourceFile(path.name, size, found.hexdigest())
+
+
+def refuse_apart(companion: Path | str, source: Path) -> None:
+    """Raise UserError where a bundle that has weights in ``source`` would not lie beside it."""
+    if not same_file(Path(companion).parent, source.parent):
+        raise UserError(
+            f"{companion}: a bundle that has weights in {source.name} lies beside it, in "
+            f"{source.parent}"
+        )
 
 
 def opened_sources(companion: Path, in_place: InPlace) -> list[io.FileIO]:

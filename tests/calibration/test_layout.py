@@ -377,7 +377,7 @@ def test_the_plan_expects_the_reads_that_come(synthetic, tmp_path, constant_rss,
     assert reads == pytest.approx(expected.requests, rel=0.25)
 
 
-def test_fewer_reads_are_expected_where_calibration_found_them(synthetic, tmp_path):
+def test_fewer_reads_are_expected_where_calibration_found_them(synthetic, tmp_path, constant_rss):
     with Bundle(synthetic) as bundle:
         layers = tuple(replace(layer, reads=0.5) for layer in bundle.calibration.layers)
         found = replace(bundle.calibration, layers=layers)

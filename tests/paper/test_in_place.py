@@ -35,8 +35,8 @@ def kind_of(name, values):
     import gguf
 
     found = [kind for part, kind in KINDS.items() if part in name]
-    sparse = found and "inp" not in name and "shexp" not in name
-    return gguf.GGMLQuantizationType[found[0]] if sparse else None
+    in_blocks = found and "inp" not in name and "shexp" not in name
+    return gguf.GGMLQuantizationType[found[0]] if in_blocks else None
 
 
 @pytest.fixture(scope="module")
