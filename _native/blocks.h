@@ -78,6 +78,15 @@ INLINE NAME(weights) NAME(quants_iq4_xs)(const uint8_t *block, int part) {
     const uint8_t *packed = block + 8 + part * 16;
     return NAME(looked_up)(uneven, 128, NAME(nibbles)(packed, packed + 16));
 }
+INLINE NAME(weights) NAME(quants_tq1_0)(const uint8_t *block, int part) {
+    two_blocks two = two_tq1_0(block, part);
+    return (NAME(weights)){_mm512_inserti64x4(_mm512_castsi256_si512(two.q[0]), two.q[1], 1)};
+}
+INLINE NAME(weights) NAME(quants_tq2_0)(const uint8_t *block, int part) {
+    const int at = part % 4 * 2;
+    __m512i low = NAME(turned)(NAME(twice)(block + part / 4 * 32), at, at + 2);
+    return (NAME(weights)){_mm512_and_si512(low, _mm512_set1_epi8(3))};
+}
 INLINE NAME(weights) NAME(quants_q2_K)(const uint8_t *block, int part) {
     const int at = part % 4 * 2;
     __m512i low = NAME(turned)(NAME(twice)(block + 16 + part / 4 * 32), at, at + 2);
@@ -497,6 +506,8 @@ PORTABLE_QUANTS(Q5_K, q5_K)
 PORTABLE_QUANTS(Q6_K, q6_K)
 PORTABLE_QUANTS(IQ4_NL, iq4_nl)
 PORTABLE_QUANTS(IQ4_XS, iq4_xs)
+PORTABLE_QUANTS(TQ1_0, tq1_0)
+PORTABLE_QUANTS(TQ2_0, tq2_0)
 PORTABLE_QUANTS(MXFP4, mxfp4)
 #endif
 #undef PORTABLE_QUANTS

@@ -34,7 +34,9 @@
     X(Q6_K, q6_K, 256, 210, 16, 32, 0) \
     X(IQ4_NL, iq4_nl, 32, 18, 32, 128, 0) \
     X(IQ4_XS, iq4_xs, 256, 136, 32, 128, 0) \
-    X(MXFP4, mxfp4, 32, 17, 32, 12, 0)
+    X(MXFP4, mxfp4, 32, 17, 32, 12, 0) \
+    X(TQ1_0, tq1_0, 256, 54, 32, 1, 0) \
+    X(TQ2_0, tq2_0, 256, 66, 32, 1, 0)
 
 #define NUMBER_FORMATS(X) FLOAT_FORMATS(X) BLOCK_FORMATS(X)
 

@@ -131,6 +131,17 @@ INLINE void NAME(scales_iq4_xs)(const uint8_t *block, float *scales, float *mini
 }
 #endif
 
+/* Of blocks of 256 that have one scale. */
+#define SCALE_AT(name, at) \
+    INLINE void NAME(scales_##name)(const uint8_t *block, float *scales, float *minima) { \
+        const float scale = NAME(half)(block + at); \
+        (void)minima; \
+        for (int i = 0; i < 8; i++) scales[i] = scale; \
+    }
+SCALE_AT(tq1_0, 52)
+SCALE_AT(tq2_0, 64)
+#undef SCALE_AT
+
 INLINE void NAME(scales_q5_K)(const uint8_t *block, float *scales, float *minima) {
     NAME(scales_q4_K)(block, scales, minima);
 }
@@ -218,6 +229,8 @@ static __attribute__((noinline)) void NAME(decode_blocks)(int format, const uint
         CASE(Q5_K, q5_K)
         CASE(Q6_K, q6_K)
         CASE(IQ4_XS, iq4_xs)
+        CASE(TQ1_0, tq1_0)
+        CASE(TQ2_0, tq2_0)
 #undef CASE
     }
 }

@@ -61,6 +61,25 @@ INLINE void unpack_mxfp4(const uint8_t *block, int part, int8_t *q) {
 INLINE void unpack_iq4_xs(const uint8_t *block, int part, int8_t *q) {
     halves(block + 8 + 16 * part, q), look_up(uneven, q);
 }
+/* What the bytes of each four of tq1_0's values in part `part` are multiplied with, modulo 256, so
+ * that the value is the digit before the point of 3/256 of it. */
+static const uint8_t thirds[8][8] = {
+    {1, 1, 1, 1, 1, 1, 1, 1},         {3, 3, 3, 3, 3, 3, 3, 3},
+    {9, 9, 9, 9, 9, 9, 9, 9},         {27, 27, 27, 27, 27, 27, 27, 27},
+    {81, 81, 81, 81, 81, 81, 81, 81}, {1, 1, 1, 1, 3, 3, 3, 3},
+    {9, 9, 9, 9, 27, 27, 27, 27},     {81, 81, 81, 81, 1, 3, 9, 27}};
+INLINE void unpack_tq1_0(const uint8_t *block, int part, int8_t *q) {
+    for (int i = 0; i < 32; i++) {
+        uint8_t packed = part < 5 ? block[i] : part < 7 || i < 16 ? block[32 + i % 16] : block[48 + i % 4];
+        q[i] = (int8_t)((uint8_t)(packed * thirds[part][i / 4]) * 3 >> 8);
+    }
+    less(1, q);
+}
+INLINE void unpack_tq2_0(const uint8_t *block, int part, int8_t *q) {
+    const uint8_t *low = block + part / 4 * 32;
+    for (int i = 0; i < 32; i++) q[i] = low[i] >> part % 4 * 2 & 3;
+    less(1, q);
+}
 INLINE void unpack_q2_K(const uint8_t *block, int part, int8_t *q) {
     const uint8_t *low = block + 16 + part / 4 * 32;
     for (int i = 0; i < 32; i++) q[i] = low[i] >> part % 4 * 2 & 3;

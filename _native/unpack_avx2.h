@@ -79,6 +79,34 @@ INLINE two_blocks two_iq4_xs(const uint8_t *block, int part) {
     return (two_blocks){{look_up_avx2(uneven, 0, halves_avx2(packed)),
                          look_up_avx2(uneven, 0, halves_avx2(packed + 16))}};
 }
+/* Part `part` of tq1_0, see `thirds`: bytes are multiplied as halves of 16 bits, and the digits
+ * counted. */
+INLINE __m256i digits_avx2(const uint8_t *block, int part) {
+    int64_t eight;
+    int32_t four;
+    memcpy(&eight, thirds[part], 8), memcpy(&four, block + 48, 4);
+    const __m256i each_four = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404,
+                                                0x05050505, 0x06060606, 0x07070707);
+    __m256i powers = _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), each_four), packed;
+    __m128i later = _mm_loadu_si128((const __m128i *)(block + 32));
+    if (part < 5) packed = load_32(block);
+    else packed = _mm256_set_m128i(part < 7 ? later : _mm_set1_epi32(four), later);
+    const __m256i low = _mm256_set1_epi16(255);
+    __m256i even = _mm256_mullo_epi16(_mm256_and_si256(packed, low), _mm256_and_si256(powers, low));
+    __m256i odd = _mm256_mullo_epi16(_mm256_srli_epi16(packed, 8), _mm256_srli_epi16(powers, 8));
+    __m256i v = _mm256_or_si256(_mm256_and_si256(even, low), _mm256_slli_epi16(odd, 8));
+    const __m256i one = _mm256_set1_epi8(86), two = _mm256_set1_epi8((char)171); /* of 256 / 3 */
+    __m256i digits = _mm256_add_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, one), v),
+                                     _mm256_cmpeq_epi8(_mm256_max_epu8(v, two), v));
+    return _mm256_sub_epi8(_mm256_setzero_si256(), digits);
+}
+INLINE two_blocks two_tq1_0(const uint8_t *block, int part) {
+    return (two_blocks){{digits_avx2(block, part), digits_avx2(block, part + 1)}};
+}
+INLINE two_blocks two_tq2_0(const uint8_t *block, int part) {
+    __m256i low = load_32(block + part / 4 * 32);
+    return (two_blocks){{bits_at(low, part % 4 * 2, 3), bits_at(low, part % 4 * 2 + 2, 3)}};
+}
 INLINE two_blocks two_q2_K(const uint8_t *block, int part) {
     __m256i low = load_32(block + 16 + part / 4 * 32);
     return (two_blocks){{bits_at(low, part % 4 * 2, 3), bits_at(low, part % 4 * 2 + 2, 3)}};

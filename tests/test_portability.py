@@ -22,10 +22,10 @@ BUILDS = {  # compiler, flags of its own, what runs its programs
 }
 # A change of this is a change of every logit: the order of sums, or exp, is another.
 # Of what OPT needs; with what other models need; with routers that have biases and groups; with
-# keys and values in f16 and q8_0; with linear attention.
+# keys and values in f16 and q8_0; with linear attention; of ternary weights.
 HASHES = (
     "7558fbec3572dbbf", "ee2a20d7078110ab", "f8486f69dce3adc1", "23a116bce662aa6b",
-    "00046c90e7bb8c10",
+    "00046c90e7bb8c10", "34403df50b113b67",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ static uint8_t *random_rows(int format, int64_t row_bytes) {
         [F32] = {3, 3}, [F16] = {1, 1}, [BF16] = {1, 1}, [Q8_0] = {1, 1}, [Q4_0] = {1, 1},
         [Q4_1] = {1, 3}, [Q5_0] = {1, 1}, [Q5_1] = {1, 3}, [Q2_K] = {81, 83}, [Q3_K] = {109, 109},
         [Q4_K] = {1, 3}, [Q5_K] = {1, 3}, [Q6_K] = {209, 209}, [IQ4_NL] = {1, 1},
-        [IQ4_XS] = {1, 1}, [MXFP4] = {0, 0}};
+        [IQ4_XS] = {1, 1}, [TQ1_0] = {53, 53}, [TQ2_0] = {65, 65}, [MXFP4] = {0, 0}};
     uint8_t *weights = malloc((size_t)(ROWS * row_bytes));
     for (int64_t i = 0; i < ROWS * row_bytes; i++) weights[i] = next() >> 24;
     for (int64_t i = 0; i < ROWS * row_bytes; i += number_formats[format].bytes)
@@ -185,7 +185,7 @@ static void small_keys(int format) {
 int main(void) {
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) products(format, d);
-    for (int format = Q8_0; format < N_FORMATS; format++)
+    for (int format = Q8_0; format <= MXFP4; format++)
         for (int64_t d = 32; d <= 320; d += 96) products(format, d * number_formats[format].block / 32);
     norms();
     attention();
@@ -198,11 +198,16 @@ int main(void) {
     small_keys(Q8_0);
     uint64_t fourth = hash;
     linear_attention();
+    uint64_t fifth = hash;
+    for (int format = TQ1_0; format <= TQ2_0; format++)
+        for (int64_t d = 256; d <= 1280; d += 512) products(format, d);
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) tiles(format, d);
     for (int format = Q8_0; format < N_FORMATS; format++)
         for (int64_t d = 32; d <= 640; d += 96) tiles(format, d * number_formats[format].block / 32);
-    printf("%s %016" PRIx64 " %016" PRIx64 " %016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n",
-           best_unit()->name, first, second, third, fourth, hash);
+    printf("%s", best_unit()->name);
+    for (int i = 0; i < 6; i++)
+        printf(" %016" PRIx64, (uint64_t[]){first, second, third, fourth, fifth, hash}[i]);
+    printf("\n");
     return 0;
 }

@@ -79,7 +79,9 @@ KNOWN = {
             "f16": "f16", "bf16": "bf16",
             **dict.fromkeys(("q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4"), "q8_0"),
             **dict.fromkeys(("q4_1", "q5_1"), "q8_1"),
-            **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"), "q8_k"),
+            **dict.fromkeys(
+                ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "tq1_0", "tq2_0"), "q8_k"
+            ),
         },
     ),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from .blocks import IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from .floats import BF16, F8E4M3, F16, F32, F64
 from .k_quants import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from .matrices import Matrices, Part
+from .ternary import TQ1_0, TQ2_0
 
 __all__ = [
     "BY_SAFETENSORS", "FORMATS", "SOURCES", "BlockFormat", "Groups", "Matrices", "NumberFormat",
@@ -21,7 +22,7 @@ FORMATS: dict[str, NumberFormat] = {
     format.name: format
     for format in (
         F32(), F16(), BF16(), Q8_0(), Q4_0(), Q4_1(), Q5_0(), Q5_1(), Q2_K(), Q3_K(), Q4_K(),
-        Q5_K(), Q6_K(), IQ4_NL(), IQ4_XS(), MXFP4(),
+        Q5_K(), Q6_K(), IQ4_NL(), IQ4_XS(), MXFP4(), TQ1_0(), TQ2_0(),
     )
 }  # fmt: skip
 BY_SAFETENSORS = {f.safetensors: f for f in FORMATS.values() if f.block == 1}

@@ -53,7 +53,9 @@ def test_f16_refuses_what_it_cannot_hold():
 
 BLOCKED = [name for name, format in FORMATS.items() if format.block > 1]
 # Those that the gguf package has an encoder of; that of the others searches for better scales.
-ENCODED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4")
+ENCODED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "tq1_0", "tq2_0", "mxfp4")
+
+TERNARY = ("tq1_0", "tq2_0")
 
 
 def ggml(name):
@@ -92,7 +94,16 @@ def test_blocks_are_ggmls(name):
     assert np.array_equal(FORMATS[name].encode(values), quants.quantize(values, kind))
 
 
-@pytest.mark.parametrize("name", BLOCKED)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 6e4, width=16))
+def test_ternary_values_are_kept(seed, scale):
+    """-1, 0 and 1 times a float16 lose nothing in the ternary formats."""
+    values = np.random.default_rng(seed).integers(-1, 2, (3, 512)).astype(np.float32)
+    values *= np.float32(scale)
+    for format in (FORMATS[name] for name in TERNARY):
+        assert np.array_equal(format.decode(format.encode(values)), values)
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKED if name not in TERNARY])
 def test_encoding_is_near_and_settles(name):
     """What was encoded is near, by its bits; and encoding it again gives nearly the same, since
     the scales, too, are rounded."""
