@@ -79,8 +79,27 @@ INLINE NAME(weights) NAME(quants_iq4_xs)(const uint8_t *block, int part) {
     return NAME(looked_up)(uneven, 128, NAME(nibbles)(packed, packed + 16));
 }
 INLINE NAME(weights) NAME(quants_tq1_0)(const uint8_t *block, int part) {
-    two_blocks two = two_tq1_0(block, part);
-    return (NAME(weights)){_mm512_inserti64x4(_mm512_castsi256_si512(two.q[0]), two.q[1], 1)};
+    const __m512i each_four = _mm512_set_epi32(
+        0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909, 0x08080808,
+        0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);
+    const __m512i low = _mm512_set1_epi16(255);
+    __m512i powers = _mm512_shuffle_epi8( /* of this part and the next */
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)thirds[part])), each_four);
+    __m512i packed = NAME(twice)(block);
+    if (part >= 4) {
+        int32_t four;
+        memcpy(&four, block + 48, 4);
+        __m512i later = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(block + 32)));
+        if (part == 4) packed = _mm512_mask_mov_epi64(packed, 0xf0, later);
+        else packed = _mm512_mask_mov_epi64(later, 0xc0, _mm512_set1_epi32(four));
+    }
+    __m512i even = _mm512_mullo_epi16(packed, _mm512_and_si512(powers, low));
+    __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(packed, 8), _mm512_srli_epi16(powers, 8));
+    __m512i v = _mm512_ternarylogic_epi64(low, even, _mm512_slli_epi16(odd, 8), 0xca);
+    __mmask64 one = _mm512_cmpge_epu8_mask(v, _mm512_set1_epi8(86));
+    __mmask64 two = _mm512_cmpge_epu8_mask(v, _mm512_set1_epi8((char)171));
+    __m512i q = _mm512_maskz_set1_epi8(one, 1);
+    return (NAME(weights)){_mm512_mask_set1_epi8(q, two, 2)};
 }
 INLINE NAME(weights) NAME(quants_tq2_0)(const uint8_t *block, int part) {
     const int at = part % 4 * 2;
