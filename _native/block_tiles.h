@@ -27,7 +27,8 @@ INLINE void NAME(lay_out_8bit)(const up_task *task, const int each, int64_t k, i
             int32_t less[16] = {0};
             float both[4] = {0}, both_sums[4] = {0};
             int64_t n = task->d - s * 64 < 64 ? BLOCK : 2 * BLOCK;
-            quantise(task->x + (k + t) * task->d + s * 64, n, format, q, less, both, both_sums);
+            quantise(task->x + (k + t) * task->d + s * 64, n,
+                     task->largest ? task->largest + k + t : NULL, format, q, less, both, both_sums);
             uint8_t *to = tile + (s * count + t) * 2 * GROUP_8BIT;
             if (each == 1) {
                 NAME(spread)(Q8_0, q, to, apart), NAME(spread)(Q8_0, less, to + GROUP_8BIT, apart);

@@ -81,6 +81,7 @@ typedef struct {
     int64_t row_bytes, n_rows, d, n_tokens;
     int format;
     const float *x, *bias;
+    const float *largest; /* of each token, where all of it is rounded alike; or NULL */
     const int32_t *indptr, *tokens;
     float *out; /* row i, token k at i * out_row + k * out_token; with indptr at indptr[i] + k */
     int64_t out_row, out_token;
@@ -131,24 +132,30 @@ INLINE int64_t end_seen(const attention_task *task, int64_t t) {
     return task->start + (task->both ? task->n_tokens : t + 1);
 }
 
-/* One block of x as activations: q = x * 127 / largest, rounded to even; the sums of each four q and
- * of each of the block's groups, of which the compiler knows the number. */
-INLINE void quantise_block(const float *x, const int groups, int8_t *q, int32_t *fours,
-                           float *scales, float *sums) {
-    enum { FOURS = BLOCK / 4 };
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+INLINE float largest_of(const float *x, int64_t n) {
     float largest = 0;
-    for (int i = 0; i < BLOCK; i++) {
+    for (int64_t i = 0; i < n; i++) {
         float size = fabsf(x[i]);
         largest = size > largest ? size : largest;
     }
+    return largest;
+}
+
+/* value, which is to be rounded to 8 bits, to the nearest whole number within 127, ties to even. */
+INLINE float rounded_to_8_bits(float value) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
+    value = value <= 127.0f ? value : 127.0f;
+    return (value + magic) - magic;
+}
+
+/* One block of x as activations: q = x * 127 / largest, rounded to even; the sums of each four q and
+ * of each of the block's groups, of which the compiler knows the number. */
+INLINE void quantise_block(const float *x, float largest, const int groups, int8_t *q,
+                           int32_t *fours, float *scales, float *sums) {
+    enum { FOURS = BLOCK / 4 };
     float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    for (int i = 0; i < BLOCK; i++) {
-        float value = x[i] * inverse;
-        value = value >= -127.0f ? value : -127.0f; /* a NaN, too */
-        value = value <= 127.0f ? value : 127.0f;
-        q[i] = (int8_t)((value + magic) - magic);
-    }
+    for (int i = 0; i < BLOCK; i++) q[i] = (int8_t)rounded_to_8_bits(x[i] * inverse);
     for (int i = 0; i < FOURS; i++)
         fours[i] = q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3];
     for (int g = 0; g < groups; g++) {
@@ -158,14 +165,16 @@ INLINE void quantise_block(const float *x, const int groups, int8_t *q, int32_t 
     }
 }
 
-/* One token's x (d,) as activations. */
-INLINE void quantise(const float *x, int64_t d, int format, int8_t *q, int32_t *less,
-                     float *scales, float *sums) {
+/* One token's x (d,) as activations. `largest`: the scale of all of it is that of this number, or
+ * NULL: each block has its own. */
+INLINE void quantise(const float *x, int64_t d, const float *largest, int format, int8_t *q,
+                     int32_t *less, float *scales, float *sums) {
     const int32_t zero = number_formats[format].zero;
     const int each = scales_of_32(format);
     for (int64_t b = 0; b < d / BLOCK; b++, x += BLOCK, q += BLOCK, less += BLOCK / 4) {
-        if (each == 1) quantise_block(x, 1, q, less, scales + b, sums + b);
-        else quantise_block(x, 2, q, less, scales + 2 * b, sums + 2 * b);
+        float most = largest ? *largest : largest_of(x, BLOCK);
+        if (each == 1) quantise_block(x, most, 1, q, less, scales + b, sums + b);
+        else quantise_block(x, most, 2, q, less, scales + 2 * b, sums + 2 * b);
         for (int i = 0; i < BLOCK / 4; i++) less[i] *= -zero;
     }
 }
@@ -491,13 +500,33 @@ static int run_up(up_task *task, int64_t products, int threads) {
         x.q = (int8_t *)(x.sums + scales);
         memset(x.scales, 0, 8 * scales);
         for (int64_t t = 0; t < task->n_tokens; t++)
-            quantise(task->x + t * task->d, task->d, task->format, x.q + t * task->d,
-                     x.less + t * task->d / 4, x.scales + t * width, x.sums + t * width);
+            quantise(task->x + t * task->d, task->d, task->largest ? task->largest + t : NULL,
+                     task->format, x.q + t * task->d, x.less + t * task->d / 4,
+                     x.scales + t * width, x.sums + t * width);
         task->quantised = &x;
     }
     SPLIT(threads, task->n_rows, 1, (blocks ? unit->up_blocks : unit->up)(task, begin, end));
     free(x.less);
     return 0;
+}
+
+/* run_up with each token's x rounded to 8 bits, all of it with one scale. */
+static int run_rounded_up(const up_task *task, int64_t products, int threads) {
+    const int64_t n = task->n_tokens, d = task->d, of_x = has_blocks(task->format) ? 0 : n * d;
+    float *largest = malloc((n + of_x) * sizeof(float)), *x = largest + n;
+    if (!largest) return -1;
+    for (int64_t t = 0; t < n; t++) {
+        const float most = largest_of(task->x + t * d, d);
+        largest[t] = most > 1e-5f ? most : 1e-5f;
+    }
+    for (int64_t i = 0; i < of_x; i++)
+        x[i] = rounded_to_8_bits(task->x[i] * (127.0f / largest[i / d])) * (largest[i / d] / 127.0f);
+    up_task rounded = *task;
+    rounded.largest = largest;
+    if (of_x) rounded.x = x;
+    int failed = run_up(&rounded, products, threads);
+    free(largest);
+    return failed;
 }
 
 /* Returns 0, or -1 where there is no memory for a panel's factors. */

@@ -10,6 +10,7 @@ cdef extern from "kernels.h" nogil:
         int format
         const float *x
         const float *bias
+        const float *largest
         const int32_t *indptr
         const int32_t *tokens
         float *out
@@ -38,6 +39,7 @@ cdef extern from "kernels.h" nogil:
 
     int64_t bytes_of_row(int format, int64_t d)
     int run_up(up_task *task, int64_t products, int threads)
+    int run_rounded_up(const up_task *task, int64_t products, int threads)
     int run_down(const down_task *task, int64_t products, int threads)
     const vector_unit_t *best_unit()
     void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
@@ -99,16 +101,16 @@ cdef const float *start(const float[::1] vector) noexcept:
 # ---------------------------------------------------------------- products
 
 
-def linear(x, weight, bias=None):
+def linear(x, weight, bias=None, rounded=False):
     """x (T, d) float32, weight Matrix (n, d), bias (n,) -> (T, n) float32."""
     try:
-        return _linear(x, weight, bias)
+        return _linear(x, weight, bias, rounded)
     except REFUSALS:
-        explained("linear", x, weight, bias)
+        explained("linear", x, weight, bias, rounded)
         raise
 
 
-cdef _linear(x_array, weight, bias):
+cdef _linear(x_array, weight, bias, rounded):
     cdef const float[:, ::1] x = floats_2d(x_array)
     check_array(weight.data, UINT8, 2)
     cdef const uint8_t[:, ::1] data = weight.data
@@ -118,6 +120,9 @@ cdef _linear(x_array, weight, bias):
     cdef int64_t n = data.shape[0], d = x.shape[1]
     if weight.columns != d or data.shape[1] != bytes_of_row(format, d):
         raise Refused()
+    if rounded is not True and rounded is not False:
+        raise Refused()
+    cdef bint round_x = rounded
     check_length(bias_view, n)
     out = np.empty((x.shape[0], n), dtype=np.float32)
     cdef float[:, ::1] out_view = out
@@ -126,9 +131,12 @@ cdef _linear(x_array, weight, bias):
     task.memory, task.rows, task.row_bytes, task.n_rows = &data[0, 0], NULL, data.shape[1], n
     task.d, task.n_tokens, task.format = d, x.shape[0], format
     task.x, task.bias, task.indptr, task.tokens = &x[0, 0], start(bias_view), NULL, NULL
-    task.out, task.out_row, task.out_token = &out_view[0, 0], 1, n
+    task.out, task.out_row, task.out_token, task.largest = &out_view[0, 0], 1, n, NULL
     with nogil:
-        failed = run_up(&task, n * task.n_tokens, n_threads)
+        if round_x:
+            failed = run_rounded_up(&task, n * task.n_tokens, n_threads)
+        else:
+            failed = run_up(&task, n * task.n_tokens, n_threads)
     if failed:
         raise MemoryError("no memory for the activations")
     return out
@@ -184,7 +192,7 @@ cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens)
         task.memory, task.rows, task.row_bytes, task.n_rows = &memory[0], &rows[0], 0, rows.shape[0]
         task.d, task.n_tokens, task.format = x.shape[1], x.shape[0], code
         task.x, task.bias, task.indptr, task.tokens = &x[0, 0], start(bias_view), NULL, NULL
-        task.out, task.out_row, task.out_token = &out_view[0], x.shape[0], 1
+        task.out, task.out_row, task.out_token, task.largest = &out_view[0], x.shape[0], 1, NULL
         if starts is not None:
             task.indptr, task.tokens = &starts[0], &token_view[0]
         with nogil:

@@ -107,6 +107,12 @@ class ModelConfig:
         return all(layer.ffn.sparse for layer in self.layers)
 
     @property
+    def needs_all(self) -> bool:
+        """Whether neurons of some layer depend on all of the others: no predictor tells them
+        apart."""
+        return any(layer.ffn.needs_all for layer in self.layers)
+
+    @property
     def hidden_states(self) -> int:
         """How many a token has."""
         return max(layer.altup.states if layer.altup else 1 for layer in self.layers)
@@ -149,6 +155,27 @@ class ModelConfig:
             for number, layer in enumerate(self.layers)
         )
         return replace(self, layers=tuple(whole))
+
+    @property
+    def _projects_or_encodes(self) -> bool:
+        """Whether it has linear layers that belong to none of its layers."""
+        return self.encoder or self.embedding_size != self.hidden_size
+
+    def with_rounded_inputs(self) -> "ModelConfig":
+        """The same model, whose layers' products are of inputs rounded to 8 bits (BitNet b1.58).
+        Raises FormatError where a layer has others than those of attention and a dense FFN."""
+        layers = []
+        for layer in self.layers:
+            mixer, ffn = layer.mixer, layer.ffn
+            others = (ffn.router, ffn.shared_d_ffn, layer.laurel_rank, layer.altup, layer.per_layer)
+            if not isinstance(mixer, AttentionConfig) or any(others) or self._projects_or_encodes:
+                raise FormatError(
+                    "config: quantization_config of bitnet is not supported but of models that "
+                    "write, whose layers are attention and a dense feed-forward network"
+                )
+            ffn = replace(ffn, rounded=True, matrices=True)
+            layers.append(replace(layer, mixer=replace(mixer, rounded=True), ffn=ffn))
+        return replace(self, layers=tuple(layers))
 
     def tensors(self) -> list[TensorSpec]:
         """The TensorSpecs of the model but for those of its layers."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from . import bitnet
 from .architectures import model_config
 from .architectures.wrappers import text_config
 from .arrays import UInt8Array
@@ -14,7 +15,7 @@ from .bundle.layout import TEMPLATE, TOKENIZER, bundles_name, format_of, layout
 from .bundle.writer import NewTensor, byte_tensor, new_tensor, write_bundle
 from .errors import FormatError, UserError
 from .files import refuse_loss, refuse_target, scratch_directory
-from .number_formats import Matrices, number_format
+from .number_formats import Matrices, NumberFormat, number_format
 from .progress import Progress, no_progress
 from .sources.checkpoint import Checkpoint
 from .sources.gguf import is_gguf
@@ -28,7 +29,7 @@ from .sources.hub import (
     names_a_repository,
 )
 from .sources.names import Names
-from .tensors import EMBEDDING, FFN
+from .tensors import ATTENTION, EMBEDDING, FFN
 
 
 def convert(
@@ -138,7 +139,10 @@ def _left_in_place(
 
 
 def outline(
-    config: JsonObject, destination: Path | str, dtype: str, dense_dtype: str | None = None
+    config: JsonObject,
+    destination: Path | str,
+    dtype: str | None = None,
+    dense_dtype: str | None = None,
 ) -> int:
     """Write what ``convert`` would make of a checkpoint with this config, without its weights and
     texts; return the size in bytes that it would have. dtype, dense_dtype: as ``convert``'s.
@@ -146,20 +150,30 @@ def outline(
     Raises FormatError where the config is not sound or not supported, UserError where the
     destination cannot be written.
     """
-    ffn, dense = number_format(dtype), number_format(dense_dtype or dtype)
     config = text_config(config)
-    described = model_config(config)
+    described, of_bitnet = model_config(config), bitnet.of_config(config) is not None
+
+    def chosen(name: str | None, shape: tuple[int, int]) -> NumberFormat:
+        """The format called ``name``, or where that is None the one that ``convert`` takes."""
+        if name is None and of_bitnet:
+            return bitnet.format_of(shape)
+        return number_format(name or "f16")
+
     formats = {
-        bundles_name(number): Matrices(layer.ffn.matrix_shapes(), [ffn] * layer.ffn.parts)
+        bundles_name(number): Matrices(shapes, [chosen(dtype, shape) for shape in shapes.values()])
         for number, layer in enumerate(described.layers)
-        if layer.ffn.matrices
+        if layer.ffn.matrices and (shapes := layer.ffn.matrix_shapes())
     }
-    tensors = [
-        new_tensor(
-            spec.name, formats.get(spec.name) or format_of(spec, ffn, dense), spec.shape, lambda: ()
-        )
-        for spec in layout(described)
-    ]
+    tensors = []
+    for spec in layout(described):
+        dense = dense_dtype or dtype
+        if spec.role == ATTENTION:
+            rows, columns = spec.shape
+            own = chosen(dense, (rows, columns))
+        else:
+            own = number_format(dense or "f16")
+        format = formats.get(spec.name) or format_of(spec, number_format(dtype or "f16"), own)
+        tensors.append(new_tensor(spec.name, format, spec.shape, lambda: ()))
     return write_bundle(destination, tensors, config, source={}, outline=True)
 
 

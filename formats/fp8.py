@@ -20,8 +20,9 @@ SCALE = "_scale_inv"
 
 def is_supported(quantization: Any) -> bool:
     """Whether a config's ``quantization_config`` is absent or names a form that is decoded."""
+    known = ("fp8", "mxfp4", "bitnet")
     return quantization is None or (
-        isinstance(quantization, dict) and quantization.get("quant_method") in ("fp8", "mxfp4")
+        isinstance(quantization, dict) and quantization.get("quant_method") in known
     )
 
 

@@ -44,7 +44,8 @@ static void products(int format, int64_t d) {
     uint8_t *weights = random_rows(format, row_bytes);
     for (int64_t i = 0; i < ROWS; i++) rows[i] = i * row_bytes;
     float *x = uniforms(TOKENS * d), *a = malloc(4 * ROWS * TOKENS), *y = calloc(TOKENS * d, 4);
-    up_task up = {weights, rows, 0, ROWS, d, TOKENS, format, x, NULL, NULL, NULL, a, TOKENS, 1, NULL};
+    up_task up = {.memory = weights, .rows = rows, .n_rows = ROWS, .d = d, .n_tokens = TOKENS,
+                  .format = format, .x = x, .out = a, .out_row = TOKENS, .out_token = 1};
     if (run_up(&up, ROWS * TOKENS, 2)) exit(1);
     down_task down = {weights, rows, ROWS, d, TOKENS, format, a, NULL, NULL, y};
     run_down(&down, ROWS * TOKENS, 2);
@@ -53,6 +54,21 @@ static void products(int format, int64_t d) {
     add_to_hash(a, 4 * ROWS * TOKENS);
     add_to_hash(y, 4 * TOKENS * d);
     free(weights), free(x), free(a), free(y);
+}
+
+/* Products with tokens that are rounded to 8 bits, few and in tiles. */
+static void rounded_products(int format, int64_t d) {
+    enum { MANY = 31 };
+    int64_t row_bytes = bytes_of_row(format, d);
+    uint8_t *weights = random_rows(format, row_bytes);
+    float *x = uniforms(MANY * d), out[ROWS * MANY];
+    up_task up = {.memory = weights, .row_bytes = row_bytes, .n_rows = ROWS, .d = d,
+                  .format = format, .x = x, .out = out, .out_row = MANY, .out_token = 1};
+    for (up.n_tokens = 1; up.n_tokens <= MANY; up.n_tokens += MANY - 1) {
+        if (run_rounded_up(&up, ROWS * up.n_tokens, 2)) exit(1);
+        for (int i = 0; i < ROWS; i++) add_to_hash(out + i * MANY, 4 * up.n_tokens);
+    }
+    free(weights), free(x);
 }
 
 /* Products of many tokens, which go through tiles, are those of each token by itself. */
@@ -201,6 +217,7 @@ int main(void) {
     uint64_t fifth = hash;
     for (int format = TQ1_0; format <= TQ2_0; format++)
         for (int64_t d = 256; d <= 1280; d += 512) products(format, d);
+    for (int format = F32; format < N_FORMATS; format++) rounded_products(format, 1280);
     for (int format = F32; format <= BF16; format++)
         for (int64_t d = 37; d <= 200; d += 54) tiles(format, d);
     for (int format = Q8_0; format < N_FORMATS; format++)

@@ -185,6 +185,11 @@ def _check(
             f"{path}: of a mixture of experts, which of them a text uses is found; it takes no "
             "thresholds and no predictors"
         )
+    if config.needs_all:
+        raise UserError(
+            f"{path}: its feed-forward networks are always used whole, because each neuron's part "
+            "depends on all of the others; there is nothing to predict"
+        )
     if not config.mixture and config.sparse == (target_sparsity is not None):
         raise UserError(
             f"{path}: its activation, {config.activations}, leaves "

@@ -14,8 +14,8 @@ from flashinfer.calibration.predictor_training import Found
 from flashinfer.formats.arrays import Float32Array
 from flashinfer.formats.errors import FormatError, reason
 from flashinfer.formats.numbers import LARGEST_FLOAT32, is_number
-from flashinfer.formats.sources.checkpoint import load_torch
 from flashinfer.formats.sources.gguf import GgufFile, is_gguf
+from flashinfer.formats.sources.shards import load_torch
 
 
 def imported(source: Path | str, layer: int, d_model: int, d_ffn: int, threshold: float) -> Found:

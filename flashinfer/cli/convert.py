@@ -40,7 +40,7 @@ def main(args: Namespace) -> None:
     with Bundle(args.destination) as bundle:
         name, sparse = bundle.ffn_formats, bundle.config.sparse
         activation, experts = bundle.config.activations, bundle.config.mixture
-        encoder = bundle.config.encoder
+        encoder, needs_all = bundle.config.encoder, bundle.config.needs_all
         whole = sparse and any(layer.ffn.matrices for layer in bundle.config.layers)
     stay = f"; its other weights stay in {args.source}" if args.in_place else ""
     print(f"{args.destination}: {size / 1e6:,.1f} MB, {name}{stay}", file=sys.stderr)
@@ -56,6 +56,8 @@ def main(args: Namespace) -> None:
         print(f"Next: flashinfer encode {args.destination} -p TEXT", file=sys.stderr)
     elif sparse or experts:
         print(f"Next: flashinfer calibrate {args.destination} --text FILE", file=sys.stderr)
+    elif needs_all:
+        print("Its feed-forward networks are always used whole.", file=sys.stderr)
     else:
         print(
             f"Its activation, {activation}, leaves no neuron silent: it runs with all of them; "

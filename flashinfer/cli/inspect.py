@@ -69,9 +69,10 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
     chosen = {size for layer, size in sizes if plan.chooses(layer.ffn)}
     chosen = chosen or {figures["unit_bytes"][0]}
     unit_bytes = " or ".join(f"{size:,}" for size in sorted(chosen))
+    unit = unit_name(plan.mode, config)
     print(
-        f"\nneurons: {plan.mode}; each {unit_name(plan.mode)} is {unit_bytes} bytes; cache: "
-        f"{plan.policy}" + (f", slots for a window of {window} tokens" if window else "")
+        f"\nneurons: {plan.mode}; each {unit} is {unit_bytes} bytes; cache: {plan.policy}"
+        + (f", slots for a window of {window} tokens" if window else "")
     )
     if bundle.has_layout:
         print("layout: coactivation, neurons lie beside those that they fire with")
@@ -80,6 +81,8 @@ def print_description(figures: JsonObject, plan: Plan, bundle: Bundle) -> None:
         print("an encoder: flashinfer encode gives the vectors of texts")
     elif calibration is None and config.mixture and not config.sparse:
         print("calibration: none; flashinfer calibrate finds which experts a text uses")
+    elif calibration is None and config.needs_all:
+        print("calibration: none; its feed-forward networks are always used whole")
     elif calibration is None and not config.sparse:
         print(
             f"calibration: none; {config.activations} leaves no neuron silent, flashinfer "

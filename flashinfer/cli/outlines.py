@@ -61,7 +61,7 @@ def to_plan(
     with _scratch() as folder:
         path, source = folder / "outline.flash", 0
         if like is not None:
-            outline(config_like(like), path, dtype or "f16", dense_dtype)
+            outline(config_like(like), path, dtype, dense_dtype)
         else:
             assert model is not None
             source = _write(model, path, dtype, dense_dtype)
@@ -111,7 +111,7 @@ def _write(model: str, path: Path, dtype: str | None, dense_dtype: str | None) -
         return _size_of(model)
     config, named = _config(model)
     try:
-        outline(config, path, dtype or "f16", dense_dtype)
+        outline(config, path, dtype, dense_dtype)
     except FormatError as error:
         raise FormatError(f"{named}: {error}") from None
     return 0

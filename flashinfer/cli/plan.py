@@ -9,6 +9,7 @@ from flashinfer.cli.outlines import to_plan
 from flashinfer.cli.plan_table import page_of, prepared, print_table, table
 from flashinfer.formats.bounded_json import JsonObject
 from flashinfer.formats.bundle.reader import Bundle
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import UserError, printable
 from flashinfer.formats.files import replacing
 from flashinfer.formats.tensors import (
@@ -88,7 +89,7 @@ def main(args: Namespace) -> None:
             if figures["conversion"] is not None:
                 print_assumed(name, bundle, figures["conversion"])
             print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
-            print_cost(cost, figures, profile)
+            print_cost(cost, figures, profile, bundle.config)
     write_json(args.json, figures)
 
 
@@ -167,10 +168,10 @@ def print_memory(plan: Plan, sizes: dict[Role, int], on_flash: int) -> None:
     print(f"  {'interpreter, libraries':<24}{format_size(plan.base):>14}")
 
 
-def print_cost(cost: Cost, figures: JsonObject, profile: Profile) -> None:
+def print_cost(cost: Cost, figures: JsonObject, profile: Profile, config: ModelConfig) -> None:
     """Print the bytes and the time of a token, by part."""
     plan = figures["plan"]
-    unit = unit_name(plan["mode"])
+    unit = unit_name(plan["mode"], config)
     notes = [f"{figures['threads']} threads", f"cache: {plan['policy']}"]
     if unit == "neuron":
         notes.append(f"neurons up to {figures['gap_bytes']:,} bytes apart are read as one")

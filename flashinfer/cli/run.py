@@ -142,16 +142,15 @@ def write_text(
 
 def print_account(model: Model, out: TextIO) -> None:
     """What the text took: time, reads, memory."""
-    figures = model.stats.as_dict()
-    stats = model.stats
+    figures, stats = model.stats.as_dict(), model.stats
+    unit = unit_name(figures["neurons"], model.config)
     print(
         f"\nprompt      {stats.prompt.tokens} tokens, "
         f"{figures['prompt_tokens_per_second']:.1f} tokens/s\n"
         f"generation  {figures['generated_tokens']} tokens, "
         f"{figures['tokens_per_second']:.1f} tokens/s\n"
         f"flash       {figures['flash_bytes_per_token'] / 1e6:.2f} MB read per token, "
-        f"{100 * figures['cache_hit_rate']:.1f} % of {unit_name(figures['neurons'])}s were in "
-        "DRAM\n"
+        f"{100 * figures['cache_hit_rate']:.1f} % of {unit}s were in DRAM\n"
         f"memory      {format_size(figures['peak_rss_bytes'])} at most, of "
         f"{format_size(figures['memory_budget_bytes'])}; kernels: "
         f"{kernels.describe()}, reads: {model.flash.io}",

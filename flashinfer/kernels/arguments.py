@@ -66,6 +66,12 @@ def word(name: str, value: Any, words: Collection[str]) -> None:
         raise ValueError(f"{name} is {value!r}, not one of {', '.join(words)}")
 
 
+def switch(name: str, value: Any) -> None:
+    """Raise ValueError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, not True or False")
+
+
 def soft_cap(value: float) -> None:
     if not LEAST_CAP <= value <= MOST_CAP:
         raise ValueError(f"a cap of {value} is not within {LEAST_CAP} to {MOST_CAP}")

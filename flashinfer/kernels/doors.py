@@ -30,6 +30,7 @@ from flashinfer.kernels.arguments import (
     row_bytes,
     rows_inside,
     soft_cap,
+    switch,
     together,
     vector,
     whole,
@@ -67,7 +68,7 @@ def checked(
 # ---------------------------------------------------------------- products
 
 
-def linear(x: Any, weight: Any, bias: Any = None) -> None:
+def linear(x: Any, weight: Any, bias: Any = None, rounded: Any = False) -> None:
     array("x", x, FLOATS, 2)
     array("weight.data", weight.data, BYTES, 2)
     if x.shape[1] != weight.columns:
@@ -79,6 +80,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> None:
             f"{weight.format.name} have {width}"
         )
     vector("bias", bias, len(weight.data))
+    switch("rounded", rounded)
 
 
 def sparse_up(
@@ -198,8 +200,7 @@ def linear_attention(
         raise ValueError(f"decay is {decay.shape}, rate {rate.shape}, not ({tokens}, {heads})")
     if state.shape != (heads, n, width):
         raise ValueError(f"state is {state.shape}, not ({heads}, {n}, {width})")
-    if not isinstance(delta, bool):
-        raise ValueError(f"delta is {delta!r}, not True or False")
+    switch("delta", delta)
     apart("state", state, q=q, k=k, v=v, decay=decay, rate=rate)
 
 

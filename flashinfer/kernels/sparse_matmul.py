@@ -18,6 +18,7 @@ from flashinfer.kernels.doors import checked
 
 BLOCK_ROWS = 64  # rows of weights decoded to float32 at a time
 BLOCK = 32  # activations that share a scale, where the weights are in blocks
+LEAST = np.float32(1e-5)  # the largest magnitude that a token of smaller ones is rounded by
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,18 @@ class Matrix:
 
 
 @checked(doors.linear)
-def linear(x: Float32Array, weight: Matrix, bias: Float32Array | None = None) -> Float32Array:
+def linear(
+    x: Float32Array, weight: Matrix, bias: Float32Array | None = None, rounded: bool = False
+) -> Float32Array:
     """x (T, d), weight (n, d), bias (n,) -> (T, n).
 
-    Weights in blocks are multiplied with ``quantise(x)``, in GGML's manner.
+    rounded  what is multiplied is ``round_tokens(x)`` (BitNet b1.58); otherwise weights in blocks
+             are multiplied with ``quantise(x)``, in GGML's manner
     """
     out = np.empty((x.shape[0], weight.data.shape[0]), dtype=np.float32)
     for start in range(0, out.shape[1], BLOCK_ROWS):
         raw = weight.data[start : start + BLOCK_ROWS]
-        out[:, start : start + BLOCK_ROWS] = _dots(x, raw, weight.format)
+        out[:, start : start + BLOCK_ROWS] = _dots(x, raw, weight.format, rounded)
     if bias is not None:
         out += bias
     return out
@@ -167,16 +171,31 @@ def quantise(x: Float32Array) -> tuple[Float32Array, Int8Array]:
     return largest / np.float32(127), q.astype(np.int8)
 
 
-def _dots(x: Float32Array, raw: UInt8Array, format: NumberFormat) -> Float32Array:
+def round_tokens(x: Float32Array) -> tuple[Float32Array, Int8Array]:
+    """Activations of 8 bits whose tokens have one scale each: x (T, d) -> scales (T, 1), q (T, d).
+
+    x is approximately q * scales. A token's largest magnitude, or LEAST, becomes 127.
+    """
+    largest = np.abs(x).max(axis=1, keepdims=True, initial=LEAST)
+    q = np.fmin(np.fmax(np.rint(x * (np.float32(127) / largest)), -127), 127)
+    return largest / np.float32(127), q.astype(np.int8)
+
+
+def _dots(
+    x: Float32Array, raw: UInt8Array, format: NumberFormat, rounded: bool = False
+) -> Float32Array:
     """x (T, d) . rows raw (n, row_bytes) -> (T, n).
 
     einsum sums each dot product in an order that T and n do not change; a BLAS product would not.
     """
     if not isinstance(format, BlockFormat):
+        if rounded:
+            token_scales, whole_x = round_tokens(x)
+            x = whole_x * token_scales
         return np.einsum("td,nd->tn", x, format.decode(raw), optimize=False)
     scales, quants, minima = format.groups(raw)  # (n, groups), (n, groups, group), (n, groups)
     out = np.empty((len(x), len(raw)), dtype=np.float32)
-    for t, (of_blocks, q) in enumerate(zip(*quantise(x), strict=True)):
+    for t, (of_blocks, q) in enumerate(zip(*_in_blocks(x, rounded), strict=True)):
         x_scales = np.repeat(of_blocks[:, 0], BLOCK // format.group)  # (groups,)
         q = q.reshape(-1, format.group)  # (groups, group)
         whole = np.einsum("ngk,gk->ng", quants, q, dtype=np.int32)  # exact
@@ -185,6 +204,15 @@ def _dots(x: Float32Array, raw: UInt8Array, format: NumberFormat) -> Float32Arra
             sums = q.sum(axis=1, dtype=np.int32) * x_scales
             out[t] -= (minima * sums).sum(axis=1, dtype=np.float32)
     return out
+
+
+def _in_blocks(x: Float32Array, rounded: bool) -> tuple[Float32Array, Int8Array]:
+    """What ``quantise`` gives of x, or ``round_tokens`` in the same form."""
+    if not rounded:
+        return quantise(x)
+    scales, q = round_tokens(x)
+    blocks = x.shape[1] // BLOCK
+    return np.repeat(scales, blocks, axis=1)[..., None], q.reshape(len(x), blocks, BLOCK)
 
 
 def _mean(x: Float32Array) -> Float32Array:

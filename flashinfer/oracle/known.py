@@ -28,6 +28,7 @@ from flashinfer.oracle.arithmetic import (
 PARTS = 32  # of a sum, at whose ends partial sums are looked at
 STEPS = 4  # roundings of a short computation, such as a division after a root
 F32 = UNIT["f32"] * DEVIATION
+LEAST = 1e-5  # the largest magnitude that a token of smaller ones is rounded by
 OF_FUNCTION = 4  # units in the last place that exp, tanh and their like are off by
 
 
@@ -66,11 +67,28 @@ def stored(x: Known, arithmetic: Arithmetic) -> Known:
     return Known(near, noise + SMALLEST[format])
 
 
+def round_tokens(x: Known) -> Known:
+    """x (T, n) rounded to 8 bits, with one scale for each token (as ``kernels.linear``); noise
+    that may round an element to the next number is noise of that step."""
+    largest = np.maximum(np.abs(x.value).max(axis=-1, keepdims=True, initial=0), LEAST)
+    step, noise = largest / 127, np.hypot(x.spread, F32 * np.abs(x.value))
+    value, low, high = (np.rint((x.value + n * noise) / step) * step for n in (0, -4, 4))
+    of_step = np.where(low < high, np.maximum(noise, step), 0)
+    of_scale = np.abs(value) * (noise.max(axis=-1, keepdims=True, initial=0) / largest + F32)
+    return Known(value, np.hypot(of_step, of_scale))
+
+
 def linear(
-    x: Known, weight: Float64Array, bias: Float64Array | None, format: str, how: Arithmetic
+    x: Known,
+    weight: Float64Array,
+    bias: Float64Array | None,
+    format: str,
+    how: Arithmetic,
+    rounded: bool = False,
 ) -> Known:
-    """x (T, n), weight (m, n) in the number format ``format`` -> (T, m)."""
-    x = round_to(x, how.products.get(format, "f32"))
+    """x (T, n), weight (m, n) in the number format ``format`` -> (T, m); rounded: of
+    ``round_tokens(x)``."""
+    x = round_tokens(x) if rounded else round_to(x, how.products.get(format, "f32"))
     y, partial = _product(x.value, weight)
     size = partial + np.sqrt(x.value**2 @ (weight**2).T)
     noise = how.unit * np.sqrt(weight.shape[1]) * size

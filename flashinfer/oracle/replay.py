@@ -234,10 +234,15 @@ class Replay:
         of_layer = altup.OfLayer(self.weights, i, self.how)
         return of_layer.corrected(self._predicted(i), self.of(i, "computed"))
 
-    def _linear(self, name: str, x: Known) -> Known:
+    def _linear(self, name: str, x: Known, rounded: bool = False) -> Known:
         weight, bias = f"{name}.weight", self.weights.get(f"{name}.bias")
         format = self.weights.format(weight)
-        return known.linear(x, self.weights[weight], bias, format, self.how)
+        return known.linear(x, self.weights[weight], bias, format, self.how, rounded)
+
+    def _rounded(self, i: int) -> bool:
+        """Whether a layer's linear layers, which are those of attention and a dense FFN, round what
+        they read."""
+        return self.config.layers[i].ffn.rounded
 
     def _norm_of(self, name: str, x: Known, layer: int | None = None) -> Known:
         config = self.config.norm if layer is None else self.config.layers[layer].norm
@@ -257,7 +262,7 @@ class Replay:
         layer = self.config.layers[i]
         before = layer.norm_before and not layer.bare_input
         x = self.of(i, "attention_norm") if before else self._input(i)
-        return self._linear(f"layers.{i}.{p}_proj", x)
+        return self._linear(f"layers.{i}.{p}_proj", x, self._rounded(i))
 
     def _queries(self, i: int) -> Known:
         if f"layers.{i}.q_b_proj.weight" in self.weights:
@@ -410,7 +415,8 @@ class Replay:
     def _o(self, i: int) -> Known:
         """What a layer's mixer gives."""
         if isinstance(self.config.layers[i].mixer, AttentionConfig | LatentAttentionConfig):
-            return self._linear(f"layers.{i}.o_proj", self._projected_heads(i))
+            heads = self._projected_heads(i)
+            return self._linear(f"layers.{i}.o_proj", heads, self._rounded(i))
         return self._linear(f"layers.{i}.out_proj", self.of(i, "mixed"))
 
     def _attention_output(self, i: int) -> Known:
@@ -537,7 +543,8 @@ class Replay:
         return bias.reshape(self.config.layers[i].ffn.experts, -1)[expert]
 
     def _up(self, part: str, i: int) -> Known:
-        return known.linear(self.ffn_input(i), *self._of_part(part, i), self.how)
+        x, rounded = self.ffn_input(i), self._rounded(i)
+        return known.linear(x, *self._of_part(part, i), self.how, rounded)
 
     def _of_part(
         self, part: str, i: int, expert: int | None = None
@@ -571,7 +578,7 @@ class Replay:
         if not ffn.router:
             down, bias, format = self._of_part("down", i)
             read = self.of(i, "activations_norm" if ffn.activations_norm else "activations")
-            return known.linear(read, down.T, bias, format, self.how)
+            return known.linear(read, down.T, bias, format, self.how, self._rounded(i))
         if ffn.branch_norm is not None:
             branches = (self.of(i, f"{branch}_after_norm") for branch in ("shared", "experts"))
             return known.total(list(branches), self.how)

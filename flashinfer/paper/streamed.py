@@ -32,12 +32,15 @@ def streamed_linear(
     following: StoredTensor | None,
     x: Float32Array,
     bias: Float32Array | None = None,
+    rounded: bool = False,
 ) -> Float32Array:
-    """x (T, columns) times a matrix on flash, (T, rows) float32, tile by tile as it comes."""
+    """x (T, columns) times a matrix on flash, (T, rows) float32, tile by tile as it comes; the
+    others as in ``kernels.linear``."""
     out = np.empty((len(x), tensor.rows), dtype=np.float32)
     for first, matrix in streamed_tiles(flash, tensor, buffer, following):
         stop = first + len(matrix.data)
-        out[:, first:stop] = kernels.linear(x, matrix, None if bias is None else bias[first:stop])
+        own = None if bias is None else bias[first:stop]
+        out[:, first:stop] = kernels.linear(x, matrix, own, rounded)
     return out
 
 

@@ -76,7 +76,14 @@ class WholeUnits(Neurons):
         a = self.activations(memory, starts, x, neurons)
         if self.norm is not None:
             a = self.norm.take(a, neurons)
-        return self.linear("down", memory, starts, np.ascontiguousarray(a.T))
+        a = np.ascontiguousarray(a.T)  # (T, neurons)
+        if self.norm is not None:
+            self.norm.divide(a)
+        return self.linear("down", memory, starts, a)
+
+    def finish(self, selection: Selection, y: Float32Array) -> None:
+        """As ``Neurons.finish``; all of a unit's activations are there, and normalised already."""
+        self.add_bias(selection, y)
 
     def products(
         self,
@@ -105,7 +112,8 @@ class WholeUnits(Neurons):
         described = self.matrices.parts[part]
         at = int(starts[self.order[part]])
         data = memory[at : at + described.nbytes].reshape(described.rows, described.row_bytes)
-        return kernels.linear(x, kernels.Matrix(data, described.columns, described.format), bias)
+        matrix = kernels.Matrix(data, described.columns, described.format)
+        return kernels.linear(x, matrix, bias, self.config.rounded)
 
 
 class ResidentUnits(Whole):
@@ -144,10 +152,12 @@ class StreamedMatrix:
         self.tensor, self.store = tensor, store
         self.following: StoredTensor | None = None
 
-    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
-        """x (T, columns) -> (T, rows) float32."""
+    def linear(
+        self, x: Float32Array, bias: Float32Array | None = None, rounded: bool = False
+    ) -> Float32Array:
+        """x (T, columns) -> (T, rows) float32, as ``kernels.linear``."""
         flash, buffer = self.store.flash, self.store.buffer
-        return streamed_linear(flash, self.tensor, buffer, self.following, x, bias)
+        return streamed_linear(flash, self.tensor, buffer, self.following, x, bias, rounded)
 
 
 class StreamedUnit(WholeUnits):
@@ -197,4 +207,4 @@ class StreamedUnit(WholeUnits):
         bias: Float32Array | None = None,
     ) -> Float32Array:
         """x (T, columns) times one of the unit's matrices, which is not in memory."""
-        return self.streamed[part].linear(x, bias)
+        return self.streamed[part].linear(x, bias, self.config.rounded)

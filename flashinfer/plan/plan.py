@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.bundle.stored import StoredTensor
+from flashinfer.formats.config import ModelConfig
 from flashinfer.formats.errors import BudgetError
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.tensors import (
@@ -34,9 +35,12 @@ MOST_DRAFTS = 31
 STAGED = STAGINGS * STAGING_BYTES
 
 
-def unit_name(mode: str) -> str:
+def unit_name(mode: str, config: ModelConfig) -> str:
     """What is read and kept as one, for people."""
-    return "expert" if mode == "routed" else "neuron"
+    if mode == "routed":
+        return "expert"
+    whole = all(config.layers[layer].ffn.matrices for layer in config.with_neurons)
+    return "FFN" if whole else "neuron"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ class Attention(Mixer[AttentionConfig]):
     @classmethod
     def made(cls, config: AttentionConfig, parts: Parts) -> "Attention":
         """The attention of a layer."""
-        linears = {p: parts.linear(f"{p}_proj") for p in config.projections()}
+        linears = {p: parts.linear(f"{p}_proj", config.rounded) for p in config.projections()}
         attention = cls(config, linears["q"], linears["o"], linears.get("k"), linears.get("v"))
         attention.g = linears.get("g")
         norms = {p: parts.norm(config.norm, f"{p}_norm") for p in config.normed}

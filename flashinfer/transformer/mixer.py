@@ -48,9 +48,11 @@ class Parts:
     layer: str
     positions: Positions
 
-    def linear(self, name: str) -> Linear:
-        """A product with weights, and biases where there are any."""
-        return Linear(self.weights[f"{self.layer}.{name}.weight"], self.vector(f"{name}.bias"))
+    def linear(self, name: str, rounded: bool = False) -> Linear:
+        """A product with weights, and biases where there are any; rounded: see
+        ``kernels.linear``."""
+        weights, bias = self.weights[f"{self.layer}.{name}.weight"], self.vector(f"{name}.bias")
+        return Linear(weights, bias, rounded)
 
     def linear_of_heads(self, name: str, rows: int) -> LinearOfHeads:
         """A product of each head with its own ``rows`` rows of weights."""

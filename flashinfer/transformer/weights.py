@@ -30,9 +30,11 @@ class Resident:
         """What of it is streamed at every token."""
         return ()
 
-    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
-        """x (T, columns) -> (T, rows) float32."""
-        return kernels.linear(x, self.matrix, bias)
+    def linear(
+        self, x: Float32Array, bias: Float32Array | None = None, rounded: bool = False
+    ) -> Float32Array:
+        """x (T, columns) -> (T, rows) float32, as ``kernels.linear``."""
+        return kernels.linear(x, self.matrix, bias, rounded)
 
     def parts(self) -> Iterator[tuple[int, kernels.Matrix]]:
         """Yield (the number of its first row, some rows), of all rows."""
@@ -65,9 +67,12 @@ class Streamed:
         """What of it is streamed at every token."""
         return (self,)
 
-    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
-        """x (T, columns) -> (T, rows) float32."""
-        return streamed_linear(self.flash, self.tensor, self.buffer, self.following, x, bias)
+    def linear(
+        self, x: Float32Array, bias: Float32Array | None = None, rounded: bool = False
+    ) -> Float32Array:
+        """x (T, columns) -> (T, rows) float32, as ``kernels.linear``."""
+        flash, buffer = self.flash, self.buffer
+        return streamed_linear(flash, self.tensor, buffer, self.following, x, bias, rounded)
 
     def parts(self) -> Iterator[tuple[int, kernels.Matrix]]:
         """Yield (the number of its first row, some rows), of all rows, as they come."""
@@ -98,13 +103,15 @@ class PartlyStreamed(Streamed):
         others = replace(tensor, offset=tensor.offset + n * tensor.row_bytes, rows=tensor.rows - n)
         super().__init__(others, flash, buffer)
 
-    def linear(self, x: Float32Array, bias: Float32Array | None = None) -> Float32Array:
-        """x (T, columns) -> (T, rows) float32."""
+    def linear(
+        self, x: Float32Array, bias: Float32Array | None = None, rounded: bool = False
+    ) -> Float32Array:
+        """x (T, columns) -> (T, rows) float32, as ``kernels.linear``."""
         n = len(self.first.matrix.data)
         first, others = (None, None) if bias is None else (bias[:n], bias[n:])
         self.flash.begin(self.tensor, self.buffer)
-        y = self.first.linear(x, first)
-        return np.concatenate([y, super().linear(x, others)], axis=1)
+        y = self.first.linear(x, first, rounded)
+        return np.concatenate([y, super().linear(x, others, rounded)], axis=1)
 
     def parts(self) -> Iterator[tuple[int, kernels.Matrix]]:
         """Yield (the number of its first row, some rows), of all rows, as they come."""
@@ -128,14 +135,16 @@ Weights = Resident | Streamed
 
 @dataclass
 class Linear:
-    """A linear layer: weights, and biases (rows,) float32 or None."""
+    """A linear layer: weights, and biases (rows,) float32 or None; rounded: see
+    ``kernels.linear``."""
 
     weights: Weights
     bias: Float32Array | None = None
+    rounded: bool = False
 
     def __call__(self, x: Float32Array) -> Float32Array:
         """x (T, columns) -> (T, rows) float32."""
-        return self.weights.linear(x, self.bias)
+        return self.weights.linear(x, self.bias, self.rounded)
 
     def streams(self) -> tuple[Stream, ...]:
         """What of it is streamed at every token."""

@@ -40,6 +40,7 @@ and where they are needed
 
 from typing import Any
 
+from ..bitnet import of_config as bitnet_of
 from ..config import ModelConfig
 from ..errors import FormatError, shown
 from ..fields import Fields
@@ -128,11 +129,11 @@ def architecture(config: Fields) -> Any:
 def model_config(config: Fields) -> ModelConfig:
     """The ModelConfig of any supported Hugging Face config (a dict). Raises FormatError."""
     module = architecture(config)
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict) and quantization.get("quant_method") == "bitnet":
+    rounded = bitnet_of(config) is not None
+    if rounded and hasattr(module, "TURNED"):
         raise FormatError(
-            "config: quantization_config of bitnet is not supported: its linear layers round what "
-            "they read to 8 bits, and weights to -1, 0 and 1"
+            f"config: quantization_config of bitnet is not supported of {config['model_type']}, "
+            "whose layers have no linear ones"
         )
     for field, is_usual in UNUSUAL.items():
         if field in config and field not in module.DEFAULTS and not is_usual(config[field]):
@@ -140,7 +141,8 @@ def model_config(config: Fields) -> ModelConfig:
     fields = {key: config.get(key, default) for key, default in module.DEFAULTS.items()}
     for alias, field in getattr(module, "ALIASES", {}).items():
         fields[field] = config.get(alias, fields[field])
-    return module.model_config(fields)
+    found: ModelConfig = module.model_config(fields)
+    return found.with_rounded_inputs() if rounded else found
 
 
 # Fields that change the result of every architecture that does not read them: whether they are as

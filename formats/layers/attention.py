@@ -29,6 +29,8 @@ class AttentionConfig(MixerConfig):
     alibi             scores fall with the distance instead (Press et al. 2021)
     attention_window  tokens that each token sees, itself included; None: all
     qkv_bias, o_bias  these projections have biases
+    rounded           what its projections read is rounded to 8 bits, with one scale for each token
+                      (BitNet b1.58)
     qk_norm           queries and keys are normalised before they are turned: each "head" by
                       itself, or "all" heads together; None: not
     qk_norm_after_rotary  they are normalised when they are turned already
@@ -53,6 +55,7 @@ class AttentionConfig(MixerConfig):
     attention_window: int | None = None
     qkv_bias: bool = False
     o_bias: bool = False
+    rounded: bool = False
     qk_norm: Literal["head", "all"] | None = None
     qk_norm_after_rotary: bool = False
     heads_norm: bool = False

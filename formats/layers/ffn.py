@@ -107,6 +107,8 @@ class FFNConfig:
     gate_cut      with ``gated``: of a token's gates those count that are more than so many standard
                   deviations above their mean, less that (Gemma 3n's Gaussian top-k): as all gates
                   are needed for that, the FFN is used whole; None: not
+    rounded       what its linear layers read is rounded to 8 bits, with one scale for each token
+                  (BitNet b1.58): as all of its activations are needed for that, it is used whole
     activations_norm  how all of a token's activations are normalised before the down projection;
                   None: they are not
     ffn_bias      its linear layers have biases
@@ -130,6 +132,7 @@ class FFNConfig:
     up_relu: bool = False
     limit: float | None = None
     gate_cut: float | None = None
+    rounded: bool = False
     activations_norm: NormConfig | None = None
     ffn_bias: bool = False
     router: RouterConfig | None = None
@@ -152,6 +155,10 @@ class FFNConfig:
             )
         if self.gate_cut is not None and not (self.gated and self.matrices):
             raise FormatError("config: gates that are cut are those of an FFN that is used whole")
+        if self.rounded and (not self.matrices or self.router or self.shared_d_ffn):
+            raise FormatError(
+                "config: an FFN that rounds what it reads has no experts, and is used whole"
+            )
         norm = self.activations_norm
         if norm and (norm.kind != "rms" or self.router or self.shared_d_ffn):
             raise FormatError(
@@ -160,10 +167,14 @@ class FFNConfig:
             )
 
     @property
+    def needs_all(self) -> bool:
+        """Whether each neuron's part in the result depends on all of the others."""
+        return self.gate_cut is not None or self.rounded
+
+    @property
     def sparse(self) -> bool:
         """Whether most neurons may be silent, and read what a predictor reads."""
-        read_singly = self.branch_norm is None and self.gate_cut is None
-        return self.activation in SPARSE and read_singly
+        return self.activation in SPARSE and self.branch_norm is None and not self.needs_all
 
     @property
     def experts(self) -> int:

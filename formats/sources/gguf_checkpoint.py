@@ -10,13 +10,13 @@ from ..bounded_json import JsonObject
 from ..bundle.in_place import Run
 from ..errors import FormatError, shown
 from ..number_formats import FORMATS, NumberFormat
-from .checkpoint import COLUMN_CHUNK
 from .gguf_forms import FORMS as GGUF_FORMS
 from .gguf_forms import TEXTS
 from .gguf_forms.fields import config_of
 from .gguf_forms.header import Header
 from .gguf_forms.rope import SCALINGS
 from .gguf_metadata import refuse_strangers
+from .shards import COLUMN_CHUNK
 from .split_gguf import open_gguf
 from .tokenizers.gguf_vocabulary import gguf_tokenizer
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..arrays import Float32Array, UInt8Array
 from ..errors import UserError, reason
-from .checkpoint import Checkpoint, SafetensorsShard, shard_names
+from .checkpoint import Checkpoint
+from .shards import SafetensorsShard, shard_names
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 GGUF = re.compile(rf"({NAME.pattern}):([\w.-]+)")

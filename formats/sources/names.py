@@ -16,8 +16,9 @@ from ..errors import FormatError
 from ..number_formats import Matrices, NumberFormat
 from ..numbers import is_whole
 from ..tensors import FFN, TensorSpec
-from .checkpoint import COLUMN_CHUNK, Checkpoint
+from .checkpoint import Checkpoint
 from .gguf_checkpoint import GgufCheckpoint
+from .shards import COLUMN_CHUNK
 
 CHUNK_VALUES = 4 << 20  # float32 values held at a time
 HEADS = ("lm_head.weight", "lm_head.bias")

@@ -139,7 +139,7 @@ LLAMA = {
         ({"is_causal": False}, "is_causal"),
         ({"per_layer_config": {"1": {}}}, "per_layer_config"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        ({"quantization_config": {"quant_method": "bitnet"}}, "round what they read to 8 bits"),
+        ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional"),
         ({"model_type": "gpt_oss", "swiglu_alpha": 1.0}, "swiglu_alpha"),
         ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),

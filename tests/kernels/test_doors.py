@@ -70,7 +70,7 @@ def linear(draw, random):
     width = format.row_bytes(columns)
     data = np.ascontiguousarray(memory[: n * width]).reshape(n, width)
     return [floats(random, t, columns), kernels.Matrix(data, columns, format),
-            maybe(draw, floats(random, n))]  # fmt: skip
+            maybe(draw, floats(random, n)), draw(st.booleans())]  # fmt: skip
 
 
 def sparse_up(draw, random):

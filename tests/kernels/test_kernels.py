@@ -16,6 +16,7 @@ from flashinfer.formats.layers import ffn
 from flashinfer.formats.number_formats import FORMATS
 from flashinfer.kernels.activations import ACTIVATIONS
 from flashinfer.kernels.attention import widened
+from flashinfer.kernels.sparse_matmul import round_tokens
 from flashinfer.transformer.kv_cache import ELEMENTS, KV_DTYPES
 
 RANDOM = np.random.default_rng(3)
@@ -74,6 +75,32 @@ def test_linear(twin, name, columns):
         expected = seen(x, matrix.format) @ values.T
         close(kernels.linear(x, matrix, bias), expected + bias, columns)
         close(kernels.linear(x, matrix), expected, columns)
+
+
+@pytest.mark.parametrize("name, columns", WIDTHS)
+def test_linear_of_rounded_tokens(twin, name, columns):
+    """A token has one scale; and its products are the same alone, in tiles, and by threads."""
+    matrix, values = weights(70, columns, name)
+    x = RANDOM.standard_normal((37, columns)).astype(np.float32)
+    x[3] = 0
+    x[4] *= np.float32(1e-9)  # below the least scale
+    x[5, :-1] *= np.float32(1e-3)
+    scales, q = round_tokens(x)
+    assert scales.shape == (37, 1) and q.shape == x.shape and not q[3:5].any()
+    sure = np.delete(np.arange(37), [3, 4])
+    assert (np.abs(q[sure]).max(axis=1) == 127).all()
+    assert (np.abs(q * scales - x)[sure] <= 0.5001 * scales[sure]).all()
+    whole = kernels.linear(x, matrix, None, True)
+    close(whole, (q * scales.astype(np.float64)) @ values.T, columns)
+    try:
+        for threads in (1, 3):
+            kernels.set_threads(threads)
+            for n in (1, 2, 9, 37):
+                assert np.array_equal(kernels.linear(x[:n], matrix, None, True), whole[:n])
+            for t in range(37):
+                assert np.array_equal(kernels.linear(x[t : t + 1], matrix, None, True)[0], whole[t])
+    finally:
+        kernels.set_threads(1)
 
 
 def test_activations_of_8_bits():
