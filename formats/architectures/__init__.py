@@ -28,6 +28,8 @@ and where they are needed
                           out, too
     STACKED               our tensors, {} is the layer, of which those of all layers are one there,
                           a layer's rows below those of the one before
+    NUMBERED              {our matrix of hidden states: its number among those that lie below each
+                          other in one tensor there}
     BORROWED              tensors, {} is the layer, that checkpoints may have of layers without use
                           for them, because they read an earlier layer's keys and values
     BLOCKS                mixers and FFNs are numbered there, each as a layer of its own

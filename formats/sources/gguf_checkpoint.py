@@ -21,7 +21,8 @@ from .split_gguf import open_gguf
 from .tokenizers.gguf_vocabulary import gguf_tokenizer
 
 PREDICTORS = (".fc1.weight", ".fc2.weight")  # PowerInfer's, for ``calibrate --predictor-from``
-OF_HEADS = (".attn_k_b.weight", ".attn_v_b.weight")  # (heads, rows, columns): here one matrix
+# Several matrices, of heads or of hidden states: (n, rows, columns), which here are one.
+SEVERAL = (".attn_k_b.weight", ".attn_v_b.weight", "altup_proj.weight", "altup_unembd_proj.weight")
 ROW_VECTORS = (".ffn_gate_inp_shexp.weight",)  # vectors here, Hugging Face's matrices of one row
 FLOATS_ALIGNMENT = 4  # bytes; without it the kernels' loads of floats are not defined
 VECTORS = (".ssm_a", ".ssm_d", ".ssm_norm.weight")  # matrices here, Hugging Face's vectors
@@ -82,7 +83,7 @@ class GgufCheckpoint:
                 shapes[name] = (1, *shape)
             elif name.endswith(VECTORS):
                 shapes[name] = (prod(shape),)
-            elif name.endswith(OF_HEADS) and len(shape) == 3:
+            elif name.endswith(SEVERAL) and len(shape) == 3:
                 shapes[name] = (shape[0] * shape[1], shape[2])
         return shapes
 

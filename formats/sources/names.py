@@ -138,6 +138,9 @@ class Names:
             rows = layer * shape[0] + np.arange(shape[0])
         elif rows is not None and layer is not None:
             expected = (self.height(named, layer), *shape[1:])
+        elif (number := getattr(self.naming, "NUMBERED", {}).get(template)) is not None:
+            expected = (shape[0] * (self.config.hidden_states - 1), *shape[1:])
+            rows = number * shape[0] + np.arange(shape[0])
         if len(shape) == 2 and self.turned(template, name):
             expected = expected[::-1]
         if expert is not None and layer is not None and "{expert}" not in named:

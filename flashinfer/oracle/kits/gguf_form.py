@@ -35,7 +35,7 @@ GGUF_NAMES = {form.model_type: name for name, form in FORMS.items()} | {
     "glm4_moe_lite": "deepseek2",
 }
 ROUTER = "ffn_gate_inp"  # routers and the gate of a shared expert are never quantised
-EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv")
+EXACT = (ROUTER, "ssm_a", "ssm_d", "ssm_norm", "ssm_conv1d", "shortconv.conv", "altup", "laurel")
 NOT_TURNED = 1e30  # the factor by which llama.cpp's conversion lets a pair of a head unturned
 PACKED = {"falcon", "phi3", "gptneox", "gpt2"}  # queries, keys and values are one tensor
 
@@ -67,12 +67,34 @@ def gguf_tensors(
     naming = FORMS[name].naming(_kinds(name, config))
     made = getattr(ARCHITECTURES[model_type], "VALUES", {})
     form = Form(naming.NAMES, naming.FFN, naming.DENSE_FFN, naming.ROWS, naming.ROWS, values=made,
-                stacked=naming.STACKED, number=partial(number_there, naming, config))  # fmt: skip
+                stacked=naming.STACKED, numbered=naming.NUMBERED,
+                number=partial(number_there, naming, config))  # fmt: skip
     tensors = checkpoint_tensors(config, form, draw, specs)
+    tensors |= _unused(name, config, draw)
     gate = f"{ROUTER}_shexp.weight"  # a matrix of one row there, a vector in GGUF
     tensors = {n: v.reshape(-1) if n.endswith(gate) else v for n, v in tensors.items()}
     tensors = as_converted(name, tensors, config)
-    return {n: _of_heads(n, _of_state(n, v, config), config) for n, v in tensors.items()}
+    return {n: _of_several(n, _of_state(n, v, config), config) for n, v in tensors.items()}
+
+
+def _unused(architecture: str, config: ModelConfig, draw: Draw) -> Tensors:
+    """What makes keys and values in layers that have none of their own, which files of Gemma 3n
+    have nevertheless."""
+    found: Tensors = {}
+    if architecture != "gemma3n":
+        return found
+    for number, layer in enumerate(config.layers):
+        attention = layer.attention
+        if attention.memory_of is not None:
+            width = attention.num_key_value_heads * attention.head_dim
+            for part, shape in (
+                ("k", (width, config.hidden_size)),
+                ("v", (width, config.hidden_size)),
+                ("k_norm", (attention.head_dim,)),
+            ):
+                name = f"blk.{number}.attn_{part}.weight"
+                found[name] = draw(f"unused {name}", shape)
+    return found
 
 
 def _of_state(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
@@ -85,8 +107,10 @@ def _of_state(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
     return values
 
 
-def _of_heads(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
-    """A tensor with a dimension for heads, of those that have one."""
+def _of_several(name: str, values: AnyArray, config: ModelConfig) -> AnyArray:
+    """A tensor with a dimension for heads or hidden states, of those that have one."""
+    if name in ("altup_proj.weight", "altup_unembd_proj.weight"):
+        return values.reshape(-1, config.hidden_size, config.hidden_size)
     if not name.endswith((".attn_k_b.weight", ".attn_v_b.weight")):
         return values
     mixer = config.layers[0].mixer
@@ -290,6 +314,27 @@ def _of_gemma4(config: ModelConfig) -> Metadata:
     return {**found, "final_logit_softcapping": config.logit_cap or 0.0}
 
 
+def _of_gemma3n(config: ModelConfig) -> Metadata:
+    layers, altup, own = config.layers, config.layers[0].altup, config.layers[0].per_layer
+    near = next(k.attention.rotary for k in layers if k.attention.attention_window)
+    assert near is not None and altup is not None and own is not None
+    return {
+        "attention.sliding_window_pattern": [
+            layer.attention.attention_window is not None for layer in layers
+        ],
+        "attention.shared_kv_layers": sum(k.attention.memory_of is not None for k in layers),
+        "rope.freq_base_swa": float(near.base),
+        "embedding_length_per_layer_input": own.size,
+        "feed_forward_length": [layer.ffn.d_ffn for layer in layers],
+        "altup.active_idx": altup.active,
+        "altup.num_inputs": altup.states,
+        "activation_sparsity_scale": [
+            -np.inf if layer.ffn.gate_cut is None else layer.ffn.gate_cut for layer in layers
+        ],
+        "final_logit_softcapping": config.logit_cap or 0.0,
+    }
+
+
 def _of_deepseek2(config: ModelConfig) -> Metadata:
     mixer, router = config.layers[0].mixer, config.layers[-1].ffn.router
     assert isinstance(mixer, LatentAttentionConfig)
@@ -350,6 +395,7 @@ OF_ARCHITECTURES: dict[str, Callable[[ModelConfig], Metadata]] = {
     "mistral3": _of_mistral3,
     "gemma2": _of_gemma2,
     "gemma3": _of_gemma3,
+    "gemma3n": _of_gemma3n,
     "gemma4": _of_gemma4,
     "deepseek2": _of_deepseek2,
     "dots1": _of_sigmoid_mixture,

@@ -43,6 +43,7 @@ class Form:
     convolutions  our matrices (channels, kernel) that are (channels, 1, kernel)
     stacked     our tensors of which those of all layers are one tensor, below each other
     number      (our tensor, layer) -> the number that the checkpoint has for the layer
+    numbered    {our matrix of hidden states: its number among those below each other in one tensor}
     values      {our vector: the function of what is drawn for it whose values are held}
     """
 
@@ -58,6 +59,7 @@ class Form:
     turned_heads: Mapping[str, Callable[[LayerConfig], int]] = field(default_factory=dict)
     stacked: Collection[str] = ()
     values: Mapping[str, Callable[[Float32Array], Float32Array]] = field(default_factory=dict)
+    numbered: Mapping[str, int] = field(default_factory=dict)
     number: Callable[[str, int], int] = lambda template, layer: layer
 
     def name(self, template: str, layer: int | None, router: bool) -> str:
@@ -125,6 +127,10 @@ def checkpoint_tensors(
             rows = (form.rows if router else form.dense_rows).get(part_of(template))
             if template in form.stacked and spec.layer is not None:
                 ids = spec.layer * len(values) + np.arange(len(values))
+                _put(found, name, values, ids, axis=0)
+                continue
+            if template in form.numbered:
+                ids = form.numbered[template] * len(values) + np.arange(len(values))
                 _put(found, name, values, ids, axis=0)
                 continue
             if "{expert}" in name:

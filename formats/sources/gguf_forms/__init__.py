@@ -12,6 +12,7 @@ from dataclasses import replace
 from ...bounded_json import JsonObject
 from .dense import DENSE
 from .form import GgufForm
+from .gemma3n import GEMMA3N
 from .gemma4 import GEMMA4
 from .header import Header
 from .hybrids import HYBRIDS
@@ -20,7 +21,8 @@ from .mixtures import MIXTURES
 from .recurrent import RECURRENT
 
 FORMS: dict[str, GgufForm] = {
-    form.architecture: form for form in (*DENSE, *GEMMA4, *MIXTURES, *LATENT, *HYBRIDS, *RECURRENT)
+    form.architecture: form
+    for form in (*DENSE, *GEMMA3N, *GEMMA4, *MIXTURES, *LATENT, *HYBRIDS, *RECURRENT)
 }
 # Which rotary positions stand for places in an image, and into how many layers images go: of a text
 # all positions are the same, and there are no images.

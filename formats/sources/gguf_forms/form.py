@@ -67,6 +67,8 @@ class GgufForm:
                   first that a file has, else the last
     rows          {our projection: which rows of a packed tensor it is} beside those all have
     stacked       our tensors, {} is the layer, of which those of all layers are one tensor there
+    numbered      {our tensor: its number among the matrices of hidden states that lie below each
+                  other in one tensor there}
     borrowed      tensors, {} is the layer, for which layers have no use that read the keys and
                   values of an earlier one
     harmless      {metadata key that is not read: whether a value leaves the result unchanged},
@@ -90,6 +92,7 @@ class GgufForm:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
     borrowed: tuple[str, ...] = ()
+    numbered: Mapping[str, int] = field(default_factory=dict)
     harmless: Mapping[str, Harmless] = field(default_factory=dict)
 
     def naming(self, kinds: Container[str]) -> "Naming":
@@ -130,7 +133,8 @@ class GgufForm:
             experts = {"gate": packed, "up": packed, "down": f"{BLOCK}.ffn_down_exps.weight"}
             rows.update(FUSED_ROWS)
         return Naming(
-            names, experts, dense, rows, heads, self.blocks, self.stacked, self.borrowed
+            names, experts, dense, rows, heads, self.blocks, self.stacked, self.borrowed,
+            self.numbered,
         )  # fmt: skip
 
 
@@ -146,6 +150,7 @@ class Naming:
     BLOCKS: bool = False
     STACKED: tuple[str, ...] = ()
     BORROWED: tuple[str, ...] = ()
+    NUMBERED: Mapping[str, int] = field(default_factory=dict)
 
 
 def _there(named: str, kinds: Container[str]) -> str:
