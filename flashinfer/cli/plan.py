@@ -22,6 +22,7 @@ from flashinfer.formats.tensors import (
     SMALL,
     Role,
 )
+from flashinfer.plan.conversion import Conversion, conversion_of
 from flashinfer.plan.cost import Cost
 from flashinfer.plan.memory import format_size
 from flashinfer.plan.plan import Plan, unit_name
@@ -75,41 +76,31 @@ def main(args: Namespace) -> None:
                 "this device has not been measured; do so with flashinfer probe PATH, or name a "
                 "device with --device"
             )
+        taken = None
+        if source is not None:
+            kept = source > 0 and args.dtype is None is args.dense_dtype
+            taken = conversion_of(bundle, source, kept, profile)
         formats = {name for t in bundle.tensors.values() for name in bytes_by_format(t)}
         figures = {
             "model": name, "device": profile.name, "plan": asdict(plan),
             "bytes": bundle.nbytes,
             "formats_unmeasured": sorted(formats.intersection(profile.unmeasured)),
-            "conversion": conversion(source, bundle, profile),
+            "conversion": None if taken is None else {
+                **asdict(taken), "least_seconds": taken.least_seconds,
+            },
             "gap_bytes": setup.flash.gap_bytes, "threads": args.threads or profile.threads,
             "cost": {**asdict(cost), "bytes": cost.bytes, "total": cost.total,
                      "tokens_per_second": cost.tokens_per_second},
         }  # fmt: skip
         if args.json != "-":
-            if figures["conversion"] is not None:
-                print_assumed(name, bundle, figures["conversion"])
+            if taken is not None:
+                print_assumed(name, bundle, taken)
             print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
             print_cost(cost, figures, profile, bundle.config)
     write_json(args.json, figures)
 
 
-def conversion(source: int | None, bundle: Bundle, profile: Profile) -> JsonObject | None:
-    """What it takes to convert a model of ``source`` bytes, or where these are not known of 16 bits
-    a weight: bytes that are read and written, and seconds where flash writes as fast as it reads
-    and no value is encoded anew. None of a bundle."""
-    if source is None:
-        return None
-    values = sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
-    reads, writes = source or 2 * values, bundle.nbytes
-    seconds = (reads + writes) / max(profile.streams.values())
-    in_place = bool(source) and any(layer.ffn.matrices for layer in bundle.config.layers)
-    return {
-        "reads": reads, "assumed": not source, "writes": writes, "least_seconds": seconds,
-        "in_place": in_place,
-    }  # fmt: skip
-
-
-def print_assumed(name: str, bundle: Bundle, conversion: JsonObject) -> None:
+def print_assumed(name: str, bundle: Bundle, taken: Conversion) -> None:
     """Print what is planned of a model that is not here, and what is taken for granted."""
     layers = bundle.config.layers
     assumed = "every neuron is used by every token"
@@ -117,14 +108,17 @@ def print_assumed(name: str, bundle: Bundle, conversion: JsonObject) -> None:
         assumed = "each token chooses its experts as if it were the only one"
     elif any(layer.ffn.sparse for layer in layers):
         assumed += ": no neuron is known to be silent before calibrate"
-    of_16_bits = ", taken as 16 bits a weight" if conversion["assumed"] else ""
+    of_16_bits = ", taken as 16 bits a weight" if taken.assumed else ""
+    encoding = ""
+    if taken.encode_seconds:
+        encoding = f", and encoding {duration(taken.encode_seconds)} on this machine"
     print(
-        f"{printable(name)} as a bundle: {format_size(conversion['writes'])}\n"
-        f"to convert: {format_size(conversion['reads'])} are read{of_16_bits}, which takes with "
-        f"writing {duration(conversion['least_seconds'])} or more on this flash; the disk needs "
+        f"{printable(name)} as a bundle: {format_size(taken.writes)}\n"
+        f"to convert: {format_size(taken.reads)} are read{of_16_bits}, which takes with "
+        f"writing {duration(taken.flash_seconds)} or more on this flash{encoding}; the disk needs "
         "room for both"
     )
-    if conversion["in_place"]:
+    if taken.in_place:
         print("or not at all: flashinfer run reads the GGUF file where it lies")
     print(f"uncalibrated: {assumed}\n")
 

@@ -76,5 +76,5 @@ class BlockFormat(NumberFormat):
 
     def packed(self, *fields: AnyArray) -> UInt8Array:
         """The reverse of ``fields``: (..., blocks, size) each -> (..., row_bytes)."""
-        raw: UInt8Array = np.concatenate(fields, axis=-1)
+        raw: UInt8Array = np.ascontiguousarray(np.concatenate(fields, axis=-1))
         return raw.reshape(*raw.shape[:-2], raw.shape[-2] * self.block_bytes)

@@ -128,8 +128,10 @@ class MXFP4(BlockFormat):
             exponents = np.where(most > 0, np.floor(np.log2(most)) - 2 + 127, 0)
         exponents = np.clip(np.where(np.isfinite(exponents), exponents, 0), 0, 254)
         scaled = np.ldexp(x, 128 - exponents.astype(np.int32))
-        errors = np.abs(scaled[..., None] - E2M1.astype(np.float32))
-        return self.packed(exponents.astype(np.uint8), *packed(errors.argmin(-1), 4))
+        size = nearest(np.abs(scaled), E2M1[:8])  # of two that are as near the smaller
+        size = np.where(np.isfinite(scaled), size, 0)
+        q = size + 8 * ((scaled < 0) & (size > 0))
+        return self.packed(exponents.astype(np.uint8), *packed(q, 4))
 
 
 def largest(x: Float32Array) -> Float32Array:

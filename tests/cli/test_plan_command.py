@@ -60,9 +60,25 @@ def test_by_a_gguf_file(cli, tmp_path, here):
     assert found["bytes"] == expected["bytes"] and expected["conversion"] is None
     taken = found["conversion"]
     assert taken["reads"] == path.stat().st_size and taken["writes"] == found["bytes"]
-    assert not taken["assumed"] and taken["least_seconds"] > 0
+    assert not taken["assumed"] and taken["least_seconds"] > 0 == taken["encode_seconds"]
     alone = path.rename(tmp_path / "x-00001-of-00002.gguf")  # by its name one of two, and whole
     assert figures_of(cli, alone)["conversion"] == taken
+
+
+def test_values_that_are_encoded_anew_take_time(cli, tmp_path, here):
+    """They do where a number format is asked for, and of a checkpoint, which has floats."""
+    rest = "--memory", "64G", "-c", "64", "--device", "rpi5-nvme", "--json", "-"
+    taken = {
+        dtype: json.loads(cli("plan", "--like", "opt-1.3b", "--dtype", dtype, *rest)[1])
+        for dtype in ("f16", "mxfp4")
+    }
+    for found in (figures["conversion"] for figures in taken.values()):
+        assert found["encode_seconds"] > 0 and not found["in_place"] and found["assumed"]
+        assert found["least_seconds"] == found["flash_seconds"] + found["encode_seconds"]
+    pytest.importorskip("gguf")
+    path = write_gguf(DATA / "qwen2", tmp_path / "x.gguf")
+    found = figures_of(cli, path, "--dtype", "f16")["conversion"]
+    assert not found["in_place"]
 
 
 @pytest.mark.parametrize("dtype", ["q4_K", "mxfp4", "iq4_xs"])

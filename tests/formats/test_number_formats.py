@@ -118,6 +118,13 @@ def test_encoding_is_near_and_settles(name):
     assert format.decode(format.encode(values[:0])).shape == (0, 768)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_layout_of_values_gives_bytes_in_order(name):
+    values = some_values(np.random.default_rng(7))
+    found = FORMATS[name].encode(np.asfortranarray(values))
+    assert found.flags.c_contiguous and np.array_equal(found, FORMATS[name].encode(values))
+
+
 @pytest.mark.parametrize("name", BLOCKED)
 def test_scales_that_do_not_fit_are_refused(name):
     values = np.full((1, 256), 3e38, dtype=np.float32)
