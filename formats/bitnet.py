@@ -38,6 +38,11 @@ class BitNet:
     divided: bool
     online: bool
 
+    @property
+    def scales_biases(self) -> bool:
+        """Whether biases are multiplied with the scale, too, as they are added before it is."""
+        return not (self.divided or self.online)
+
     def factor(self, scale: Float32Array) -> Any:
         """What weights are multiplied with, of a stored scale."""
         with np.errstate(divide="ignore"):
@@ -59,11 +64,11 @@ def of_config(config: JsonObject) -> BitNet | None:
     return BitNet(divided, online)
 
 
-def format_of(shape: tuple[int, int]) -> NumberFormat:
+def format_of(shape: tuple[int, ...]) -> NumberFormat:
     """The NumberFormat that keeps the weights of a matrix (rows, columns), where rows are whole
     blocks of it."""
     ternary = FORMATS["tq2_0"]
-    return FORMATS["f16"] if shape[1] % ternary.block else ternary
+    return FORMATS["f16"] if shape[-1] % ternary.block else ternary
 
 
 def unpacked(packed: UInt8Array, quarter: int) -> Float32Array:

@@ -16,8 +16,8 @@ FORMS = {
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def config_of(form, kind="bitnet", hidden_size=256, neurons=512):
-    """config.json of a model of two layers."""
+def config_of(form, kind="bitnet", hidden_size=256, neurons=512, biases=False):
+    """config.json of a model of two layers; biases: of its attention."""
     return {
         "model_type": kind, "architectures": ["BitNetForCausalLM" if kind == "bitnet" else
                                               "LlamaForCausalLM"],
@@ -25,7 +25,8 @@ def config_of(form, kind="bitnet", hidden_size=256, neurons=512):
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "hidden_act": "relu2" if kind == "bitnet" else "silu", "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float32",
+        "attention_bias": biases, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "dtype": "float32",
         "quantization_config": {"quant_method": "bitnet", **FORMS[form][0]},
     }  # fmt: skip
 
@@ -61,6 +62,11 @@ def tensors_of(config, form, seed=0):
             block = "mlp" if name in ("gate", "up", "down") else "self_attn"
             full = f"{layer}.{block}.{name}_proj.weight"
             stored |= _linear(full, shape, form, is_packed, random, weights)
+            if block == "self_attn" and config["attention_bias"]:
+                bias, scale = f"{full.removesuffix('.weight')}.bias", stored.get(f"{full}_scale")
+                stored[bias] = random.standard_normal(shape[0]).astype(np.float32)
+                scaled = FORMS[form][0].get("linear_class") and form != "online"
+                weights[bias] = stored[bias] * scale if scaled else stored[bias]
     stored["model.norm.weight"] = random.uniform(0.5, 1.5, d).astype(np.float32)
     return stored, weights | {n: v for n, v in stored.items() if ".layers." not in n}
 

@@ -78,7 +78,7 @@ def main(args: Namespace) -> None:
             )
         taken = None
         if source is not None:
-            kept = source > 0 and args.dtype is None is args.dense_dtype
+            kept = source > 0 and args.dtype is None and args.dense_dtype is None
             taken = conversion_of(bundle, source, kept, profile)
         formats = {name for t in bundle.tensors.values() for name in bytes_by_format(t)}
         figures = {

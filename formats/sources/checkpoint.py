@@ -30,7 +30,7 @@ class Checkpoint:
     config: JsonObject  # as Hugging Face wrote it, and an architecture's OPTIONAL
     shapes: dict[str, tuple[int, ...]]  # of the tensors
     scales: dict[str, tuple[str, tuple[int, int]]]  # {FP8 tensor: (its scales, their block)}
-    ternary: dict[str, TernaryMatrix]  # of a BitNet's linear layers
+    ternary: dict[str, TernaryMatrix]  # of a BitNet's linear layers, and some of their biases
     # Of a model of text and images ``config`` and ``shapes`` are those of its text part.
     wrapper: Wrapper | None  # which it is
     model_type: object  # as config.json has it
@@ -106,15 +106,16 @@ class Checkpoint:
             raise FormatError(f"{self.config_path}: {error}") from None
         if stored is None:
             return
-        linear = [n for n, shape in self.shapes.items() if len(shape) == 2 and in_a_layer(n)]
-        for name in linear:
+        for name in [n for n, s in self.shapes.items() if len(s) == 2 and in_a_layer(n)]:
             scale = None if stored.online else f"{name}{bitnet.SCALE}"
             if scale is not None and prod(self.shapes.pop(scale, (0,))) != 1:
                 raise FormatError(f"{self.directory}: tensor {name} has no {scale} of one number")
-            self.ternary[name] = TernaryMatrix(
-                stored, self._place(name), None if scale is None else self._place(scale)
-            )
+            its_scale = None if scale is None else self._place(scale)
+            self.ternary[name] = TernaryMatrix(stored, self._place(name), its_scale)
             self.shapes[name] = self.ternary[name].shape
+            bias = f"{name.removesuffix('.weight')}.bias"
+            if bias in self.shapes and stored.scales_biases:
+                self.ternary[bias] = TernaryMatrix(stored, self._place(bias), its_scale)
 
     def _place(self, name: str) -> tuple[Shard, str]:
         """(the shard that has a tensor, its name there)."""
@@ -159,7 +160,7 @@ class Checkpoint:
     def format_of(self, name: str) -> NumberFormat:
         """The NumberFormat that a tensor is converted to where the user names none."""
         if name in self.ternary:
-            return bitnet.format_of(self.ternary[name].shape)
+            return bitnet.format_of(self.shapes[name])
         return FORMATS["f16"]
 
     def shards_of(self, name: str) -> list[Shard]:

@@ -18,11 +18,11 @@ def in_a_layer(name: str) -> bool:
 
 
 class TernaryMatrix:
-    """The weights of one linear layer.
+    """The weights of one linear layer, or its biases where these are scaled with them.
 
     stored  how the checkpoint has its matrices
     place   (the shard, the tensor's name in it); scale: those of its scale, or None
-    shape   (rows, columns) of the weights
+    shape   (rows, columns) of the weights, or (rows,)
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class TernaryMatrix:
     ) -> None:
         self.stored, self.scale = stored, scale
         self.shard, self.name = place
-        rows, columns = self.shard.shapes()[self.name]
-        self.packed = self.shard.dtype(self.name) in BYTES
-        self.shape = (PACKED * rows if self.packed else rows, columns)
+        rows, *columns = self.shard.shapes()[self.name]
+        self.packed = bool(columns) and self.shard.dtype(self.name) in BYTES
+        self.shape: tuple[int, ...] = (PACKED * rows if self.packed else rows, *columns)
         self.mean: float | None = None
 
     @property

@@ -28,7 +28,7 @@ def test_bytes_hold_four_rows(seed, m, columns):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_any_rows_and_columns(form, tmp_path):
-    folder, weights = make(tmp_path / "hf", form, hidden_size=24, neurons=40)
+    folder, weights = make(tmp_path / "hf", form, hidden_size=24, neurons=40, biases=True)
     with Checkpoint(folder) as checkpoint:
         for name, expected in weights.items():
             assert checkpoint.shapes[name] == expected.shape

@@ -70,15 +70,15 @@ def test_rounding_is_seen_by_the_oracle(tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own modules
-@pytest.mark.parametrize("kind", ["bitnet", "llama"])
+@pytest.mark.parametrize("kind, biases", [("bitnet", False), ("llama", False), ("llama", True)])
 @pytest.mark.parametrize("form", FORMS)
-def test_against_transformers(form, kind, tmp_path):
+def test_against_transformers(form, kind, biases, tmp_path):
     """A value near the middle of two whole numbers may be rounded either way, which moves the
     logits of its token and of those behind it: so texts are short, and those of most agree."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
-    folder, _ = make(tmp_path / "hf", form, kind)
+    folder, _ = make(tmp_path / "hf", form, kind, biases=biases)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         theirs = model(torch.from_numpy(TEXTS)).logits.numpy()
