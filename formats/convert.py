@@ -183,7 +183,7 @@ def _note_rounded(names: Names, note: Callable[[str], None]) -> None:
     if not isinstance(checkpoint, GgufCheckpoint):
         return
     for kind in checkpoint.requantised():
-        note(f"{kind} is requantised, as no number format here keeps it")
+        note(f"{kind} is requantised as q4_K, as no number format here keeps it")
     downs = (  # missing where the file has it transposed
         names.ffn(number).get("down", "").format(names.number("layers.{}.ffn.down", number))
         for number, layer in enumerate(names.config.layers)
