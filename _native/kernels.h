@@ -516,11 +516,13 @@ static int run_rounded_up(const up_task *task, int64_t products, int threads) {
     float *largest = malloc((n + of_x) * sizeof(float)), *x = largest + n;
     if (!largest) return -1;
     for (int64_t t = 0; t < n; t++) {
-        const float most = largest_of(task->x + t * d, d);
+        const float *its = task->x + t * d;
+        const float most = largest_of(its, d);
         largest[t] = most > 1e-5f ? most : 1e-5f;
+        const float inverse = 127.0f / largest[t], scale = largest[t] / 127.0f;
+        for (int64_t i = 0; of_x && i < d; i++)
+            x[t * d + i] = rounded_to_8_bits(its[i] * inverse) * scale;
     }
-    for (int64_t i = 0; i < of_x; i++)
-        x[i] = rounded_to_8_bits(task->x[i] * (127.0f / largest[i / d])) * (largest[i / d] / 127.0f);
     up_task rounded = *task;
     rounded.largest = largest;
     if (of_x) rounded.x = x;

@@ -23,7 +23,8 @@ def working_bytes(config: FFNConfig) -> int:
     """Bytes of activations that a token takes on its way through a layer's FFN."""
     # Experts come one by one; else all neurons' activations are there at once.
     active = config.unit_neurons if config.reads_experts else config.neurons
-    return (24 if config.gated else 16) * (active + config.shared_d_ffn)
+    each = (24 if config.gated else 16) + (4 if config.rounded else 0)
+    return each * (active + config.shared_d_ffn)
 
 
 class Neurons:
