@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from ternary_checkpoints import FORMS, make
 
 from flashinfer import Model
 from flashinfer.formats.convert import convert
@@ -154,13 +155,28 @@ def try_checkpoint(seed, number):
             recorded.unlink()
         if random.random() < 0.2:
             (source / "generation_config.json").write_text('{"eos_token_id": 2}')
-        files = sorted(source.iterdir())
-        config = [path for path in files if path.name == "config.json"]
-        for _ in range(random.integers(1, 3)):
-            path = one_of(random, config * len(files) + files * 2)
-            if path.is_file():
-                change_file(random, path)
-        return judged(source, Path(folder) / "x.flash")
+        return changed_and_judged(random, source)
+
+
+def try_ternary(seed, number):
+    """The same of a BitNet, in one of the forms in which its matrices are stored."""
+    random, forms = np.random.default_rng([seed, number]), sorted(FORMS)
+    with TemporaryDirectory() as folder:
+        form, kind = forms[number % len(forms)], one_of(random, ("bitnet", "llama"))
+        sizes = {"hidden_size": 24, "neurons": 40, "biases": random.random() < 0.5}
+        source, _ = make(Path(folder) / "checkpoint", form, kind, **sizes)
+        return changed_and_judged(random, source)
+
+
+def changed_and_judged(random, source):
+    """Change one or two files of a checkpoint, convert it and run it."""
+    files = sorted(source.iterdir())
+    config = [path for path in files if path.name == "config.json"]
+    for _ in range(random.integers(1, 3)):
+        path = one_of(random, config * len(files) + files * 2)
+        if path.is_file():
+            change_file(random, path)
+    return judged(source, source.parent / "x.flash")
 
 
 def judged(source, path):
@@ -275,11 +291,12 @@ def test_values_of_any_depth(checkpoint, tmp_path):
     assert found == {"refused", "runs"}
 
 
-def test_damaged_checkpoints_are_one_line_or_run():
+@pytest.mark.parametrize("attempt, count", [(try_checkpoint, 250), (try_ternary, 300)])
+def test_damaged_checkpoints_are_one_line_or_run(attempt, count):
     seed = int(os.environ.get("FUZZ_SEED", 7))  # the same at each run
     found = Counter()
-    for number in range(250):
-        outcome = try_checkpoint(seed, number)
+    for number in range(count):
+        outcome = attempt(seed, number)
         assert outcome in ("refused", "runs", "runs not"), f"seed {seed}, {number}: {outcome}"
         found[outcome] += 1
     assert min(found["refused"], found["runs"]) > 20
