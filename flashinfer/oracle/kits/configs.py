@@ -558,6 +558,11 @@ GGUF_MODELS = (
         **NEMOTRON_H, **WIDE_NEMOTRON_H, "hybrid_override_pattern": "MEM*EM",
         "num_experts_per_tok": 3, "routed_scaling_factor": 2.5,
     }, gguf=BLOCKS),
+    KitModel("gguf-gemma3n", gemma3n(
+        [NEAR, FAR, NEAR], **WIDE, hidden_size_per_layer_input=32, laurel_rank=32,
+        vocab_size_per_layer_input=96, num_kv_shared_layers=0, final_logit_softcapping=30.0,
+        activation_sparsity_pattern=[0.95] * 3,
+    ), gguf=BLOCKS),
     KitModel("gguf-gemma4", gemma4(
         **WIDE_GEMMA4, hidden_size_per_layer_input=0, attention_k_eq_v=True,
         num_global_key_value_heads=1, final_logit_softcapping=3.0, layer_types=[NEAR, NEAR, FAR],

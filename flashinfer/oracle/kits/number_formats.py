@@ -6,7 +6,7 @@ A file has
     vector      (columns,) float32
     products    (n,) float64: the exact product of each row of values with the vector, rounded once
     magnitudes  (n,) float64: the same of all absolute values, by which an error is measured
-and, of the formats that have an encoder,
+and, of the formats whose encoder GGML's package gives bit for bit,
     source      (m, columns) float32
     encoded     (m, row_bytes) uint8: what ``source`` is encoded to
 """
@@ -21,7 +21,13 @@ from flashinfer.formats.number_formats import FORMATS, BlockFormat, NumberFormat
 from flashinfer.oracle.kits.draws import raw_bytes, uniform
 
 COLUMNS = 64
-NAMES = ("f16", "bf16", "q8_0", "q4_0", "mxfp4")
+# {number format: where its blocks have their one or two float16}
+HALVES = {
+    "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q2_K": (80, 82), "q3_K": (108,), "q4_K": (0, 2),
+    "q5_K": (0, 2), "q6_K": (208,), "iq4_nl": (0,), "iq4_xs": (0,), "tq1_0": (52,), "tq2_0": (64,),
+}  # fmt: skip
+NAMES = ("f16", "bf16", "q8_0", "q4_0", "mxfp4", *HALVES)
+ENCODED = ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "tq1_0", "tq2_0")
 # float16 scales of blocks: zero of either sign, the least and the largest subnormal, the least
 # normal, 1, the largest, and a negative one.
 SCALES = (0x0000, 0x8000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0xB555)
@@ -37,12 +43,11 @@ def tensors_of(name: str) -> dict[str, AnyArray]:
         found, values = {"blocks": blocks, "scales": scales}, mxfp4.decode(blocks, scales)
     else:
         format = FORMATS[name]
-        rows = (
-            _block_rows(name, format) if isinstance(format, BlockFormat) else _every_16_bits(name)
-        )
-        source = _sources(format)
-        found = {"rows": rows, "source": source, "encoded": format.encode(source)}
-        values = format.decode(rows)
+        found = {"rows": _rows(name, format)}
+        values = format.decode(found["rows"])
+        if name in ENCODED:
+            found["source"] = source = _sources(format)
+            found["encoded"] = format.encode(source)
     vector = uniform("number formats, vector", (values.shape[1],))
     products, magnitudes = exact_products(values, vector)
     return {
@@ -59,6 +64,25 @@ def exact_products(values: Float32Array, vector: Float32Array) -> tuple[Float64A
     terms = values.astype(np.float64) * vector.astype(np.float64)
     products = [math.fsum(row) for row in terms]
     return np.array(products), np.array([math.fsum(row) for row in np.abs(terms)])
+
+
+def _rows(name: str, format: NumberFormat) -> UInt8Array:
+    """Rows (n, row_bytes) of every number, or of random ones, with SCALES."""
+    if name in HALVES:
+        return _random_rows(name, format)
+    return _block_rows(name, format) if isinstance(format, BlockFormat) else _every_16_bits(name)
+
+
+def _random_rows(name: str, format: NumberFormat) -> UInt8Array:
+    """Rows of two blocks of random bytes (n, row_bytes) with SCALES in the places of their float16,
+    of two each with each."""
+    size, places = format.block_bytes, HALVES[name]
+    n = 2 * len(SCALES) ** len(places)
+    blocks = raw_bytes(f"number formats, {name}", n * size).reshape(n, size).copy()
+    for number, at in enumerate(places):
+        each = np.arange(n) // len(SCALES) ** number % len(SCALES)
+        blocks[:, at : at + 2] = np.array(SCALES, dtype="<u2")[each, None].view(np.uint8)
+    return blocks.reshape(n // 2, 2 * size)
 
 
 def _every_16_bits(name: str) -> UInt8Array:
@@ -95,8 +119,8 @@ def _mxfp4_rows() -> tuple[UInt8Array, UInt8Array]:
 
 
 def _sources(format: NumberFormat) -> Float32Array:
-    """Rows to encode (m, COLUMNS): of several magnitudes, zeros of either sign, halves between two
-    numbers of the format, and single values beside zeros."""
+    """Rows to encode (m, COLUMNS), or of one block each: of several magnitudes, zeros of either
+    sign, halves between two numbers of some formats, and single values beside zeros."""
     rows = [uniform("number formats, source", (8, COLUMNS)) * np.float32(2.0**e)
             for e in (-12, -3, 0, 5)]  # fmt: skip
     zeros = np.zeros((2, COLUMNS), dtype=np.float32)
@@ -113,4 +137,8 @@ def _sources(format: NumberFormat) -> Float32Array:
     fine = uniform("number formats, fine", (8, COLUMNS)) + uniform(
         "number formats, finer", (8, COLUMNS), 2.0**-12
     )
-    return np.concatenate([*rows, zeros, halves, single, fine])
+    found = np.concatenate([*rows, zeros, halves, single, fine])
+    if format.block <= COLUMNS:
+        return found
+    whole = found.size // format.block * format.block
+    return found.reshape(-1)[:whole].reshape(-1, format.block)
