@@ -153,8 +153,8 @@ class Options:
 def usual_kv_dtype(bundle: Bundle) -> KVDtype:
     """The number format of keys and values where none is asked for: exact where the attention's
     weights are."""
-    first = next(spec.name for spec in bundle.specs if spec.role == ATTENTION)
-    return "f32" if bundle.tensors[first].format.name == "f32" else "f16"
+    weights = (bundle.tensors[spec.name] for spec in bundle.specs if spec.role == ATTENTION)
+    return "f32" if all(tensor.format.name == "f32" for tensor in weights) else "f16"
 
 
 @dataclass(frozen=True)
