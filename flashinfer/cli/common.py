@@ -162,7 +162,10 @@ def add_dtypes(
 ) -> None:
     """The number formats of a bundle to be written; meaning: of the default, for people."""
     parser.add_argument(
-        "--dtype", choices=FORMATS, default=default, help=f"of the weights; default: {meaning}"
+        "--dtype",
+        choices=FORMATS,
+        default=default,
+        help=f"of the weights; tq1_0 and tq2_0 are for ternary ones; default: {meaning}",
     )
     parser.add_argument(
         "--dense-dtype", choices=FORMATS, help="of what is not feed-forward; default: as --dtype"

@@ -134,10 +134,10 @@ class Options:
                 "predicted; leave --neurons away"
             )
         if self.neurons == "predicted" and not bundle.has_predictors:
-            raise UserError(
-                f"{bundle.path}: has no predictors; make them with flashinfer calibrate, "
-                "or use --neurons dense"
-            )
+            made = "make them with flashinfer calibrate, or use --neurons dense"
+            if bundle.config.needs_all:
+                made = "its feed-forward networks are always used whole; use --neurons dense"
+            raise UserError(f"{bundle.path}: has no predictors; {made}")
         if self.window is not None and self.window < 1:
             raise UserError(f"window {self.window} is not 1 token or more")
         if self.context is not None and not 1 <= self.context <= most:

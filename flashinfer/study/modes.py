@@ -147,6 +147,8 @@ def _left_out(bundle: Bundle) -> str | None:
         )
     if bundle.has_predictors:
         return None
+    if bundle.config.needs_all:
+        return "the model's feed-forward networks are always used whole"
     if bundle.config.sparse:
         return "the model has no predictors; flashinfer calibrate makes them"
     return (

@@ -176,5 +176,7 @@ def test_there_is_nothing_to_predict(tmp_path, cli):
     folder, _ = make(tmp_path / "hf", "packed")
     code, _, err = cli("convert", folder, tmp_path / "x.flash")
     assert code == 0 and "always used whole" in err
+    code, _, err = cli("run", tmp_path / "x.flash", "--tokens", "3", "--neurons", "predicted")
+    assert code == 1 and "always used whole; use --neurons dense" in err
     code, out, _ = cli("inspect", tmp_path / "x.flash")
     assert code == 0 and "always used whole" in out and "each FFN is" in out
