@@ -76,10 +76,7 @@ def main(args: Namespace) -> None:
                 "this device has not been measured; do so with flashinfer probe PATH, or name a "
                 "device with --device"
             )
-        taken = None
-        if source is not None:
-            kept = source > 0 and args.dtype is None and args.dense_dtype is None
-            taken = conversion_of(bundle, source, kept, profile)
+        taken = conversion(args, source, bundle, profile)
         formats = {name for t in bundle.tensors.values() for name in bytes_by_format(t)}
         figures = {
             "model": name, "device": profile.name, "plan": asdict(plan),
@@ -98,6 +95,17 @@ def main(args: Namespace) -> None:
             print_memory(plan, bytes_by_role(bundle), plan.kv_flash_bytes(bundle))
             print_cost(cost, figures, profile, bundle.config)
     write_json(args.json, figures)
+
+
+def conversion(
+    args: Namespace, source: int | None, bundle: Bundle, profile: Profile
+) -> Conversion | None:
+    """What it takes to convert a model to this bundle; None where it is one already. Weights are
+    kept as a GGUF file has them unless another number format is asked for."""
+    if source is None:
+        return None
+    kept = source > 0 and args.dtype is None and args.dense_dtype is None
+    return conversion_of(bundle, source, kept, profile)
 
 
 def print_assumed(name: str, bundle: Bundle, taken: Conversion) -> None:
