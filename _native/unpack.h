@@ -61,8 +61,8 @@ INLINE void unpack_mxfp4(const uint8_t *block, int part, int8_t *q) {
 INLINE void unpack_iq4_xs(const uint8_t *block, int part, int8_t *q) {
     halves(block + 8 + 16 * part, q), look_up(uneven, q);
 }
-/* What the bytes of each four of tq1_0's values in part `part` are multiplied with, modulo 256, so
- * that the value is the digit before the point of 3/256 of it. */
+/* Of each part of tq1_0 the factors of its fours of values: a value is 3 / 256 of its byte times the
+ * factor, modulo 256, rounded down. */
 static const uint8_t thirds[8][8] = {
     {1, 1, 1, 1, 1, 1, 1, 1},         {3, 3, 3, 3, 3, 3, 3, 3},
     {9, 9, 9, 9, 9, 9, 9, 9},         {27, 27, 27, 27, 27, 27, 27, 27},

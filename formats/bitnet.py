@@ -65,8 +65,8 @@ def of_config(config: JsonObject) -> BitNet | None:
 
 
 def format_of(shape: tuple[int, ...]) -> NumberFormat:
-    """The NumberFormat that keeps the weights of a matrix (rows, columns), where rows are whole
-    blocks of it."""
+    """tq2_0, which keeps the weights of a matrix (rows, columns); f16 where its rows are no whole
+    blocks of that."""
     ternary = FORMATS["tq2_0"]
     return FORMATS["f16"] if shape[-1] % ternary.block else ternary
 

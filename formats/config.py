@@ -156,22 +156,17 @@ class ModelConfig:
         )
         return replace(self, layers=tuple(whole))
 
-    @property
-    def _projects_or_encodes(self) -> bool:
-        """Whether it has linear layers that belong to none of its layers."""
-        return self.encoder or self.embedding_size != self.hidden_size
-
     def with_rounded_inputs(self) -> "ModelConfig":
         """The same model, whose layers' products are of inputs rounded to 8 bits (BitNet b1.58).
-        Raises FormatError where a layer has others than those of attention and a dense FFN."""
-        layers = []
+        Raises FormatError where there are others than those of attention and a dense FFN."""
+        layers, outside = [], self.encoder or self.embedding_size != self.hidden_size
         for layer in self.layers:
             mixer, ffn = layer.mixer, layer.ffn
             others = (ffn.router, ffn.shared_d_ffn, layer.laurel_rank, layer.altup, layer.per_layer)
-            if not isinstance(mixer, AttentionConfig) or any(others) or self._projects_or_encodes:
+            if not isinstance(mixer, AttentionConfig) or any(others) or outside:
                 raise FormatError(
-                    "config: quantization_config of bitnet is not supported but of models that "
-                    "write, whose layers are attention and a dense feed-forward network"
+                    "config: quantization_config of bitnet is not supported here: it is for models "
+                    "that write, whose linear layers are those of attention and a dense FFN"
                 )
             ffn = replace(ffn, rounded=True, matrices=True)
             layers.append(replace(layer, mixer=replace(mixer, rounded=True), ffn=ffn))

@@ -134,8 +134,8 @@ def model_config(config: Fields) -> ModelConfig:
     rounded = bitnet_of(config) is not None
     if rounded and hasattr(module, "TURNED"):
         raise FormatError(
-            f"config: quantization_config of bitnet is not supported of {config['model_type']}, "
-            "whose layers have no linear ones"
+            f"config: quantization_config of bitnet is not supported of {config['model_type']}: "
+            "its matrices are not those of linear layers"
         )
     for field, is_usual in UNUSUAL.items():
         if field in config and field not in module.DEFAULTS and not is_usual(config[field]):

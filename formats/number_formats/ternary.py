@@ -58,9 +58,9 @@ class TQ2_0(Ternary):
 class TQ1_0(Ternary):
     """48 bytes of five digits to the base 3 each, 4 of four.
 
-    A byte is the fraction, in 256ths and rounded up, whose digits its values are. The first digits
-    of 32 bytes are the first values, their second digits the next; then the same of 16 bytes, and
-    of 4.
+    A byte is a number below 1, in 256ths and rounded up, and its digits are values. The first
+    digits of 32 bytes are the first 32 values, their second digits the next 32; then the same of 16
+    bytes, and of 4.
     """
 
     name, block_bytes = "tq1_0", 54

@@ -165,9 +165,9 @@ class Checkpoint:
 
     def shards_of(self, name: str) -> list[Shard]:
         """The shards that a tensor of ``shapes`` is read from."""
-        pair = _mxfp4_pair(name) if name.endswith("_mxfp4") else [name]
         if name in self.ternary:
             return self.ternary[name].shards
+        pair = _mxfp4_pair(name) if name.endswith("_mxfp4") else [name]
         scales = [self.scales[name][0]] if name in self.scales else []
         return [self.shard_of[n] for n in pair + scales]
 

@@ -125,12 +125,9 @@ def checkpoint_tensors(
             if part_of(template) in form.turned and values.ndim > 1:
                 turned.add(name)
             rows = (form.rows if router else form.dense_rows).get(part_of(template))
-            if template in form.stacked and spec.layer is not None:
-                ids = spec.layer * len(values) + np.arange(len(values))
-                _put(found, name, values, ids, axis=0)
-                continue
-            if template in form.numbered:
-                ids = form.numbered[template] * len(values) + np.arange(len(values))
+            number = spec.layer if template in form.stacked else form.numbered.get(template)
+            if number is not None:
+                ids = number * len(values) + np.arange(len(values))
                 _put(found, name, values, ids, axis=0)
                 continue
             if "{expert}" in name:
