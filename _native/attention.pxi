@@ -203,9 +203,7 @@ cdef _linear_attention(q_array, k_array, v_array, decay_array, rate_array, state
         raise Refused()
     if state_array.shape != (task.n_heads, task.n, task.width):
         raise Refused()
-    if delta is not True and delta is not False:
-        raise Refused()
-    task.delta = delta
+    task.delta = switch(delta)
     y = np.zeros((v.shape[0], v.shape[1], v.shape[2]), dtype=np.float32)
     cdef float[:, :, ::1] y_view = y
     if y.size == 0 or state_array.size == 0:

@@ -105,6 +105,13 @@ cdef float number(value, double low) except? -1:
     return <float>number
 
 
+cdef int switch(value) except -1:
+    """True or False."""
+    if value is not True and value is not False:
+        raise Refused()
+    return value
+
+
 cdef float capped(value) except? -1:
     """A cap c of c tanh(x / c)."""
     cdef float cap = number(value, LEAST_CAP)

@@ -531,6 +531,11 @@ static int run_rounded_up(const up_task *task, int64_t products, int threads) {
     return failed;
 }
 
+/* Either of the two. */
+static int run_products(up_task *task, int64_t products, int rounded, int threads) {
+    return rounded ? run_rounded_up(task, products, threads) : run_up(task, products, threads);
+}
+
 /* Returns 0, or -1 where there is no memory for a panel's factors. */
 static int run_down(const down_task *task, int64_t products, int threads) {
     const vector_unit *unit = best_unit();

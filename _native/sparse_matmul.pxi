@@ -38,8 +38,7 @@ cdef extern from "kernels.h" nogil:
         const char *name
 
     int64_t bytes_of_row(int format, int64_t d)
-    int run_up(up_task *task, int64_t products, int threads)
-    int run_rounded_up(const up_task *task, int64_t products, int threads)
+    int run_products(up_task *task, int64_t products, int rounded, int threads)
     int run_down(const down_task *task, int64_t products, int threads)
     const vector_unit_t *best_unit()
     void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon,
@@ -120,9 +119,7 @@ cdef _linear(x_array, weight, bias, rounded):
     cdef int64_t n = data.shape[0], d = x.shape[1]
     if weight.columns != d or data.shape[1] != bytes_of_row(format, d):
         raise Refused()
-    if rounded is not True and rounded is not False:
-        raise Refused()
-    cdef bint round_x = rounded
+    cdef bint round_x = switch(rounded)
     check_length(bias_view, n)
     out = np.empty((x.shape[0], n), dtype=np.float32)
     cdef float[:, ::1] out_view = out
@@ -133,10 +130,7 @@ cdef _linear(x_array, weight, bias, rounded):
     task.x, task.bias, task.indptr, task.tokens = &x[0, 0], start(bias_view), NULL, NULL
     task.out, task.out_row, task.out_token, task.largest = &out_view[0, 0], 1, n, NULL
     with nogil:
-        if round_x:
-            failed = run_rounded_up(&task, n * task.n_tokens, n_threads)
-        else:
-            failed = run_up(&task, n * task.n_tokens, n_threads)
+        failed = run_products(&task, n * task.n_tokens, round_x, n_threads)
     if failed:
         raise MemoryError("no memory for the activations")
     return out
@@ -166,16 +160,16 @@ cdef int64_t check_rows(const uint8_t[::1] memory, const int64_t[::1] rows, int 
     return tokens.shape[0]
 
 
-def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None):
+def sparse_up(memory, rows, format, x, bias=None, indptr=None, tokens=None, rounded=False):
     """Row i of weights . x[t] + bias[i] -> (n, T), or with indptr one value a (row, token) pair."""
     try:
-        return _sparse_up(memory, rows, format, x, bias, indptr, tokens)
+        return _sparse_up(memory, rows, format, x, bias, indptr, tokens, rounded)
     except REFUSALS:
-        explained("sparse_up", memory, rows, format, x, bias, indptr, tokens)
+        explained("sparse_up", memory, rows, format, x, bias, indptr, tokens, rounded)
         raise
 
 
-cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens):
+cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens, rounded):
     cdef const uint8_t[::1] memory = bytes_1d(memory_array)
     cdef const int64_t[::1] rows = int64s(rows_array)
     cdef const float[:, ::1] x = floats_2d(x_array)
@@ -185,6 +179,7 @@ cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens)
     cdef up_task task
     cdef int code = code_of(format), failed
     cdef int64_t products = check_rows(memory, rows, code, x.shape[1], starts, token_view, x.shape[0])
+    cdef bint round_x = switch(rounded)
     check_length(bias_view, rows.shape[0])
     out = np.empty(products, dtype=np.float32)
     cdef float[::1] out_view = out
@@ -196,7 +191,7 @@ cdef _sparse_up(memory_array, rows_array, format, x_array, bias, indptr, tokens)
         if starts is not None:
             task.indptr, task.tokens = &starts[0], &token_view[0]
         with nogil:
-            failed = run_up(&task, products, n_threads)
+            failed = run_products(&task, products, round_x, n_threads)
         if failed:
             raise MemoryError("no memory for the activations")
     return out if indptr is not None else out.reshape(rows.shape[0], x.shape[0])

@@ -21,6 +21,7 @@ from flashinfer.paper.neuron_cache import NeuronCache
 from flashinfer.paper.neurons import Neurons
 from flashinfer.paper.predictor import Predictor
 from flashinfer.paper.prefetch import Prefetch
+from flashinfer.paper.rounded_down import RoundedDown, TokenScales, room_bytes
 from flashinfer.paper.router import RoutedPredictor, Router
 from flashinfer.paper.unit_store import UnitStore
 from flashinfer.paper.whole_units import WholeUnits
@@ -98,6 +99,7 @@ def make_layers(
     weights  {name: what loading.load_weights gives}; buffer: memory that tiles are streamed through
     """
     config, positions = bundle.config, Positions(plan.context)
+    room = np.empty(room_bytes(bundle), dtype=np.uint8)
     layers = []
     for i, neuron_cache in enumerate(_neuron_caches(bundle, plan)):
         described, parts = config.layers[i], Parts(weights, f"layers.{i}", positions)
@@ -106,7 +108,9 @@ def make_layers(
             Layer(
                 described,
                 mixer=make_mixer(described.mixer, parts),
-                feed_forward=_feed_forward(bundle, plan, flash, weights, i, neuron_cache, buffer),
+                feed_forward=_feed_forward(
+                    bundle, plan, flash, weights, i, neuron_cache, buffer, room
+                ),
                 **{
                     name: make_norm(described.norm, weights, f"layers.{i}.{name}")
                     for name in described.norms()
@@ -147,31 +151,41 @@ def _feed_forward(
     i: int,
     cache: NeuronCache,
     buffer: UInt8Array,
+    room: UInt8Array,
 ) -> FeedForward:
     name, config, shared = f"layers.{i}", bundle.config.layers[i].ffn, None
     if config.shared_d_ffn:
         parts = ("gate", "up", "down", "weigh")
         shared = SharedExpert(config, *[weights.get(f"{name}.shared.{p}.weight") for p in parts])
-    biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
-    if config.router and biases["down"] is not None:
-        biases["down"] = biases["down"].reshape(config.experts, -1)
-    cut = bundle.cut(i) if plan.mode == "predicted" else None
-    format, together = bundle.bundles(i).format, config.unit_neurons
-    norm = None
-    if config.activations_norm is not None:
-        weight = weights.get(f"{name}.activations_norm.weight")
-        norm = ActivationsNorm(config.activations_norm, weight, config.d_ffn)
-    neurons = Neurons(config, format, biases, cut, norm)
-    if isinstance(format, Matrices):
-        neurons, together = WholeUnits(config, format, biases, norm), 1
     branches = None
     if config.branch_norm is not None:
         branches = Branches(
             *(make_norm(config.branch_norm, weights, f"{name}.{norm}") for norm in BRANCH_NORMS)
         )
+    neurons = _neurons(bundle, plan, weights, i, room)
+    together = 1 if isinstance(neurons, WholeUnits) else config.unit_neurons
     store = UnitStore(bundle.bundles(i), together, cache, flash, buffer)
     predictor = _predictor(bundle, plan, config, weights, name)
     return FeedForward(neurons, store, predictor, Prefetch(plan.prefetch), shared, branches)
+
+
+def _neurons(
+    bundle: Bundle, plan: Plan, weights: dict[str, Any], i: int, room: UInt8Array
+) -> Neurons:
+    """What a layer's neurons compute; room: see ``room_bytes``."""
+    name, config, format = f"layers.{i}", bundle.config.layers[i].ffn, bundle.bundles(i).format
+    biases = {p: weights.get(f"{name}.ffn.{p}_bias") for p in ("gate", "up", "down")}
+    if config.router and biases["down"] is not None:
+        biases["down"] = biases["down"].reshape(config.experts, -1)
+    norm = None
+    if config.activations_norm is not None:
+        weight = weights.get(f"{name}.activations_norm.weight")
+        norm = ActivationsNorm(config.activations_norm, weight, config.d_ffn)
+    if isinstance(format, Matrices):
+        return WholeUnits(config, format, biases, norm)
+    cut = bundle.cut(i) if plan.mode == "predicted" else None
+    down = RoundedDown(config, format, TokenScales(norm), room) if config.rounded else None
+    return Neurons(config, format, biases, cut, norm, down)
 
 
 def _predictor(

@@ -168,7 +168,7 @@ class ModelConfig:
                     "config: quantization_config of bitnet is not supported here: it is for models "
                     "that write, whose linear layers are those of attention and a dense FFN"
                 )
-            ffn = replace(ffn, rounded=True, matrices=True)
+            ffn = replace(ffn, rounded=True, matrices=not ffn.sparse)
             layers.append(replace(layer, mixer=replace(mixer, rounded=True), ffn=ffn))
         return replace(self, layers=tuple(layers))
 

@@ -164,7 +164,7 @@ def outline(
         for number, layer in enumerate(described.layers)
         if layer.ffn.matrices and (shapes := layer.ffn.matrix_shapes())
     }
-    tensors = []
+    of_neurons, tensors = chosen(dtype, (1, described.hidden_size)), []
     for spec in layout(described):
         dense = dense_dtype or dtype
         if spec.role == ATTENTION:
@@ -172,7 +172,7 @@ def outline(
             own = chosen(dense, (rows, columns))
         else:
             own = number_format(dense or "f16")
-        format = formats.get(spec.name) or format_of(spec, number_format(dtype or "f16"), own)
+        format = formats.get(spec.name) or format_of(spec, of_neurons, own)
         tensors.append(new_tensor(spec.name, format, spec.shape, lambda: ()))
     return write_bundle(destination, tensors, config, source={}, outline=True)
 

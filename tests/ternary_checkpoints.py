@@ -16,14 +16,16 @@ FORMS = {
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def config_of(form, kind="bitnet", hidden_size=256, neurons=512, biases=False):
-    """config.json of a model of two layers; biases: of its attention."""
+def config_of(form, kind="bitnet", hidden_size=256, neurons=512, biases=False, activation=None):
+    """config.json of a model of two layers; biases: of its attention; activation: None for the one
+    that models of its kind have."""
     return {
         "model_type": kind, "architectures": ["BitNetForCausalLM" if kind == "bitnet" else
                                               "LlamaForCausalLM"],
         "vocab_size": 96, "hidden_size": hidden_size, "intermediate_size": neurons,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "hidden_act": "relu2" if kind == "bitnet" else "silu", "max_position_embeddings": 64,
+        "hidden_act": activation or ("relu2" if kind == "bitnet" else "silu"),
+        "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
         "attention_bias": biases, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
         "dtype": "float32",

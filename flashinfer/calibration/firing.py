@@ -141,26 +141,54 @@ def exact_feed_forward(
     packed = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
     neurons = ffn.neurons
     neurons.begin(len(x))
+    norm, down = neurons.norm, neurons.rounded_down
+    if down is not None:  # once before, for what they are rounded with
+        for begin, end, *_, a in _activations(ffn, x, weights):
+            down.scales.take(a if norm is None else norm.take(a, np.arange(begin, end)))
+    for begin, end, tile, rows, tokens, share, a in _activations(ffn, x, weights):
+        if down is not None:
+            a = down.scales.round(a if norm is None else norm.weigh(a, np.arange(begin, end)))
+        fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
+        fired[:, tokens] = a != 0
+        packed[begin:end] = np.packbits(fired, axis=1)
+        if share is not None:
+            a *= share
+        if norm is not None and down is None:
+            a = norm.take(a, np.arange(begin, end))
+        kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
+        y[tokens] = its_y
+    if norm is not None and down is None:
+        norm.divide(y)
+    bias = neurons.biases["down"]
+    return y if bias is None else y + bias, packed
+
+
+class _Activations(NamedTuple):
+    """Those of the neurons begin:end, a (n, its tokens), whose bundles begin at ``rows`` of a tile;
+    share: what their expert counts for each of these tokens, or None."""
+
+    begin: int
+    end: int
+    tile: UInt8Array
+    rows: Int64Array
+    tokens: slice | Int64Array
+    share: Float32Array | None
+    a: Float32Array
+
+
+def _activations(
+    ffn: FeedForward, x: Float32Array, weights: Float32Array | None
+) -> Iterator[_Activations]:
+    """Yield what all neurons give for x (N, d_model); weights as in ``exact_feed_forward``."""
     for first, stop, tile, starts in ffn.store.tiles():
         for begin, end, expert in _parts(ffn, first, stop, len(x)):
-            rows = starts[begin - first : end - first]
+            rows, share = starts[begin - first : end - first], None
             tokens: slice | Int64Array = slice(None)
             if weights is not None:
                 tokens = np.flatnonzero(weights[:, expert] > 0)
-            a = neurons.activations(tile, rows, x[tokens], np.arange(begin, end))
-            fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
-            fired[:, tokens] = a != 0
-            packed[begin:end] = np.packbits(fired, axis=1)
-            if weights is not None:
-                a *= weights[tokens, expert]
-            if neurons.norm is not None:
-                a = neurons.norm.take(a, np.arange(begin, end))
-            kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
-            y[tokens] = its_y
-    if neurons.norm is not None:
-        neurons.norm.divide(y)
-    bias = neurons.biases["down"]
-    return y if bias is None else y + bias, packed
+                share = weights[tokens, expert]
+            a = ffn.neurons.activations(tile, rows, x[tokens], np.arange(begin, end))
+            yield _Activations(begin, end, tile, rows, tokens, share, a)
 
 
 def _parts(

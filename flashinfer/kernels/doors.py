@@ -91,11 +91,13 @@ def sparse_up(
     bias: Any = None,
     indptr: Any = None,
     tokens: Any = None,
+    rounded: Any = False,
 ) -> None:
     array("x", x, FLOATS, 2)
     rows_inside(memory, rows, format, x.shape[1])
     csr_pairs(indptr, tokens, len(rows), len(x))
     vector("bias", bias, len(rows))
+    switch("rounded", rounded)
 
 
 def sparse_down(

@@ -57,21 +57,23 @@ def sparse_up(
     bias: Float32Array | None = None,
     indptr: Int32Array | None = None,
     tokens: Int32Array | None = None,
+    rounded: bool = False,
 ) -> Float32Array:
     """Row i of weights . x[t] + bias[i], for rows that lie anywhere in memory (paper 3.3).
 
     memory  (nbytes,)
     rows    (n,): the offset in ``memory`` where each row begins
     x       (T, d); bias (n,)
+    rounded  as in ``linear``
     Returns (n, T). With ``indptr`` (n + 1,) and ``tokens`` (nnz,), row i is multiplied with the
     tokens ``tokens[indptr[i]:indptr[i + 1]]`` only, and (nnz,) is returned.
     """
     if indptr is not None and tokens is not None:
-        return _some_pairs(memory, rows, format, x, bias, indptr, tokens)
+        return _some_pairs(memory, rows, format, x, bias, indptr, tokens, rounded)
     out = np.empty((len(rows), x.shape[0]), dtype=np.float32)
     for start in range(0, len(rows), BLOCK_ROWS):
         raw = _gather(memory, rows[start : start + BLOCK_ROWS], format, x.shape[1])
-        out[start : start + BLOCK_ROWS] = _dots(x, raw, format).T
+        out[start : start + BLOCK_ROWS] = _dots(x, raw, format, rounded).T
     return out if bias is None else out + bias[:, None]
 
 
@@ -83,6 +85,7 @@ def _some_pairs(
     bias: Float32Array | None,
     indptr: Int32Array,
     tokens: Int32Array,
+    rounded: bool,
 ) -> Float32Array:
     """``sparse_up`` of the tokens of each row: some rows at a time meet the tokens that any of them
     has."""
@@ -93,7 +96,7 @@ def _some_pairs(
         begin, end = int(ends[0]), int(ends[-1])
         used, at = np.unique(tokens[begin:end], return_inverse=True)
         row = _row_of_pair(ends)
-        out[begin:end] = _dots(x[used], raw, format).T[row, at]
+        out[begin:end] = _dots(x[used], raw, format, rounded).T[row, at]
         if bias is not None:
             out[begin:end] += bias[start + row]
     return out
@@ -177,8 +180,16 @@ def round_tokens(x: Float32Array) -> tuple[Float32Array, Int8Array]:
     x is approximately q * scales. A token's largest magnitude, or LEAST, becomes 127.
     """
     largest = np.abs(x).max(axis=1, keepdims=True, initial=LEAST)
-    q = np.fmin(np.fmax(np.rint(x * (np.float32(127) / largest)), -127), 127)
-    return largest / np.float32(127), q.astype(np.int8)
+    return largest / np.float32(127), whole_numbers(x, largest).astype(np.int8)
+
+
+def whole_numbers(x: Float32Array, largest: Float32Array) -> Float32Array:
+    """x, of any shape, as multiples of ``largest`` / 127, which broadcasts with it: whole numbers
+    from -127 to 127, and -127 for a NaN."""
+    q = x * (np.float32(127) / largest)
+    np.rint(q, out=q)
+    np.fmax(q, -127, out=q)  # not ``maximum``, which a NaN passes
+    return np.fmin(q, 127, out=q)
 
 
 def _dots(

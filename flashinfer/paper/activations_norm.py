@@ -46,12 +46,22 @@ class ActivationsNorm:
                 squares[0] += self.squares
                 # Not ``sum``, which adds in pairs.
                 self.squares = np.add.accumulate(squares, axis=0)[-1]
+        return self.weigh(a, neurons, indptr)
+
+    def weigh(
+        self, a: Float32Array, neurons: AnyArray, indptr: Int32Array | None = None
+    ) -> Float32Array:
+        """Weight the activations of ``neurons`` in place; the arguments as in ``take``."""
         if self.weight is not None:
             weights = self.weight[neurons]
             a *= weights[:, None] if indptr is None else np.repeat(weights, np.diff(indptr))
         return a
 
+    def factors(self) -> Float32Array:
+        """1 / rms(a) of each token, (T,), when all of its activations are counted."""
+        mean = self.squares / self.width
+        return (1 / np.sqrt(mean + self.config.epsilon)).astype(np.float32)
+
     def divide(self, y: Float32Array) -> None:
         """y (T, d_model), the down projection of all weighted activations, is divided by rms(a)."""
-        mean = self.squares / self.width
-        y *= (1 / np.sqrt(mean + self.config.epsilon)).astype(np.float32)[:, None]
+        y *= self.factors()[:, None]

@@ -9,6 +9,7 @@ from flashinfer.formats.number_formats import NumberFormat
 from flashinfer.paper.activations_norm import ActivationsNorm
 from flashinfer.paper.gate_cut import cut_gates
 from flashinfer.paper.interfaces import Columns, Tap
+from flashinfer.paper.rounded_down import RoundedDown
 from flashinfer.paper.selection import Selection
 
 
@@ -41,6 +42,7 @@ class Neurons:
     biases  {"gate", "up": (neurons,), "down": (d_model,) or, of experts, (experts, d_model)
             float32, or None}
     norm    ActivationsNorm, or None
+    rounded_down  RoundedDown, where activations are rounded, or None
     cut     ("cats", 0.1): what a model that has no silent neurons takes as silent; None: nothing
     """
 
@@ -51,9 +53,10 @@ class Neurons:
         biases: dict[str, Float32Array | None],
         cut: tuple[str, float] | None = None,
         norm: ActivationsNorm | None = None,
+        rounded_down: RoundedDown | None = None,
     ) -> None:
         self.config, self.format, self.biases, self.cut = config, format, biases, cut
-        self.norm = norm
+        self.norm, self.rounded_down = norm, rounded_down
         self.first = "gate" if config.gated else "up"  # what decides whether a neuron is silent
         self.width = format.row_bytes(config.hidden_size)  # bytes of each part of a bundle
         self.down_at = self.width * (config.parts - 1)
@@ -71,10 +74,14 @@ class Neurons:
         """So many other tokens follow: called before their first neurons are added."""
         if self.norm is not None:
             self.norm.begin(n_tokens)
+        if self.rounded_down is not None:
+            self.rounded_down.begin(n_tokens)
 
     def finish(self, selection: Selection, y: Float32Array) -> None:
         """What is left to do on y (T, d_model) when all neurons of a Selection are added."""
-        if self.norm is not None:
+        if self.rounded_down is not None:
+            self.rounded_down.add(y)
+        elif self.norm is not None:
             self.norm.divide(y)
         self.add_bias(selection, y)
 
@@ -86,14 +93,16 @@ class Neurons:
         part: Selection,
         y: Float32Array,
         apart: int | None = None,
+        passing: bool = False,
     ) -> None:
         """y += down(activations) of the units of ``part``, a Selection, whose neurons begin at
-        ``rows`` (units, neurons of each) of memory; apart as in ``activations``."""
+        ``rows`` (units, neurons of each) of memory; apart as in ``activations``, passing as in
+        ``add_down``."""
         down = rows + (apart or self.width) * (self.config.parts - 1)
         if not self.one_by_one(part):
             neurons = self.of(part.units)
             a = self.activations(memory, rows.ravel(), x, neurons, part.indptr, part.tokens, apart)
-            self.add_down(memory, down.ravel(), a, part, y)
+            self.add_down(memory, down.ravel(), a, part, y, passing)
             return
         for i, pairs in enumerate(part.pairs()):
             tokens = part.tokens[pairs]
@@ -182,7 +191,9 @@ class Neurons:
     ) -> Float32Array:
         """part . x + its bias, for the "gate" or "up" of ``neurons``; as ``activations``."""
         bias = self.bias_of(part, neurons)
-        return kernels.sparse_up(memory, rows, self.format, x, bias, indptr, tokens)
+        return kernels.sparse_up(
+            memory, rows, self.format, x, bias, indptr, tokens, self.config.rounded
+        )
 
     def bias_of(self, part: str, neurons: AnyArray) -> Float32Array | None:
         """The biases (n,) of the "gate" or "up" of ``neurons``, or None."""
@@ -197,12 +208,24 @@ class Neurons:
         return np.maximum(up, 0, out=up) if self.config.up_relu else up
 
     def add_down(
-        self, memory: UInt8Array, rows: AnyArray, a: Float32Array, part: Selection, y: Float32Array
+        self,
+        memory: UInt8Array,
+        rows: AnyArray,
+        a: Float32Array,
+        part: Selection,
+        y: Float32Array,
+        passing: bool = False,
     ) -> None:
         """y += down(a), a as ``activations`` gives it, for rows of the down projection. Where
-        activations are normalised, a is overwritten."""
+        activations are normalised, a is overwritten; where they are rounded, ``finish`` adds them.
+
+        passing  the memory is overwritten before ``finish`` is called
+        """
         if self.norm is not None:
             a = self.norm.take(a, self.of(part.units), part.indptr, part.tokens)
+        if self.rounded_down is not None:
+            self.rounded_down.take(memory, rows, a, part, passing)
+            return
         if part.weights is not None:
             # Each unit's weight counts for all its neurons, or each pair's for its own.
             if part.indptr is None:

@@ -72,7 +72,8 @@ class Streamed:
         ):
             begin, end = np.searchsorted(selection.units, (first, stop))
             part = selection.part(begin, end)
-            self.neurons.add(memory, starts[part.units - first, None], x, part, y)
+            rows = starts[part.units - first, None]
+            self.neurons.add(memory, rows, x, part, y, passing=True)
             self._copy_kept(kept, slots, first, stop, memory, starts)
 
     def _keep(self, selection: Selection, tokens: Tokens) -> tuple[Int32Array, Int32Array]:

@@ -35,7 +35,8 @@ class Waves:
         cuts = in_waves(cache, selection.units, now, each, store.submit, store.wait)
         for first, stop, slots in cuts:
             part = selection.part(first, stop)
-            self.neurons.add(cache.memory, store.offsets(part.units, slots), x, part, y)
+            rows = store.offsets(part.units, slots)
+            self.neurons.add(cache.memory, rows, x, part, y, passing=True)
         slots = cache.slot_of[selection.units]
         stay = slots >= 0
         cache.used_at(slots[stay], tokens.first, selection.last[stay])

@@ -55,6 +55,7 @@ class WholeUnits(Neurons):
         part: Selection,
         y: Float32Array,
         apart: int | None = None,
+        passing: bool = False,
     ) -> None:
         """As ``Neurons.add``; rows (units, matrices)."""
         if part.indptr is None:

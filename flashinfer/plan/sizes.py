@@ -20,6 +20,7 @@ from flashinfer.formats.tensors import (
 )
 from flashinfer.paper import neurons
 from flashinfer.paper.neuron_cache import BOOKKEEPING
+from flashinfer.paper.rounded_down import room_bytes
 from flashinfer.paper.unit_store import MOST_TABLED, SPAN_BYTES
 from flashinfer.paper.ways import transit_slots
 from flashinfer.plan.options import Decided
@@ -115,7 +116,7 @@ class Sizes:
         scores = 4 * TILE_TOKENS * (wanted.context + MAX_CHUNK)
         self.fixed = wanted.threads * (THREAD + panel + scores)
         units = [layer.ffn.units for layer in config.layers]
-        self.fixed += BOOKKEEPING * sum(units)
+        self.fixed += BOOKKEEPING * sum(units) + room_bytes(bundle)
         self.fixed += SPAN_BYTES * sum(n for n in units if n <= MOST_TABLED)
         # And what sampling sorts, or sums; and the logits of texts that share a pass.
         self.logits = 24 * config.vocab_size * wanted.logit_rows

@@ -13,7 +13,8 @@ from flashinfer.paper.selection import Selection
 
 
 class Firing:
-    """Finds which neurons of a layer fire, by computing all of them: a Stream of the layer.
+    """Finds which neurons of a layer fire, by computing all of them: a Stream of the layer. Those
+    fire of which the down projection reads something else than 0.
 
     router  of a mixture, of whose neurons only those of a token's experts can fire; None: there is
             none
@@ -31,11 +32,21 @@ class Firing:
         """The FFN's input x (T, d_model) -> (which neurons fire (T, neurons), the weight of each
         expert (T, experts), 0 where it is not chosen, or None where there are none)."""
         fired = np.zeros((len(x), self.tensor.rows), dtype=bool)
+        norm, down = self.neurons.norm, self.neurons.rounded_down
+        waiting: list[tuple[int, Float32Array]] = []
+        self.neurons.begin(len(x))
         for first, stop, memory, starts in self.store.flash.stream(
             self.tensor, self.store.buffer, self.following
         ):
             a = self.neurons.activations(memory, starts, x, np.arange(first, stop))  # (n, T)
             fired[:, first:stop] = a.T != 0
+            if down is not None:
+                a = a if norm is None else norm.take(a, np.arange(first, stop))
+                down.scales.take(a)
+                waiting.append((first, a))
+        for first, a in waiting:
+            fired[:, first : first + len(a)] = down.scales.round(a).T != 0
+        self.neurons.begin(len(x))  # the layer's own turn comes only now
         if self.router is None:
             return fired, None
         weights = self.router.weights(x)

@@ -108,7 +108,7 @@ class FFNConfig:
                   deviations above their mean, less that (Gemma 3n's Gaussian top-k): as all gates
                   are needed for that, the FFN is used whole; None: not
     rounded       what its linear layers read is rounded to 8 bits, with one scale for each token
-                  (BitNet b1.58): as all of its activations are needed for that, it is used whole
+                  (BitNet b1.58)
     activations_norm  how all of a token's activations are normalised before the down projection;
                   None: they are not
     ffn_bias      its linear layers have biases
@@ -155,10 +155,8 @@ class FFNConfig:
             )
         if self.gate_cut is not None and not (self.gated and self.matrices):
             raise FormatError("config: gates that are cut are those of an FFN that is used whole")
-        if self.rounded and (not self.matrices or self.router or self.shared_d_ffn):
-            raise FormatError(
-                "config: an FFN that rounds what it reads has no experts, and is used whole"
-            )
+        if self.rounded and (self.router or self.shared_d_ffn):
+            raise FormatError("config: an FFN that rounds what it reads has no experts")
         norm = self.activations_norm
         if norm and (norm.kind != "rms" or self.router or self.shared_d_ffn):
             raise FormatError(
@@ -168,8 +166,9 @@ class FFNConfig:
 
     @property
     def needs_all(self) -> bool:
-        """Whether each neuron's part in the result depends on all of the others."""
-        return self.gate_cut is not None or self.rounded
+        """Whether each neuron's part in the result depends on all of the others, which are
+        multiplied as one."""
+        return self.gate_cut is not None or (self.rounded and self.matrices)
 
     @property
     def sparse(self) -> bool:

@@ -77,7 +77,7 @@ def sparse_up(draw, random):
     n, t = draw(SIZES), draw(SIZES)
     memory, starts, format, columns = weights(draw, random, n)
     x, bias = floats(random, t, columns), maybe(draw, floats(random, n))
-    return [memory, starts, format, x, bias, *pairs(draw, random, n, t)]
+    return [memory, starts, format, x, bias, *pairs(draw, random, n, t), draw(st.booleans())]
 
 
 def sparse_down(draw, random):
