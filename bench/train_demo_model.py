@@ -14,11 +14,13 @@ in OUT_DIR/state.pt. The demo model, an OPT, was then made by
     flashinfer convert OUT_DIR demo.flash --dtype f16
     flashinfer calibrate demo.flash --text OUT_DIR/heldout.txt --tokens 100000 --steps 3000
 
-``--like llama`` trains a Llama whose gates are ReLUs instead. ``--text`` adds files, as often as
-``--times`` says; their last tenth is held out.
+``--like llama`` trains a Llama whose gates are ReLUs instead, and ``--like bitnet`` a BitNet b1.58,
+whose weights and activations are rounded in each step; ``--active 1`` leaves the L1 term away.
+``--text`` adds files, as often as ``--times`` says; their last tenth is held out.
 """
 
 import argparse
+import json
 import math
 import os
 import platform
@@ -29,7 +31,14 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    BitNetConfig,
+    BitNetForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from flashinfer.cli.common import write_json
 from flashinfer.text.own_texts import stdlib_files
@@ -143,24 +152,51 @@ def evaluate(model, term, tokens, length):
     return math.exp(mean), (torch.stack(active).sum(0) / rows).tolist()
 
 
+class Ternary(torch.nn.Linear):
+    """A product of weights of -1, 0 and 1 times the mean of their magnitudes, and of tokens of 8
+    bits (BitNet b1.58). Gradients pass as if nothing was rounded."""
+
+    def forward(self, x):
+        mean = self.weight.abs().mean().clamp(min=1e-5)
+        weight = (self.weight / mean).round().clamp(-1, 1) * mean
+        step = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-5) / 127
+        rounded = (x / step).round() * step
+        weight = self.weight + (weight - self.weight).detach()
+        return functional.linear(x + (rounded - x).detach(), weight)
+
+
+def make_ternary(layers):
+    """Let all linear layers of a model's layers be Ternary."""
+    for module in layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.__class__ = Ternary
+
+
 def make_model(args):
     torch.manual_seed(args.seed)
-    if args.like == "llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
+    if args.like != "opt":
+        ternary = args.like == "bitnet"
+        kind, config = (BitNetForCausalLM, BitNetConfig) if ternary else (
+            LlamaForCausalLM, LlamaConfig)  # fmt: skip
+        model = kind(
+            config(
                 vocab_size=args.vocab_size,
                 hidden_size=args.hidden_size,
                 num_hidden_layers=args.layers,
                 intermediate_size=args.ffn_dim,
                 num_attention_heads=args.heads,
+                num_key_value_heads=args.heads,
                 max_position_embeddings=args.context,
-                hidden_act="relu",
+                hidden_act="relu2" if ternary else "relu",
                 tie_word_embeddings=True,
                 bos_token_id=0,
                 eos_token_id=0,
                 pad_token_id=1,
             )
         )
+        if ternary:
+            make_ternary(model.model.layers)
+        return model
     config = OPTConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,
@@ -284,6 +320,14 @@ def train(args):
         write_json(path, figures)
     (out / "heldout.txt").write_text("\n".join(held_out_texts), encoding="utf-8")
     model.half().save_pretrained(out)
+    if args.like == "bitnet":
+        config = json.loads((out / "config.json").read_text())
+        config["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "online",
+        }
+        write_json(out / "config.json", config)
 
 
 def main():
@@ -292,7 +336,7 @@ def main():
     )
     parser.add_argument("out", metavar="OUT_DIR")
     parser.add_argument("--minutes", type=float, default=100.0, help="time to train for")
-    parser.add_argument("--like", choices=("opt", "llama"), default="opt")
+    parser.add_argument("--like", choices=("opt", "llama", "bitnet"), default="opt")
     parser.add_argument(
         "--text", type=Path, nargs="+", default=[], help="texts besides the library"
     )

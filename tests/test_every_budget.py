@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+from ternary_checkpoints import make
 from test_chat import checkpoint
 from test_encoders import speaking_encoder
 
@@ -20,7 +21,7 @@ from flashinfer.oracle.kits.gguf_form import gguf_of
 pytest.importorskip("tokenizers")
 DEMO = str(demo_model())
 LONG = ["--text", "LONG", "--tokens", "600"]
-LAYOUT = "--layout=coactivation"
+LAYOUT, TOKENS = "--layout=coactivation", ",".join(str(3 + i) for i in range(50))
 COMMANDS = {
     "run": ["run", DEMO, "-p", "def f(x):\n", "-n", "8"],
     "run, a long text": ["run", DEMO, "-f", "LONG", "-n", "8"],
@@ -29,6 +30,7 @@ COMMANDS = {
     "run, keys of 8 bits": ["run", DEMO, "-p", "import", "-n", "8", "--kv-dtype", "q8_0"],
     "run, a session": ["run", DEMO, "-f", "SHORT", "-n", "8", "--session", "SESSION"],
     "run, a GGUF file": ["run", "GGUF", "--tokens", "5,6,7", "-n", "8"],
+    "run, a ternary model": ["run", "TERNARY", "--tokens", TOKENS, "-n", "8"],
     "chat, a session": ["chat", "CHAT", "-n", "20", "--session", "CHATTED"],
     "chat": ["chat", "CHAT", "-n", "20"],
     "encode": ["encode", "ENCODER", "-p", "ab c", "jj"],
@@ -48,12 +50,14 @@ def files(tmp_path_factory):
     convert(checkpoint(folder / "hf", context=2000), folder / "chat.flash")
     model = next(model for model in GGUF_MODELS if model.name == "gguf-olmoe")
     (folder / "x.gguf").write_bytes(gguf_of(model, "q4_0"))
+    ternary, _ = make(folder / "ternary", "packed", neurons=32_768)  # its rows wait: 2 MB
+    convert(ternary, folder / "ternary.flash")
     (folder / "lines").write_text("Hello\n" + "x" * 1_000_000 + "\nBye\n" + "y " * 5000 + "\n")
     return {"LONG": str(folder / "long.txt"), "CHAT": str(folder / "chat.flash"),
             "ENCODER": str(speaking_encoder(folder)), "GGUF": str(folder / "x.gguf"),
             "SHORT": str(folder / "short.txt"), "SESSION": str(folder / "x.session"),
-            "CHATTED": str(folder / "y.session"), "OUT": str(folder / "out.flash"),
-            "lines": folder / "lines"}  # fmt: skip
+            "TERNARY": str(folder / "ternary.flash"), "CHATTED": str(folder / "y.session"),
+            "OUT": str(folder / "out.flash"), "lines": folder / "lines"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -141,23 +141,24 @@ def exact_feed_forward(
     packed = np.zeros((ffn.store.bundles.rows, -(-len(x) // 8)), dtype=np.uint8)
     neurons = ffn.neurons
     neurons.begin(len(x))
-    norm, down = neurons.norm, neurons.rounded_down
-    if down is not None:  # once before, for what they are rounded with
+    scales = neurons.rounded_down.scales if neurons.rounded_down is not None else None
+    norm = neurons.norm if scales is None else None
+    if scales is not None:  # all of them once before, for what they are rounded with
         for begin, end, *_, a in _activations(ffn, x, weights):
-            down.scales.take(a if norm is None else norm.take(a, np.arange(begin, end)))
+            scales.take(a, np.arange(begin, end))
     for begin, end, tile, rows, tokens, share, a in _activations(ffn, x, weights):
-        if down is not None:
-            a = down.scales.round(a if norm is None else norm.weigh(a, np.arange(begin, end)))
+        if scales is not None:
+            a = scales.round(scales.weigh(a, np.arange(begin, end)))
         fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
         fired[:, tokens] = a != 0
         packed[begin:end] = np.packbits(fired, axis=1)
         if share is not None:
             a *= share
-        if norm is not None and down is None:
+        if norm is not None:
             a = norm.take(a, np.arange(begin, end))
         kernels.sparse_down(tile, rows + neurons.down_at, neurons.format, a, its_y)
         y[tokens] = its_y
-    if norm is not None and down is None:
+    if norm is not None:
         norm.divide(y)
     bias = neurons.biases["down"]
     return y if bias is None else y + bias, packed

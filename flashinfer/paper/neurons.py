@@ -72,10 +72,10 @@ class Neurons:
 
     def begin(self, n_tokens: int) -> None:
         """So many other tokens follow: called before their first neurons are added."""
-        if self.norm is not None:
-            self.norm.begin(n_tokens)
         if self.rounded_down is not None:
             self.rounded_down.begin(n_tokens)
+        elif self.norm is not None:
+            self.norm.begin(n_tokens)
 
     def finish(self, selection: Selection, y: Float32Array) -> None:
         """What is left to do on y (T, d_model) when all neurons of a Selection are added."""
@@ -221,11 +221,11 @@ class Neurons:
 
         passing  the memory is overwritten before ``finish`` is called
         """
-        if self.norm is not None:
-            a = self.norm.take(a, self.of(part.units), part.indptr, part.tokens)
         if self.rounded_down is not None:
             self.rounded_down.take(memory, rows, a, part, passing)
             return
+        if self.norm is not None:
+            a = self.norm.take(a, self.of(part.units), part.indptr, part.tokens)
         if part.weights is not None:
             # Each unit's weight counts for all its neurons, or each pair's for its own.
             if part.indptr is None:

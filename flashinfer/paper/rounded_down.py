@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.formats.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
+from flashinfer.formats.arrays import AnyArray, Float32Array, Int32Array, Int64Array, UInt8Array
 from flashinfer.formats.bundle.reader import Bundle
 from flashinfer.formats.layers.ffn import FFNConfig
 from flashinfer.formats.number_formats import Matrices, NumberFormat
@@ -41,20 +41,34 @@ class TokenScales:
     def begin(self, n_tokens: int) -> None:
         """The tokens that follow are other ones, so many."""
         self.largest = np.zeros(n_tokens, dtype=np.float32)
+        if self.norm is not None:
+            self.norm.begin(n_tokens)
 
     def take(
-        self, a: Float32Array, indptr: Int32Array | None = None, tokens: Int32Array | None = None
-    ) -> None:
-        """Count the activations of further neurons, weighted: as ``Neurons.activations`` gives
-        them."""
+        self,
+        a: Float32Array,
+        neurons: AnyArray,
+        indptr: Int32Array | None = None,
+        tokens: Int32Array | None = None,
+    ) -> Float32Array:
+        """Count the activations of ``neurons``, which follow those counted so far, and weight them
+        in place; a: as ``Neurons.activations`` gives it. Returns a."""
+        if self.norm is not None:
+            a = self.norm.take(a, neurons, indptr, tokens)
         if indptr is None:
             np.maximum(self.largest, np.abs(a).max(axis=0, initial=0), out=self.largest)
         else:
             np.maximum.at(self.largest, tokens, np.abs(a))
+        return a
+
+    def weigh(self, a: Float32Array, neurons: AnyArray) -> Float32Array:
+        """Weight activations (n, T) as ``take`` does, in place, and count none. Returns a."""
+        return a if self.norm is None else self.norm.weigh(a, neurons)
 
     def round(self, a: Float32Array, tokens: Int32Array | None = None) -> Float32Array:
-        """What the down projection reads of activations (n, T), or (pairs,) of ``tokens``, when all
-        are counted: the same shape, as ``kernels.linear`` rounds tokens. a is overwritten."""
+        """What the down projection reads of weighted activations (n, T), or (pairs,) of ``tokens``,
+        when all are counted: the same shape, as ``kernels.linear`` rounds tokens. a is overwritten.
+        """
         factors, largest = np.float32(1), self.largest  # (T,)
         if self.norm is not None:
             factors = self.norm.factors()
@@ -103,9 +117,9 @@ class RoundedDown:
     def take(
         self, memory: UInt8Array, rows: Int64Array, a: Float32Array, part: Selection, passing: bool
     ) -> None:
-        """Keep the weighted activations ``a`` of a Selection's neurons, whose rows begin at
-        ``rows`` (n,) of memory; passing: that is overwritten before ``add`` is called."""
-        self.scales.take(a, part.indptr, part.tokens)
+        """Keep the activations ``a`` of a Selection's neurons, whose rows begin at ``rows`` (n,) of
+        memory; passing: that is overwritten before ``add`` is called."""
+        a = self.scales.take(a, part.units, part.indptr, part.tokens)
         if passing:
             n, width = len(rows), self.width
             places = self.filled + np.arange(n, dtype=np.int64) * width

@@ -32,8 +32,7 @@ class Firing:
         """The FFN's input x (T, d_model) -> (which neurons fire (T, neurons), the weight of each
         expert (T, experts), 0 where it is not chosen, or None where there are none)."""
         fired = np.zeros((len(x), self.tensor.rows), dtype=bool)
-        norm, down = self.neurons.norm, self.neurons.rounded_down
-        waiting: list[tuple[int, Float32Array]] = []
+        down, waiting = self.neurons.rounded_down, list[tuple[int, Float32Array]]()
         self.neurons.begin(len(x))
         for first, stop, memory, starts in self.store.flash.stream(
             self.tensor, self.store.buffer, self.following
@@ -41,11 +40,10 @@ class Firing:
             a = self.neurons.activations(memory, starts, x, np.arange(first, stop))  # (n, T)
             fired[:, first:stop] = a.T != 0
             if down is not None:
-                a = a if norm is None else norm.take(a, np.arange(first, stop))
-                down.scales.take(a)
-                waiting.append((first, a))
-        for first, a in waiting:
-            fired[:, first : first + len(a)] = down.scales.round(a).T != 0
+                waiting.append((first, down.scales.take(a, np.arange(first, stop))))
+        if down is not None:
+            for first, a in waiting:
+                fired[:, first : first + len(a)] = down.scales.round(a).T != 0
         self.neurons.begin(len(x))  # the layer's own turn comes only now
         if self.router is None:
             return fired, None

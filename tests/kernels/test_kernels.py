@@ -78,9 +78,14 @@ def test_linear(twin, name, columns):
 
 
 @pytest.mark.parametrize("name, columns", WIDTHS)
-def test_linear_of_rounded_tokens(twin, name, columns):
-    """A token has one scale; and its products are the same alone, in tiles, and by threads."""
+def test_products_of_rounded_tokens(twin, name, columns):
+    """A token has one scale; and its products are the same alone, in tiles, and by threads, and
+    with rows that lie anywhere."""
     matrix, values = weights(70, columns, name)
+    starts = RANDOM.permutation(70)
+    memory = matrix.data[starts].reshape(-1)
+    starts = np.argsort(starts) * matrix.data.shape[1]
+    bias = RANDOM.standard_normal(70).astype(np.float32)
     x = RANDOM.standard_normal((37, columns)).astype(np.float32)
     x[3] = 0
     x[4] *= np.float32(1e-9)  # below the least scale
@@ -92,11 +97,18 @@ def test_linear_of_rounded_tokens(twin, name, columns):
     assert (np.abs(q * scales - x)[sure] <= 0.5001 * scales[sure]).all()
     whole = kernels.linear(x, matrix, None, True)
     close(whole, (q * scales.astype(np.float64)) @ values.T, columns)
+    biased = (kernels.linear(x, matrix, bias, True)).T
+    mask, indptr, tokens = pairs(RANDOM, 70, 37)
+    rows = memory, starts, matrix.format
     try:
         for threads in (1, 3):
             kernels.set_threads(threads)
+            found = kernels.sparse_up(*rows, x, bias, indptr, tokens, True)
+            assert np.array_equal(found, biased[mask])
             for n in (1, 2, 9, 37):
                 assert np.array_equal(kernels.linear(x[:n], matrix, None, True), whole[:n])
+                found = kernels.sparse_up(*rows, x[:n], bias, rounded=True)
+                assert np.array_equal(found, biased[:, :n])
             for t in range(37):
                 assert np.array_equal(kernels.linear(x[t : t + 1], matrix, None, True)[0], whole[t])
     finally:

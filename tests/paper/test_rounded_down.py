@@ -48,16 +48,12 @@ def down_of(a, cuts, weight, passing, of_pairs, rows):
     y = np.zeros((n_tokens, columns), dtype=np.float32)
     for _ in range(2):  # the second time with what the first has left
         y[:] = 0
-        if norm is not None:
-            norm.begin(n_tokens)
         down.begin(n_tokens)
         for first, stop in itertools.pairwise([0, *cuts, len(used.units)]):
             part = used.part(first, stop)
             its = a[part.units]
             if part.indptr is not None:
                 its = a[np.repeat(part.units, np.diff(part.indptr)), part.tokens]
-            if norm is not None:
-                its = norm.take(its, part.units, part.indptr, part.tokens)
             at = part.units.astype(np.int64) * width
             where = memory.copy() if passing else memory
             down.take(where, at, its, part, passing)
