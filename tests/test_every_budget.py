@@ -20,6 +20,7 @@ from flashinfer.oracle.kits.gguf_form import gguf_of
 
 pytest.importorskip("tokenizers")
 DEMO = str(demo_model())
+AND_STEPS = ["-o", "OUT", "--steps", "5"]
 LONG = ["--text", "LONG", "--tokens", "600"]
 LAYOUT, TOKENS = "--layout=coactivation", ",".join(str(3 + i) for i in range(50))
 COMMANDS = {
@@ -35,8 +36,17 @@ COMMANDS = {
     "chat": ["chat", "CHAT", "-n", "20"],
     "encode": ["encode", "ENCODER", "-p", "ab c", "jj"],
     "evaluate": ["evaluate", DEMO, *LONG],
-    "calibrate": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5"],
-    "calibrate, a layout": ["calibrate", DEMO, *LONG, "-o", "OUT", "--steps", "5", LAYOUT],
+    "calibrate": ["calibrate", DEMO, *LONG, *AND_STEPS],
+    "calibrate, many tokens": [
+        "calibrate",
+        DEMO,
+        "--text",
+        "LONG",
+        "--tokens",
+        "20000",
+        *AND_STEPS,
+    ],
+    "calibrate, a layout": ["calibrate", DEMO, *LONG, *AND_STEPS, LAYOUT],
     "plan": ["plan", DEMO, "--device", "rpi5-sd"],
     "inspect": ["inspect", DEMO],
 }

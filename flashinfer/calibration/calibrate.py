@@ -8,7 +8,15 @@ from typing import Literal, get_args
 import numpy as np
 
 from flashinfer import kernels
-from flashinfer.calibration.firing import FindCut, Layer, Predict, firing, path_bytes
+from flashinfer.calibration.firing import (
+    PIECE_BYTES,
+    FindCut,
+    Layer,
+    Predict,
+    firing,
+    path_bytes,
+    piece_values,
+)
 from flashinfer.calibration.predictor_import import imported
 from flashinfer.calibration.predictor_training import (
     Choice,
@@ -237,10 +245,10 @@ def _length(
 
 def _tokens_that_fit(config: ModelConfig, budget: int) -> int:
     """Tokens whose states, inputs (early ones, too), outputs, bits and scores fit a third of the
-    budget."""
+    budget, beside some neurons' activations."""
     neurons = max(layer.ffn.neurons for layer in config.layers)
     per_token = 4 * state_numbers(config) + neurons // 4 + 256 * 8
-    return max(0, budget // 3 // per_token)
+    return max(0, budget // 3 - PIECE_BYTES * piece_values(budget)) // per_token
 
 
 def _opened(path: Path | str, budget: int, context: int, threads: int | None) -> Model:

@@ -25,6 +25,9 @@ from flashinfer.formats.progress import Progress
 from flashinfer.paper.feedforward import FeedForward
 from flashinfer.paper.selection import Selection
 
+PIECE_VALUES = 1 << 22  # activations that are computed at a time, where there is memory for them
+LEAST_PIECE_VALUES = 1 << 19
+PIECE_BYTES = 4 * 4  # of each, of what it is made of, and of those before
 SHARED_PIECE = 256  # tokens that go through a shared expert together
 CACHE_TOKENS = 2048  # the last of the text, on which caches of several sizes are tried
 
@@ -80,7 +83,7 @@ def firing(
         asked, early = early, _early(states, number + 1, residual)
         router = router_of(ffn)
         weights = None if router is None else router.weights(x)  # (N, experts)
-        y, fired = exact_feed_forward(ffn, x, weights)
+        y, fired = exact_feed_forward(ffn, x, weights, piece_values(states.model.plan.budget))
         states.add(layer, y)
         progress("calibrate", number + 0.3, len(layers))
         routed = None if weights is None else weights > 0
@@ -127,12 +130,21 @@ def _record(
     )
 
 
+def piece_values(budget: int) -> int:
+    """How many activations are computed at a time by a process that may hold so many bytes."""
+    return max(LEAST_PIECE_VALUES, min(PIECE_VALUES, budget // 16 // PIECE_BYTES))
+
+
 def exact_feed_forward(
-    ffn: FeedForward, x: Float32Array, weights: Float32Array | None
+    ffn: FeedForward,
+    x: Float32Array,
+    weights: Float32Array | None,
+    piece: int = PIECE_VALUES,
 ) -> tuple[Float32Array, UInt8Array]:
     """The exact FFN over x (N, d_model) -> ((N, d_model), Observations.fired).
 
     weights  (N, experts): what each of a mixture's experts counts, or None
+    piece    activations that are computed at a time
     """
     y = np.zeros_like(x)
     if ffn.shared is not None:
@@ -144,9 +156,9 @@ def exact_feed_forward(
     scales = neurons.rounded_down.scales if neurons.rounded_down is not None else None
     norm = neurons.norm if scales is None else None
     if scales is not None:  # all of them once before, for what they are rounded with
-        for begin, end, *_, a in _activations(ffn, x, weights):
+        for begin, end, *_, a in _activations(ffn, x, weights, piece):
             scales.take(a, np.arange(begin, end))
-    for begin, end, tile, rows, tokens, share, a in _activations(ffn, x, weights):
+    for begin, end, tile, rows, tokens, share, a in _activations(ffn, x, weights, piece):
         if scales is not None:
             a = scales.round(scales.weigh(a, np.arange(begin, end)))
         fired, its_y = np.zeros((len(rows), len(x)), dtype=bool), y[tokens]
@@ -178,11 +190,11 @@ class _Activations(NamedTuple):
 
 
 def _activations(
-    ffn: FeedForward, x: Float32Array, weights: Float32Array | None
+    ffn: FeedForward, x: Float32Array, weights: Float32Array | None, piece: int
 ) -> Iterator[_Activations]:
-    """Yield what all neurons give for x (N, d_model); weights as in ``exact_feed_forward``."""
+    """Yield what all neurons give for x (N, d_model); the others as in ``exact_feed_forward``."""
     for first, stop, tile, starts in ffn.store.tiles():
-        for begin, end, expert in _parts(ffn, first, stop, len(x)):
+        for begin, end, expert in _parts(ffn, first, stop, max(1, piece // len(x))):
             rows, share = starts[begin - first : end - first], None
             tokens: slice | Int64Array = slice(None)
             if weights is not None:
@@ -192,12 +204,10 @@ def _activations(
             yield _Activations(begin, end, tile, rows, tokens, share, a)
 
 
-def _parts(
-    ffn: FeedForward, first: int, stop: int, n_tokens: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yield (begin, end, expert) through the neurons first:stop, of one expert each, so few that
-    the activations (n, N) stay within some MB."""
-    step, each = max(1, (4 << 20) // n_tokens), ffn.neurons.config.d_ffn
+def _parts(ffn: FeedForward, first: int, stop: int, step: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (begin, end, expert) through the neurons first:stop, at most ``step`` of one expert
+    each."""
+    each = ffn.neurons.config.d_ffn
     each = each if ffn.neurons.config.router else stop
     while first < stop:
         expert = first // each

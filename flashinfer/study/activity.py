@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flashinfer.calibration.firing import exact_feed_forward
+from flashinfer.calibration.firing import exact_feed_forward, piece_values
 from flashinfer.calibration.routing import in_pieces, router_of
 from flashinfer.calibration.text_states import TextStates
 from flashinfer.formats.arrays import BoolArray, Float32Array, UInt8Array
@@ -113,7 +113,8 @@ def activity(study: Study, sample: Sample, what: str, inputs: bool = False) -> I
             router = router_of(ffn)
             whole = ffn.neurons.config.matrices  # a layer without experts, all of which is one unit
             if router is None and not whole:
-                y, used = exact_feed_forward(ffn, x, None)
+                piece = piece_values(model.plan.budget)
+                y, used = exact_feed_forward(ffn, x, None, piece)
             else:
                 uses = np.ones((1, len(x)))
                 if router is not None:
