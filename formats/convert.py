@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from . import bitnet
 from .architectures import model_config
 from .architectures.wrappers import text_config
@@ -70,7 +72,10 @@ def convert(
     if in_place:
         _refuse_others(source, dtype or dense_dtype)
         refuse_apart(destination, Path(source))
-    with _opened(source, activation, low_disk, Path(destination)) as checkpoint:
+    with (
+        _opened(source, activation, low_disk, Path(destination)) as checkpoint,
+        np.errstate(over="ignore", invalid="ignore"),  # weights that are not finite stay so
+    ):
         try:
             config = model_config(checkpoint.config)
         except FormatError as error:

@@ -201,7 +201,8 @@ def svd_predictors(
     most = int(np.count_nonzero(energies > 1e-7 * energies[0]))
     ranks = [r for r in tried if r < min(most, x.shape[1] // 2)] or [max(1, min(most, tried[0]))]
     width = ranks[-1]
-    v = v[:, :width] / np.sqrt(energies[:width])
+    least = np.finfo(energies.dtype).tiny  # instead of none, where W is zero
+    v = v[:, :width] / np.sqrt(np.maximum(energies[:width], least))
     a = v.T @ root @ gram  # (width, d_model)
     to_u = root @ v  # (d_model, width): U = W C^(1/2) V S^-1
     b = np.empty((len(up_bias), width), dtype=np.float32)

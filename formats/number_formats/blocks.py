@@ -124,12 +124,13 @@ class MXFP4(BlockFormat):
     def encode(self, values: Float32Array) -> UInt8Array:
         x = self.in_groups(values)[..., 0, :]
         most = np.abs(x).max(axis=-1, keepdims=True)
+        if not np.isfinite(most).all():
+            raise UserError("values that are not finite do not fit mxfp4; use --dtype f32")
         with np.errstate(divide="ignore"):
             exponents = np.where(most > 0, np.floor(np.log2(most)) - 2 + 127, 0)
-        exponents = np.clip(np.where(np.isfinite(exponents), exponents, 0), 0, 254)
+        exponents = np.clip(exponents, 0, 254)
         scaled = np.ldexp(x, 128 - exponents.astype(np.int32))
         size = nearest(np.abs(scaled), E2M1[:8])  # of two that are as near the smaller
-        size = np.where(np.isfinite(scaled), size, 0)
         q = size + 8 * ((scaled < 0) & (size > 0))
         return self.packed(exponents.astype(np.uint8), *packed(q, 4))
 

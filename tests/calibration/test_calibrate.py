@@ -74,6 +74,14 @@ def test_held_out_tokens_are_not_those_it_was_fitted_on():
         assert len(part) % 100 == 0 and len(part) >= 200
 
 
+def test_weights_that_are_zero():
+    x = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
+    rows, bias = np.zeros((96, 32), dtype=np.float32), np.ones(96, dtype=np.float32)
+    maps = list(svd_predictors(x, lambda: [(0, rows)], bias))
+    assert maps and all(np.isfinite(part).all() for one in maps for part in one)
+    assert all((one.bias == 1).all() for one in maps)
+
+
 def test_layers_where_nothing_fires():
     observed, up, bias, _ = observations()
     observed.fired[:] = 0

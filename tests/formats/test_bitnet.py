@@ -157,6 +157,27 @@ def test_spoiled_tensors_are_named(spoil, tmp_path):
     assert not (tmp_path / "x.flash").exists()
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan, 0, 3e38, 1e-45, -1e30])
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_beyond_a_format(form, value, tmp_path):
+    """Give what is not finite, or one line; and no warning."""
+    folder, _ = make(tmp_path / "hf", form, neurons=256)
+    arrays, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    arrays[name if form == "online" else f"{name}_scale"].reshape(-1)[0] = value
+    save_file(arrays, folder / "model.safetensors")
+    for dtype in (None, "f32", "q4_K", "mxfp4"):
+        path = tmp_path / f"{dtype}.flash"
+        try:
+            convert(folder, path, dtype)
+        except UserError as error:
+            assert "layers.1.ffn" in str(error) and "\n" not in str(error)
+            continue
+        with Bundle(path) as bundle, np.errstate(all="ignore"):
+            found = bundle.read("layers.1.ffn.bundles")
+        odd = not np.isfinite(value) or (value == 0 and form == "divided")
+        assert np.isfinite(found).all() != odd or form in ("online", "divided")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -38,6 +38,20 @@ def test_bf16_rounds_to_nearest_even(values):
     assert np.array_equal(found, np.where((down < up) | ((down == up) & even), low, high))
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_not_finite_stays_so_or_is_refused(name, value):
+    values = np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32)
+    values[1, 300] = value
+    with np.errstate(all="ignore"):
+        try:
+            found = FORMATS[name].decode(FORMATS[name].encode(values))
+        except UserError as error:
+            assert name == "mxfp4" and "finite" in str(error)
+            return
+    assert np.isfinite(found[0]).all() and not np.isfinite(found[1, 300])
+
+
 def test_bf16_keeps_infinities_and_nans():
     values = np.array([np.inf, -np.inf, np.nan], dtype=np.float32)
     found = FORMATS["bf16"].decode(FORMATS["bf16"].encode(values))
