@@ -56,6 +56,9 @@ STRANGE = (
 LIKELY = (None, True, False, 0, 1, 2, 3, 4, 8, 0.5, 1.0, 1000.0, "relu", "silu", "gelu", [], {})
 
 
+DTYPES = ("f32", None, "bf16")
+
+
 def one_of(random, values):
     return values[random.integers(len(values))]
 
@@ -163,7 +166,8 @@ def try_ternary(seed, number):
     random, forms = np.random.default_rng([seed, number]), sorted(FORMS)
     with TemporaryDirectory() as folder:
         form, kind = forms[number % len(forms)], one_of(random, ("bitnet", "llama"))
-        sizes = {"hidden_size": 24, "neurons": 40, "biases": random.random() < 0.5}
+        widths = one_of(random, ((24, 40), (256, 512)))
+        sizes = {"hidden_size": widths[0], "neurons": widths[1], "biases": random.random() < 0.5}
         source, _ = make(Path(folder) / "checkpoint", form, kind, **sizes)
         return changed_and_judged(random, source)
 
@@ -176,13 +180,13 @@ def changed_and_judged(random, source):
         path = one_of(random, config * len(files) + files * 2)
         if path.is_file():
             change_file(random, path)
-    return judged(source, source.parent / "x.flash")
+    return judged(source, source.parent / "x.flash", one_of(random, DTYPES))
 
 
-def judged(source, path):
+def judged(source, path, dtype="f32"):
     begin = time.monotonic()
     try:
-        convert(source, path, "f32")
+        convert(source, path, dtype)
     except UserError as error:
         found = "refused" if "\n" not in str(error) and len(str(error)) < 2000 else repr(error)
     except Exception:  # whatever it is, it should be a line for the user
@@ -291,7 +295,7 @@ def test_values_of_any_depth(checkpoint, tmp_path):
     assert found == {"refused", "runs"}
 
 
-@pytest.mark.parametrize("attempt, count", [(try_checkpoint, 250), (try_ternary, 300)])
+@pytest.mark.parametrize("attempt, count", [(try_checkpoint, 250), (try_ternary, 700)])
 def test_damaged_checkpoints_are_one_line_or_run(attempt, count):
     seed = int(os.environ.get("FUZZ_SEED", 7))  # the same at each run
     found = Counter()

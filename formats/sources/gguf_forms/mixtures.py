@@ -55,7 +55,7 @@ def _glm4_moe(header: Header, config: JsonObject) -> JsonObject:
 def _ernie4_5_moe(header: Header, config: JsonObject) -> JsonObject:
     return {
         "intermediate_size": config["ffn_hidden_size"],  # of the layers without experts
-        "moe_k": config["num_experts_per_tok"],
+        "moe_k": config.get("num_experts_per_tok"),
         "moe_num_shared_experts": header.of("expert_shared_count", int, 0),
         "moe_layer_start_index": header.of("leading_dense_block_count", int, 0),
         "moe_layer_interval": header.of("interleave_moe_layer_step", int, 1) or 1,
