@@ -19,7 +19,6 @@ from flashinfer.kernels.direct_io import Reader, copy_rows, merge_reads
 from flashinfer.kernels.linear_attention import linear_attention
 from flashinfer.kernels.neuron_cache import place, positive, route
 from flashinfer.kernels.sparse_matmul import (
-    LEAST,
     Matrix,
     activate,
     layer_norm,
@@ -32,7 +31,7 @@ from flashinfer.kernels.sparse_matmul import (
 )
 
 __all__ = [
-    "LEAST", "NAMES", "TWINS", "Matrix", "Reader", "activate", "attention", "copy_rows", "describe",
+    "NAMES", "TWINS", "Matrix", "Reader", "activate", "attention", "copy_rows", "describe",
     "in_use", "layer_norm", "linear", "linear_attention", "merge_reads", "place", "positive",
     "quantise", "remember", "rms_norm", "rotate", "route", "set_threads", "sparse_down",
     "sparse_up", "use", "whole_numbers",

@@ -179,17 +179,21 @@ def round_tokens(x: Float32Array) -> tuple[Float32Array, Int8Array]:
 
     x is approximately q * scales. A token's largest magnitude, or LEAST, becomes 127.
     """
-    largest = np.abs(x).max(axis=1, keepdims=True, initial=LEAST)
-    return largest / np.float32(127), whole_numbers(x, largest).astype(np.int8)
+    scales, q = whole_numbers(x, np.abs(x).max(axis=1, keepdims=True, initial=0))
+    return scales, q.astype(np.int8)
 
 
-def whole_numbers(x: Float32Array, largest: Float32Array) -> Float32Array:
-    """x, of any shape, as multiples of ``largest`` / 127, which broadcasts with it: whole numbers
-    from -127 to 127, and -127 for a NaN."""
+def whole_numbers(x: Float32Array, largest: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """x, of any shape, and the largest magnitudes, which broadcast with it -> scales, shaped as
+    these, and q, shaped as x: whole numbers from -127 to 127, and -127 for a NaN.
+
+    x is approximately q * scales. The largest magnitude, or LEAST, becomes 127.
+    """
+    largest = np.maximum(largest, LEAST)
     q = x * (np.float32(127) / largest)
     np.rint(q, out=q)
     np.fmax(q, -127, out=q)  # not ``maximum``, which a NaN passes
-    return np.fmin(q, 127, out=q)
+    return largest / np.float32(127), np.fmin(q, 127, out=q)
 
 
 def _dots(

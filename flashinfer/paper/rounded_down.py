@@ -73,12 +73,11 @@ class TokenScales:
         if self.norm is not None:
             factors = self.norm.factors()
             largest = largest * factors  # that of the products, as rounding keeps their order
-        largest = np.maximum(largest, kernels.LEAST)
         if tokens is not None:
             factors, largest = np.broadcast_to(factors, largest.shape)[tokens], largest[tokens]
         a *= factors
-        a = kernels.whole_numbers(a, largest)
-        a *= largest / np.float32(127)
+        scales, a = kernels.whole_numbers(a, largest)
+        a *= scales
         return a
 
 
